@@ -1,0 +1,30 @@
+"""Differentiate an outer loss through the end of an ordinary training run.
+
+`Recorder` notes the last steps of the user's own loop; an estimator (`Truncated`, `FiniteDifference`,
+`Implicit`, `Unrolled`) turns the record into d outer / d w_i for the samples asked for.
+"""
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.implicit import Implicit, SolverReport, SolverWarning
+from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
+from steelyard.bilevel.recorder import Recorder
+from steelyard.bilevel.trajectory import Step, Trajectory
+from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
+from steelyard.bilevel.unrolled import Unrolled
+
+__all__ = [
+    "Batch",
+    "FiniteDifference",
+    "Implicit",
+    "Objective",
+    "Outer",
+    "Recorder",
+    "SampleLoss",
+    "SolverReport",
+    "SolverWarning",
+    "Step",
+    "Trajectory",
+    "Truncated",
+    "Unrolled",
+    "WeightedLoss",
+]

@@ -1,0 +1,88 @@
+"""The batch: samples that never lose their global ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from operator import itemgetter
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from steelyard import _check
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: inputs, targets and their global ids; where known, environment and group.
+
+    A whole in-memory data set is a `Batch` too.
+
+    Attributes:
+        inputs: ``(batch, ...)``.
+        targets: ``(batch, ...)``, class indices ``(batch,)`` for classification.
+        index: ``(batch,)`` int64, the global sample ids: the positions in the data set's weight vector.
+        environment: ``(batch,)`` int64 environment ids, or None where unknown.
+        group: ``(batch,)`` int64 group ids (label x attribute), or None where unknown.
+
+    Raises:
+        ValueError: the fields differ in length, or `index` has a negative id.
+
+    Example:
+        >>> data = Batch.of(torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
+        >>> data.take(torch.tensor([4, 2])).index.tolist()
+        [4, 2]
+    """
+
+    inputs: Shaped[Tensor, "batch *features"]
+    targets: Shaped[Tensor, "batch *targets"]
+    index: Int[Tensor, " batch"]
+    environment: Int[Tensor, " batch"] | None = None
+    group: Int[Tensor, " batch"] | None = None
+
+    def __post_init__(self) -> None:
+        _check.same_length(**{field.name: getattr(self, field.name) for field in fields(self)})
+        if len(self.index) and int(self.index.min()) < 0:
+            raise ValueError(f"index holds global sample ids >= 0, got {int(self.index.min())}")
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        environment: Tensor | None = None,
+        group: Tensor | None = None,
+    ) -> Batch:
+        """Make a whole data set: ids 0 .. n-1 in the order given."""
+        index = torch.arange(inputs.shape[0], device=inputs.device)
+        return cls(inputs, targets, index, environment, group)
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def take(self, positions: Tensor) -> Batch:
+        """Return the samples at `positions` ``(k,)`` of this batch (ids or a boolean mask), ids kept."""
+        return self._map(lambda tensor: tensor[positions])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def chunks(self, size: int | None) -> Iterator[Batch]:
+        """Yield the batch in pieces of at most `size` samples, in order (None: whole). Pieces are views."""
+        if size is None or size >= len(self):
+            yield self
+            return
+        for start in range(0, len(self), _check.integer("size", size, low=1)):
+            yield self._map(itemgetter(slice(start, start + size)))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        def maybe(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
+
+        inputs, targets, index = function(self.inputs), function(self.targets), function(self.index)
+        return Batch(inputs, targets, index, maybe(self.environment), maybe(self.group))

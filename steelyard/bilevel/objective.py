@@ -1,0 +1,113 @@
+"""The inner loss: what an ordinary run minimises, with a weight for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steelyard import _check
+from steelyard.bilevel.batch import Batch
+
+__all__ = ["Objective", "SampleLoss", "WeightedLoss"]
+
+SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``(outputs, targets) -> (batch,)``, for example ``partial(F.cross_entropy, reduction="none")``."""
+
+Normalise: TypeAlias = Literal["weights", "batch", "none"]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Any inner loss: ``(model, batch, weight) -> scalar``. `WeightedLoss` is the one with a fast path."""
+
+    def __call__(self, model: nn.Module, batch: Batch, weight: Tensor) -> Tensor:
+        """Return the scalar that the run differentiates."""
+        ...
+
+
+class WeightedLoss:
+    """A weighted sum of per-sample losses, plus a regulariser that no sample weight touches.
+
+    With l_i the loss of sample i, w_i its weight, b the number of rows:
+
+    ========================= =========================== ====================================
+    ``normalise``             value                       d<u, grad>/dw_i, t_i = <u, grad l_i>
+    ========================= =========================== ====================================
+    ``"weights"`` (default)   sum w_i l_i / sum w_i       (t_i - sum w t / sum w) / sum w
+    ``"batch"``               sum w_i l_i / b             t_i / b
+    ``"none"``                sum w_i l_i                 t_i
+    ========================= =========================== ====================================
+
+    Args:
+        loss: `SampleLoss`, ``(outputs, targets) -> (batch,)``.
+        normalise: the divisor, as above.
+        regulariser: ``model -> scalar``, added as it is (an L2 term, say).
+
+    Raises:
+        ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or (for
+            ``"weights"``) weights that sum to zero.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch, torch.nn.functional as F
+        >>> objective = WeightedLoss(partial(F.cross_entropy, reduction="none"))
+        >>> data = Batch.of(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> objective(torch.nn.Linear(3, 2), data, torch.ones(4)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        loss: SampleLoss,
+        normalise: Normalise = "weights",
+        regulariser: Callable[[nn.Module], Tensor] | None = None,
+    ) -> None:
+        self.loss = loss
+        self.normalise = _check.choice("normalise", normalise, ("weights", "batch", "none"))
+        self.regulariser = regulariser
+
+    def __call__(self, model: nn.Module, batch: Batch, weight: Tensor) -> Tensor:
+        """Return the scalar inner loss of `batch` under `weight` ``(batch,)``."""
+        total = (weight * self.sample_losses(model, batch)).sum() / self.divisor(weight)
+        return total if self.regulariser is None else total + self.regulariser(model)
+
+    def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
+        """Return the unweighted loss of every sample ``(batch,)``."""
+        losses = self.loss(model(batch.inputs), batch.targets)
+        if losses.shape != (len(batch),):
+            raise ValueError(
+                f"loss must give one number a sample, shape ({len(batch)},), got {tuple(losses.shape)}; "
+                'use reduction="none" and average over any other axis'
+            )
+        return losses
+
+    def divisor(self, weight: Tensor) -> Tensor | int:
+        """Return what the weighted sum is divided by."""
+        if self.normalise == "weights":
+            total = weight.detach().sum() if not weight.requires_grad else weight.sum()
+            if not bool(total.detach() > 0):
+                raise ValueError(
+                    f'the weights of the batch sum to {float(total)}: normalise="weights" needs a positive sum; '
+                    'leave out empty batches or use normalise="batch"'
+                )
+            return total
+        return len(weight) if self.normalise == "batch" else 1
+
+    def pull(self, tangents: Tensor, recorded: Tensor, weight: Tensor) -> Tensor:
+        """Turn t_i = <u, grad l_i> into d<u, grad objective>/dw_i, by the table above.
+
+        Args:
+            tangents: ``(k,)`` t_i of the samples asked for.
+            recorded: ``(batch,)`` t_i of the batch that the step was taken on.
+            weight: ``(batch,)`` weights of that batch.
+
+        Returns:
+            ``(k,)``. A sample outside of the batch gets its derivative at weight 0, as if it had been a row.
+        """
+        if self.normalise == "weights":
+            total = weight.sum()
+            return (tangents - weight @ recorded / total) / total
+        return tangents / self.divisor(weight)

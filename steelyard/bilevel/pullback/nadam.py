@@ -1,0 +1,68 @@
+"""The adjoint of `torch.optim.NAdam`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelyard.bilevel.pullback._adaptive import adaptive
+from steelyard.bilevel.pullback._base import Pulled, copy_of, decay_adjoint, decayed
+
+__all__ = ["NAdamPullback"]
+
+
+class NAdamPullback:
+    """NAdam (Dozat 2016) with torch's momentum schedule mu_t = b1 (1 - 0.96^(t psi) / 2).
+
+    Update: m', n' as Adam; y = lr [(1 - mu_t) / (1 - P_t) d + mu_{t+1} / (1 - P_{t+1}) m'] / (sqrt(n' / c2) + eps)
+    with P_t the running product of the mu and c2 = 1 - b2^t.
+    """
+
+    linear = False
+
+    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+        """Both moments, the step count and the product of the momenta."""
+        return copy_of(state, "step", "mu_product", "exp_avg", "exp_avg_sq")
+
+    def pull(
+        self,
+        group: Mapping[str, Any],
+        state: Mapping[str, Any],
+        parameter: Tensor,
+        gradient: Tensor | None,
+        adjoint: Tensor,
+        state_adjoint: Mapping[str, Tensor],
+    ) -> Pulled:
+        """See `Pullback.pull`."""
+        assert gradient is not None
+        beta1, beta2 = group["betas"]
+        count = state.get("step", 0.0) + 1
+        here, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (count, count + 1))
+        product = state.get("mu_product", 1.0) * here
+        plain = group["lr"] * (1 - here) / (1 - product)
+        moment = group["lr"] * ahead / (1 - product * ahead)
+        d, sign = decayed(group, parameter, gradient)
+        zero = torch.zeros_like(parameter)
+        move = adaptive(
+            d,
+            state.get("exp_avg", zero),
+            state.get("exp_avg_sq", zero),
+            e=plain + moment * (1 - beta1),
+            f=moment * beta1,
+            rho=beta2,
+            sigma=1 - beta2,
+            kappa=math.sqrt(1 - beta2**count),
+            eps=group["eps"],
+        )
+        y = -adjoint
+        first_after, second_after = state_adjoint.get("exp_avg", zero), state_adjoint.get("exp_avg_sq", zero)
+        direction = y * move.by_gradient + (1 - beta1) * first_after + 2 * (1 - beta2) * d * second_after
+        before = {
+            "exp_avg": beta1 * first_after + y * move.by_first,
+            "exp_avg_sq": beta2 * (second_after + y * move.by_second),
+        }
+        return Pulled(sign * direction, decay_adjoint(group, adjoint, direction), before)

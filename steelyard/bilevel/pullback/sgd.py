@@ -1,0 +1,51 @@
+"""The adjoint of `torch.optim.SGD`: momentum, dampening, Nesterov, weight decay, maximize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from steelyard.bilevel.pullback._base import Pulled, decay_adjoint
+
+__all__ = ["SGDPullback"]
+
+
+class SGDPullback:
+    """SGD is linear in gradient, parameter and buffer: the adjoint needs none of them.
+
+    Update: d = ±g + lambda theta; b' = mu b + (1 - tau) d, or b' = d at the first step;
+    theta' = theta - lr (d + mu b' with Nesterov, else b').
+    """
+
+    linear = True
+
+    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+        """Only whether there was a buffer: the first step has none, and is not damped."""
+        return {"started": state.get("momentum_buffer") is not None}
+
+    def pull(
+        self,
+        group: Mapping[str, Any],
+        state: Mapping[str, Any],
+        parameter: Tensor,
+        gradient: Tensor | None,
+        adjoint: Tensor,
+        state_adjoint: Mapping[str, Tensor],
+    ) -> Pulled:
+        """See `Pullback.pull`."""
+        momentum = group["momentum"]
+        direction = move = adjoint * -group["lr"]
+        before = {}
+        if momentum:
+            buffer = move * momentum if group["nesterov"] else move
+            if "momentum_buffer" in state_adjoint:
+                buffer = buffer + state_adjoint["momentum_buffer"]
+            direction = buffer * (1 - group["dampening"]) if state["started"] else buffer
+            if group["nesterov"]:
+                direction = direction + move
+            if state["started"]:
+                before["momentum_buffer"] = buffer * momentum
+        gradient_adjoint = -direction if group["maximize"] else direction
+        return Pulled(gradient_adjoint, decay_adjoint(group, adjoint, direction), before)

@@ -1,0 +1,133 @@
+"""The path through BatchNorm's running statistics, which autograd does not know.
+
+An outer loss is usually evaluated in eval mode. It then reads the running means and variances, and those are
+averages over the activations of the recorded steps: they move with every parameter vector after the first, hence
+with the sample weights. torch gives no derivative by running statistics, and updates them outside of autograd; this
+module supplies both: the derivative of an eval-mode layer by its statistics, and the adjoint of their update
+s' = (1 - m) s + m batch_statistic. With T = 1 the path is empty: the one forward pass of the window precedes the
+update that the weights act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["differentiable_statistics", "statistics_adjoint", "tracking_layers"]
+
+
+def tracking_layers(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers with running statistics, by name (a shared layer once)."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+@contextmanager
+def differentiable_statistics(module: nn.Module) -> Iterator[Tensors]:
+    """Yield leaves for the running statistics; inside, layers in eval mode compute with them, differentiably."""
+    layers = tracking_layers(module)
+    leaves: Tensors = {}
+    handles = []
+    for name, layer in layers.items():
+        mean, variance = _key(name, "running_mean"), _key(name, "running_var")
+        leaves[mean] = _present(layer.running_mean).detach().clone().requires_grad_()
+        leaves[variance] = _present(layer.running_var).detach().clone().requires_grad_()
+        handles.append(layer.register_forward_hook(_EvalForward(leaves[mean], leaves[variance])))
+    try:
+        yield leaves
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _EvalForward:
+    """A forward hook: the output of an eval-mode BatchNorm as a function of its statistics."""
+
+    def __init__(self, mean: Tensor, variance: Tensor) -> None:
+        self.mean, self.variance = mean, variance
+
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if layer.training or not isinstance(layer, _BatchNorm):
+            return None
+        (x,) = args
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        y = (x - self.mean.view(shape)) * torch.rsqrt(self.variance.view(shape) + layer.eps)
+        if layer.affine:
+            y = y * layer.weight.view(shape) + layer.bias.view(shape)
+        return y.to(output.dtype)
+
+
+class _Call(NamedTuple):
+    name: str
+    x: Tensor
+    momentum: float
+
+
+def statistics_adjoint(run: Trajectory, step: Step, at: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
+    """Pull the adjoint of the running statistics back through the forward pass of one step.
+
+    Args:
+        run, step, at: the step, replayed at the parameters `at`.
+        after: adjoint of the statistics after the step, by buffer name.
+
+    Returns:
+        What reaches the parameters, and the adjoint of the statistics before the step.
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad(), _noted(run.module, step) as calls:
+        run.loss(step, leaves)
+        before = dict(after)
+        terms = []
+        for call in reversed(calls):
+            mean, variance = _key(call.name, "running_mean"), _key(call.name, "running_var")
+            axes = [axis for axis in range(call.x.ndim) if axis != 1]
+            terms.append(call.momentum * (before[mean] * call.x.mean(axes)).sum())
+            terms.append(call.momentum * (before[variance] * call.x.var(axes, unbiased=True)).sum())
+            before[mean] = before[mean] * (1 - call.momentum)
+            before[variance] = before[variance] * (1 - call.momentum)
+    total = torch.stack(terms).sum() if terms else torch.zeros(())
+    if not total.requires_grad:
+        return {name: torch.zeros_like(value) for name, value in at.items()}, before
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True)), before
+
+
+@contextmanager
+def _noted(module: nn.Module, step: Step) -> Iterator[list[_Call]]:
+    """Note the input of every call of a layer that updates its statistics, in order."""
+    calls: list[_Call] = []
+    counts: dict[str, int] = {}
+
+    def note(name: str, layer: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+        if not layer.training:
+            return
+        counts[name] = counts.get(name, 0) + 1
+        momentum = layer.momentum
+        if momentum is None:  # a cumulative average: 1 / the number of batches so far, this one included
+            momentum = 1.0 / (int(step.buffers[_key(name, "num_batches_tracked")]) + counts[name])
+        calls.append(_Call(name, args[0], momentum))
+
+    handles = [
+        layer.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args))
+        for name, layer in tracking_layers(module).items()
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _key(layer: str, buffer: str) -> str:
+    return f"{layer}.{buffer}" if layer else buffer
+
+
+def _present(buffer: Tensor | None) -> Tensor:
+    assert buffer is not None
+    return buffer

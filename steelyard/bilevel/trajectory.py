@@ -1,0 +1,201 @@
+"""The recorded end of an inner run, and each step of it as a pure function of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
+
+__all__ = ["Step", "Tensors", "Trajectory"]
+
+Tensors: TypeAlias = dict[str, Tensor]
+"""Tensors by parameter (or buffer) name."""
+
+
+@dataclass
+class Step:
+    """One recorded optimizer step: everything that decides where it led.
+
+    Attributes:
+        batch: the samples.
+        weight: ``(batch,)`` their weights.
+        parameters: the optimised parameters before the step.
+        state: optimizer state before the step, by parameter; only the entries that the pull-back reads.
+        full_state: all of the optimizer state, where the recorder was asked for it (`Unrolled`).
+        groups: the optimizer's hyperparameters at the step (a schedule moves them), by parameter.
+        buffers: the module's buffers before the forward pass.
+        modes: the ``training`` flag of every module.
+        rng: the random state of the CPU (and of the CUDA device, if the model is on one) before the forward pass.
+        autocast: ``(device type, dtype)`` or None.
+        stochastic: the forward pass drew random numbers (dropout).
+        coupled: the forward pass mixed samples (BatchNorm in training mode).
+        skipped: parameters without a gradient, which the optimizer leaves alone.
+        gradient: references (no copies) to the gradients and their versions, for the newest step only.
+    """
+
+    batch: Batch
+    weight: Tensor
+    buffers: Tensors
+    modes: tuple[bool, ...]
+    rng: tuple[Tensor, Tensor | None]
+    autocast: tuple[str, torch.dtype] | None
+    stochastic: bool = False
+    coupled: bool = False
+    parameters: Tensors = field(default_factory=dict)
+    state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: frozenset[str] = frozenset()
+    gradient: dict[str, tuple[Tensor, int]] | None = None
+
+    @property
+    def separable(self) -> bool:
+        """Whether samples can be evaluated in any grouping with the same result."""
+        return not (self.stochastic or self.coupled)
+
+
+class _Call(nn.Module):
+    """A module whose forward is `function(module, *args)`, so that `functional_call` can swap the parameters."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function, *args):  # type: ignore[no-untyped-def]
+        return function(self.module, *args)
+
+
+@dataclass
+class Trajectory:
+    """The last T steps of a run, oldest first; the live module holds the parameters after the last one.
+
+    Attributes:
+        module: the user's module (unwrapped from `torch.compile` and DDP).
+        objective: the inner loss.
+        steps: the recorded steps.
+        optimizer: the class of the user's optimizer.
+        versions: counters that tell whether the live parameters were changed since.
+    """
+
+    module: nn.Module
+    objective: Objective
+    steps: list[Step]
+    optimizer: type[torch.optim.Optimizer]
+    versions: dict[str, int]
+
+    @property
+    def index(self) -> Tensor:
+        """The ids ``(k,)`` of the samples of the window, sorted, each once."""
+        return torch.unique(torch.cat([step.batch.index for step in self.steps]))
+
+    def final(self) -> Tensors:
+        """Return the optimised parameters after the last step (the live ones, not copies).
+
+        Raises:
+            RuntimeError: they were changed after the recording.
+        """
+        live: Tensors = {name: p for name, p in self.module.named_parameters() if name in self.versions}
+        moved = [name for name, p in live.items() if p._version != self.versions[name]]
+        if moved:
+            raise RuntimeError(
+                f"parameter {moved[0]!r} was changed after the last recorded step ({len(moved)} in all): ask for the "
+                "hypergradient before training on, or record again"
+            )
+        return live
+
+    def at(self, number: int) -> Tensors:
+        """Return the parameters before step `number` of the window; `number = T` gives the final ones."""
+        return self.final() if number == len(self.steps) else self.steps[number].parameters
+
+    def loss(self, step: Step, parameters: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
+        """Replay the inner loss of `step` at `parameters` (same batch, dropout masks, precision, mode)."""
+        return self._replay(step, parameters, self.objective, step.batch, step.weight if weight is None else weight)
+
+    def loss_with(self, loss: SampleLoss, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Replay the inner loss of `step` with another per-sample loss in the place of the objective's."""
+        objective = WeightedLoss(loss, self.weighted.normalise, self.weighted.regulariser)
+        return self._replay(step, parameters, objective, step.batch, step.weight)
+
+    def sample_losses(self, step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Replay the per-sample losses ``(batch,)`` of `batch` at `parameters` as in `step`."""
+        return self._replay(step, parameters, self.weighted.sample_losses, batch)
+
+    @property
+    def weighted(self) -> WeightedLoss:
+        """The objective, where it is a `WeightedLoss`; TypeError with the remedy otherwise."""
+        if isinstance(self.objective, WeightedLoss):
+            return self.objective
+        raise TypeError(
+            f"gradients for sample weights need a WeightedLoss objective, got {type(self.objective).__name__}; "
+            "for another inner loss use `estimator.tensors(trajectory, outer, [tensor, ...])`"
+        )
+
+    def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
+        """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
+        with self._conditions(None):
+            value = functional_call(_Call(self.module), self._tensors(parameters, self._buffers()), (outer,))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"outer must return a scalar tensor, got {got}")
+        return value.reshape(())
+
+    def _replay(self, step: Step, parameters, function, *args):  # type: ignore[no-untyped-def]
+        tensors = self._tensors(parameters, step.buffers)
+        with self._conditions(step):
+            return functional_call(_Call(self.module), tensors, (function, *args))
+
+    def _buffers(self) -> Tensors:
+        return dict(self.module.named_buffers())
+
+    def _tensors(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensors:
+        # Buffers are cloned because BatchNorm writes its running statistics into whatever it is given.
+        named = {**parameters, **{name: value.detach().clone() for name, value in buffers.items()}}
+        return {f"module.{name}": value for name, value in named.items()}
+
+    @contextmanager
+    def _conditions(self, step: Step | None) -> Iterator[None]:
+        """Restore the conditions of a step (None: keep the present ones), and afterwards those of the caller."""
+        modules = list(self.module.modules())
+        modes = [module.training for module in modules]
+        try:
+            with torch.random.fork_rng(devices=cuda_devices(self.module)):
+                if step is None:
+                    yield
+                    return
+                for module, training in zip(modules, step.modes, strict=True):
+                    module.training = training
+                set_random_state(self.module, step.rng)
+                device, dtype = step.autocast or ("cpu", torch.bfloat16)
+                # The cache of autocast would hand a cast made outside of the transformation to the inside.
+                with torch.autocast(device, dtype=dtype, enabled=step.autocast is not None, cache_enabled=False):
+                    yield
+        finally:
+            for module, training in zip(modules, modes, strict=True):
+                module.training = training
+
+
+def cuda_devices(module: nn.Module) -> list[int]:
+    """Return the ordinal of the CUDA device of the first parameter, as a list, or an empty list."""
+    first = next(module.parameters(), None)
+    return [first.get_device()] if first is not None and first.is_cuda else []
+
+
+def random_state(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return the random state of the CPU and of the module's CUDA device."""
+    devices = cuda_devices(module)
+    return torch.get_rng_state(), torch.cuda.get_rng_state(devices[0]) if devices else None
+
+
+def set_random_state(module: nn.Module, state: tuple[Tensor, Tensor | None]) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], cuda_devices(module)[0])

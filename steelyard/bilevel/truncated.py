@@ -1,0 +1,240 @@
+"""The truncated hypergradient: walk back over the recorded steps, no second-order graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from steelyard import _check
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient
+from steelyard.bilevel.pullback import pullback_of
+from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.window import add_rows, outer_gradient, virtual
+
+__all__ = ["FiniteDifference", "Outer", "Truncated"]
+
+Outer: TypeAlias = Callable[[nn.Module], Tensor]
+"""The outer loss: a function of the module (at the final parameters) that returns a scalar tensor."""
+
+MEMORY = 256 * 2**20
+
+
+class Truncated:
+    """d outer / d w through the last T recorded steps, exact for those steps, blind to all before them.
+
+    Source: truncated back-propagation (Shaban et al. 2019); T = 1 is the estimator of MAPLE (Zhou et al. 2022,
+    Algorithm 1, line 5). Here the optimizer's update is pulled back in closed form and the samples are reached by
+    forward-mode differentiation, so that no graph of a training step is ever kept.
+
+    Time, in forward passes over the window's batches: T = 1 costs 2 and the gradient of the outer loss (and 3 more
+    with an adaptive optimizer whose last gradient has been cleared); each further step costs 6 (SGD) or 9 (adaptive
+    optimizers, whose adjoint needs the gradient). Memory: one chunk's activations at T = 1, one batch's
+    activations at T > 1, never T of them.
+
+    Args:
+        steps: T; at most as many as were recorded.
+        memory: bytes for the activations of one chunk of a sweep without a graph.
+        coupled: what to do when all n samples are asked for (``samples=``) and the recorded step normalised by its
+            batch (BatchNorm in training mode): ``"refuse"``, or ``"chunk"``, which normalises each chunk by itself
+            and so approximates.
+
+    Example:
+        See `Recorder`.
+    """
+
+    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Literal["refuse", "chunk"] = "refuse") -> None:
+        self.steps = _check.integer("steps", steps, low=1)
+        self.coupled = _check.choice("coupled", coupled, ("refuse", "chunk"))
+        self.direction: Direction = ForwardMode(memory)
+
+    def __call__(
+        self,
+        trajectory: Trajectory,
+        outer: Outer,
+        index: Int[Tensor, " k"] | None = None,
+        samples: Batch | None = None,
+    ) -> Float[Tensor, " k"]:
+        """Return d outer / d w_i for the samples asked for.
+
+        Args:
+            trajectory: the record, with the module still at its final parameters.
+            outer: ``module -> scalar``.
+            index: ``(k,)`` global ids; default ``trajectory.index``. An id that the window has not seen gets 0,
+                one that it has seen in several batches gets their sum.
+            samples: instead of `index`, and with ``steps=1`` only: the last step is replayed virtually over these
+                samples, those outside of its batch as rows of weight 0. The answer is aligned with
+                ``samples.index``.
+
+        Raises:
+            ValueError: `index` and `samples` together, `samples` with T > 1 or a coupled step, more steps than
+                recorded.
+            RuntimeError: the live parameters were changed after the recording.
+            TypeError: the objective is not a `WeightedLoss`.
+        """
+        steps = self._window(trajectory)
+        weighted = trajectory.weighted
+        if samples is not None:
+            self._check_samples(index, steps[-1])
+            adjoint = outer_gradient(trajectory, outer).parameters
+            along, _, _ = self._pull(trajectory, steps[-1], adjoint, {})
+            return virtual(trajectory, steps[-1], steps[-1].parameters, along, samples, self.direction)
+        ids = trajectory.index if index is None else index
+        total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
+        found = outer_gradient(trajectory, outer, statistics=_tracks(trajectory, steps))
+        adjoint, running = found.parameters, found.statistics
+        state: dict[str, Tensors] = {}
+        for number in range(len(steps) - 1, -1, -1):
+            step = steps[number]
+            along, adjoint, state = self._pull(trajectory, step, adjoint, state)
+            if number:
+                product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
+                adjoint, running = _arrive(trajectory, step, adjoint, product, running)
+            else:
+                tangents = self.direction.losses(trajectory, step, step.parameters, along, step.batch)
+            add_rows(total, ids, step.batch.index, weighted.pull(tangents, tangents, step.weight))
+        return total
+
+    def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return d outer / d tensor for any tensors that the inner loss (or the outer one) reads.
+
+        The general path: the objective is any callable ``(model, batch, weight) -> scalar`` that uses `tensors`
+        (parameters of a weighting network, a temperature, ...), which still hold the values of the recorded
+        run. Costs a double backward a step instead of a forward-mode sweep.
+
+        Args:
+            trajectory: the record.
+            outer: ``module -> scalar``.
+            tensors: leaves that require a gradient.
+
+        Returns:
+            One tensor for each of `tensors`, of its shape; zeros where nothing depends on it.
+        """
+        steps = self._window(trajectory)
+        found = outer_gradient(trajectory, outer, tensors, _tracks(trajectory, steps))
+        adjoint, running = found.parameters, found.statistics
+        total = list(found.direct)
+        state: dict[str, Tensors] = {}
+        for number in range(len(steps) - 1, -1, -1):
+            along, adjoint, state = self._pull(trajectory, steps[number], adjoint, state)
+            product, mixed = _double_backward(trajectory, steps[number], along, tensors)
+            adjoint, running = _arrive(trajectory, steps[number], adjoint, product, running)
+            total = [one + more for one, more in zip(total, mixed, strict=True)]
+        return tuple(total)
+
+    def _window(self, trajectory: Trajectory) -> list[Step]:
+        if self.steps > len(trajectory.steps):
+            raise ValueError(
+                f"steps={self.steps}, but {len(trajectory.steps)} were recorded; record more with Recorder(steps=...)"
+            )
+        return trajectory.steps[-self.steps :]
+
+    def _check_samples(self, index: Tensor | None, step: Step) -> None:
+        if index is not None:
+            raise ValueError("give index or samples, not both")
+        if self.steps != 1:
+            raise ValueError(
+                f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
+                "all the later ones; use index for the samples of the window"
+            )
+        if step.coupled and self.coupled == "refuse":
+            raise ValueError(
+                "the recorded step normalised by its batch (BatchNorm in training mode), so the derivative for a "
+                "sample outside of it is not defined by itself; put the BatchNorm layers in eval mode, or accept "
+                'chunk statistics with coupled="chunk"'
+            )
+
+    def _pull(
+        self, run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors]
+    ) -> tuple[Tensors, Tensors, dict[str, Tensors]]:
+        """Pull the adjoints of parameters and state back through one update."""
+        pullback = pullback_of(run.optimizer)
+        gradients = {} if pullback.linear else _gradient_of(run, step)
+        along, direct, before = {}, {}, {}
+        for name, parameter in step.parameters.items():
+            if name in step.skipped:
+                along[name], direct[name] = torch.zeros_like(parameter), adjoint[name]
+                before[name] = state.get(name, {})
+                continue
+            along[name], direct[name], before[name] = pullback.pull(
+                step.groups[name],
+                step.state[name],
+                parameter,
+                gradients.get(name),
+                adjoint[name],
+                state.get(name, {}),
+            )
+        return along, direct, before
+
+
+class FiniteDifference(Truncated):
+    """`Truncated` with every derivative along a direction taken by a central difference.
+
+    Two plain forward passes in the place of a forward-mode one, so it works through operators that have no
+    forward-mode rule; the optimizer is still pulled back in closed form. Error about eps^(2/3) of the parameters'
+    precision: 1e-10 in float64, 1e-5 in float32. The general path (`tensors`) is `Truncated`'s.
+
+    Args:
+        steps: T.
+        relative_step: the length of the step in parameter space, relative to max(1, ||theta||); None: eps^(1/3).
+        memory: as `Truncated`.
+        coupled: as `Truncated`.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1,
+        relative_step: float | None = None,
+        memory: int = MEMORY,
+        coupled: Literal["refuse", "chunk"] = "refuse",
+    ) -> None:
+        super().__init__(steps, memory, coupled)
+        self.direction = CentralDifference(memory, relative_step)
+
+
+def _tracks(run: Trajectory, steps: list[Step]) -> bool:
+    """Whether running statistics can carry a part of the derivative (see `statistics`)."""
+    return len(steps) > 1 and any(step.coupled for step in steps) and bool(tracking_layers(run.module))
+
+
+def _arrive(
+    run: Trajectory, step: Step, adjoint: Tensors, product: Tensors, running: Tensors
+) -> tuple[Tensors, Tensors]:
+    """Sum what reaches the parameters before `step`: directly, through the gradient, through the statistics."""
+    arrived = {name: adjoint[name] + product[name] for name in adjoint}
+    if running:
+        through, running = statistics_adjoint(run, step, step.parameters, running)
+        arrived = {name: arrived[name] + through[name] for name in arrived}
+    return arrived, running
+
+
+def _gradient_of(run: Trajectory, step: Step) -> Tensors:
+    """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
+    held = step.gradient
+    if held is not None and all(tensor._version == version for tensor, version in held.values()):
+        return {name: tensor for name, (tensor, _) in held.items()}
+    return gradient(run, step, step.parameters)
+
+
+def _double_backward(
+    run: Trajectory, step: Step, along: Tensors, tensors: Sequence[Tensor]
+) -> tuple[Tensors, tuple[Tensor, ...]]:
+    leaves = {name: value.detach().requires_grad_() for name, value in step.parameters.items()}
+    with torch.enable_grad():
+        first = torch.autograd.grad(
+            run.loss(step, leaves),
+            list(leaves.values()),
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        product = sum(((g * along[name]).sum() for name, g in zip(leaves, first, strict=True)), torch.zeros(()))
+    if not product.requires_grad:
+        return {n: torch.zeros_like(p) for n, p in leaves.items()}, tuple(torch.zeros_like(t) for t in tensors)
+    found = torch.autograd.grad(product, [*leaves.values(), *tensors], allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found[: len(leaves)], strict=True)), found[len(leaves) :]

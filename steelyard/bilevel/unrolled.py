@@ -1,0 +1,150 @@
+"""The recorded steps run again with a graph, by the libraries that the field knows: slow, and a check on the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steelyard import _check
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.truncated import Outer
+from steelyard.bilevel.window import add_rows
+
+__all__ = ["Unrolled"]
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """One differentiable optimizer step."""
+
+    def step(self, step: Step, parameters: Tensors, loss: Tensor) -> Tensors:
+        """Return the parameters after the step, connected by the graph to those before and to the loss."""
+        ...
+
+
+class Unrolled:
+    """d outer / d w by back-propagation through the recorded steps, kept whole in memory.
+
+    Memory: T graphs of a training step. Where the backends are right they agree with `Truncated` (which is cheaper);
+    where they are not is shown in `tests/bilevel/test_peers.py`:
+
+    - ``"torch"``: `torch.optim` with ``differentiable=True``; every supported optimizer, but SGD with momentum from a
+      cold start (refused: torch detaches the first buffer); NaN where a gradient has been zero from the start (the
+      square root's derivative at 0).
+    - ``"torchopt"``: SGD, Adam, AdamW, RMSprop, Adagrad; NaN in the same places.
+    - ``"higher"``: SGD (without ``maximize``), Adam, RMSprop, Adagrad. Its Adam adds eps before the bias correction, so
+      it is another function than `torch.optim.Adam`, far off where the gradients are small (a cold start).
+
+    None of them sees the path through BatchNorm's running statistics (`bilevel.statistics`), nor do they return a
+    derivative for samples outside of the window.
+
+    Args:
+        steps: T.
+        backend: as above.
+
+    Raises (at the call):
+        ValueError: the recorder did not keep the whole optimizer state (``Recorder(full_state=True)``), `samples`
+            given, more steps than recorded.
+        TypeError: the backend does not know the optimizer or one of its options.
+    """
+
+    def __init__(self, steps: int = 1, backend: Literal["torch", "torchopt", "higher"] = "torchopt") -> None:
+        self.steps = _check.integer("steps", steps, low=1)
+        self.backend = _check.choice("backend", backend, ("torch", "torchopt", "higher"))
+
+    def __call__(
+        self,
+        trajectory: Trajectory,
+        outer: Outer,
+        index: Int[Tensor, " k"] | None = None,
+        samples: Batch | None = None,
+    ) -> Float[Tensor, " k"]:
+        """Return d outer / d w_i for the samples of the window; the arguments are those of `Truncated`."""
+        if samples is not None:
+            raise ValueError("Unrolled answers for the samples of the window only; use Truncated(steps=1) with samples")
+        steps = self._window(trajectory)
+        weights = [step.weight.clone().requires_grad_() for step in steps]
+        stepper = _stepper(self.backend, trajectory, steps[0])
+        with torch.enable_grad():
+            parameters = {name: p.clone().requires_grad_() for name, p in steps[0].parameters.items()}
+            for step, weight in zip(steps, weights, strict=True):
+                parameters = stepper.step(step, parameters, trajectory.loss(step, parameters, weight))
+            value = trajectory.evaluate(outer, parameters)
+        found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+        ids = trajectory.index if index is None else index
+        total = torch.zeros(len(ids), device=ids.device, dtype=weights[0].dtype)
+        for step, rows in zip(steps, found, strict=True):
+            add_rows(total, ids, step.batch.index, rows)
+        return total
+
+    def _window(self, run: Trajectory) -> list[Step]:
+        if self.steps > len(run.steps):
+            raise ValueError(f"steps={self.steps}, but {len(run.steps)} were recorded")
+        steps = run.steps[-self.steps :]
+        if set(steps[0].full_state) != set(steps[0].parameters):
+            raise ValueError(
+                "Unrolled starts from the whole optimizer state: record with Recorder(..., full_state=True)"
+            )
+        return steps
+
+
+def _stepper(backend: str, run: Trajectory, first: Step) -> Stepper:
+    # Imported here: each of these libraries is needed by its own backend only.
+    if backend == "torchopt":
+        from steelyard.bilevel._torchopt import TorchOptStepper
+
+        return TorchOptStepper(run.optimizer, first)
+    if backend == "higher":
+        from steelyard.bilevel._higher import HigherStepper
+
+        return HigherStepper(run.optimizer, first)
+    return TorchStepper(run.optimizer, first)
+
+
+class TorchStepper:
+    """`torch.optim` with ``differentiable=True``, made anew for every step around fresh, non-leaf parameters."""
+
+    def __init__(self, kind: type[torch.optim.Optimizer], first: Step) -> None:
+        self.kind = kind
+        for name, group in first.groups.items():
+            started = first.full_state[name].get("momentum_buffer") is not None
+            if kind is torch.optim.SGD and group["momentum"] and not started:
+                raise TypeError(
+                    "torch's differentiable SGD detaches the first momentum buffer, and its derivative is wrong from a "
+                    "cold start; use Truncated, or backend='torchopt' or 'higher'"
+                )
+        self.state: dict[str, dict[str, Any]] = {name: dict(state) for name, state in first.full_state.items()}
+
+    def step(self, step: Step, parameters: Tensors, loss: Tensor) -> Tensors:
+        """See `Stepper.step`."""
+        names = [name for name in parameters if name not in step.skipped]
+        gradients = torch.autograd.grad(
+            loss, [parameters[name] for name in names], create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        after = {name: p.clone() for name, p in parameters.items()}
+        groups = [{**options(step.groups[name]), "params": [after[name]]} for name in names]
+        optimizer = self.kind(groups, differentiable=True)  # type: ignore[call-arg]
+        for name, gradient in zip(names, gradients, strict=True):
+            # The update writes into its state in place; the graph needs the old values.
+            old = self.state[name]
+            optimizer.state[after[name]] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in old.items()}
+            after[name].grad = gradient
+        optimizer.step()
+        for name in names:
+            self.state[name] = dict(optimizer.state[after[name]])
+            after[name].grad = None
+        return after
+
+
+def options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a group for a differentiable twin: no fused or multi-tensor kernels."""
+    skip = {"params", "foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
+    kept = {key: value for key, value in group.items() if key not in skip}
+    if "decoupled_weight_decay" in group and "momentum_decay" in group:
+        kept["decoupled_weight_decay"] = group["decoupled_weight_decay"]
+    return kept

@@ -1,0 +1,27 @@
+"""Facts of torch that the engine is built around; if one changes, the engine may become simpler."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jvp
+
+
+def test_reverse_over_forward_is_wrong_through_training_mode_batch_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    at = {name: p.detach() for name, p in model.named_parameters()}
+    along = {name: torch.randn_like(p) for name, p in at.items()}
+
+    def loss(parameters):
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        return functional_call(model, ({**parameters, **buffers}), (x,)).square().sum()
+
+    forward_over_reverse = jvp(grad(loss), (at,), (along,))[1]
+    reverse_over_forward = grad(lambda p: jvp(loss, (p,), (along,))[1])(at)
+    h = 1e-6
+    up, down = (grad(loss)({n: p + s * along[n] for n, p in at.items()}) for s in (h, -h))
+    truth = {name: (up[name] - down[name]) / (2 * h) for name in at}
+    assert max(float((forward_over_reverse[n] - truth[n]).abs().max()) for n in at) < 1e-6
+    assert max(float((reverse_over_forward[n] - truth[n]).abs().max()) for n in at) > 1e-2

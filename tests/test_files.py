@@ -1,0 +1,27 @@
+"""Atomic writes: the old content or the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from steelyard._files import atomic_path, write_text
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    write_text(target, "old")
+    with pytest.raises(OSError, match="disk"), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_success_replaces_and_makes_folders(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.txt"
+    write_text(target, "é")
+    write_text(target, "new é")
+    assert target.read_text(encoding="utf-8") == "new é"
+    assert list(target.parent.iterdir()) == [target]
