@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -75,8 +76,14 @@ class WeightedLoss:
         return total if self.regulariser is None else total + self.regulariser(model)
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
-        """Return the unweighted loss of every sample ``(batch,)``."""
-        losses = self.loss(model(batch.inputs), batch.targets)
+        """Return the unweighted loss of every sample ``(batch,)``, taken in float32 at least.
+
+        (Under autocast a loss of bfloat16 outputs would round each sample's derivative to eight bits.)
+        """
+        outputs = model(batch.inputs)
+        if outputs.dtype in (torch.bfloat16, torch.float16):
+            outputs = outputs.float()
+        losses = self.loss(outputs, batch.targets)
         if losses.shape != (len(batch),):
             raise ValueError(
                 f"loss must give one number a sample, shape ({len(batch)},), got {tuple(losses.shape)}; "

@@ -123,11 +123,16 @@ def test_frozen_and_unused_parameters() -> None:
     assert value.abs().min() > 0
 
 
-def test_autocast_is_replayed() -> None:
+def one_logit(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], (targets > 0).float(), reduction="none")
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, one_logit])
+def test_autocast_is_replayed(loss) -> None:
     torch.manual_seed(0)
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer, OBJECTIVE) as recorder:
+    with Recorder(model, optimizer, WeightedLoss(loss)) as recorder:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = recorder.loss(data(), torch.ones(6))
         loss.backward()
@@ -137,6 +142,9 @@ def test_autocast_is_replayed() -> None:
     assert step.autocast == ("cpu", torch.bfloat16)
     assert torch.equal(record.loss(step, step.parameters).detach(), loss.detach())
     half = Truncated()(record, lambda m: m(data().inputs).square().sum())
+    swept = Truncated()(record, lambda m: m(data().inputs).square().sum(), samples=data())
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, swept, rtol=1e-6)
     step.autocast = None
     full = Truncated()(record, lambda m: m(data().inputs).square().sum())
     assert 0 < relative(half, full) < 0.05  # bfloat16 keeps 8 bits
