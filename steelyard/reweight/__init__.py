@@ -1,0 +1,39 @@
+"""Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
+
+from steelyard.reweight.constraints import ConstraintSet, CubicBudget
+from steelyard.reweight.crossfit import CrossFit
+from steelyard.reweight.hypergradient import OuterRisk
+from steelyard.reweight.inner import InnerRun
+from steelyard.reweight.maple import Maple
+from steelyard.reweight.mask import LinearTemperature, Mask
+from steelyard.reweight.outer import CosineDecay, OuterState, OuterStep
+from steelyard.reweight.projections import project_ball, project_box_simplex
+from steelyard.reweight.reweighting import Reweighting
+from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
+from steelyard.reweight.risks import GroupWorst, IRMv1, SoftGroupWorst, VREx
+
+__all__ = [
+    "ConstraintSet",
+    "CosineDecay",
+    "CrossFit",
+    "CubicBudget",
+    "GroupWorst",
+    "IRMv1",
+    "InnerRun",
+    "LinearTemperature",
+    "Log",
+    "Maple",
+    "Mask",
+    "MeanRisk",
+    "OuterRisk",
+    "OuterState",
+    "OuterStep",
+    "Reweighting",
+    "Risk",
+    "SoftGroupWorst",
+    "Sqrt",
+    "VREx",
+    "WeightedSum",
+    "project_ball",
+    "project_box_simplex",
+]

@@ -1,0 +1,126 @@
+"""One draw's hypergradient, and its mean and spread over draws."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from steelyard import _check
+from steelyard.bilevel import Batch, Outer, SampleLoss, Trajectory
+from steelyard.reweight.risk import Risk
+
+__all__ = ["Estimator", "OuterRisk", "Spread", "hypergradient"]
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A hypergradient estimator of `steelyard.bilevel`."""
+
+    def __call__(
+        self, trajectory: Trajectory, outer: Outer, index: Tensor | None = None, samples: Batch | None = None
+    ) -> Tensor:
+        """Return d outer / d weight_i."""
+        ...
+
+
+class OuterRisk:
+    """A risk on given samples as a function of the model alone; remembers its last value.
+
+    Args:
+        risk: the outer objective.
+        samples: ``n`` samples that it is evaluated on.
+        loss: per-sample loss.
+        chunk: evaluate the model on so many samples at a time and recompute activations on the way back (memory of
+            one chunk, a third more time); None: all at once.
+        autocast: precision of the model; the risk itself is taken in at least float32.
+    """
+
+    def __init__(
+        self,
+        risk: Risk,
+        samples: Batch,
+        loss: SampleLoss,
+        chunk: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.risk, self.samples, self.loss, self.chunk, self.autocast = risk, samples, loss, chunk, autocast
+        self.value = float("nan")
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the risk of `model`, a scalar with a graph to its parameters."""
+        return self.of(self.outputs(model, self.samples.inputs))
+
+    def outputs(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the outputs of `model`, at least float32, evaluated as this risk does."""
+        # The cache would keep casts of parameters that a functional call has swapped in.
+        with torch.autocast(
+            inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None, cache_enabled=False
+        ):
+            if self.chunk is None:
+                outputs = model(inputs)
+            else:
+                pieces = [checkpoint(model, piece, use_reentrant=False) for piece in inputs.split(self.chunk)]
+                outputs = torch.cat(pieces)
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Return the risk of outputs for all the samples, and remember it."""
+        value = self.risk(outputs, self.samples, self.loss)
+        self.value = float(value.detach())
+        return value
+
+
+def hypergradient(
+    estimator: Estimator, model: nn.Module, trajectory: Trajectory, outer: Outer, train: Batch
+) -> Float[Tensor, " n"]:
+    """Return d outer / d a_i for all samples of `train` ``(n,)``, a the inner weights; the model in eval mode.
+
+    With one recorded step that step is replayed virtually over all of `train`; with more, samples that the window
+    has not seen get 0.
+
+    Raises:
+        ValueError: the outcome is not finite.
+    """
+    model.eval()
+    if len(trajectory.steps) == 1:
+        gradient = estimator(trajectory, outer, samples=train)
+    else:
+        gradient = estimator(trajectory, outer, index=train.index)
+    return _check.finite("hypergradient", gradient)
+
+
+class Spread:
+    """Running mean and variance, over draws, of tensors by name (Welford).
+
+    Example:
+        >>> spread = Spread()
+        >>> for value in (1.0, 3.0):
+        ...     spread.add({"weights": torch.tensor([value])})
+        >>> spread.mean["weights"].item(), spread.variance("weights")
+        (2.0, 2.0)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take in one draw."""
+        self.count += 1
+        for name, value in values.items():
+            mean = self.mean.setdefault(name, torch.zeros_like(value))
+            squares = self._squares.setdefault(name, torch.zeros_like(value))
+            before = value - mean
+            mean += before / self.count
+            squares += before * (value - mean)
+
+    def variance(self, name: str) -> float | None:
+        """Return the variance over draws (of one draw, unbiased), averaged over entries; None for one draw."""
+        if self.count < 2:
+            return None
+        return float(self._squares[name].mean()) / (self.count - 1)

@@ -1,0 +1,202 @@
+"""The inner run: ordinary training on the samples that were kept, its last steps recorded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from steelyard import _check
+from steelyard.bilevel import Batch, Recorder, Trajectory, WeightedLoss
+
+__all__ = ["InnerRun"]
+
+
+class InnerRun:
+    """Train a model on weighted samples and record the end: ``inner(train, weight) -> (model, trajectory)``.
+
+    With ``restart=True`` (the paper, Algorithm 1, line 4) every call starts from the same parameters, batch order
+    and dropout noise, those of `seed`: the call is a function of (train, weight) alone. The global random state is
+    forked, so it is afterwards what it was before. The model is built once and its parameters are overwritten by
+    the next call; a trajectory is good until then (using a stale one is an error of the estimators).
+
+    Args:
+        model: makes the module, on the device of the data; called once (once a fold by `CrossFit`).
+        optimizer: makes a supported `torch.optim` optimizer from the parameters; called for every (re)start.
+        objective: the inner loss.
+        steps: optimizer steps a call.
+        batch_size: of the minibatches, drawn by shuffling the kept samples every epoch (the last batch of an epoch
+            may be smaller); None: all kept samples in every step.
+        restart: False for a warm start: a call goes on from the parameters, optimizer state and noise where the
+            last one ended; cheaper, but then theta depends on the history of the outer run.
+        autocast: None or `torch.bfloat16` (float16 would need a gradient scaler, which is not recorded).
+        seed: of the initial parameters, the batch order and the noise of the forward passes.
+        window: how many last steps are recorded: T of `Truncated(steps=T)`.
+
+    Raises (at the call):
+        ValueError: weights that are negative, not finite, not aligned with `train`, or zero everywhere.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch.nn.functional as F
+        >>> objective = WeightedLoss(partial(F.cross_entropy, reduction="none"))
+        >>> inner = InnerRun(lambda: nn.Linear(3, 2), partial(torch.optim.SGD, lr=0.1), objective, steps=5)
+        >>> data = Batch.of(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> model, trajectory = inner(data, torch.tensor([1.0, 0.0, 2.0, 1.0]))
+        >>> trajectory.index.tolist()
+        [0, 2, 3]
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        optimizer: Callable[[Iterable[Parameter]], Optimizer],
+        objective: WeightedLoss,
+        steps: int,
+        batch_size: int | None = None,
+        restart: bool = True,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+        window: int = 1,
+    ) -> None:
+        self.objective = objective
+        self.steps = _check.integer("steps", steps, low=1)
+        self.batch_size = None if batch_size is None else _check.integer("batch_size", batch_size, low=1)
+        self.restart = restart
+        self.autocast = _check.choice("autocast", autocast, [None, torch.bfloat16])
+        self.seed = _check.integer("seed", seed, low=0)
+        self.window = _check.integer("window", window, low=1, high=steps)
+        self._make_model, self._make_optimizer = model, optimizer
+        self._model: nn.Module | None = None
+        self._initial: dict[str, Tensor] = {}
+        self._optimizer: Optimizer | None = None
+        self._runs = 0
+        self._restored: dict[str, Any] | None = None
+
+    def __call__(self, train: Batch, weight: Float[Tensor, " n"]) -> tuple[nn.Module, Trajectory]:
+        """Run on the samples of `train` with weight > 0, gathered once.
+
+        Args:
+            train: ``n`` samples in memory.
+            weight: ``(n,)`` >= 0.
+
+        Returns:
+            The model at the final parameters, in training mode, and the record of the last `window` steps.
+        """
+        kept, kept_weight = _gather(train, weight)
+        device = train.inputs.device
+        model, optimizer = self._start(device)
+        seed = self.seed if self.restart else self.seed + self._runs
+        self._runs += 1
+        batches = _batches(kept, kept_weight, self.batch_size, torch.Generator().manual_seed(seed))
+        with _seeded(device, seed), Recorder(model, optimizer, self.objective, self.window) as recorder:
+            for step in range(self.steps):
+                loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
+                self._train_step(optimizer, loss, *next(batches))
+            return model, recorder.trajectory()
+
+    def fresh(self) -> InnerRun:
+        """Return a run of the same settings that builds its own model and shares no state with this one."""
+        return InnerRun(
+            self._make_model,
+            self._make_optimizer,
+            self.objective,
+            self.steps,
+            self.batch_size,
+            self.restart,
+            self.autocast,
+            self.seed,
+            self.window,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a warm start goes on from (with ``restart=True`` nothing is needed, and this is empty)."""
+        if self.restart or self._model is None or self._optimizer is None:
+            return {}
+        return {
+            "model": {name: value.clone() for name, value in self._model.state_dict().items()},
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "runs": self._runs,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state` at the next call."""
+        self._restored = state or None
+
+    def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
+        if self._model is None:
+            with _seeded(device, self.seed):
+                self._model = self._make_model()
+            self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
+        if self.restart or self._optimizer is None:
+            with torch.no_grad():
+                for name, value in _tensors(self._model):
+                    value.copy_(self._initial[name])
+            self._optimizer = self._make_optimizer(self._model.parameters())
+        if self._restored is not None:
+            self._model.load_state_dict(self._restored["model"])
+            self._optimizer.load_state_dict(copy.deepcopy(self._restored["optimizer"]))
+            self._runs, self._restored = self._restored["runs"], None
+        return self._model.train(), self._optimizer
+
+    def _plain_loss(self, batch: Batch, weight: Tensor) -> Tensor:
+        assert self._model is not None
+        return self.objective(self._model, batch, weight)
+
+    def _train_step(
+        self, optimizer: Optimizer, loss: Callable[[Batch, Tensor], Tensor], batch: Batch, weight: Tensor
+    ) -> None:
+        optimizer.zero_grad()
+        device = batch.inputs.device.type
+        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+            value = loss(batch, weight)
+        value.backward()
+        optimizer.step()
+
+
+def _gather(train: Batch, weight: Tensor) -> tuple[Batch, Tensor]:
+    _check.same_length(train=train.inputs, weight=weight)
+    _check.finite("weight", weight)
+    if len(weight) and float(weight.min()) < 0:
+        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.min())}")
+    positions = (weight > 0).nonzero().flatten()
+    if not len(positions):
+        raise ValueError(f"no sample is left to train on: all {len(weight)} weights are 0; raise the budget")
+    if len(positions) == len(weight):
+        return train, weight
+    return train.take(positions), weight[positions]
+
+
+def _batches(
+    kept: Batch, weight: Tensor, size: int | None, generator: torch.Generator
+) -> Iterator[tuple[Batch, Tensor]]:
+    while size is None or size >= len(kept):
+        yield kept, weight
+    while True:
+        order = torch.randperm(len(kept), generator=generator).to(weight.device)
+        for positions in order.split(size):
+            yield kept.take(positions), weight[positions]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Fork the random state of the CPU and of `device`, seeded; no other device is touched."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would reseed every GPU of the machine, also those that were not forked.
+        torch.default_generator.manual_seed(seed)
+        for number in devices:
+            torch.cuda.default_generators[number].manual_seed(seed)
+        yield

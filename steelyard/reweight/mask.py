@@ -1,0 +1,148 @@
+"""Bernoulli masks that a gradient passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steelyard import _check
+
+__all__ = ["LinearTemperature", "Mask", "check_probabilities"]
+
+_SATURATION = 1e-6  # logit s is taken at s clamped to [this, 1 - this]: finite at s = 0 and s = 1
+
+
+@dataclass(frozen=True)
+class LinearTemperature:
+    """Temperature of the relaxed sample over the outer run: from `start` down to `end`, linear in progress.
+
+    The defaults are those of the MAPLE authors' driver, which multiplies the logits by
+    ``1 / (0.97 (1 - t / T) + 0.03)``.
+
+    Attributes:
+        start: temperature at progress 0, > 0.
+        end: temperature at progress 1, > 0.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, or a progress outside [0, 1].
+
+    Example:
+        >>> LinearTemperature()(0.0), LinearTemperature(2.0, 1.0)(0.5)
+        (1.0, 1.5)
+    """
+
+    start: float | int = 1.0
+    end: float | int = 0.03
+
+    def __post_init__(self) -> None:
+        _check.in_range("start", float(self.start), low=0.0, open_low=True)
+        _check.in_range("end", float(self.end), low=0.0, open_low=True)
+
+    def __call__(self, progress: float | int) -> float:
+        """Return the temperature at `progress` in [0, 1]."""
+        _check.in_range("progress", float(progress), low=0.0, high=1.0)
+        return self.end + (self.start - self.end) * (1 - progress)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Sample 0/1 masks from keep-probabilities; straight-through gradient to the probabilities.
+
+    Forward: ``m_i = 1[u_i < s_i]`` with u uniform on [0, 1), which is exactly Bernoulli(s_i), whatever the
+    temperature; it is the hard Gumbel-softmax sample, since ``u < s`` and ``logit s - logit u > 0`` are one
+    event and ``-logit u`` is logistic noise. Backward, one of two surrogates for d m_i / d s_i:
+
+    - ``"identity"`` (default): 1. The expectation E_m Phi(m) is linear in each s_i with slope
+      E[Phi(m_i = 1) - Phi(m_i = 0)], so to first order in m_i this is unbiased and adds no noise of its own.
+    - ``"relaxed"``: the derivative of the relaxed sample sigmoid((logit s + logistic noise) / temperature),
+      as in the paper. Its size depends on the noise, with heavy tails as s nears 0 or 1, exactly where a
+      projection onto the box puts most of the probabilities; there ``logit s`` is taken at s clamped by 1e-6,
+      so it stays finite.
+
+    Attributes:
+        estimator: "identity" or "relaxed".
+        temperature: of the relaxed sample, a positive number or a function of progress in [0, 1]; not used by
+            "identity".
+
+    References:
+        Zhou et al., "Model Agnostic Sample Reweighting for Out-of-Distribution Learning", ICML 2022,
+        Algorithm 1.
+        Jang et al., "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017 (straight-through form).
+        Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons", 2013 (identity form).
+
+    Example:
+        >>> s = torch.tensor([0.0, 1.0], requires_grad=True)
+        >>> m = Mask()(s, torch.Generator().manual_seed(0))
+        >>> m.tolist(), torch.autograd.grad(m.sum(), s)[0].tolist()
+        ([0.0, 1.0], [1.0, 1.0])
+    """
+
+    estimator: Literal["identity", "relaxed"] = "identity"
+    temperature: float | int | Callable[[float], float] = field(default_factory=LinearTemperature)
+
+    def __post_init__(self) -> None:
+        _check.choice("estimator", self.estimator, ["identity", "relaxed"])
+        if not callable(self.temperature):
+            _check.in_range("temperature", float(self.temperature), low=0.0, open_low=True)
+
+    def __call__(
+        self,
+        probabilities: Float[Tensor, "*shape"],
+        generator: torch.Generator,
+        *,
+        draws: int | None = None,
+        progress: float | int = 0.0,
+    ) -> Float[Tensor, "..."]:
+        """Draw masks.
+
+        Args:
+            probabilities: ``(*shape,)`` in [0, 1].
+            generator: source of the noise; on its own device (the noise is moved to that of `probabilities`).
+            draws: number of independent masks; None for one without the leading dimension.
+            progress: how far the outer run is, in [0, 1]; only the temperature schedule reads it.
+
+        Returns:
+            ``(*shape,)``, or ``(draws, *shape)``: entries exactly 0 or 1, dtype of `probabilities`, with a
+            graph to `probabilities` if that requires a gradient.
+
+        Raises:
+            ValueError: a probability outside [0, 1] or NaN, or draws < 1.
+        """
+        check_probabilities(probabilities)
+        leading = () if draws is None else (_check.integer("draws", draws, low=1),)
+        uniform = torch.rand(  # float64: float32 has 2^-24 steps, too coarse for Bernoulli(1e-8)
+            (*leading, *probabilities.shape),
+            generator=generator,
+            device=generator.device,
+            dtype=torch.float64,
+        ).to(probabilities.device)
+        hard = (uniform < probabilities.detach()).to(probabilities.dtype)
+        if not (probabilities.requires_grad and torch.is_grad_enabled()):
+            return hard
+        soft = probabilities if self.estimator == "identity" else self._relaxed(probabilities, uniform, progress)
+        return hard + (soft - soft.detach())  # the bracket is exactly 0, so the sum is exactly `hard`
+
+    def _relaxed(self, probabilities: Tensor, uniform: Tensor, progress: float) -> Tensor:
+        temperature = self.temperature(progress) if callable(self.temperature) else self.temperature
+        _check.in_range("temperature", float(temperature), low=0.0, open_low=True)
+        clamped = probabilities.double().clamp(_SATURATION, 1 - _SATURATION)
+        # The clamp's own derivative is 0 outside; pass it, so that a saturated probability can come back.
+        inside = probabilities.double() + (clamped - probabilities.double()).detach()
+        tiny = torch.finfo(torch.float64).tiny  # u = 0 has logit -inf
+        noise = -torch.logit(uniform.clamp(tiny, 1 - 2**-53))
+        return torch.sigmoid((torch.logit(inside) + noise) / temperature).to(probabilities.dtype)
+
+
+def check_probabilities(probabilities: Float[Tensor, "*shape"]) -> None:
+    """Raise ValueError if an entry is outside [0, 1] or NaN."""
+    bad = ~((probabilities >= 0) & (probabilities <= 1))  # true for NaN too
+    if bad.any():
+        raise ValueError(
+            f"probabilities must be in [0, 1]; {int(bad.sum())} of {bad.numel()} are not, the first "
+            f"{probabilities[bad][0].item()}; project them with project_box_simplex"
+        )

@@ -1,0 +1,181 @@
+"""The state of an outer run: what is learned, how it moves, and what must be saved to go on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from steelyard import _check
+from steelyard.bilevel import Batch
+from steelyard.reweight.constraints import ConstraintSet
+
+__all__ = ["CosineDecay", "OuterOptimizer", "OuterState", "OuterStep"]
+
+OuterOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """Factor of the outer step over the outer run: half a cosine from 1 down to `end`.
+
+    Attributes:
+        end: factor at progress 1, in [0, 1].
+
+    Example:
+        >>> CosineDecay(0.5)(0.0), CosineDecay(0.5)(0.5), CosineDecay(0.5)(1.0)
+        (1.0, 0.75, 0.5)
+    """
+
+    end: float | int = 0.02
+
+    def __post_init__(self) -> None:
+        _check.in_range("end", float(self.end), low=0.0, high=1.0)
+
+    def __call__(self, progress: float | int) -> float:
+        """Return the factor at `progress` in [0, 1]."""
+        _check.in_range("progress", float(progress), low=0.0, high=1.0)
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass
+class OuterStep:
+    """What a callback sees after an outer step.
+
+    Attributes:
+        step: number of the step, from 0.
+        model: the inner model at the end of its run on `mask` (of the last draw), in eval mode. It is reused: copy
+            what is to be kept. (Never None in a callback.)
+        weights: ``(n,)`` w that the model was trained under (before this step's update).
+        probabilities: ``(n,)`` s that the mask was drawn from (before this step's update).
+        mask: ``(n,)`` the kept set of the last draw, 0 or 1.
+        outer_loss: mean over the draws.
+        row: the row of the history: plain numbers, see `Maple`.
+    """
+
+    step: int
+    model: nn.Module | None
+    weights: Float[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]
+    mask: Float[Tensor, " n"]
+    outer_loss: float
+    row: dict[str, Any]
+
+
+@dataclass
+class OuterState:
+    """Everything that an outer run goes on from: saved and loaded, a run continues bit for bit.
+
+    (With a warm-started `InnerRun`, save its `state_dict()` beside this one.)
+
+    Attributes:
+        weights: ``(n,)`` w, a leaf that requires a gradient if it is learned.
+        probabilities: ``(n,)`` s, likewise.
+        optimizers: "weights" and/or "probabilities" -> optimizer of that leaf.
+        generator: source of the masks.
+        step: outer steps done.
+        best_loss: lowest outer loss so far, and
+        best_step: when it came (for the early stop).
+        history: one row a step.
+    """
+
+    weights: Float[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]
+    optimizers: dict[str, Optimizer]
+    generator: torch.Generator
+    step: int = 0
+    best_loss: float = float("inf")
+    best_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls,
+        train: Batch,
+        constraints: ConstraintSet,
+        optimizers: dict[str, OuterOptimizer],
+        seed: int,
+        probabilities: Float[Tensor, " n"] | None = None,
+    ) -> OuterState:
+        """Make the state before the first step, see `Maple.begin`; float64 if the inputs are, else float32."""
+        count, ids = len(train), len(torch.unique(train.index))
+        if not count or ids != count:
+            raise ValueError(f"train must hold distinct samples, got {count} samples with {ids} ids")
+        device = train.inputs.device
+        dtype = torch.float64 if train.inputs.dtype == torch.float64 else torch.float32
+        weights = torch.ones(count, device=device, dtype=dtype)
+        s = weights * (constraints.budget_at(0.0) / count) if probabilities is None else probabilities
+        _check.same_length(train=train.inputs, probabilities=s)
+        s = constraints.project_probabilities(s.detach().to(device, dtype), 0.0).clone()
+        leaves = {"weights": weights, "probabilities": s}
+        made = {name: make([leaves[name].requires_grad_()]) for name, make in optimizers.items()}
+        return cls(weights, s, made, torch.Generator().manual_seed(seed))
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Return the tensors that are learned, by name."""
+        return {name: getattr(self, name) for name in self.optimizers}
+
+    def update(self, gradients: dict[str, Tensor], constraints: ConstraintSet, progress: float, scale: float) -> None:
+        """Take one optimizer step with its learning rate times `scale`, then project; Algorithm 1, line 6."""
+        for name, optimizer in self.optimizers.items():
+            leaf = getattr(self, name)
+            leaf.grad = gradients[name]
+            rates = [group["lr"] for group in optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+            optimizer.step()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            leaf.grad = None
+            with torch.no_grad():
+                if name == "weights":
+                    leaf.copy_(constraints.project_weights(leaf))
+                else:
+                    leaf.copy_(constraints.project_probabilities(leaf, progress))
+
+    def close_step(self, row: dict[str, Any], tolerance: float) -> None:
+        """Count the step, file its row, and note whether its outer loss is the best yet by `tolerance`."""
+        self.history.append(row)
+        self.step += 1
+        if row["outer_loss"] < self.best_loss - tolerance:
+            self.best_loss, self.best_step = row["outer_loss"], self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything: tensors, numbers, lists and dicts only (`torch.load(weights_only=True)`)."""
+        return {
+            "weights": self.weights.detach().clone(),
+            "probabilities": self.probabilities.detach().clone(),
+            "optimizers": {name: copy.deepcopy(one.state_dict()) for name, one in self.optimizers.items()},
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "history": [dict(row) for row in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of another number of samples, or of a run that learned something else.
+        """
+        if state["weights"].shape != self.weights.shape or set(state["optimizers"]) != set(self.optimizers):
+            raise ValueError(
+                f"the state is of {len(state['weights'])} samples learning {sorted(state['optimizers'])}; "
+                f"this run has {len(self.weights)} samples and learns {sorted(self.optimizers)}"
+            )
+        with torch.no_grad():
+            self.weights.copy_(state["weights"])
+            self.probabilities.copy_(state["probabilities"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+        self.generator.set_state(state["generator"])
+        self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
+        self.history = [dict(row) for row in state["history"]]

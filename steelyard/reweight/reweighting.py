@@ -1,0 +1,148 @@
+"""The result of learning sample weights, and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from torch.utils.data import WeightedRandomSampler
+
+from steelyard import _check, _files
+from steelyard.reweight.mask import Mask, check_probabilities
+
+__all__ = ["Reweighting"]
+
+_FORMAT, _VERSION = "steelyard.reweighting", 1
+_TENSORS = ("weights", "probabilities", "index")
+
+
+@dataclass(eq=False)
+class Reweighting:
+    """A weight and a keep-probability for every training sample, and how they came to be.
+
+    Attributes:
+        weights: ``(n,)`` w >= 0.
+        probabilities: ``(n,)`` s in [0, 1].
+        history: one dict of plain numbers (or strings, bools, None) for every outer step.
+        index: ``(n,)`` int64 global sample ids; None: 0 .. n-1.
+
+    Raises:
+        ValueError: lengths differ, a negative or non-finite weight, a probability outside [0, 1].
+
+    Example:
+        >>> result = Reweighting(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        >>> list(result.sampler(3)), result.sample_mask(torch.Generator().manual_seed(0)).tolist()
+        ([0, 0, 0], [True, False])
+    """
+
+    weights: Float[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    index: Int[Tensor, " n"] | None = None
+
+    def __post_init__(self) -> None:
+        count = _check.same_length(weights=self.weights, probabilities=self.probabilities, index=self.index)
+        _check.finite("weights", self.weights)
+        if count and float(self.weights.min()) < 0:
+            raise ValueError(f"weights must be >= 0, the smallest is {float(self.weights.min())}")
+        check_probabilities(self.probabilities)
+        if self.index is None:
+            self.index = torch.arange(count, device=self.weights.device)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __eq__(self, other: object) -> bool:
+        """Same tensors, bit for bit and of the same dtype, and the same history."""
+        if not isinstance(other, Reweighting):
+            return NotImplemented
+        pairs = [(getattr(self, name), getattr(other, name)) for name in _TENSORS]
+        same = all(one.dtype == two.dtype and torch.equal(one.cpu(), two.cpu()) for one, two in pairs)
+        return same and json.dumps(self.history) == json.dumps(other.history)  # as text, NaN equals NaN
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def sampler(
+        self, num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> WeightedRandomSampler:
+        """Make a sampler for a `DataLoader` over the training set: position i in proportion to s_i w_i.
+
+        Args:
+            num_samples: positions an epoch, drawn with replacement; None: sum of s, rounded (the kept-set size).
+            generator: of the draws; None: torch's global one, as in any DataLoader sampler.
+
+        Raises:
+            ValueError: no sample has s_i w_i > 0, or num_samples < 1.
+        """
+        expected = (self.probabilities * self.weights).double()
+        if not len(self) or float(expected.max()) <= 0:
+            raise ValueError("no sample can be drawn: probabilities * weights is 0 everywhere")
+        if num_samples is None:
+            num_samples = max(1, round(float(self.probabilities.sum(dtype=torch.float64))))
+        _check.integer("num_samples", num_samples, low=1)
+        return WeightedRandomSampler(expected.cpu(), num_samples, generator=generator)  # type: ignore[arg-type]
+
+    def sample_mask(self, generator: torch.Generator) -> Bool[Tensor, " n"]:
+        """Draw a kept set: True with probability s_i. Train on it with the weights of the samples kept."""
+        return Mask()(self.probabilities.detach(), generator).bool()
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a table with columns index, weight, probability: one row a sample."""
+        assert self.index is not None  # set in __post_init__
+        columns = {"index": self.index, "weight": self.weights, "probability": self.probabilities}
+        return pandas.DataFrame({name: values.detach().cpu().numpy() for name, values in columns.items()})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file (tensors, and the history as JSON in its header), atomically.
+
+        Raises:
+            TypeError: the history holds something that JSON cannot.
+        """
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        metadata = {"format": _FORMAT, "version": str(_VERSION), "history": json.dumps(self.history)}
+        _files.write_bytes(path, to_bytes(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Reweighting:
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, of another kind, or of another version; the message says which.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a readable safetensors file (damaged or cut short?): {error}") from error
+        _check_header(path, metadata, tensors)
+        try:
+            history = json.loads(metadata["history"])
+            return cls(tensors["weights"], tensors["probabilities"], history, tensors["index"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: damaged Reweighting file: {error}") from error
+
+
+def _check_header(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: holds {metadata.get('format', 'no format name')!r}, not {_FORMAT!r}; "
+            "Reweighting.load reads what Reweighting.save wrote"
+        )
+    if metadata.get("version") != str(_VERSION):
+        raise ValueError(
+            f"{path}: file version {metadata.get('version')!r}; this steelyard reads version {_VERSION}: "
+            "use the release that wrote it, or save it again"
+        )
+    missing = sorted(set(_TENSORS) - set(tensors))
+    if missing:
+        raise ValueError(f"{path}: damaged Reweighting file: it has no {', '.join(missing)}")

@@ -1,0 +1,136 @@
+"""The inner run is ordinary training, is a function of its arguments, and leaves the global random state alone."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from steelyard.bilevel import Batch, WeightedLoss
+from steelyard.reweight import InnerRun
+
+from .problems import CROSS_ENTROPY, linear_run, spurious
+
+WEIGHT = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).sub(0.4).clamp(min=0)
+
+
+def noisy_run(**options):
+    """Everything that could carry state: dropout, BatchNorm, minibatches, Adam."""
+    return InnerRun(
+        lambda: nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)),
+        partial(torch.optim.Adam, lr=0.01),
+        WeightedLoss(CROSS_ENTROPY),
+        **{"steps": 12, "batch_size": 32, **options},
+    )
+
+
+def parameters(model):
+    return torch.cat([value.detach().flatten().double() for value in model.state_dict().values()])
+
+
+def test_is_the_loop_one_would_write():
+    train, _ = spurious()
+    model, _ = linear_run(steps=7)(train, WEIGHT)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Linear(2, 2, dtype=torch.float64)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9)
+    kept = WEIGHT > 0
+    for _ in range(7):
+        losses = CROSS_ENTROPY(plain(train.inputs[kept]), train.targets[kept])
+        optimizer.zero_grad()
+        ((losses * WEIGHT[kept]).sum() / WEIGHT.sum()).backward()
+        optimizer.step()
+    torch.testing.assert_close(parameters(model), parameters(plain), rtol=1e-12, atol=1e-14)
+
+
+def test_restart_is_a_function_of_the_weights():
+    train, _ = spurious(dtype=torch.float32)
+    inner = noisy_run()
+    weight = WEIGHT.float()
+    first = parameters(inner(train, weight)[0])
+    other = parameters(inner(train, torch.ones(200))[0])
+    again = parameters(inner(train, weight)[0])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(first, parameters(noisy_run()(train, weight)[0]))
+    assert not torch.equal(first, parameters(noisy_run(seed=1)(train, weight)[0]))
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_global_random_state_is_untouched(restart):
+    train, _ = spurious(dtype=torch.float32)
+    before = torch.get_rng_state()
+    inner = noisy_run(restart=restart)
+    inner(train, WEIGHT.float())
+    inner(train, WEIGHT.float())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_warm_start_goes_on():
+    train, _ = spurious()
+    warm = linear_run(steps=5, restart=False)
+    warm(train, WEIGHT)
+    model, _ = warm(train, WEIGHT)
+    long, _ = linear_run(steps=10)(train, WEIGHT)
+    torch.testing.assert_close(parameters(model), parameters(long), rtol=1e-12, atol=1e-14)
+
+
+def test_warm_start_resumes_from_its_state():
+    train, _ = spurious(dtype=torch.float32)
+    straight = noisy_run(restart=False)
+    straight(train, WEIGHT.float())
+    saved = straight.state_dict()
+    expected = parameters(straight(train, WEIGHT.float())[0])
+    resumed = noisy_run(restart=False)
+    resumed.load_state_dict(saved)
+    assert torch.equal(parameters(resumed(train, WEIGHT.float())[0]), expected)
+    assert noisy_run().state_dict() == {}
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_records_the_last_steps_of_the_kept_samples(window):
+    train, _ = spurious()
+    shifted = Batch.of(train.inputs, train.targets)
+    shifted = Batch(shifted.inputs, shifted.targets, shifted.index + 1000)
+    _, trajectory = linear_run(steps=4, window=window)(shifted, WEIGHT)
+    assert len(trajectory.steps) == window
+    assert torch.equal(trajectory.index, (WEIGHT > 0).nonzero().flatten() + 1000)
+
+
+def test_an_epoch_of_minibatches_is_every_kept_sample_once():
+    train, _ = spurious()
+    kept = int((WEIGHT > 0).sum())
+    steps = -(-kept // 32)
+    _, trajectory = linear_run(steps=steps, window=steps, batch_size=32)(train, WEIGHT)
+    seen = torch.cat([step.batch.index for step in trajectory.steps])
+    assert torch.equal(seen.sort().values, (WEIGHT > 0).nonzero().flatten())
+    assert not torch.equal(seen, seen.sort().values)
+    for step in trajectory.steps:
+        assert torch.equal(step.weight, WEIGHT[step.batch.index])
+
+
+def test_autocast_is_used_and_recorded():
+    train, _ = spurious(dtype=torch.float32)
+    plain, _ = linear_run(steps=3, dtype=torch.float32)(train, WEIGHT.float())
+    cast, trajectory = linear_run(steps=3, dtype=torch.float32, autocast=torch.bfloat16)(train, WEIGHT.float())
+    assert trajectory.steps[0].autocast == ("cpu", torch.bfloat16)
+    assert not torch.equal(parameters(plain), parameters(cast))
+    torch.testing.assert_close(parameters(plain), parameters(cast), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: linear_run()(t, torch.zeros(200, dtype=torch.float64)), "all 200 weights are 0; raise the budget"),
+        (lambda t: linear_run()(t, WEIGHT - 1), "weight must be >= 0"),
+        (lambda t: linear_run()(t, WEIGHT / 0), "weight has"),
+        (lambda t: linear_run()(t, WEIGHT[:5]), "train has 200, weight has 5"),
+        (lambda t: linear_run(steps=2, window=3), "window must be"),
+        (lambda t: linear_run(autocast=torch.float16), "autocast must be one of"),
+        (lambda t: linear_run(batch_size=0), "batch_size must be"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(spurious()[0])

@@ -1,0 +1,212 @@
+"""Projections: feasible, nearest, idempotent, order-preserving; edges and errors."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import optimize
+
+from steelyard.reweight import project_ball, project_box_simplex
+
+# Values on a coarse grid (many ties, many entries exactly on a breakpoint) as well as general ones.
+ENTRIES = st.one_of(st.integers(-8, 8).map(lambda k: k / 4), st.floats(-50, 50, allow_subnormal=False))
+VECTORS = hnp.arrays("float64", st.integers(1, 40), elements=ENTRIES).map(torch.from_numpy)
+SHARE = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
+quick = settings(deadline=None, max_examples=100, derandomize=True)
+
+
+def by_sorting(values, total, upper):
+    """The threshold from all breakpoints in order: an independent, slower way to the same number."""
+    points = sorted({*values.tolist(), *((values - upper).tolist() if upper < math.inf else [])})
+    points = [points[0] - total / len(values) - 1, *points]
+
+    def size(v):
+        return (values - v).clamp(0, upper).sum().item()
+
+    for low, high in pairwise(points):
+        if size(low) >= total >= size(high):
+            drop = size(low) - size(high)
+            return low if drop == 0 else low + (high - low) * (size(low) - total) / drop
+    raise AssertionError("no root")
+
+
+@quick
+@given(VECTORS, SHARE)
+def test_box_simplex_equality(x, share):
+    budget = share * len(x)
+    s = project_box_simplex(x, budget)
+    assert ((s >= 0) & (s <= 1)).all()
+    assert s.sum().item() == pytest.approx(budget, abs=1e-9)
+    torch.testing.assert_close(project_box_simplex(s, budget), s, rtol=0, atol=1e-9)
+    order = x.argsort()
+    assert (s[order].diff() >= 0).all()
+    if 0 < budget < len(x):
+        torch.testing.assert_close(s, (x - by_sorting(x, budget, 1.0)).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+@quick
+@given(VECTORS, SHARE)
+def test_box_simplex_inequality(x, share):
+    budget = share * len(x)
+    s = project_box_simplex(x, budget, equality=False)
+    clamped = x.clamp(0, 1)
+    if clamped.sum() <= budget:
+        assert torch.equal(s, clamped)
+    else:
+        torch.testing.assert_close(s, project_box_simplex(x, budget), rtol=0, atol=1e-12)
+    assert s.sum().item() <= budget + 1e-9
+
+
+@quick
+@given(VECTORS, st.floats(0, 100), st.sampled_from([1, 2]))
+def test_ball(x, radius, p):
+    w = project_ball(x, radius, p=p)
+    assert (w >= 0).all()
+    assert torch.linalg.vector_norm(w, ord=p).item() <= radius * (1 + 1e-12) + 1e-12
+    torch.testing.assert_close(project_ball(w, radius, p=p), w, rtol=0, atol=1e-9)
+    assert (w[x.argsort()].diff() >= 0).all()
+    if p == 1 and 0 < radius < x.clamp(min=0).sum():
+        torch.testing.assert_close(w, (x - by_sorting(x, radius, math.inf)).clamp(min=0), rtol=0, atol=1e-9)
+
+
+@quick
+@given(st.data(), VECTORS)
+def test_nearer_than_any_feasible_point(data, x):
+    """The variational inequality <x - P x, z - P x> <= 0 for feasible z is the definition of the projection."""
+    z = torch.from_numpy(data.draw(hnp.arrays("float64", len(x), elements=st.floats(0, 1))))
+    budget = z.sum().item()
+    for s, feasible in [
+        (project_box_simplex(x, budget), z),
+        (project_box_simplex(x, budget, equality=False), z),
+        (project_ball(x, budget, p=1), z),
+        (project_ball(x, torch.linalg.vector_norm(z).item(), p=2), z),
+    ]:
+        assert ((x - s) @ (feasible - s)).item() <= 1e-9 * (1 + x.abs().max().item()) * len(x)
+
+
+SUM = {"fun": lambda s: 2.0 - s.sum(), "jac": lambda s: -np.ones_like(s)}
+NORM = {"fun": lambda w: 2.0 - w @ w / 2, "jac": lambda w: -w}
+QP_CASES = {
+    "equality": ({"type": "eq", **SUM}, (0, 1), lambda x: project_box_simplex(x, 2.0)),
+    "inequality": ({"type": "ineq", **SUM}, (0, 1), lambda x: project_box_simplex(x, 2.0, equality=False)),
+    "p1": ({"type": "ineq", **SUM}, (0, None), lambda x: project_ball(x, 2.0, p=1)),
+    "p2": ({"type": "ineq", **NORM}, (0, None), lambda x: project_ball(x, 2.0)),
+}
+
+
+@pytest.mark.parametrize("case", QP_CASES)
+@pytest.mark.parametrize("seed", range(5))
+def test_against_a_quadratic_program(seed, case):
+    constraint, bounds, project = QP_CASES[case]
+    x = 2 * torch.randn(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    target = x.numpy()
+    solved = optimize.minimize(
+        lambda s: ((s - target) ** 2).sum() / 2,
+        x0=[0.3] * 6,
+        jac=lambda s: s - target,
+        bounds=[bounds] * 6,
+        constraints=[constraint],
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert solved.success
+    torch.testing.assert_close(project(x), torch.from_numpy(solved.x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.full((1000,), 0.3),
+        torch.full((1000,), 1e6),
+        2.0 ** -torch.arange(1000, dtype=torch.float64) * 1e6,  # Newton's bad case: pieces shrink geometrically
+        torch.cat([torch.linspace(0, 1, 500) ** 9, 1 + torch.linspace(0, 1, 500) ** (1 / 9)]),
+        torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-12,
+        torch.tensor([0.0, 1.0] * 500),
+    ],
+    ids=["constant", "large", "geometric", "non-convex", "tiny", "binary"],
+)
+@pytest.mark.parametrize("budget", [1e-3, 1.0, 300.0, 999.5])
+def test_hard_shapes(x, budget):
+    resolution = torch.finfo(torch.float64).eps * x.abs().max().double().item() * len(x)  # of the data themselves
+    s = project_box_simplex(x, budget)
+    assert s.sum(dtype=torch.float64).item() == pytest.approx(budget, rel=1e-6, abs=4 * resolution)
+    w = project_ball(x, budget, p=1)
+    total = min(budget, x.clamp(min=0).sum(dtype=torch.float64).item())
+    assert w.sum(dtype=torch.float64).item() == pytest.approx(total, rel=1e-6, abs=4 * resolution)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.integers(0, 2**31), st.floats(0.001, 0.999), st.sampled_from([0.01, 1.0, 30.0]))
+def test_float32_sum_is_the_budget_to_rounding(seed, share, spread):
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(seed)) * spread
+    budget = share * 5000
+    s = project_box_simplex(x, budget)
+    assert s.dtype == torch.float32
+    # each entry is rounded once, to half a unit in the last place of at most 1
+    assert abs(s.sum(dtype=torch.float64).item() - budget) <= 5000 * 2**-25
+
+
+def test_few_rounds(monkeypatch):
+    """About as many passes as Newton steps: no bisection to a tolerance."""
+    from steelyard.reweight import projections
+
+    rounds = []
+    settle = projections._settle
+    monkeypatch.setattr(projections, "_settle", lambda *a: rounds.append(a[0].numel()) or settle(*a))
+    n = 200_000
+    x = 0.3 + 0.1 * torch.randn(n, generator=torch.Generator().manual_seed(0))
+    project_box_simplex(x, 0.3 * n)
+    assert sum(rounds) <= 6 * n
+
+
+@given(VECTORS)
+@quick
+def test_identity_inside(x):
+    x = x.abs()
+    assert torch.equal(project_ball(x, 1e4), x)
+    assert torch.equal(project_ball(x, 1e5, p=1), x)
+    inside = x.clamp(0, 1)
+    assert torch.equal(project_box_simplex(inside, len(x), equality=False), inside)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_edges(n):
+    x = torch.linspace(-1, 2, n) if n else torch.empty(0)
+    assert torch.equal(project_box_simplex(x, 0), torch.zeros(n))
+    assert torch.equal(project_box_simplex(x, 0, equality=False), torch.zeros(n))
+    assert torch.equal(project_box_simplex(x, n), torch.ones(n))
+    assert torch.equal(project_box_simplex(x, n + 3, equality=False), x.clamp(0, 1))
+    assert torch.equal(project_ball(x, 0, p=1), torch.zeros(n))
+    assert torch.equal(project_ball(x, 0, p=2), torch.zeros(n))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: project_box_simplex(torch.rand(3), 4), "budget is 4, but 3 probabilities"),
+        (lambda: project_box_simplex(torch.empty(0), 1), "budget is 1, but 0 probabilities"),
+        (lambda: project_box_simplex(torch.rand(3), -1), "budget must be finite and >= 0.0, got -1"),
+        (lambda: project_box_simplex(torch.rand(3), math.nan), "budget"),
+        (lambda: project_box_simplex(torch.tensor([0.0, math.nan]), 1), r"probabilities has 1 .*\[1\]: nan"),
+        (lambda: project_box_simplex(torch.tensor([math.inf]), 1), "probabilities has 1"),
+        (lambda: project_ball(torch.tensor([math.nan]), 1), "weights has 1"),
+        (lambda: project_ball(torch.rand(3), -1.0), "radius must be"),
+        (lambda: project_ball(torch.rand(3), 1.0, p=3), "p must be one of"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.slow
+def test_ten_million():
+    n = 10_000_000
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    s = project_box_simplex(x, 0.3 * n)
+    assert s.sum(dtype=torch.float64).item() == pytest.approx(0.3 * n, rel=1e-7)
