@@ -11,7 +11,7 @@ Two ways with one face: `ForwardMode` (exact, forward-mode automatic differentia
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,7 +23,7 @@ from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient"]
+__all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed"]
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class ForwardMode:
             return run.loss(step, parameters)
 
         product: Tensors = jvp(grad(loss), (at,), (along,))[1]
-        return product
+        return _detached(product)
 
     def curvature_and_losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> tuple[Tensors, Tensor]:
         """Forward over reverse, the per-sample losses carried along as an auxiliary output."""
@@ -88,7 +88,7 @@ class ForwardMode:
             return value, noted[0]
 
         product, tangents = jvp(grad(loss, has_aux=True), (at,), (along,))[1]
-        return product, tangents.detach()
+        return _detached(product), tangents.detach()
 
     def _chunk(self, run: Trajectory, step: Step, at: Tensors, batch: Batch) -> int | None:
         if not step.separable or len(batch) <= 2:
@@ -158,6 +158,26 @@ def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
     return dict(zip(leaves, found, strict=True))
 
 
+def mixed(
+    run: Trajectory, step: Step, at: Tensors, along: Tensors, tensors: Sequence[Tensor]
+) -> tuple[Tensors, tuple[Tensor, ...]]:
+    """Return the derivatives of <along, gradient of the inner loss at `at`> by the parameters and by `tensors`.
+
+    The general path: double backward, through whatever the objective does with `tensors`.
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad():
+        value = run.loss(step, leaves)
+        first = torch.autograd.grad(
+            value, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        product = torch.stack([(g * along[name]).sum() for name, g in zip(leaves, first, strict=True)]).sum()
+    if not product.requires_grad:
+        return {n: torch.zeros_like(p) for n, p in leaves.items()}, tuple(torch.zeros_like(t) for t in tensors)
+    found = torch.autograd.grad(product, [*leaves.values(), *tensors], allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found[: len(leaves)], strict=True)), found[len(leaves) :]
+
+
 def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Return the inner product over all parameters, accumulated in float64."""
     return torch.stack([(one[name].double() * other[name].double()).sum() for name in one]).sum()
@@ -166,6 +186,11 @@ def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
 def _tangents(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
     with torch.no_grad():
         return jvp(lambda parameters: run.sample_losses(step, parameters, batch), (at,), (along,))[1]
+
+
+def _detached(tensors: Tensors) -> Tensors:
+    """Cut the graph to whatever else the objective reads (a temperature that requires a gradient, say)."""
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 def _moved(at: Tensors, along: Tensors, h: float) -> Tensors:

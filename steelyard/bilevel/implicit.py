@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import Direction, ForwardMode, dot
+from steelyard.bilevel.directional import Direction, ForwardMode, dot, mixed
 from steelyard.bilevel.trajectory import Tensors, Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import add_rows, outer_gradient, virtual
@@ -97,15 +98,7 @@ class Implicit:
         Warns with a `SolverWarning` where the solve stopped short of its tolerance.
         """
         value, report = self.with_report(trajectory, outer, index, samples)
-        if not report.converged:
-            curvature = " and met negative curvature" if report.negative_curvature else ""
-            warnings.warn(
-                f"Implicit(solver={self.solver!r}) stopped at a relative residual of {report.residual:.1e} after "
-                f"{report.iterations} iterations{curvature}; raise iterations or damping, or train the inner problem "
-                "further",
-                SolverWarning,
-                stacklevel=2,
-            )
+        self._warn(report)
         return value
 
     def with_report(
@@ -118,10 +111,10 @@ class Implicit:
         """Return the hypergradient and what the solver says of it, without a warning."""
         if samples is not None and (index is not None or len(trajectory.steps) != 1):
             raise ValueError("samples need a trajectory of one recorded step, and no index beside them")
-        v = outer_gradient(trajectory, outer).parameters
-        x, report = self._solve(trajectory, v)
-        at, count = _detached(trajectory.final()), len(trajectory.steps)
-        along = {name: value / -count for name, value in x.items()}
+        if samples is not None and trajectory.steps[0].coupled:
+            raise ValueError("the recorded step normalised by its batch (BatchNorm in training mode): no samples")
+        at = _detached(trajectory.final())
+        along, report = self._solve(trajectory, at, outer_gradient(trajectory, outer).parameters)
         if samples is not None:
             return virtual(trajectory, trajectory.steps[0], at, along, samples, self.direction), report
         ids = trajectory.index if index is None else index
@@ -131,23 +124,49 @@ class Implicit:
             add_rows(total, ids, step.batch.index, trajectory.weighted.pull(tangents, tangents, step.weight))
         return total, report
 
-    def _product(self, run: Trajectory, at: Tensors, along: Tensors) -> Tensors:
-        """(H + decay + damping) along, averaged over the recorded steps."""
+    def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
+        found = outer_gradient(trajectory, outer, tensors)
+        at = _detached(trajectory.final())
+        along, report = self._solve(trajectory, at, found.parameters)
+        self._warn(report)
+        total = list(found.direct)
+        for step in trajectory.steps:
+            _, through = mixed(trajectory, step, at, along, tensors)
+            total = [one + more for one, more in zip(total, through, strict=True)]
+        return tuple(total)
+
+    def _warn(self, report: SolverReport) -> None:
+        if report.converged:
+            return
+        curvature = " and met negative curvature" if report.negative_curvature else ""
+        warnings.warn(
+            f"Implicit(solver={self.solver!r}) stopped at a relative residual of {report.residual:.1e} after "
+            f"{report.iterations} iterations{curvature}; raise iterations or damping, or train the inner problem "
+            "further",
+            SolverWarning,
+            stacklevel=3,
+        )
+
+    def _product(self, run: Trajectory, at: Tensors, along: Tensors, sign: float) -> Tensors:
+        """(sign H + decay + damping) along, averaged over the recorded steps."""
         total = {name: self.damping * value for name, value in along.items()}
         for step in run.steps:
             part = self.direction.curvature(run, step, at, along)
             for name, value in along.items():
-                sign = -1.0 if step.groups[name].get("maximize", False) else 1.0
-                decay = sign * step.groups[name]["weight_decay"]
-                total[name] = total[name] + (part[name] + decay * value) / len(run.steps)
+                decay = step.groups[name]["weight_decay"]
+                total[name] = total[name] + (sign * part[name] + decay * value) / len(run.steps)
         return total
 
-    def _solve(self, run: Trajectory, v: Tensors) -> tuple[Tensors, SolverReport]:
-        _refuse_decoupled(run)
-        at = _detached(run.final())
+    def _solve(self, run: Trajectory, at: Tensors, v: Tensors) -> tuple[Tensors, SolverReport]:
+        """Return the direction u of theta such that d outer / d w = sum over steps of d<u, grad>/dw."""
+        sign = _sign(run)
+        x, report = self._linear_solve(run, at, v, sign)
+        return {name: value * (-sign / len(run.steps)) for name, value in x.items()}, report
 
+    def _linear_solve(self, run: Trajectory, at: Tensors, v: Tensors, sign: float) -> tuple[Tensors, SolverReport]:
         def product(along: Tensors) -> Tensors:
-            return self._product(run, at, along)
+            return self._product(run, at, along, sign)
 
         size = math.sqrt(float(dot(v, v)))
         if size == 0.0:
@@ -211,10 +230,15 @@ def _detached(parameters: Tensors) -> Tensors:
     return {name: value.detach() for name, value in parameters.items()}
 
 
-def _refuse_decoupled(run: Trajectory) -> None:
+def _sign(run: Trajectory) -> float:
+    """-1 where the optimizer maximises, +1 where it minimises; refuse what has no stationary point of one loss."""
+    signs = {bool(group.get("maximize", False)) for group in run.steps[-1].groups.values()}
+    if len(signs) > 1:
+        raise ValueError("Implicit needs one loss, but some parameter groups maximise and others minimise it")
     for name, group in run.steps[-1].groups.items():
         if group["weight_decay"] and (group.get("decoupled_weight_decay", False)):
             raise ValueError(
                 f"Implicit needs a stationary point of a loss, but {name!r} is trained with decoupled weight decay "
                 f"{group['weight_decay']}; use weight_decay=0 with a regulariser in the objective, or Truncated"
             )
+    return -1.0 if signs == {True} else 1.0

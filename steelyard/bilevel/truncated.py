@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient
+from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient, mixed
 from steelyard.bilevel.pullback import pullback_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
@@ -122,9 +122,9 @@ class Truncated:
         state: dict[str, Tensors] = {}
         for number in range(len(steps) - 1, -1, -1):
             along, adjoint, state = self._pull(trajectory, steps[number], adjoint, state)
-            product, mixed = _double_backward(trajectory, steps[number], along, tensors)
+            product, through = mixed(trajectory, steps[number], steps[number].parameters, along, tensors)
             adjoint, running = _arrive(trajectory, steps[number], adjoint, product, running)
-            total = [one + more for one, more in zip(total, mixed, strict=True)]
+            total = [one + more for one, more in zip(total, through, strict=True)]
         return tuple(total)
 
     def _window(self, trajectory: Trajectory) -> list[Step]:
@@ -219,22 +219,3 @@ def _gradient_of(run: Trajectory, step: Step) -> Tensors:
     if held is not None and all(tensor._version == version for tensor, version in held.values()):
         return {name: tensor for name, (tensor, _) in held.items()}
     return gradient(run, step, step.parameters)
-
-
-def _double_backward(
-    run: Trajectory, step: Step, along: Tensors, tensors: Sequence[Tensor]
-) -> tuple[Tensors, tuple[Tensor, ...]]:
-    leaves = {name: value.detach().requires_grad_() for name, value in step.parameters.items()}
-    with torch.enable_grad():
-        first = torch.autograd.grad(
-            run.loss(step, leaves),
-            list(leaves.values()),
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        product = sum(((g * along[name]).sum() for name, g in zip(leaves, first, strict=True)), torch.zeros(()))
-    if not product.requires_grad:
-        return {n: torch.zeros_like(p) for n, p in leaves.items()}, tuple(torch.zeros_like(t) for t in tensors)
-    found = torch.autograd.grad(product, [*leaves.values(), *tensors], allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found[: len(leaves)], strict=True)), found[len(leaves) :]

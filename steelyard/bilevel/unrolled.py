@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -69,18 +69,28 @@ class Unrolled:
             raise ValueError("Unrolled answers for the samples of the window only; use Truncated(steps=1) with samples")
         steps = self._window(trajectory)
         weights = [step.weight.clone().requires_grad_() for step in steps]
-        stepper = _stepper(self.backend, trajectory, steps[0])
-        with torch.enable_grad():
-            parameters = {name: p.clone().requires_grad_() for name, p in steps[0].parameters.items()}
-            for step, weight in zip(steps, weights, strict=True):
-                parameters = stepper.step(step, parameters, trajectory.loss(step, parameters, weight))
-            value = trajectory.evaluate(outer, parameters)
+        value = self._unroll(trajectory, outer, steps, weights)
         found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
         ids = trajectory.index if index is None else index
         total = torch.zeros(len(ids), device=ids.device, dtype=weights[0].dtype)
         for step, rows in zip(steps, found, strict=True):
             add_rows(total, ids, step.batch.index, rows)
         return total
+
+    def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
+        steps = self._window(trajectory)
+        value = self._unroll(trajectory, outer, steps, [step.weight for step in steps])
+        return tuple(torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True))
+
+    def _unroll(self, run: Trajectory, outer: Outer, steps: list[Step], weights: list[Tensor]) -> Tensor:
+        """Run the steps again, with a graph, and evaluate the outer loss at their end."""
+        stepper = _stepper(self.backend, run, steps[0])
+        with torch.enable_grad():
+            parameters = {name: p.clone().requires_grad_() for name, p in steps[0].parameters.items()}
+            for step, weight in zip(steps, weights, strict=True):
+                parameters = stepper.step(step, parameters, run.loss(step, parameters, weight))
+            return run.evaluate(outer, parameters)
 
     def _window(self, run: Trajectory) -> list[Step]:
         if self.steps > len(run.steps):

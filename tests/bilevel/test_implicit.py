@@ -35,7 +35,9 @@ def outer(model: nn.Module) -> Tensor:
     return (model(inputs)[:, 0] - 1.0).square().mean()
 
 
-def at_the_optimum(weight: Tensor, batches: int = 1, by_optimizer: bool = True) -> Trajectory:
+def at_the_optimum(
+    weight: Tensor, batches: int = 1, by_optimizer: bool = True, objective_sign: float = 1.0
+) -> Trajectory:
     """Start at the solution and record steps of size zero over the batches of one epoch."""
     model = nn.Linear(D, 1, bias=False).double()
     with torch.no_grad():
@@ -44,8 +46,8 @@ def at_the_optimum(weight: Tensor, batches: int = 1, by_optimizer: bool = True) 
     regulariser = None if by_optimizer else lambda m: 0.5 * share * m.weight.square().sum()
     # The inner objective is the mean over the recorded steps, so an L2 term stands beside 1/batches of the sum.
     decay = share if by_optimizer else 0.0
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, weight_decay=decay)
-    objective = WeightedLoss(squared, "none", regulariser)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, weight_decay=decay, maximize=objective_sign < 0)
+    objective = WeightedLoss(lambda o, t: objective_sign * squared(o, t), "none", regulariser)
     with Recorder(model, optimizer, objective, steps=batches) as recorder:
         for rows in torch.arange(N).chunk(batches):
             recorder.loss(ridge_data().take(rows), weight[rows]).backward()
@@ -156,6 +158,38 @@ def test_logistic_regression_against_training_again() -> None:
 def solve_with_grad(solve, weight: Tensor) -> nn.Module:
     with torch.enable_grad():
         return solve(weight)
+
+
+@pytest.mark.parametrize("solver", ["cg", "neumann"])
+def test_a_maximised_objective_is_the_same_problem(solver: str) -> None:
+    minimised = at_the_optimum(WEIGHT)
+    maximised = at_the_optimum(WEIGHT, objective_sign=-1.0)
+    estimator = Implicit(solver, iterations=2000, tolerance=1e-10, damping=0.1)
+    assert torch.allclose(estimator(minimised, outer), estimator(maximised, outer), rtol=1e-8)
+
+
+def test_any_tensor_in_closed_form() -> None:
+    """The ridge strength, through theta* = (X'WX + e^r I)^-1 X'Wy."""
+    data = ridge_data()
+    log_ridge = torch.tensor(RIDGE, dtype=torch.float64).log().requires_grad_()
+    model = nn.Linear(D, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(ridge_solution(WEIGHT)[None])
+
+    def objective(model: nn.Module, batch: Batch, weight: Tensor) -> Tensor:
+        fit = (weight * squared(model(batch.inputs), batch.targets)).sum()
+        return fit + 0.5 * log_ridge.exp() * model.weight.square().sum()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Recorder(model, optimizer, objective) as recorder:
+        recorder.loss(data, WEIGHT).backward()
+        optimizer.step()
+        (found,) = Implicit(tolerance=1e-12).tensors(recorder.trajectory(), outer, [log_ridge])
+    matrix = data.inputs.T @ (WEIGHT[:, None] * data.inputs) + RIDGE * torch.eye(D, dtype=torch.float64)
+    theta = ridge_solution(WEIGHT).requires_grad_()
+    value = torch.func.functional_call(_Outer(model), {"model.weight": theta[None]}, ())
+    (slope,) = torch.autograd.grad(value, theta)
+    assert torch.allclose(found, -RIDGE * slope @ torch.linalg.solve(matrix, theta.detach()), rtol=1e-8)
 
 
 def test_too_few_iterations_warn_and_report() -> None:

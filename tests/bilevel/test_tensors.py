@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss
+from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, Unrolled, WeightedLoss
 from tests.bilevel.problems import CROSS_ENTROPY, Problem, batch_norm, mlp, relative
 
 CASE = Problem()
@@ -40,13 +40,20 @@ STARTS = {
 }
 
 
-def run(kind: str, optimizer: str, tensors: list[Tensor], make: Callable[[], nn.Module], steps: int) -> Trajectory:
+def run(
+    kind: str,
+    optimizer: str,
+    tensors: list[Tensor],
+    make: Callable[[], nn.Module],
+    steps: int,
+    full_state: bool = False,
+) -> Trajectory:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make().double()
         update = OPTIMIZERS[optimizer](model.parameters())
         objective = STARTS[kind][0](tensors)
-        with Recorder(model, update, objective, steps=steps) as recorder:
+        with Recorder(model, update, objective, steps, full_state) as recorder:
             for rows in torch.arange(8).roll(3).repeat(2).split(5)[:steps]:
                 loss = recorder.loss(CASE.data().take(rows), torch.ones(len(rows), dtype=torch.float64))
                 update.zero_grad()
@@ -75,6 +82,14 @@ def test_against_central_differences(kind: str, optimizer: str, make: Callable, 
                     values.append(float(CASE.outer(moved_run.module)))
             truth.append((values[0] - values[1]) / (2 * h))
     assert relative(found, torch.tensor(truth, dtype=torch.float64)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_unrolling_agrees(kind: str) -> None:
+    tensors = [t.double().requires_grad_() for t in STARTS[kind][1]]
+    record = run(kind, "sgd", tensors, mlp, 3, full_state=True)
+    ours, theirs = (e.tensors(record, CASE.outer, tensors) for e in (Truncated(3), Unrolled(3, "torchopt")))
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(ours, theirs, strict=True))
 
 
 def run_without_grad(*args) -> Trajectory:
