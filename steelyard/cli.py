@@ -1,0 +1,268 @@
+"""The command `steelyard`: run recipes, compare runs, look at them."""
+
+from __future__ import annotations
+
+import os
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from steelyard.experiments.compare import Row, compare, write_comparison
+from steelyard.experiments.demo import DEMO
+from steelyard.experiments.demo import demo as run_demo
+from steelyard.experiments.errors import UserError
+from steelyard.experiments.evaluation import Evaluation
+from steelyard.experiments.recipe import load_recipe, recipe_names
+from steelyard.experiments.run import check_directory, execute, read_run
+
+__all__ = ["main"]
+
+Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
+
+
+def demo(
+    out: Path = Path("runs/demo"), seeds: tuple[int, ...] = (0, 1, 2), threads: int = 1, show: bool = False
+) -> None:
+    """Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two.
+
+    Example: steelyard demo --show
+
+    Args:
+        out: folder for the runs and report.html; an earlier demo in it is replaced.
+        seeds: one run of every method for each.
+        threads: torch threads; these nets are small, more than one rarely helps.
+        show: open the report in a browser.
+    """
+    from steelyard.experiments.report import write_report  # matplotlib: two seconds that other commands need not wait
+
+    torch.set_num_threads(threads)
+    console = Console()
+    with _progress(console) as bars:
+        watch = _watcher(bars, len(DEMO) * len(seeds))
+        runs = run_demo(out, watch, DEMO, seeds)
+    rows = compare(runs)
+    write_comparison(rows, out)
+    page = out / "report.html"
+    write_report(runs, page)
+    console.print(_table(rows))
+    console.print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
+    if show:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def run(
+    recipe: tyro.conf.Positional[str],
+    set_: Overrides = (),
+    seeds: tuple[int, ...] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    data_root: Path | None = None,
+    download: bool = False,
+    threads: int = 0,
+) -> None:
+    """Carry out a recipe, a run directory for each seed.
+
+    For instance:
+
+    steelyard run coloured_digits/maple --seeds 0 1 2
+
+    steelyard run coloured_digits/irmv1 --set method.penalty.weight=1e3 --set method.training.steps=100
+
+    steelyard run my_recipe.toml --out runs/mine
+
+    Args:
+        recipe: a name from `steelyard recipes`, or the path of a .toml file.
+        set_: a field of the recipe to set, as in --set method.training.steps=20; may be repeated.
+        seeds: seeds to run; the recipe's own if none is given.
+        out: folder; runs go to OUT/seed<k> (default: runs/<recipe>).
+        overwrite: replace runs that lie there.
+        data_root: where data sets lie (default: $STEELYARD_DATA).
+        download: let the data set be downloaded to the data root.
+        threads: torch threads; 0 leaves torch's own choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console()
+    recipes = [load_recipe(recipe, set_, seed) for seed in (seeds or (None,))]
+    folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
+    places = [folder / f"seed{one.seed}" for one in recipes]
+    for place in places:  # all of them before the first hour of training, not after it
+        check_directory(place, overwrite)
+    runs = []
+    with _progress(console) as bars:
+        watch = _watcher(bars, len(recipes))
+        for one, place in zip(recipes, places, strict=True):
+
+            def progress(evaluation: Evaluation, seed: int = one.seed, last: int = one.method.last_step) -> None:
+                watch(recipe, seed, evaluation, last)
+
+            runs.append(
+                execute(
+                    one,
+                    place,
+                    name=recipe,
+                    overrides=set_,
+                    data_root=_data_root(data_root),
+                    download=download,
+                    overwrite=overwrite,
+                    progress=progress,
+                )
+            )
+    console.print(_table(compare(runs)))
+    console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
+
+
+def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+    """Compare runs: accuracies as mean ± standard deviation over seeds.
+
+    Example: steelyard compare runs/coloured_digits/*/seed* --out results/coloured_digits
+
+    Args:
+        runs: run directories; those of one recipe are averaged over their seeds.
+        out: write comparison.md, comparison.csv and summary.json here.
+    """
+    rows = compare([read_run(run) for run in _some(runs)])
+    console = Console()
+    console.print(_table(rows))
+    if out is not None:
+        write_comparison(rows, out)
+        console.print(f"Written: {out}/comparison.md, comparison.csv, summary.json", markup=False, soft_wrap=True)
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path | None = None,
+    data_root: Path | None = None,
+    show: bool = False,
+) -> None:
+    """Write an HTML page about one or several runs.
+
+    Example: steelyard report runs/coloured_digits/*/seed* --out report.html --show
+
+    Args:
+        runs: run directories; those of one recipe are averaged over their seeds.
+        out: the page (default: report.html beside the first run directory).
+        data_root: where data sets lie, for the images (default: $STEELYARD_DATA).
+        show: open the page in a browser.
+    """
+    from steelyard.experiments.report import write_report
+
+    done = [read_run(run) for run in _some(runs)]
+    page = out or runs[0].parent / "report.html"
+    write_report(done, page, _data_root(data_root))
+    Console().print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
+    if show:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    console = Console()
+    for name in recipe_names():
+        console.print(name)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "run": run,
+    "compare": compare_runs,
+    "report": report,
+    "recipes": recipes,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: that of the process) and return the exit status.
+
+    0: done. 2: something the user gave is wrong, said in one line. 130: interrupted.
+    """
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="steelyard", description=_DESCRIPTION, args=None if arguments is None else list(arguments)
+        )
+    except UserError as error:
+        Console(stderr=True).print(f"steelyard: error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("steelyard: interrupted")
+        return 130
+    return 0
+
+
+_DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probability for every training sample.
+
+Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one."""
+
+
+def _some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
+    if not runs:
+        raise UserError("name at least one run directory")
+    return runs
+
+
+def _data_root(given: Path | None) -> Path | None:
+    named = os.environ.get("STEELYARD_DATA")
+    return given or (Path(named) if named else None)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int], None]:
+    """Return a callback that moves one bar over all `runs` and says what the present one has reached."""
+    bar = bars.add_task("starting", total=runs)
+    finished = 0
+
+    def watch(name: str, seed: int, evaluation: Evaluation, last: int) -> None:
+        nonlocal finished
+        step = evaluation.visible.step
+        text = (
+            f"{name} seed {seed}, step {step}/{last}: train {evaluation.visible.train.accuracy:.3f}, "
+            f"validation {evaluation.visible.validation.accuracy:.3f}"
+        )
+        bars.update(bar, completed=finished + step / last, description=text)
+        finished += step == last
+
+    return watch
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """Return one line a recipe: the accuracies in per cent, the selections side by side."""
+    datasets = sorted({row.dataset for row in rows})
+    table = Table(
+        title=f"Accuracy on {' and '.join(datasets)} (%), mean ± standard deviation over seeds",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="train, validation, test: the last step. selected: test at the step that the recipe's criterion "
+        "prefers on validation. best: test at the step best on TEST, for comparison with papers that report it.",
+    )
+    table.add_column("recipe", no_wrap=True)
+    for column in ("train", "validation", "test", "selected", "best", "seeds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in dict.fromkeys(row.recipe for row in rows):
+        last, *selected, best = (row for row in rows if row.recipe == name)
+        chosen = selected[0] if selected else last
+        spreads = (last.train, last.validation, last.test, chosen.test, best.test)
+        short = name.rpartition("/")[2] if len(datasets) == 1 else name  # the title has the rest
+        table.add_row(
+            escape(short), *(f"{100 * s.mean:.1f} ± {100 * s.std:.1f}" for s in spreads), str(len(last.seeds))
+        )
+    return table

@@ -1,0 +1,24 @@
+"""Data sets, the one trainer, recipes, runs and reports: what compares methods, and what the command line drives.
+
+A recipe (data x model x method) makes a run; a run is a directory; tables and pages are made of run directories. A
+method is one page in `steelyard.experiments.methods`, a data set one in `steelyard.experiments.data`.
+"""
+
+from steelyard.experiments.data import Splits
+from steelyard.experiments.errors import DataError, RecipeError, RunError, UserError
+from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
+from steelyard.experiments.run import Run, execute, read_run
+
+__all__ = [
+    "DataError",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "RunError",
+    "Splits",
+    "UserError",
+    "execute",
+    "load_recipe",
+    "read_run",
+    "recipe_names",
+]

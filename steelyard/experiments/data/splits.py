@@ -1,0 +1,106 @@
+"""`Splits`: the three parts of a data set in memory, and what is known of them beyond the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steelyard import _check
+from steelyard.bilevel.batch import Batch
+
+__all__ = ["Splits", "deal", "pictures"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test samples of one data set, in memory.
+
+    Attributes:
+        name: the data set's name.
+        train: the samples that are learned from, the ones that a method may weigh. Targets are int64 class ids,
+            `environment` ids are 0 .. len(environments) - 1.
+        validation: samples of the TRAINING environments that no model is fitted to; all selection looks here.
+        test: samples of the shifted environment. They are measured and reported; nothing decides by them.
+        classes: a name for each class id.
+        environments: a name for each environment id of `train` and `validation`.
+        facts: boolean facts about the training samples, ``(n_train,)`` each, known because the data set was
+            made by us ("label_flipped", "colour_agrees"). Reports draw them; no method or criterion receives them.
+    """
+
+    name: str
+    train: Batch
+    validation: Batch
+    test: Batch
+    classes: tuple[str, ...]
+    environments: tuple[str, ...]
+    facts: Mapping[str, Bool[Tensor, " n_train"]] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        for name, fact in self.facts.items():
+            if fact.shape != self.train.index.shape:
+                raise ValueError(f"facts[{name!r}] needs one entry for each of {len(self.train)} training samples")
+        for part in (self.train, self.validation):
+            if part.environment is None:
+                raise ValueError("training and validation samples need environment ids")
+            if len(part) and int(part.environment.max()) >= len(self.environments):
+                raise ValueError(f"environment ids must be below {len(self.environments)}")
+
+    def to(self, device: torch.device | str) -> Splits:
+        """Return the same splits on `device` (the facts, which only reports read, stay where they are)."""
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )
+
+    def grayscale(self) -> Splits:
+        """Return the oracle's view: channels ``(n, channels, h, w)`` summed to ``(n, 1, h, w)``, colour gone."""
+
+        def gray(part: Batch) -> Batch:
+            return replace(part, inputs=part.inputs.sum(1, keepdim=True))
+
+        return replace(self, train=gray(self.train), validation=gray(self.validation), test=gray(self.test))
+
+
+def deal(
+    strata: Int[Tensor, " n"], share: float, generator: torch.Generator
+) -> tuple[Int[Tensor, " rest"], Int[Tensor, " part"]]:
+    """Split positions 0 .. n-1 at random into the rest and a part of exactly ``floor(n * share)``, stratified.
+
+    The positions are shuffled within each stratum and every (1/share)-th is dealt into the part, so that each stratum
+    gives its share to within one sample.
+
+    Returns:
+        Positions of the rest and of the part, each in random order.
+
+    Example:
+        >>> rest, part = deal(torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]), 0.5, torch.Generator().manual_seed(0))
+        >>> len(rest), sorted((part // 2 % 2).tolist())
+        (4, [0, 0, 1, 1])
+    """
+    _check.in_range("share", share, low=0.0, high=1.0)
+    shuffled = torch.randperm(len(strata), generator=generator)
+    order = shuffled[torch.argsort(strata[shuffled], stable=True)]
+    steps = (torch.arange(len(strata) + 1, dtype=torch.float64) * share + 1e-9).floor()  # 1e-9: 0.3 * 10 is 3
+    chosen = steps[1:] > steps[:-1]
+    rest, part = order[~chosen], order[chosen]
+    return (
+        rest[torch.randperm(len(rest), generator=generator)],
+        part[torch.randperm(len(part), generator=generator)],
+    )
+
+
+def pictures(inputs: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n h w 3"]:
+    """Render images for a report: two channels in a vermilion and a bluish green, one channel in gray.
+
+    The two hues are those of Okabe and Ito's palette, which readers with any common colour vision tell apart;
+    the published data set's red and green are not.
+    """
+    hues = {1: [[1.0, 1.0, 1.0]], 2: [[0.90, 0.42, 0.05], [0.0, 0.75, 0.55]]}
+    if inputs.shape[1] not in hues:
+        raise ValueError(f"pictures takes one or two channels, got inputs of shape {tuple(inputs.shape)}")
+    palette = torch.tensor(hues[inputs.shape[1]], dtype=inputs.dtype, device=inputs.device)
+    return torch.einsum("nchw,cr->nhwr", inputs, palette).clamp(0, 1)

@@ -1,0 +1,31 @@
+"""Empirical risk minimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Training, train
+
+__all__ = ["ERM"]
+
+
+@dataclass(frozen=True)
+class ERM:
+    """Empirical risk minimisation: the mean loss of the training samples, all alike.
+
+    Labels needed: class labels. On grayscale data this is the oracle, which cannot see the colour.
+    """
+
+    name: Literal["erm"] = "erm"
+    training: Training = field(default_factory=Training)
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train and return the last model."""
+        return Fitted(train(problem, self.training, observe))

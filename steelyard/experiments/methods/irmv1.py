@@ -1,0 +1,35 @@
+"""Invariant risk minimisation, the practical version 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steelyard import reweight
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Anneal, Training, train
+
+__all__ = ["IRMv1"]
+
+
+@dataclass(frozen=True)
+class IRMv1:
+    """IRMv1 (Arjovsky et al. 2019, arXiv:1907.02893, equation (IRMv1) of section 3).
+
+    The mean loss plus lambda times the mean over environments of ``(d R_e(s * outputs) / d s at s = 1)^2``.
+    Labels needed: class and environment, in training. Published settings for Colored MNIST: the recipe
+    `colored_mnist/irmv1`.
+    """
+
+    name: Literal["irmv1"] = "irmv1"
+    training: Training = field(default_factory=Training)
+    penalty: Anneal = field(default_factory=Anneal)
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train and return the last model."""
+        return Fitted(train(problem, self.training, observe, penalty=reweight.IRMv1(), anneal=self.penalty))

@@ -1,0 +1,174 @@
+"""MAPLE: sample weights and keep-probabilities learned so that the model trained under them is invariant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from steelyard import _check, reweight
+from steelyard.bilevel import WeightedLoss
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import OptimizerSettings
+
+__all__ = ["InnerSettings", "Maple", "OuterRisk"]
+
+_EPS = 1e-12  # of Adam: hypergradients of single samples can be far below its default, 1e-8
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """The inner run: how the model is trained on the kept samples at each outer step.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples a step; 0 takes all that are kept.
+        restart: start every inner run from the same initial parameters (the paper); false goes on from the last one.
+        bfloat16: autocast to bfloat16.
+        optimizer: the optimizer.
+    """
+
+    steps: int = 100
+    batch_size: int = 0
+    restart: bool = True
+    bfloat16: bool = False
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings("sgd", 0.1, 0.9))
+
+    def __post_init__(self) -> None:
+        _check.integer("batch_size", self.batch_size, low=0)
+
+
+@dataclass(frozen=True)
+class OuterRisk:
+    """The outer risk: a penalty on differences between environments, reshaped, and a share of the mean loss.
+
+    Attributes:
+        penalty: "vrex" or "irmv1".
+        shape: "sqrt" (the default), "log" or "plain". The penalties are squares, whose gradients fade as they fall; the
+            square root's gradient keeps its size (V-REx's, for two environments, is half the difference of their
+            risks), the logarithm's grows without bound near zero.
+        mean: coefficient of the mean loss, added.
+    """
+
+    penalty: Literal["vrex", "irmv1"] = "vrex"
+    shape: Literal["sqrt", "log", "plain"] = "sqrt"
+    mean: float = 0.0
+
+    def build(self) -> reweight.Risk:
+        """Return the risk."""
+        risk: reweight.Risk = reweight.VREx() if self.penalty == "vrex" else reweight.IRMv1()
+        if self.shape != "plain":
+            risk = reweight.Sqrt(risk) if self.shape == "sqrt" else reweight.Log(risk)
+        return risk + self.mean * reweight.MeanRisk() if self.mean else risk
+
+
+@dataclass(frozen=True)
+class Maple:
+    """MAPLE (Zhou et al. 2022, Algorithm 1), by `steelyard.reweight.Maple`.
+
+    Labels needed: class and environment, in training. Each outer step trains the inner model on a draw of the kept
+    samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the last
+    outer step shows in the saved weights but in no model, unless `retrain` makes one.)
+
+    Attributes:
+        budget: K, the number of training samples that are kept on average.
+        steps: outer steps.
+        learn: "both", "weights" or "probabilities".
+        draws: masks (and inner runs) averaged at each outer step; the last draw's model is evaluated.
+        outer_split: where the outer risk is taken. With "validation" the validation figures are no longer held out.
+        probability_rate: Adam's step size on the keep-probabilities.
+        weight_rate: Adam's step size on the weights.
+        folds: 1 takes the outer risk of the inner model's own outputs; more cross-fits it (`reweight.CrossFit`).
+        beta1: Adam's memory of the gradient.
+        clip: largest norm of the gradient of the probabilities, and of that of the weights; 0 leaves them as they are.
+        schedule: of both step sizes over the run: "cosine" down to 2%, or "constant".
+        retrain: end with one more inner run, on all samples with the weights that they have on average, s_i w_i, which
+            no draw of a mask disturbs; it is observed as step ``steps + 1`` and is the final model.
+        risk: the outer risk.
+        inner: the inner run.
+    """
+
+    budget: int
+    name: Literal["maple"] = "maple"
+    steps: int = 30
+    learn: Literal["both", "weights", "probabilities"] = "both"
+    draws: int = 1
+    folds: int = 1
+    outer_split: Literal["train", "validation"] = "train"
+    probability_rate: float = 0.1
+    weight_rate: float = 0.05
+    beta1: float = 0.5
+    clip: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    retrain: bool = False
+    risk: OuterRisk = field(default_factory=OuterRisk)
+    inner: InnerSettings = field(default_factory=InnerSettings)
+
+    def __post_init__(self) -> None:
+        _check.integer("budget", self.budget, low=1)
+        _check.integer("steps", self.steps, low=1)
+        for name in ("probability_rate", "weight_rate"):
+            _check.in_range(name, getattr(self, name), low=0.0, open_low=True)
+        _check.in_range("clip", self.clip, low=0.0)
+        _check.in_range("beta1", self.beta1, low=0.0, high=1.0, open_high=True)
+        _check.integer("draws", self.draws, low=1)
+        if _check.integer("folds", self.folds, low=1) > 1 and self.outer_split != "train":
+            raise ValueError("folds above 1 cross-fit the training samples: take outer_split = 'train'")
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.steps + self.retrain
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Learn weights and probabilities, and return them with the inner model of the last outer step."""
+        inner = reweight.InnerRun(
+            problem.model,
+            self.inner.optimizer.build,
+            WeightedLoss(problem.loss),
+            self.inner.steps,
+            batch_size=self.inner.batch_size or None,
+            restart=self.inner.restart,
+            autocast=torch.bfloat16 if self.inner.bfloat16 else None,
+            seed=problem.seed,
+        )
+        maple = reweight.Maple(
+            inner,
+            self.risk.build(),
+            budget=self.budget,
+            steps=self.steps,
+            learn=self.learn,
+            draws=self.draws,
+            folds=self.folds,
+            probability_optimizer=self._adam(self.probability_rate),
+            weight_optimizer=self._adam(self.weight_rate),
+            clip=self.clip or None,
+            schedule=reweight.CosineDecay() if self.schedule == "cosine" else _constant,
+            seed=problem.seed,
+        )
+        last: list[nn.Module] = []
+
+        def watch(step: reweight.OuterStep) -> None:
+            assert step.model is not None  # it is there in a callback
+            numbers = {key: float(value) for key, value in step.row.items() if isinstance(value, (int, float))}
+            observe(step.step + 1, step.model, numbers)
+            last[:] = [step.model]
+
+        splits = problem.splits
+        held_out = splits.validation if self.outer_split == "validation" else None
+        reweighting = maple.fit(splits.train, held_out, callbacks=[watch])
+        if self.retrain:
+            last[0], _ = inner(splits.train, reweighting.probabilities * reweighting.weights)
+            observe(self.last_step, last[0], {})
+        return Fitted(last[0], reweighting)
+
+    def _adam(self, rate: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
+        return partial(torch.optim.Adam, lr=rate, betas=(self.beta1, 0.999), eps=_EPS)
+
+
+def _constant(progress: float) -> float:
+    return 1.0

@@ -1,0 +1,114 @@
+"""The report's plots, as SVG text: no pyplot, no global state, the same bytes for the same data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "accuracy_curves", "distributions"]
+
+# Okabe and Ito's palette: readers with any common colour vision tell these apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlepad": 12,
+    "axes.titlesize": 12,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7ec",
+    "axes.edgecolor": "#98a2b3",
+    "svg.hashsalt": "steelyard",
+    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
+    "figure.constrained_layout.use": True,
+}
+
+Curves = Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]
+"""Name -> one (steps, values) for each seed."""
+
+
+def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float | None = None) -> str:
+    """Draw values over the share of the run that is done, a colour for each name: the mean over seeds, and their range.
+
+    Args:
+        curves: the values, accuracies in [0, 1].
+        title: of the plot.
+        y_label: of the axis.
+        reference: height of a dashed line, the accuracy of the oracle.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 4.2))
+        axes = figure.subplots()
+        grid = np.linspace(0, 100, 201)
+        for colour, (name, seeds) in zip(_cycle(len(curves)), curves.items(), strict=True):
+            values = np.stack([np.interp(grid, 100 * np.array(x) / x[-1], y) for x, y in seeds])
+            first = max(100 * x[0] / x[-1] for x, _ in seeds)  # no line before the first evaluation
+            shown = grid >= first
+            axes.plot(grid[shown], values.mean(0)[shown], color=colour, label=name, linewidth=2)
+            axes.fill_between(
+                grid[shown], values.min(0)[shown], values.max(0)[shown], color=colour, alpha=0.15, linewidth=0
+            )
+        if reference is not None:
+            axes.axhline(reference, color="#475467", linestyle="--", linewidth=1.2, label="oracle without colour")
+        axes.set(xlabel="share of the run done (%)", ylabel=y_label, title=title, xlim=(0, 100), ylim=(0, 1))
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        return _svg(figure)
+
+
+def distributions(samples: pandas.DataFrame, fact: str, names: Mapping[bool, str]) -> str:
+    """Draw the distributions of keep-probability and of weight, samples split by a boolean column.
+
+    Args:
+        samples: with columns probability, weight and `fact`.
+        fact: the column to split by.
+        names: what to call the samples where the fact is true, and where it is false.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.3))
+        left, right = figure.subplots(1, 2)
+        _histogram(left, samples, "probability", "keep-probability", (0.0, 1.0), fact, names)
+        top = max(float(samples["weight"].max()), 1.0) * 1.02
+        _histogram(right, samples, "weight", "weight", (0.0, top), fact, names)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def _histogram(
+    axes: Axes,
+    samples: pandas.DataFrame,
+    column: str,
+    label: str,
+    span: tuple[float, float],
+    fact: str,
+    names: Mapping[bool, str],
+) -> None:
+    for colour, (value, name) in zip(COLOURS, names.items(), strict=False):
+        part = samples.loc[samples[fact] == value, column].to_numpy()
+        if len(part):
+            share = np.full(len(part), 100 / len(part))
+            axes.hist(
+                part, bins=20, range=span, weights=share, color=colour, alpha=0.45, label=f"{name} (n = {len(part):,})"
+            )
+            axes.hist(part, bins=20, range=span, weights=share, color=colour, histtype="step", linewidth=1.6)
+            axes.axvline(part.mean(), color=colour, linestyle=":", linewidth=1.6)
+    axes.set(xlabel=f"{label} (dotted: mean)", ylabel="share of the samples (%)", xlim=span)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[k % len(COLOURS)] for k in range(count)]
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

@@ -1,0 +1,118 @@
+"""Recipes: everything that defines a run but its seed's luck, as TOML shipped with the package or of the user's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steelyard import _check
+from steelyard.experiments.data import DataSet
+from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.methods import Method
+from steelyard.experiments.models import Model
+from steelyard.experiments.schema import parse
+from steelyard.experiments.selection import CRITERIA
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same parser, before it went into the standard library
+    import tomli as tomllib
+
+__all__ = ["Recipe", "load_recipe", "recipe_names"]
+
+_SHIPPED = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run: data x model x method, a seed, and how one step is chosen to stand for it.
+
+    Attributes:
+        data: the data set and its settings.
+        model: the model and its settings.
+        method: the method and its settings.
+        seed: of the data split, the initial parameters and the method's draws.
+        selection: the criterion (of `steelyard.experiments.selection.CRITERIA`) of the "validation-selected" column.
+        train_floor: training accuracy below which a step is not selected, by the criteria that have a floor and in the
+            column selected on test (which is there to compare with papers that select so).
+        device: where to train, a torch device.
+    """
+
+    data: DataSet
+    model: Model
+    method: Method
+    seed: int = 0
+    selection: str = "validation_vrex"
+    train_floor: float = 0.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _check.integer("seed", self.seed, low=0)
+        _check.choice("selection", self.selection, CRITERIA)
+        _check.in_range("train_floor", self.train_floor, low=0.0, high=1.0)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes shipped, sorted ("coloured_digits/erm", ...)."""
+    return sorted(path.relative_to(_SHIPPED).with_suffix("").as_posix() for path in _SHIPPED.rglob("*.toml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Return a recipe by its name or the path of a .toml file.
+
+    Args:
+        name: one of `recipe_names()`, or a path that ends in .toml.
+        overrides: ``"field.field=value"``, the value as in TOML (a bare word is taken as a string).
+        seed: replaces the recipe's own.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, a field that is unknown or does not fit.
+
+    Example:
+        >>> recipe = load_recipe("coloured_digits/erm", ["method.training.steps=20"], seed=3)
+        >>> recipe.method.training.steps, recipe.seed
+        (20, 3)
+    """
+    path = _path(name)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
+    for override in overrides:
+        _set(table, override)
+    if seed is not None:
+        table["seed"] = seed
+    source = f"{path} with {' '.join(f'--set {o}' for o in overrides)}" if overrides else str(path)
+    return parse(Recipe, table, source)
+
+
+def _path(name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    if name not in recipe_names():
+        raise RecipeError(
+            f"there is no recipe {name!r}{_check.nearest(name, recipe_names())} "
+            "(`steelyard recipes` lists them; a file of your own is named with its .toml)"
+        )
+    return _SHIPPED / f"{name}.toml"
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    """Put one ``field.field=value`` into the table."""
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not last:
+        raise RecipeError(f"--set {override}: expected field.field=value, as in --set method.training.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, Mapping):
+            raise RecipeError(f"--set {override}: {parent!r} is a value, it has no fields")
+        table = inner  # type: ignore[assignment]
+    table[last] = value

@@ -1,0 +1,197 @@
+"""The HTML report of one or several runs: one file, nothing loaded from elsewhere, every string escaped."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas
+import torch
+from markupsafe import Markup
+from PIL import Image
+
+from steelyard._files import write_text
+from steelyard.experiments import plots
+from steelyard.experiments.compare import BEST_ON_TEST, Row, compare, group_runs
+from steelyard.experiments.data import Splits
+from steelyard.experiments.data.splits import pictures
+from steelyard.experiments.errors import DataError
+from steelyard.experiments.run import Run
+from steelyard.experiments.schema import plain
+
+__all__ = ["render", "write_report"]
+
+FACTS = {
+    "colour_agrees": ("Colour and label", {True: "colour agrees with the label", False: "colour disagrees"}),
+    "label_flipped": ("Label noise", {True: "label flipped by noise", False: "label right"}),
+}
+GALLERY = 24  # images in each of the two rows of the gallery
+
+
+def write_report(runs: Sequence[Run], path: Path, data_root: Path | None = None) -> None:
+    """Write the page for `runs` (at least one) to `path`; see `render`."""
+    write_text(path, render(runs, data_root))
+
+
+def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
+    """Return the page: for each data set its table and curves, and for runs that learned weights what these became.
+
+    Args:
+        runs: the runs, in any order; seeds of one recipe are averaged.
+        data_root: where data sets lie that are not installed; without the data the gallery is left out.
+    """
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.j2")
+    names = list(dict.fromkeys(run.recipe.data.name for run in runs))
+    sections = [_section([run for run in runs if run.recipe.data.name == name], data_root) for name in names]
+    return template.render(title=" and ".join(names), sections=sections, environment=runs[0].environment)
+
+
+def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
+    """Return what the template shows of one data set."""
+    groups = group_runs(runs)
+    rows = compare(runs)
+    oracle = next((row for row in rows if row.selection == "last" and _is_oracle(row, groups)), None)
+    curves = {
+        _short(group[0].name): [
+            ([e.visible.step for e in run.history], [e.test.accuracy for e in run.history]) for run in group
+        ]
+        for group in groups
+        if not group[0].recipe.data.grayscale
+    }
+    return {
+        "name": runs[0].recipe.data.name,
+        "story": runs[0].recipe.data.story,
+        "about": inspect.getdoc(type(runs[0].recipe.data)),
+        "seeds": max(len(group) for group in groups),
+        "table": [_line([row for row in rows if row.recipe == group[0].name], group) for group in groups],
+        "curves": _svg(
+            plots.accuracy_curves(
+                curves,
+                "Test accuracy while training (mean over seeds; band: lowest to highest)",
+                "test accuracy",
+                oracle.test.mean if oracle else None,
+            )
+        )
+        if curves
+        else None,
+        "learned": [_learned(group, data_root) for group in groups if group[0].samples is not None],
+        "recipes": [{"name": group[0].name, "fields": plain(group[0].recipe)} for group in groups],
+        "commands": list(dict.fromkeys(row.command for row in rows)),
+    }
+
+
+def _short(name: str) -> str:
+    """Return a recipe's name without the data set's, which the section's heading has."""
+    return name.rpartition("/")[2]
+
+
+def _is_oracle(row: Row, groups: list[list[Run]]) -> bool:
+    return any(group[0].name == row.recipe and group[0].recipe.data.grayscale for group in groups)
+
+
+def _line(rows: list[Row], group: list[Run]) -> dict[str, Any]:
+    """Return one recipe's line of the table: its three selections side by side, in per cent."""
+    by = {row.selection: row for row in rows}
+    recipe = group[0].recipe
+    chosen = by.get(recipe.selection, by["last"])
+    return {
+        "name": _short(group[0].name),
+        "oracle": recipe.data.grayscale,
+        "seeds": len(group),
+        "seconds": sum(run.environment["seconds"] for run in group) / len(group),
+        "selection": recipe.selection,
+        "last": by["last"],
+        "selected": chosen,
+        "best": by[BEST_ON_TEST],
+    }
+
+
+def _learned(group: list[Run], data_root: Path | None) -> dict[str, Any]:
+    """Return what a method that learns sample weights learned: figures and plots over all seeds, one seed's images."""
+    samples = pandas.concat([run.samples for run in group if run.samples is not None])
+    facts = [
+        {
+            "title": title,
+            "groups": [_kept(samples, fact, value, name) for value, name in names.items()],
+            "plot": _svg(plots.distributions(samples, fact, names)),
+        }
+        for fact, (title, names) in FACTS.items()
+        if fact in samples
+    ]
+    first = group[0]
+    try:
+        splits = first.recipe.data.load(first.recipe.seed, data_root)
+        gallery, missing = _gallery(first, splits), ""
+    except DataError as error:
+        gallery, missing = [], str(error)
+    return {
+        "name": _short(first.name),
+        "seed": first.recipe.seed,
+        "budget": float(samples["probability"].sum()) / len(group),
+        "count": len(samples) // len(group),
+        "facts": facts,
+        "gallery": gallery,
+        "missing": missing,
+    }
+
+
+def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[str, Any]:
+    """Return a group's share of the data, and of what training saw: the sum of probability x weight."""
+    member = samples[fact] == value
+    seen = samples["probability"] * samples["weight"]
+    return {
+        "name": name,
+        "before": float(member.mean()),
+        "after": float(seen[member].sum() / seen.sum()),
+        "probability": float(samples.loc[member, "probability"].mean()),
+        "weight": float(samples.loc[member, "weight"].mean()),
+    }
+
+
+def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
+    """Return the most and the least kept images of one run, best and worst first."""
+    assert run.samples is not None
+    order = run.samples.sort_values(["probability", "weight", "index"], ascending=[False, False, True])
+    rows = {"Most kept": order.head(GALLERY), "Least kept": order.tail(GALLERY).iloc[::-1]}
+    position = {int(identity): k for k, identity in enumerate(splits.train.index.tolist())}
+    return [
+        {
+            "title": title,
+            "images": [
+                {
+                    "source": _png(splits.train.inputs[position[int(sample["index"])]]),
+                    "label": splits.classes[int(sample["target"])],
+                    "probability": float(sample["probability"]),
+                    "weight": float(sample["weight"]),
+                    "agrees": bool(sample.get("colour_agrees", True)),
+                    "flipped": bool(sample.get("label_flipped", False)),
+                }
+                for sample in table.to_dict("records")
+            ],
+        }
+        for title, table in rows.items()
+    ]
+
+
+def _png(image: torch.Tensor) -> str:
+    """Return an image ``(channels, h, w)`` as a data address."""
+    pixels = (pictures(image[None])[0] * 255).round().to(torch.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels.cpu().numpy()).save(data, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _svg(text: str) -> Markup:
+    """Return a plot as an image element's source; matplotlib escapes the strings within."""
+    return Markup("data:image/svg+xml;base64,") + base64.b64encode(text.encode()).decode()

@@ -1,0 +1,111 @@
+"""Turn a table (of TOML, or JSON) into a frozen dataclass by its type hints; errors name the source and the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from steelyard._check import nearest
+from steelyard.experiments.errors import RecipeError
+
+__all__ = ["parse", "plain"]
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], table: Any, source: str, path: str = "") -> T:
+    """Return a `cls` from `table`.
+
+    Field types may be bool, int, float, str, Literal, ``tuple[X, ...]`` or ``tuple[X, Y]``, another dataclass, or a
+    union of dataclasses told apart by their field `name`. A float field takes an int; nothing else is converted.
+
+    Args:
+        cls: a dataclass.
+        table: mapping from field names to values.
+        source: where the table comes from, for messages.
+        path: the field that `table` stands in, for messages.
+
+    Raises:
+        RecipeError: unknown field (with the nearest right one), missing field, wrong type, or a value that
+            the dataclass itself refuses.
+    """
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{source}: {path or 'the file'} must be a table of fields, got {table!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    for key in table:
+        if key not in fields:
+            raise RecipeError(
+                f"{source}: unknown field {_join(path, key)!r}{nearest(str(key), fields)} "
+                f"({path or 'a recipe'} has the fields {', '.join(fields)})"
+            )
+    for name, field in fields.items():
+        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in table and no_default:
+            raise RecipeError(f"{source}: the field {_join(path, name)!r} is missing")
+    values = {key: _convert(hints[key], value, source, _join(path, key)) for key, value in table.items()}
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {path or 'recipe'}: {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """Return a dataclass as nested dicts and lists, ready for JSON; `parse` reads it back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return parse(hint, value, source, path)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        return _variant(arguments, value, source, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(
+                f"{source}: {path} must be one of {', '.join(map(repr, arguments))}, got {value!r}"
+                f"{nearest(str(value), map(str, arguments))}"
+            )
+        return value
+    if origin is tuple:
+        return _tuple(arguments, value, source, path)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{source}: {path} must be {_WORDS[hint]}, got {value!r} ({type(value).__name__})")
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any, source: str, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise RecipeError(f"{source}: {path} must be a list, got {value!r}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise RecipeError(f"{source}: {path} must have {len(arguments)} entries, got {len(value)}")
+    return tuple(
+        _convert(hint, v, source, f"{path}[{k}]") for k, (hint, v) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _variant(kinds: tuple[Any, ...], value: Any, source: str, path: str) -> Any:
+    by_name = {get_args(get_type_hints(kind)["name"])[0]: kind for kind in kinds}
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if name not in by_name:
+        raise RecipeError(
+            f"{source}: {_join(path, 'name')} must be one of {', '.join(by_name)}, got {name!r}"
+            f"{nearest(str(name), by_name)}"
+        )
+    return parse(by_name[name], value, source, path)
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)

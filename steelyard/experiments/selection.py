@@ -1,0 +1,141 @@
+"""Which evaluated step stands for a run: criteria that see training and validation figures only.
+
+A `Criterion` receives a list of `Visible`, a type that has no test figures; there is nothing to leak. The one
+selection by test figures, `best_on_test`, is a function of its own over the full `Evaluation`, made for one table
+column that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from steelyard import _check
+from steelyard.experiments.evaluation import Evaluation, Visible
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Last",
+    "ValidationExtrapolated",
+    "ValidationMean",
+    "ValidationPenalty",
+    "ValidationWorstEnvironment",
+    "best_on_test",
+    "criterion",
+]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Chooses one of a run's evaluations by what may be seen."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position in `history` (at least one entry) of the chosen evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last evaluation: nothing is selected."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the last position."""
+        return len(history) - 1
+
+
+@dataclass(frozen=True)
+class ValidationMean:
+    """The highest validation accuracy; among equals the first."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest accuracy."""
+        return _highest([seen.validation.accuracy for seen in history])
+
+
+@dataclass(frozen=True)
+class ValidationWorstEnvironment:
+    """The highest validation accuracy in the worst of the training environments; among equals the first."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest worst-environment accuracy."""
+        return _highest([min(seen.validation.environment_accuracy) for seen in history])
+
+
+@dataclass(frozen=True)
+class ValidationExtrapolated:
+    """The highest validation accuracy in the worst affine mixture of the training environments.
+
+    With accuracies a_e, the mixture weights sum to one and none is below ``-beta``; the worst mixture has accuracy
+    ``(1 + m beta) min_e a_e - beta sum_e a_e`` for m environments. This is the criterion of risk extrapolation
+    (Krueger et al. 2021, MM-REx, equation 7) on accuracies: beta = 0 is `ValidationWorstEnvironment`, more asks
+    that accuracies agree across environments. It is noisy: the standard error of a difference is multiplied by beta.
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check.in_range("beta", self.beta, low=0.0)
+
+    def score(self, seen: Visible) -> float:
+        """Return the accuracy in the worst mixture."""
+        accuracies = seen.validation.environment_accuracy
+        return (1 + len(accuracies) * self.beta) * min(accuracies) - self.beta * sum(accuracies)
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest score."""
+        return _highest([self.score(seen) for seen in history])
+
+
+@dataclass(frozen=True)
+class ValidationPenalty:
+    """The lowest IRMv1 or V-REx penalty on validation, among evaluations that predict well enough.
+
+    A constant prediction has no penalty at all, so a floor for the training accuracy goes with it; where no evaluation
+    reaches the floor the last one is taken.
+    """
+
+    penalty: str = "irmv1"
+    floor: float = 0.6
+
+    def __post_init__(self) -> None:
+        _check.choice("penalty", self.penalty, ("irmv1", "vrex"))
+        _check.in_range("floor", self.floor, low=0.0, high=1.0)
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the lowest penalty above the floor."""
+        fit = [k for k, seen in enumerate(history) if seen.train.accuracy >= self.floor]
+        if not fit:
+            return len(history) - 1
+        return min(fit, key=lambda k: getattr(history[k].validation, self.penalty))
+
+
+CRITERIA: dict[str, Criterion] = {
+    "last": Last(),
+    "validation_mean": ValidationMean(),
+    "validation_worst_environment": ValidationWorstEnvironment(),
+    "validation_extrapolated": ValidationExtrapolated(),
+    "validation_irmv1": ValidationPenalty("irmv1"),
+    "validation_vrex": ValidationPenalty("vrex"),
+}
+
+
+def criterion(name: str, floor: float) -> Criterion:
+    """Return the criterion called `name` in `CRITERIA`, with the floor `floor` if it has one."""
+    chosen = CRITERIA[_check.choice("selection", name, CRITERIA)]
+    return replace(chosen, floor=floor) if isinstance(chosen, ValidationPenalty) else chosen
+
+
+def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
+    """Return the position of the highest TEST accuracy among those with training accuracy at or above `floor`.
+
+    For comparison with papers that select so, and for nothing else; tables label the column. No evaluation above the
+    floor: the last position.
+    """
+    fit = [k for k, evaluation in enumerate(history) if evaluation.visible.train.accuracy >= floor]
+    return max(fit, key=lambda k: history[k].test.accuracy) if fit else len(history) - 1
+
+
+def _highest(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)

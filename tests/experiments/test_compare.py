@@ -1,0 +1,90 @@
+"""Comparisons: means and spreads, three selections, the files."""
+
+import csv
+import io
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steelyard.experiments.compare import (
+    BEST_ON_TEST,
+    Spread,
+    comma_separated,
+    compare,
+    group_runs,
+    markdown,
+    write_comparison,
+)
+from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible
+from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.run import Run
+
+
+def made(seed: int, figures: list[tuple[float, float, float]], name: str = "coloured_digits/erm") -> Run:
+    """A run with (train, validation, test) accuracies at steps 10, 20, ..."""
+    history = []
+    for k, (train, validation, test) in enumerate(figures):
+        seen = SplitMetrics(validation, 0.0, (validation, validation))
+        history.append(Evaluation(Visible(10 * (k + 1), SplitMetrics(train, 0.0), seen), SplitMetrics(test, 0.0), {}))
+    recipe = replace(load_recipe(name, seed=seed), selection="validation_mean", train_floor=0.5)
+    return Run(Path(f"run{seed}"), name, ("a=1",), recipe, tuple(history), {"seconds": 1.0}, None)
+
+
+RUNS = [
+    made(1, [(0.9, 0.6, 0.2), (0.8, 0.9, 0.4), (0.4, 0.5, 0.9), (0.7, 0.5, 0.3)]),
+    made(0, [(0.9, 0.7, 0.1), (0.8, 0.6, 0.6), (0.7, 0.5, 0.5)]),
+]
+
+
+def test_the_three_selections() -> None:
+    last, selected, best = compare(RUNS)
+    assert [last.selection, selected.selection, best.selection] == ["last", "validation_mean", BEST_ON_TEST]
+    assert last.seeds == (0, 1)
+    assert (last.steps, selected.steps, best.steps) == ((30, 40), (10, 20), (20, 20))
+    assert last.test.mean == pytest.approx(0.4)
+    assert selected.test.mean == pytest.approx(0.25)  # (0.1 + 0.4) / 2
+    assert best.test.mean == pytest.approx(0.5)  # 0.6 and 0.4: 0.9 is below the floor of training accuracy
+    assert last.test.std == pytest.approx(statistics.stdev([0.5, 0.3]))
+    assert "papers only" in best.selection
+
+
+def test_without_a_selection_there_are_two_rows() -> None:
+    runs = [replace(run, recipe=replace(run.recipe, selection="last")) for run in RUNS]
+    assert [row.selection for row in compare(runs)] == ["last", BEST_ON_TEST]
+
+
+def test_runs_of_different_recipes_are_not_averaged() -> None:
+    longer = replace(RUNS[0], recipe=load_recipe("coloured_digits/erm", ["method.training.steps=7"], 1))
+    groups = group_runs([*RUNS, longer])
+    assert [len(group) for group in groups] == [2, 1]
+    assert [run.recipe.seed for run in groups[0]] == [0, 1]
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert Spread.of([0.5]) == Spread(0.5, 0.0)
+
+
+def test_the_files(tmp_path: Path) -> None:
+    rows = compare(RUNS)
+    write_comparison(rows, tmp_path)
+    assert (tmp_path / "comparison.md").read_text() == markdown(rows)
+    assert markdown(rows).count("\n") == 5
+    table = list(csv.DictReader(io.StringIO(comma_separated(rows))))
+    assert float(table[0]["test_accuracy_mean"]) == pytest.approx(0.4)
+    assert table[1]["steps"] == "10 20"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    keys = ["recipe", "dataset", "method", "metric", "selection", "mean", "std", "seeds", "command"]
+    assert all(list(row) == keys for row in summary)
+    assert len(summary) == 9
+    row = next(row for row in summary if row["metric"] == "test_accuracy" and row["selection"] == "last")
+    assert (row["mean"], row["seeds"]) == (0.4, [0, 1])
+    assert row["command"] == "steelyard run coloured_digits/erm --seeds 0 1 --set a=1"
+
+
+def test_markdown_keeps_its_columns_whatever_a_recipe_is_called() -> None:
+    run = replace(RUNS[0], name="a|b")
+    lines = markdown(compare([run])).splitlines()
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {7}

@@ -1,0 +1,113 @@
+"""The report: complete, self-contained, and nothing from data gets out of its place."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from steelyard.experiments import plots
+from steelyard.experiments.errors import DataError
+from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.report import render, write_report
+from steelyard.experiments.run import Run, execute
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """Collects the tags, the addresses that a browser would fetch, and the text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, fast: dict) -> list[Run]:
+    place = tmp_path_factory.mktemp("runs")
+    return [
+        execute(load_recipe(name, sets, seed), place / name / str(seed), name=name, overrides=tuple(sets))
+        for name, sets in fast.items()
+        for seed in (0, 1)
+    ]
+
+
+def test_the_page(runs: list[Run], tmp_path: Path) -> None:
+    write_report(runs, tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for run in runs:
+        assert f"steelyard run {run.name} --seeds 0 1" in page.text
+    for words in ("colour agrees with the label", "label flipped by noise", "Most kept", "Least kept", "papers only"):
+        assert words in page.text
+    assert "over 2 seeds" in page.text
+    assert page.addresses
+    assert all(address.startswith("data:image/") for address in page.addresses)  # nothing is loaded from elsewhere
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("figure") == 2 * 24
+    assert "url(" not in (tmp_path / "page.html").read_text()
+
+
+def test_the_figures_in_the_table_are_those_of_the_runs(runs: list[Run]) -> None:
+    two = [run for run in runs if run.name == "coloured_digits/erm"]
+    text = re.sub(r"\s+", " ", Page(render(two)).text)
+    tests = [100 * run.history[-1].test.accuracy for run in two]
+    assert f"{np.mean(tests):.1f} ± {np.std(tests, ddof=1):.1f}" in text
+
+
+def test_one_run_alone(runs: list[Run]) -> None:
+    page = Page(render(runs[:1]))
+    assert "single seed" in page.text
+    assert "Most kept" not in page.text
+
+
+def test_strings_from_outside_are_escaped(runs: list[Run]) -> None:
+    hostile = [
+        replace(run, name=EVIL, overrides=(EVIL,), environment={**run.environment, "platform": EVIL}) for run in runs
+    ]
+    html = render(hostile)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "script" not in Page(html).tags
+
+
+def test_strings_in_plots_are_escaped() -> None:
+    svg = plots.accuracy_curves({EVIL: [([1, 2], [0.1, 0.2])]}, EVIL, EVIL)
+    assert "<script" not in svg
+    assert "&lt;script&gt;" in svg
+
+
+def test_without_the_data_the_page_says_so(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: object, *arguments: object) -> None:
+        raise DataError("the <b>disk</b> is gone")
+
+    maple = [run for run in runs if run.samples is not None]
+    monkeypatch.setattr(type(maple[0].recipe.data), "load", missing)
+    html = render(maple)
+    assert "No images: the &lt;b&gt;disk&lt;/b&gt; is gone" in html
+
+
+def test_plots_are_the_same_bytes_for_the_same_data() -> None:
+    frame = pandas.DataFrame({"probability": [0.0, 0.5, 1.0], "weight": [0.0, 1.0, 2.0], "fact": [True, False, True]})
+    draw = lambda: plots.distributions(frame, "fact", {True: "yes", False: "no"})  # noqa: E731
+    assert draw() == draw()
+    assert "yes (n = 2)" in draw()
+
+
+def test_a_page_of_two_data_sets(runs: list[Run]) -> None:
+    other = load_recipe("colored_mnist/erm")
+    page = Page(render([runs[0], replace(runs[0], name="colored_mnist/erm", recipe=other)]))
+    assert "coloured_digits and colored_mnist" in page.text

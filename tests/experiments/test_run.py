@@ -1,0 +1,157 @@
+"""Run directories: what is in them, what is refused, what is read back."""
+
+import json
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steelyard.experiments.errors import RunError
+from steelyard.experiments.evaluation import evaluate
+from steelyard.experiments.problem import Problem
+from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.run import execute, read_run
+from steelyard.reweight import Reweighting
+
+PLAIN = {"config.json", "environment.json", "metrics.jsonl", "model.safetensors"}
+ERM, MAPLE = "coloured_digits/erm", "coloured_digits/maple"
+
+
+def go(name: str, fast: dict, directory: Path, seed: int = 0, **options: object):  # type: ignore[no-untyped-def]
+    recipe = load_recipe(name, fast[name], seed)
+    return execute(recipe, directory, name=name, overrides=tuple(fast[name]), **options)  # type: ignore[arg-type]
+
+
+def test_layout_of_a_plain_run(tmp_path: Path, fast: dict) -> None:
+    run = go(ERM, fast, tmp_path / "a" / "run")
+    assert {path.name for path in run.directory.iterdir()} == PLAIN
+    config = json.loads((run.directory / "config.json").read_text())
+    assert config["name"] == ERM
+    assert config["recipe"]["method"]["training"]["steps"] == 4
+    facts = json.loads((run.directory / "environment.json").read_text())
+    assert facts["torch"] == torch.__version__
+    assert {"python", "steelyard", "platform", "processors", "threads", "seconds"} <= set(facts)
+    lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert set(lines[0]) == {"step", "train", "validation", "test", "extra"}
+
+
+def test_layout_of_a_run_that_learns_weights(tmp_path: Path, fast: dict) -> None:
+    run = go(MAPLE, fast, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == PLAIN | {"result.parquet", "reweighting.safetensors"}
+    table = pandas.read_parquet(tmp_path / "result.parquet")
+    columns = ["index", "weight", "probability", "target", "environment", "label_flipped", "colour_agrees"]
+    assert list(table.columns) == columns
+    learned = Reweighting.load(tmp_path / "reweighting.safetensors")
+    assert table["probability"].tolist() == learned.probabilities.tolist()
+    assert table["weight"].tolist() == learned.weights.tolist()
+    splits = run.recipe.data.load(0)
+    assert table["target"].tolist() == splits.train.targets.tolist()
+    assert table["colour_agrees"].tolist() == splits.facts["colour_agrees"].tolist()
+
+
+def test_the_checkpoint_is_the_model_that_was_measured_last(tmp_path: Path, fast: dict) -> None:
+    run = go(MAPLE, fast, tmp_path)
+    problem = Problem(run.recipe.data.load(0), run.recipe.model, 0)
+    model = problem.model()
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    last = run.history[-1]
+    assert evaluate(problem, model, last.visible.step, last.extra) == last
+
+
+def test_reading_gives_back_what_was_written(tmp_path: Path, fast: dict) -> None:
+    for name in (ERM, MAPLE):
+        run = go(name, fast, tmp_path / name)
+        again = read_run(tmp_path / name)
+        assert (again.name, again.overrides, again.recipe) == (run.name, run.overrides, run.recipe)
+        assert again.history == run.history
+        assert again.environment == run.environment
+        if run.samples is None:
+            assert again.samples is None
+        else:
+            pandas.testing.assert_frame_equal(again.samples, run.samples)
+
+
+def test_a_seed_gives_the_same_bytes(tmp_path: Path, fast: dict) -> None:
+    for name in (ERM, MAPLE):
+        for place in ("one", "two"):
+            go(name, fast, tmp_path / place / name)
+        for path in (tmp_path / "one" / name).iterdir():
+            other = tmp_path / "two" / name / path.name
+            if path.name == "reweighting.safetensors":  # the order of its header's fields is not defined
+                assert Reweighting.load(path) == Reweighting.load(other)
+            elif path.name != "environment.json":  # it holds the seconds
+                assert path.read_bytes() == other.read_bytes(), path.name
+    another = go(ERM, fast, tmp_path / "three", seed=1)
+    assert another.history != read_run(tmp_path / "one" / ERM).history
+
+
+def test_metrics_are_on_disk_while_the_run_goes_on(tmp_path: Path, fast: dict) -> None:
+    lengths = []
+    go(
+        ERM,
+        fast,
+        tmp_path,
+        progress=lambda e: lengths.append(len((tmp_path / "metrics.jsonl").read_text().splitlines())),
+    )
+    assert lengths == [1, 2]
+
+
+def test_a_directory_that_is_not_empty(tmp_path: Path, fast: dict) -> None:
+    go(ERM, fast, tmp_path)
+    with pytest.raises(RunError, match=r"not empty.*--overwrite"):
+        go(MAPLE, fast, tmp_path)
+    run = go(ERM, fast, tmp_path, seed=1, overwrite=True)
+    assert read_run(tmp_path).recipe.seed == run.recipe.seed == 1
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("years of work")
+    with pytest.raises(RunError, match=r"more than a run \(thesis\.tex\)"):
+        go(ERM, fast, tmp_path, overwrite=True)
+    assert mine.read_text() == "years of work"
+    assert read_run(tmp_path).recipe.seed == 1
+    with pytest.raises(RunError, match="cannot write"):
+        go(ERM, fast, mine)
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path, fast: dict) -> None:
+    go(MAPLE, fast, tmp_path)
+    (tmp_path / ".model.safetensors.x1.safetensors").write_bytes(b"half")  # as a kill in mid-write leaves it
+    go(ERM, fast, tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == PLAIN
+
+
+def _damage(kind: str, place: Path) -> None:
+    match kind:
+        case "no config":
+            (place / "config.json").unlink()
+        case "unfinished":
+            (place / "environment.json").unlink()
+        case "half a line":
+            text = (place / "metrics.jsonl").read_text()
+            (place / "metrics.jsonl").write_text(text[:-20])
+        case "no steps":
+            (place / "metrics.jsonl").write_text("")
+        case "other fields":
+            (place / "config.json").write_text('{"name": "x", "overrides": [], "recipe": {"dta": 1}}')
+        case "not a table":
+            (place / "result.parquet").write_bytes(b"PAR1 nothing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("no config", "not a run directory"),
+        ("unfinished", "did not finish"),
+        ("half a line", "cannot be read"),
+        ("no steps", "no evaluated step"),
+        ("other fields", "'dta'; did you mean 'data'"),
+        ("not a table", "cannot be read"),
+    ],
+)
+def test_damaged_runs(tmp_path: Path, fast: dict, kind: str, words: str) -> None:
+    go(ERM, fast, tmp_path)
+    _damage(kind, tmp_path)
+    with pytest.raises(RunError, match=words):
+        read_run(tmp_path)

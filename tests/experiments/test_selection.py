@@ -1,0 +1,100 @@
+"""Selection criteria: what they choose, and that they cannot see the test split."""
+
+import dataclasses
+import inspect
+from typing import get_type_hints
+
+import pytest
+
+from steelyard.experiments import selection
+from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible
+from steelyard.experiments.selection import CRITERIA, ValidationExtrapolated, ValidationPenalty, best_on_test, criterion
+
+
+def seen(step: int, accuracies: tuple[float, float], irmv1: float = 0.0, train: float = 0.9) -> Visible:
+    mean = sum(accuracies) / 2
+    validation = SplitMetrics(mean, 0.5, accuracies, (0.5, 0.5), irmv1=irmv1, vrex=1 - irmv1)
+    return Visible(step, SplitMetrics(train, 0.5, (train, train), (0.5, 0.5), 0.0, 0.0), validation)
+
+
+HISTORY = [
+    seen(1, (0.90, 0.70), irmv1=0.3),
+    seen(2, (0.80, 0.74), irmv1=0.2),
+    seen(3, (0.72, 0.71), irmv1=0.1),
+    seen(4, (0.50, 0.50), irmv1=0.0, train=0.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("last", 3),
+        ("validation_mean", 0),
+        ("validation_worst_environment", 1),
+        ("validation_extrapolated", 2),  # 2 min - max: 0.50, 0.68, 0.70, 0.50
+        ("validation_irmv1", 2),  # the last entry is below the floor
+        ("validation_vrex", 0),
+    ],
+)
+def test_what_each_criterion_chooses(name: str, place: int) -> None:
+    assert CRITERIA[name](HISTORY) == place
+
+
+def test_ties_go_to_the_first() -> None:
+    assert CRITERIA["validation_mean"]([HISTORY[0], HISTORY[0]]) == 0
+
+
+def test_the_floor_of_a_recipe_goes_to_the_criteria_that_have_one() -> None:
+    assert criterion("validation_irmv1", 0.0)(HISTORY) == 3
+    assert criterion("validation_irmv1", 0.6)(HISTORY) == 2
+    assert criterion("validation_mean", 0.6) == CRITERIA["validation_mean"]
+    with pytest.raises(ValueError, match="did you mean 'validation_mean'"):
+        criterion("validation_men", 0.0)
+
+
+def test_no_step_above_the_floor_takes_the_last() -> None:
+    assert ValidationPenalty(floor=0.99)(HISTORY) == 3
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 7.0])
+def test_extrapolated_is_the_worst_affine_mixture(beta: float) -> None:
+    for entry in HISTORY:
+        a = entry.validation.environment_accuracy
+        corners = [(1 + beta) * a[0] - beta * a[1], (1 + beta) * a[1] - beta * a[0]]
+        assert ValidationExtrapolated(beta).score(entry) == pytest.approx(min(corners))
+
+
+def test_criteria_cannot_see_test_figures() -> None:
+    names = {field.name for field in dataclasses.fields(Visible)}
+    assert names == {"step", "train", "validation"}
+    for choose in CRITERIA.values():
+        hints = get_type_hints(type(choose).__call__)
+        assert hints["history"].__args__ == (Visible,)
+
+
+def test_only_best_on_test_takes_whole_evaluations() -> None:
+    takers = [
+        name
+        for name, member in inspect.getmembers(selection, inspect.isfunction)
+        if member.__module__ == selection.__name__ and "Evaluation" in str(inspect.signature(member))
+    ]
+    assert takers == ["best_on_test"]
+
+
+def test_choices_do_not_move_when_test_figures_do() -> None:
+    def history(test: list[float]) -> list[Evaluation]:
+        return [Evaluation(v, SplitMetrics(t, 0.0), {}) for v, t in zip(HISTORY, test, strict=True)]
+
+    low, high = history([0.1, 0.2, 0.3, 0.9]), history([0.9, 0.1, 0.0, 0.0])
+    for choose in CRITERIA.values():
+        assert choose([e.visible for e in low]) == choose([e.visible for e in high])
+    assert (best_on_test(low, 0.0), best_on_test(high, 0.0)) == (3, 0)
+    assert best_on_test(low, 0.68) == 2  # the last one's training accuracy is too low to count
+    assert best_on_test(low, 1.0) == 3
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'irmv1'"):
+        ValidationPenalty("irmv2")
+    with pytest.raises(ValueError, match="beta"):
+        ValidationExtrapolated(-1.0)

@@ -1,0 +1,146 @@
+"""The command line, end to end on tiny recipes, and its errors: one line, exit status 2, no traceback."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steelyard.cli import main
+
+TINY = ["--set", "method.training.steps=4", "--set", "model.hidden=[8]"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("STEELYARD_DATA", raising=False)
+
+
+def test_run_compare_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "0", "1"]) == 0
+    places = [tmp_path / "runs" / "coloured_digits" / "erm" / f"seed{k}" for k in (0, 1)]
+    assert all((place / "environment.json").is_file() for place in places)
+    config = json.loads((places[1] / "config.json").read_text())
+    assert config["recipe"]["seed"] == 1
+    assert config["overrides"] == ["method.training.steps=4", "model.hidden=[8]"]
+    capsys.readouterr()
+    assert main(["compare", *map(str, places), "--out", "table"]) == 0
+    assert "erm" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {"comparison.md", "comparison.csv", "summary.json"}
+    command = json.loads((tmp_path / "table" / "summary.json").read_text())[0]["command"]
+    assert command.startswith("steelyard run coloured_digits/erm --seeds 0 1 --set method.training.steps=4")
+    assert main(["report", *map(str, places)]) == 0
+    assert "coloured_digits/erm" in (places[0].parent / "report.html").read_text()
+
+
+def test_the_command_in_a_table_makes_the_run_again(tmp_path: Path) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "one"]) == 0
+    assert main(["compare", "one/seed0", "--out", "table"]) == 0
+    command = json.loads(Path("table/summary.json").read_text())[0]["command"]
+    assert main([*shlex.split(command)[1:], "--out", "two"]) == 0
+    assert Path("one/seed0/metrics.jsonl").read_text() == Path("two/seed0/metrics.jsonl").read_text()
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    text = 'data = {name = "coloured_digits"}\nmodel = {name = "logistic"}\nseed = 5\n'
+    Path("mine.toml").write_text(text + 'method = {name = "erm", training = {steps = 3}}\n')
+    assert main(["run", "mine.toml"]) == 0
+    assert Path("runs/mine/seed5/config.json").is_file()
+
+
+def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    for _ in range(2):  # the second replaces the first
+        assert main(["demo", "--seeds", "0"]) == 0
+        assert "report.html" in capsys.readouterr().out
+    assert Path("runs/demo/report.html").is_file()
+    assert Path("runs/demo/summary.json").is_file()
+
+
+def test_a_failing_overwrite_leaves_the_earlier_run() -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "r"]) == 0
+    before = Path("r/seed0/metrics.jsonl").read_text()
+    assert main(["run", "colored_mnist/erm", "--out", "r", "--overwrite", "--data-root", "nowhere"]) == 2
+    assert Path("r/seed0/metrics.jsonl").read_text() == before
+    assert main(["run", "coloured_digits/oracle", *TINY, "--out", "r", "--overwrite"]) == 0
+    assert Path("r/seed0/metrics.jsonl").read_text() != before
+
+
+def test_names_that_look_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    method = 'method = {name = "erm", training = {steps = 3}}'
+    Path("[bold]x.toml").write_text(f'data = {{name = "coloured_digits"}}\nmodel = {{name = "logistic"}}\n{method}\n')
+    assert main(["run", "[bold]x.toml"]) == 0
+    assert "[bold]x" in capsys.readouterr().out
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert "coloured_digits/maple" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "coloured_digits/mapel"], "did you mean 'coloured_digits/maple'"),
+        (["run", "coloured_digits/erm", "--set", "model.hiden=[3]"], "did you mean 'hidden'"),
+        (["run", "colored_mnist/erm"], "needs a data root"),
+        (["run", "colored_mnist/erm", "--data-root", "nowhere"], "MNIST is not under nowhere"),
+        (["run", "coloured_digits/erm", "--out", "full"], "not empty"),
+        (["run", "coloured_digits/erm", "--out", "full", "--overwrite"], "more than a run (mine)"),
+        (["compare", "nowhere"], "not a run directory"),
+        (["compare"], "at least one run"),
+        (["report", "full"], "not a run directory"),
+    ],
+)
+def test_user_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("full/seed0").mkdir(parents=True)
+    Path("full/seed0/mine").write_text("x")
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.startswith("steelyard: error: ")
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", "coloured_digits/erm", "--sed", "1"]])
+def test_unknown_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "example"),
+    [
+        ([], "steelyard demo"),
+        (["demo"], "Example: steelyard demo"),
+        (["run"], "steelyard run coloured_digits/maple --seeds 0 1 2"),
+        (["compare"], "Example: steelyard compare"),
+        (["report"], "Example: steelyard report"),
+    ],
+)
+def test_help_has_examples(arguments: list[str], example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--help"])
+    assert caught.value.code == 0
+    assert example in capsys.readouterr().out
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steelyard.cli.execute", stop)
+    assert main(["run", "coloured_digits/erm"]) == 130
+
+
+def test_python_m_steelyard() -> None:
+    done = subprocess.run([sys.executable, "-m", "steelyard", "recipes"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "coloured_digits/erm" in done.stdout
