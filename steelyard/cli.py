@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 import tyro
+from pandas import DataFrame
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -171,12 +172,68 @@ def recipes() -> None:
         console.print(name)
 
 
+def bounds(
+    out: Path = Path("results/theory"),
+    losses: Path | None = None,
+    clean: Path | None = None,
+    s: int = 16,
+    q: int = 4,
+    delta: float = 0.05,
+    loss_range: float | None = None,
+    draws: int = 1000,
+    quick: bool = False,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Check the top-q generalisation bound term by term, or compute its terms for a loss matrix of your own.
+
+    For instance:
+
+    steelyard bounds --quick --out /tmp/theory
+
+    steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
+
+    Args:
+        out: folder for the tables, the plots and README.md.
+        losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet; then only its terms.
+        clean: the same for the clean data, where it is known.
+        s: batch size.
+        q: how many of the largest losses of a batch count.
+        delta: the bound fails with at most this probability.
+        loss_range: M, the largest possible loss.
+        draws: Monte Carlo draws.
+        quick: smaller experiments, for a look.
+        seed: of all random draws.
+        threads: torch threads; more than one is slower here.
+    """
+    from steelyard.experiments.bounds import bounds as run_bounds
+
+    torch.set_num_threads(threads)
+    tables = run_bounds(
+        out,
+        quick=quick,
+        losses=losses,
+        clean=clean,
+        s=s,
+        q=q,
+        delta=delta,
+        loss_range=loss_range,
+        draws=draws,
+        seed=seed,
+    )
+    console = Console()
+    if losses is not None:
+        console.print(_frame(tables["terms"]))
+    console.print(f"Written: {out}", markup=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
     "compare": compare_runs,
     "report": report,
     "recipes": recipes,
+    "bounds": bounds,
 }
 
 
@@ -241,6 +298,14 @@ def _watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int],
         finished += step == last
 
     return watch
+
+
+def _frame(frame: DataFrame) -> Table:
+    """Return a data frame as a table, numbers to four digits."""
+    table = Table(*map(str, frame.columns), box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
+    return table
 
 
 def _table(rows: Sequence[Row]) -> Table:

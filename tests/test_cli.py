@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from steelyard.cli import main
@@ -144,3 +145,19 @@ def test_python_m_steelyard() -> None:
     done = subprocess.run([sys.executable, "-m", "steelyard", "recipes"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "coloured_digits/erm" in done.stdout
+
+
+def test_bounds_of_a_loss_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numpy.save(tmp_path / "losses.npy", numpy.random.default_rng(0).random((3, 40)))
+    arguments = ["--losses", str(tmp_path / "losses.npy"), "--s", "8", "--q", "2", "--loss-range", "1.0"]
+    assert main(["bounds", *arguments, "--draws", "50", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "terms.csv").is_file()
+    assert "Written" in capsys.readouterr().out
+
+
+def test_bounds_names_the_condition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numpy.save(tmp_path / "losses.npy", numpy.random.default_rng(0).random((3, 40)))
+    arguments = ["--losses", str(tmp_path / "losses.npy"), "--s", "2", "--q", "8", "--loss-range", "1.0"]
+    assert main(["bounds", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "q" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,192 @@
+import json
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from steelyard.experiments.bounds import bounds
+from steelyard.experiments.bounds_claims import claims
+from steelyard.experiments.bounds_losses import ConditionError, read_losses, terms_of_losses
+from steelyard.experiments.bounds_nets import ramp
+from steelyard.experiments.bounds_thresholds import KINDS, corruption, coverage, factor_signs, gaps, settings
+from steelyard.experiments.errors import DataError
+from steelyard.theory import ThresholdProblem, factor_draw, finite_class_complexity, require_fixed, top_q_loss
+
+
+def nothing():
+    pass
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bounds")
+    return folder, bounds(folder, quick=True, progress=False)
+
+
+@pytest.mark.slow
+def test_one_command_writes_every_table_figure_and_claim(quick):
+    folder, tables = quick
+    for name in tables:
+        pandas.testing.assert_frame_equal(
+            pandas.read_csv(folder / f"{name}.csv"), tables[name], check_dtype=False, rtol=1e-4
+        )
+    for name in ("coverage", "gaps", "factor_signs", "terms", "certificates", "networks"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    readme = (folder / "README.md").read_text()
+    assert readme.count("### ") >= 15
+    assert "NOT REPRODUCED" not in readme
+    rows = json.loads((folder / "summary.json").read_text())
+    keys = {"recipe", "dataset", "method", "metric", "selection", "mean", "std", "seeds", "command"}
+    assert all(set(row) == keys for row in rows)
+    assert all(row["command"] == f"steelyard bounds --out {folder.as_posix()} --quick" for row in rows)
+
+
+@pytest.mark.slow
+def test_trained_networks_are_between_the_two_right_hand_sides(quick):
+    table = quick[1]["networks"]
+    assert bool((table["at_least"] <= table["at_most"]).all())
+    assert set(table["at_least_side"]) == {"lower"}
+    assert set(table["at_most_side"]) == {"upper"}
+    assert bool((table["complexity_lower"] <= table["complexity_upper"]).all())
+
+
+@pytest.mark.slow
+def test_claims_contradicted_by_the_tables_say_so(quick):
+    tables = dict(quick[1])
+    tables["coverage"] = tables["coverage"].assign(coverage_low=0.5)
+    verdicts = {claim.where: claim.verdict for claim in claims(tables)}
+    assert verdicts["Theorem 1"] == "NOT REPRODUCED"
+
+
+def test_coverage_is_counted_and_the_seed_repeats():
+    table = coverage(60, (50,), ((8, 4),), 1, nothing)
+    assert list(table["corruption"]) == list(KINDS)
+    assert bool((table["coverage"] >= 0.95).all())
+    pandas.testing.assert_frame_equal(table, coverage(60, (50,), ((8, 4),), 1, nothing))
+
+
+@pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)
+def test_gaps_go_to_their_limits(setting):
+    """At n = 100,000 the worst and the chosen gap are within 0.01 of the limits (standard errors: 0.003)."""
+    table = gaps((100_000,), 400_000, 16, 4, 0, nothing).set_index("setting").loc[setting.name]
+    assert table["worst_gap"] == pytest.approx(table["worst_limit"], abs=0.01)
+    assert table["chosen_gap"] == pytest.approx(table["chosen_limit"], abs=0.01)
+
+
+def test_factor_has_no_sign_without_noise_and_is_minus_the_rate_under_the_adversary():
+    table = factor_signs(40, 400, 8, (1, 8), (0.0, 0.2), 0, nothing)
+    assert bool((table.loc[table["rate"] == 0, "sign"] == 0).all())
+    adversarial = table[(table["corruption"] == "adversarial") & (table["rate"] == 0.2)]
+    assert adversarial["factor"].to_numpy() == pytest.approx([-0.2, -0.2], abs=0.02)
+    assert list(adversarial["sign"]) == [-1, -1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_corruption_is_covered_by_the_theorem(kind):
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = ThresholdProblem().sample(1, 5000, generator)
+    moved, flipped = require_fixed(corruption(kind, 0.2))(inputs, targets, generator)
+    changed = float(((moved != inputs) | (flipped != targets)).double().mean())
+    expected = {"none": 0.0, "class-conditional": 0.1, "input noise": 1.0}.get(kind, 0.2)
+    assert changed == pytest.approx(expected, abs=0.03)
+
+
+def test_ramp_is_bounded_lipschitz_and_above_the_zero_one_loss():
+    outputs = torch.linspace(-3, 3, 601)[:, None]
+    for target in (0, 1):
+        losses = ramp(outputs, torch.full((601,), target))
+        wrong = (outputs[:, 0] > 0).long() != target
+        assert bool((losses >= wrong.float() - 1e-6).all())
+        assert float(losses.max()) <= 1
+        assert float(losses.diff().abs().max()) <= 0.01 + 1e-6
+
+
+def save(path, matrix):
+    if path.suffix == ".npy":
+        np.save(path, matrix)
+    else:
+        pandas.DataFrame(matrix, columns=[f"sample {i}" for i in range(matrix.shape[1])]).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_a_users_losses_are_answered_term_by_term(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    clean = rng.random((3, 12))
+    seen = clean.copy()
+    seen[:, :3] = 1 - seen[:, :3]
+    paths = [save(tmp_path / f"{name}{suffix}", matrix) for name, matrix in (("seen", seen), ("clean", clean))]
+    table = bounds(tmp_path / "out", losses=paths[0], clean=paths[1], s=4, q=2, delta=0.06, loss_range=1.0)["terms"]
+    assert (tmp_path / "out" / "terms.csv").exists()
+    first = table[table["hypothesis"] == 1].set_index("term")["value"]
+    corrupted, reference = torch.from_numpy(seen), torch.from_numpy(clean)
+    assert first["training"] == pytest.approx(float(top_q_loss(corrupted, 4, 2)[1]))
+    assert first["complexity"] == pytest.approx(2 * finite_class_complexity(reference, draws="all").value)
+    assert first["deviation"] == pytest.approx(4 * (np.log(3 / 0.06) / 24) ** 0.5)  # delta shared by three
+    spread = 3 * (np.log(3 / 0.06) / 24) ** 0.5
+    assert -first["top-q-biased factor"] == pytest.approx(float(factor_draw(reference, corrupted, 4, 2)) - spread)
+    assert first["right-hand side"] == pytest.approx(first.iloc[:4].sum())
+    assert bool(table["certificate"].all())
+
+
+def test_without_a_clean_matrix_there_is_no_corruption_and_q_costs_nothing():
+    losses = torch.rand(2, 40, generator=torch.Generator().manual_seed(0))
+    table = terms_of_losses(losses, None, s=4, q=2, delta=0.1, loss_range=1.0, draws=50, seed=0)
+    factor = table[table["term"] == "top-q-biased factor"]
+    assert list(factor["value"]) == [0.0, 0.0]
+    assert list(factor["note"].unique()) == ["Q >= 0 without corruption"]
+    assert table[table["term"] == "complexity"]["nature"].str.startswith("Monte Carlo").all()
+
+
+def test_user_bound_covers_as_often_as_it_says():
+    """Clean risks are 1/2 for each of 3 hypotheses; 20% of the losses replaced: holds in at least 90% of 200 draws."""
+    generator, holds = torch.Generator().manual_seed(1), 0
+    for _ in range(200):
+        clean = torch.rand(3, 60, generator=generator)
+        seen = torch.where(torch.rand(60, generator=generator) < 0.2, 1 - clean, clean)
+        table = terms_of_losses(seen, clean, s=4, q=4, delta=0.1, loss_range=1.0, draws=20, seed=0)
+        holds += bool((table.loc[table["term"] == "right-hand side", "value"] >= 0.5).all())
+    assert holds >= 180
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "absent.npy", "no file at"),
+        (lambda folder: save(folder / "a.npy", np.zeros(3)), r"shape \(3,\)"),
+        (lambda folder: save(folder / "a.npy", np.array([[0.0, np.nan]])), "row 0, column 1"),
+        (lambda folder: save(folder / "a.parquet", np.array([[0.0], [np.inf]])), "row 1, column 'sample 0'"),
+        (lambda folder: save(folder / "a.npy", np.array([[None, 1]], dtype=object)), "not a plain NumPy array"),
+        (lambda folder: save(folder / "a.parquet", np.array([["x", "y"]])), "column 'sample 0' holds"),
+        (lambda folder: folder / "a.csv", "no file at"),
+    ],
+)
+def test_files_that_are_no_loss_matrix_are_refused(tmp_path, make, message):
+    with pytest.raises(DataError, match=message):
+        read_losses(make(tmp_path))
+
+
+def test_other_formats_and_lone_clean_losses_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("0,1\n")
+    with pytest.raises(DataError, match=r"not '\.csv'"):
+        read_losses(tmp_path / "a.csv")
+    with pytest.raises(ConditionError, match="clean goes with losses"):
+        bounds(tmp_path, clean=tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"q": 5}, "q <= s"), ({"s": 99}, "s <= n"), ({"delta": 1.5}, "delta in"), ({"loss_range": None}, "bounded loss")],
+)
+def test_conditions_of_the_theorem_are_named(change, message):
+    arguments = {"s": 4, "q": 2, "delta": 0.1, "loss_range": 1.0, "draws": 10, "seed": 0} | change
+    with pytest.raises(ValueError, match=message):
+        terms_of_losses(torch.rand(2, 8), None, **arguments)
+
+
+def test_a_condition_that_is_not_met_is_the_users_error_and_nothing_is_written(tmp_path):
+    path = save(tmp_path / "a.npy", np.zeros((2, 8)))
+    with pytest.raises(ConditionError, match="s <= n"):
+        bounds(tmp_path / "out", losses=path, loss_range=1.0)
+    assert not (tmp_path / "out").exists()
