@@ -51,9 +51,7 @@ def choice(name: str, value: T, choices: Iterable[T]) -> T:
     """Return `value` if it is among `choices`; otherwise ValueError that names the nearest right one."""
     options = list(choices)
     if value not in options:
-        raise ValueError(
-            f"{name} must be one of {options}, got {value!r}{nearest(str(value), map(str, options))}"
-        )
+        raise ValueError(f"{name} must be one of {options}, got {value!r}{nearest(str(value), map(str, options))}")
     return value
 
 

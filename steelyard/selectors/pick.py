@@ -1,0 +1,80 @@
+"""The two contracts of this room, and the two simplest selections.
+
+A `Score` turns what a model says about n samples into one number per sample. Higher = picked first. A `Selection`
+turns it into k different indices in the order in which they were picked; what is drawn comes from a
+`torch.Generator` (on any device: draws are made where the generator lives, so a CPU generator gives a GPU pool the
+picks it gives a CPU pool). `top_k` makes a selection of any score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steelyard import _check
+from steelyard.selectors import _inputs
+
+__all__ = ["Score", "Selection", "random_selection", "top_k"]
+
+Score = Callable[..., Float[Tensor, " n"]]
+Selection = Callable[..., Int[Tensor, " k"]]
+
+
+def random_selection(
+    n: int, k: int, *, generator: torch.Generator, device: torch.device | str | None = None
+) -> Int[Tensor, " k"]:
+    """RAND: k of n samples, every ordered choice equally likely.
+
+    Args:
+        n: size of the pool. k: how many, in 1 .. n.
+        generator: source of the draw.
+        device: where the result goes (default: the generator's device).
+
+    Returns:
+        ``(k,)`` int64 indices without duplicates. O(n).
+
+    Raises:
+        ValueError: k outside of 1 .. n.
+
+    Example:
+        >>> sorted(random_selection(4, 4, generator=torch.Generator().manual_seed(0)).tolist())
+        [0, 1, 2, 3]
+    """
+    _check.integer("n", n, low=1)
+    _inputs.count(k, n)
+    return _permutation(n, generator)[:k].to(device if device is not None else generator.device)
+
+
+def top_k(score: Float[Tensor, " n"], k: int, *, generator: torch.Generator | None = None) -> Int[Tensor, " k"]:
+    """Select the k samples of highest score, highest first.
+
+    Args:
+        score: ``(n,)`` finite.
+        k: how many, in 1 .. n.
+        generator: breaks ties at random; without it the lowest index comes first. In a pool that is sorted (by class,
+            by source) ties at the lowest index are a bias: pass one.
+
+    Returns:
+        ``(k,)`` int64 indices without duplicates, on the device of `score`. O(n log n).
+
+    Raises:
+        ValueError: NaN or infinite scores, or k outside of 1 .. n.
+
+    Example:
+        >>> top_k(torch.tensor([0.1, 0.9, 0.5, 0.9]), 3).tolist()
+        [1, 3, 2]
+    """
+    score = _inputs.matrix("score", score, ("n",))
+    n = score.shape[0]
+    _inputs.count(k, n)
+    if generator is None:
+        return score.argsort(descending=True, stable=True)[:k]
+    shuffled = _permutation(n, generator).to(score.device)
+    return shuffled[score[shuffled].argsort(descending=True, stable=True)[:k]]
+
+
+def _permutation(n: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(n, generator=generator, device=generator.device)
