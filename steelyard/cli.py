@@ -17,13 +17,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from steelyard._files import write_text
 from steelyard.experiments.compare import Row, compare, write_comparison
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.recipe import load_recipe, recipe_names
-from steelyard.experiments.run import check_directory, execute, read_run
+from steelyard.experiments.run import Run, check_directory, execute, read_run
 
 __all__ = ["main"]
 
@@ -129,14 +130,16 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
 
     Args:
         runs: run directories; those of one recipe are averaged over their seeds.
-        out: write comparison.md, comparison.csv and summary.json here.
+        out: write comparison.md, comparison.csv, summary.json and, for each data set, its curves here.
     """
-    rows = compare([read_run(run) for run in _some(runs)])
+    done = [read_run(run) for run in _some(runs)]
+    rows = compare(done)
     console = Console()
     console.print(_table(rows))
     if out is not None:
         write_comparison(rows, out)
-        console.print(f"Written: {out}/comparison.md, comparison.csv, summary.json", markup=False, soft_wrap=True)
+        names = ["comparison.md", "comparison.csv", "summary.json", *_write_curves(done, out)]
+        console.print(f"Written: {out}/{', '.join(names)}", markup=False, soft_wrap=True)
 
 
 def report(
@@ -298,6 +301,19 @@ def _watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int],
         finished += step == last
 
     return watch
+
+
+def _write_curves(runs: Sequence[Run], folder: Path) -> list[str]:
+    """Write test accuracy over the runs of each data set; return the names of the files."""
+    from steelyard.experiments.report import test_curves
+
+    written = []
+    for name in dict.fromkeys(run.recipe.data.name for run in runs):
+        curves = test_curves([run for run in runs if run.recipe.data.name == name])
+        if curves is not None:
+            written.append(f"{name}.svg")
+            write_text(folder / written[-1], curves)
+    return written
 
 
 def _frame(frame: DataFrame) -> Table:

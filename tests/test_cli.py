@@ -31,7 +31,9 @@ def test_run_compare_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["compare", *map(str, places), "--out", "table"]) == 0
     assert "erm" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "table").iterdir()} == {"comparison.md", "comparison.csv", "summary.json"}
+    tables = {"comparison.md", "comparison.csv", "summary.json"}
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {*tables, "coloured_digits.svg"}
+    assert "erm" in (tmp_path / "table" / "coloured_digits.svg").read_text()
     command = json.loads((tmp_path / "table" / "summary.json").read_text())[0]["command"]
     assert command.startswith("steelyard run coloured_digits/erm --seeds 0 1 --set method.training.steps=4")
     assert main(["report", *map(str, places)]) == 0

@@ -61,7 +61,27 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
     """Return what the template shows of one data set."""
     groups = group_runs(runs)
     rows = compare(runs)
-    oracle = next((row for row in rows if row.selection == "last" and _is_oracle(row, groups)), None)
+    curves = test_curves(runs)
+    return {
+        "name": runs[0].recipe.data.name,
+        "story": runs[0].recipe.data.story,
+        "about": inspect.getdoc(type(runs[0].recipe.data)),
+        "seeds": max(len(group) for group in groups),
+        "table": [_line([row for row in rows if row.recipe == group[0].name], group) for group in groups],
+        "curves": None if curves is None else _svg(curves),
+        "learned": [_learned(group, data_root) for group in groups if group[0].samples is not None],
+        "recipes": [{"name": group[0].name, "fields": plain(group[0].recipe)} for group in groups],
+        "commands": list(dict.fromkeys(row.command for row in rows)),
+    }
+
+
+def test_curves(runs: Sequence[Run]) -> str | None:
+    """Return the plot of test accuracy over the runs of one data set, as SVG; None if all of them are oracles."""
+    groups = group_runs(runs)
+    oracle = next(
+        (row for row in compare(runs) if row.selection == "last" and _is_oracle(row, groups)),
+        None,
+    )
     curves = {
         _short(group[0].name): [
             ([e.visible.step for e in run.history], [e.test.accuracy for e in run.history]) for run in group
@@ -69,26 +89,10 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
         for group in groups
         if not group[0].recipe.data.grayscale
     }
-    return {
-        "name": runs[0].recipe.data.name,
-        "story": runs[0].recipe.data.story,
-        "about": inspect.getdoc(type(runs[0].recipe.data)),
-        "seeds": max(len(group) for group in groups),
-        "table": [_line([row for row in rows if row.recipe == group[0].name], group) for group in groups],
-        "curves": _svg(
-            plots.accuracy_curves(
-                curves,
-                "Test accuracy while training (mean over seeds; band: lowest to highest)",
-                "test accuracy",
-                oracle.test.mean if oracle else None,
-            )
-        )
-        if curves
-        else None,
-        "learned": [_learned(group, data_root) for group in groups if group[0].samples is not None],
-        "recipes": [{"name": group[0].name, "fields": plain(group[0].recipe)} for group in groups],
-        "commands": list(dict.fromkeys(row.command for row in rows)),
-    }
+    if not curves:
+        return None
+    title = "Test accuracy while training (mean over seeds; band: lowest to highest)"
+    return plots.accuracy_curves(curves, title, "test accuracy", oracle.test.mean if oracle else None)
 
 
 def _short(name: str) -> str:
