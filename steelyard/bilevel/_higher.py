@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.trajectory import Step, Tensors
+from steelyard.bilevel.unrolled import check_schedule, options
 
 __all__ = ["HigherStepper"]
 
@@ -27,23 +28,22 @@ class HigherStepper:
             raise TypeError(f"higher has no {kind.__name__}; it has {', '.join(one.__name__ for one in _KNOWN)}")
         if any(group.get("maximize", False) for group in first.groups.values()):
             raise TypeError("higher ignores maximize=True; use Truncated, or another backend")
+        if any(group.get("decoupled_weight_decay", False) for group in first.groups.values()):
+            raise TypeError("higher has no decoupled weight decay; use Truncated, or another backend")
+        self.first = first
         self.names = list(first.parameters)
         leaves = {name: p.clone().requires_grad_() for name, p in first.parameters.items()}
-        optimizer = kind([{**_options(first.groups[name]), "params": [leaves[name]]} for name in self.names])
+        optimizer = kind([{**options(kind, first.groups[name]), "params": [leaves[name]]} for name in self.names])
         for name, leaf in leaves.items():
             optimizer.state[leaf] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in _numbers(first, name)}
         self.optimizer = higher.get_diff_optim(optimizer, list(leaves.values()), track_higher_grads=True)
 
     def step(self, step: Step, parameters: Tensors, loss: Tensor) -> Tensors:
         """See `Stepper.step`."""
+        check_schedule("higher", self.first, step)
         override = {"lr": [step.groups[name]["lr"] for name in self.names]}
         after = self.optimizer.step(loss, params=[parameters[name] for name in self.names], override=override)
         return dict(zip(self.names, after, strict=True))
-
-
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    skip = {"params", "foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
-    return {key: value for key, value in group.items() if key not in skip}
 
 
 def _numbers(first: Step, name: str) -> list[tuple[str, Any]]:

@@ -14,26 +14,29 @@ __all__ = ["bytes_per_sample"]
 
 
 class _Widest(TorchDispatchMode):
-    """Notes the most bytes of sample-shaped tensors that one operator touches (its inputs and outputs)."""
+    """Notes the most bytes that one operator touches (its inputs and outputs)."""
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.samples = samples
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        touched = sum(
-            one.numel() * one.element_size()
-            for one in tree_iter((args, kwargs, result))
-            if isinstance(one, Tensor) and one.ndim > 0 and one.shape[0] == self.samples
-        )
-        self.bytes = max(self.bytes, touched)
+        tensors = (one for one in tree_iter((args, kwargs, result)) if isinstance(one, Tensor))
+        self.bytes = max(self.bytes, sum(one.numel() * one.element_size() for one in tensors))
         return result
 
 
-def bytes_per_sample(run: Callable[[], Tensor], samples: int) -> int:
-    """Return the widest operator's bytes a sample when `run` evaluates `samples` samples without a graph."""
-    with torch.no_grad(), _Widest(samples) as widest:
-        run()
-    return widest.bytes // samples
+def bytes_per_sample(probe: Callable[[int], Callable[[], Tensor]]) -> int:
+    """Return how the widest operator's bytes grow with a sample, at least 1.
+
+    Args:
+        probe: for a number of samples, what evaluates so many of them. From four and two of them the parameters' share
+            cancels, whatever the layout of the activations.
+    """
+    widest = []
+    for samples in (4, 2):
+        with torch.no_grad(), _Widest() as mode:
+            probe(samples)()
+        widest.append(mode.bytes)
+    return max(1, (widest[0] - widest[1]) // 2)

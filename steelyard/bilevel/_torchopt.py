@@ -10,6 +10,7 @@ import torchopt
 from torch import Tensor
 
 from steelyard.bilevel.trajectory import Step, Tensors
+from steelyard.bilevel.unrolled import check_schedule
 
 __all__ = ["TorchOptStepper"]
 
@@ -24,6 +25,7 @@ class TorchOptStepper:
     def __init__(self, kind: type[torch.optim.Optimizer], first: Step) -> None:
         if kind not in _MAKERS:
             raise TypeError(f"torchopt has no {kind.__name__}; it has {', '.join(one.__name__ for one in _MAKERS)}")
+        self.first = first
         self.rate: dict[str, float] = {}
         self.optimizers, self.state = {}, {}
         for name, parameter in first.parameters.items():
@@ -38,6 +40,7 @@ class TorchOptStepper:
 
     def step(self, step: Step, parameters: Tensors, loss: Tensor) -> Tensors:
         """See `Stepper.step`."""
+        check_schedule("torchopt", self.first, step)
         names = [name for name in parameters if name not in step.skipped]
         gradients = torch.autograd.grad(
             loss, [parameters[name] for name in names], create_graph=True, allow_unused=True, materialize_grads=True
@@ -83,6 +86,8 @@ def _sgd(group: dict[str, Any]) -> Any:
 
 def _adam(group: dict[str, Any]) -> Any:
     _refuse(group, "amsgrad")
+    if group.get("decoupled_weight_decay", False):
+        return _adamw(group)
     return torchopt.adam(**_shared(group, "lr", "betas", "eps", "weight_decay", "maximize"))
 
 

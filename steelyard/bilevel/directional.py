@@ -11,11 +11,12 @@ Two ways with one face: `ForwardMode` (exact, forward-mode automatic differentia
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from steelyard import _check
@@ -23,7 +24,7 @@ from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed"]
+__all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed", "mixes_samples"]
 
 
 @runtime_checkable
@@ -51,7 +52,7 @@ class ForwardMode:
 
     Args:
         memory: bytes that the activations of one chunk of a sweep may take; the chunk size follows from a probe of
-            two samples. Batches that couple their samples or draw random numbers are never cut.
+            a few samples. A recorded batch that couples its samples or draws random numbers is never cut.
     """
 
     def __init__(self, memory: int) -> None:
@@ -59,10 +60,10 @@ class ForwardMode:
 
     def losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
         """One dual forward pass, in chunks where the samples allow it: two forward units, no graph."""
-        pieces = []
-        for piece in batch.chunks(self._chunk(run, step, at, batch)):
-            pieces.append(_tangents(run, step, at, along, piece))
-        return torch.cat(pieces)
+        # A dual pass holds a tangent beside every activation.
+        size = _chunk(run, step, at, batch, self.memory // 2)
+        with _remedy():
+            return torch.cat([_tangents(run, step, at, along, piece) for piece in batch.chunks(size)])
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
         """Forward over reverse."""
@@ -70,7 +71,8 @@ class ForwardMode:
         def loss(parameters: Tensors) -> Tensor:
             return run.loss(step, parameters)
 
-        product: Tensors = jvp(grad(loss), (at,), (along,))[1]
+        with _remedy():
+            product: Tensors = jvp(grad(loss), (at,), (along,))[1]
         return _detached(product)
 
     def curvature_and_losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> tuple[Tensors, Tensor]:
@@ -80,23 +82,16 @@ class ForwardMode:
         def loss(parameters: Tensors) -> tuple[Tensor, Tensor]:
             noted: list[Tensor] = []
 
-            def noting(outputs: Tensor, targets: Tensor) -> Tensor:
-                noted.append(weighted.loss(outputs, targets))
+            def noting(model: nn.Module, batch: Batch) -> Tensor:
+                noted.append(weighted.sample_losses(model, batch))
                 return noted[-1]
 
             value = run.loss_with(noting, step, parameters)
             return value, noted[0]
 
-        product, tangents = jvp(grad(loss, has_aux=True), (at,), (along,))[1]
+        with _remedy():
+            product, tangents = jvp(grad(loss, has_aux=True), (at,), (along,))[1]
         return _detached(product), tangents.detach()
-
-    def _chunk(self, run: Trajectory, step: Step, at: Tensors, batch: Batch) -> int | None:
-        if not step.separable or len(batch) <= 2:
-            return None
-        two = next(batch.chunks(2))
-        # A dual pass holds a tangent beside every activation.
-        probe = 2 * bytes_per_sample(lambda: run.sample_losses(step, at, two), len(two))
-        return max(1, self.memory // max(1, probe))
 
 
 class CentralDifference:
@@ -114,16 +109,12 @@ class CentralDifference:
 
     def losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
         """Two forward passes without a graph."""
-        h = self._size(at, along)
+        h = self._size(step, at, along)
         if h is None:
             return torch.zeros(len(batch), device=batch.index.device, dtype=next(iter(at.values())).dtype)
         with torch.no_grad():
-            chunk = None
-            if step.separable and len(batch) > 2:
-                two = next(batch.chunks(2))
-                chunk = max(1, self.memory // max(1, bytes_per_sample(lambda: run.sample_losses(step, at, two), 2)))
             pieces = []
-            for piece in batch.chunks(chunk):
+            for piece in batch.chunks(_chunk(run, step, at, batch, self.memory)):
                 up = run.sample_losses(step, _moved(at, along, h), piece)
                 down = run.sample_losses(step, _moved(at, along, -h), piece)
                 pieces.append((up - down) / (2 * h))
@@ -131,7 +122,7 @@ class CentralDifference:
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
         """Two gradients."""
-        h = self._size(at, along)
+        h = self._size(step, at, along)
         if h is None:
             return {name: torch.zeros_like(value) for name, value in at.items()}
         up, down = (gradient(run, step, _moved(at, along, signed)) for signed in (h, -h))
@@ -141,11 +132,12 @@ class CentralDifference:
         """One after the other."""
         return self.curvature(run, step, at, along), self.losses(run, step, at, along, step.batch)
 
-    def _size(self, at: Tensors, along: Tensors) -> float | None:
+    def _size(self, step: Step, at: Tensors, along: Tensors) -> float | None:
         length = math.sqrt(float(dot(along, along)))
         if length == 0.0:
             return None
-        relative = self.step or torch.finfo(next(iter(at.values())).dtype).eps ** (1 / 3)
+        precision = step.autocast[1] if step.autocast else next(iter(at.values())).dtype
+        relative = self.step or torch.finfo(precision).eps ** (1 / 3)
         return relative * max(1.0, math.sqrt(float(dot(at, at)))) / length
 
 
@@ -181,6 +173,43 @@ def mixed(
 def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Return the inner product over all parameters, accumulated in float64."""
     return torch.stack([(one[name].double() * other[name].double()).sum() for name in one]).sum()
+
+
+def mixes_samples(run: Trajectory, step: Step, at: Tensors, batch: Batch) -> bool:
+    """Whether a sample's loss depends on which others are beside it, by a probe of four samples and two of them.
+
+    For layers that normalise by the batch without writing to a buffer, which the recorder cannot see.
+    """
+    if step.stochastic or len(batch) < 4:
+        return False
+    four = next(batch.chunks(4))
+    with torch.no_grad():
+        together, apart = run.sample_losses(step, at, four)[:2], run.sample_losses(step, at, next(four.chunks(2)))
+    return not torch.allclose(together, apart, rtol=2e-2 if step.autocast else 1e-3, atol=1e-5)
+
+
+def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int) -> int | None:
+    """Return how many samples at a time fit into `memory` bytes of activations; None: take the batch whole."""
+    whole = batch is step.batch and (not step.separable or mixes_samples(run, step, at, batch))
+    if whole or len(batch) <= 4:
+        return None
+
+    def probe(samples: int) -> Callable[[], Tensor]:
+        return lambda: run.sample_losses(step, at, next(batch.chunks(samples)))
+
+    return max(1, memory // bytes_per_sample(probe))
+
+
+@contextmanager
+def _remedy() -> Iterator[None]:
+    """Say what to do where torch cannot differentiate an operator forward."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise RuntimeError(
+            f"forward-mode differentiation of the model failed: {error}\nFiniteDifference(...) needs plain passes, "
+            "and takes the same arguments"
+        ) from error
 
 
 def _tangents(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.directional import Direction, ForwardMode, dot, mixed
+from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Tensors, Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import add_rows, outer_gradient, virtual
+from steelyard.bilevel.window import OuterGradient, add_rows, check_detached, ids_of, outer_gradient, virtual
 
 __all__ = ["Implicit", "SolverReport", "SolverWarning"]
 
@@ -66,8 +67,8 @@ class Implicit:
         memory: bytes for one chunk of the final sweep.
 
     Raises (at the call):
-        ValueError: decoupled weight decay (AdamW), whose fixed points are not stationary points of a loss; no direction
-            (see `Truncated`) otherwise.
+        ValueError: decoupled weight decay (AdamW), whose fixed points are not stationary points of a loss; parameter
+            groups of which some maximise; `samples` with several recorded steps or a coupled one.
     """
 
     def __init__(
@@ -110,14 +111,21 @@ class Implicit:
     ) -> tuple[Float[Tensor, " k"], SolverReport]:
         """Return the hypergradient and what the solver says of it, without a warning."""
         if samples is not None and (index is not None or len(trajectory.steps) != 1):
-            raise ValueError("samples need a trajectory of one recorded step, and no index beside them")
+            raise ValueError(
+                f"samples need a trajectory of one recorded step (it has {len(trajectory.steps)}) and no index beside "
+                "them; record with steps=1, or ask by index"
+            )
         if samples is not None and trajectory.steps[0].coupled:
-            raise ValueError("the recorded step normalised by its batch (BatchNorm in training mode): no samples")
-        at = _detached(trajectory.final())
-        along, report = self._solve(trajectory, at, outer_gradient(trajectory, outer).parameters)
+            raise ValueError(
+                "the recorded step normalised by its batch (BatchNorm in training mode): ask by index, or put "
+                "those layers in eval mode"
+            )
+        ids = ids_of(trajectory, index)
+        found = outer_gradient(trajectory, outer, statistics=bool(tracking_layers(trajectory.module)))
+        at = _trained(trajectory)
+        along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         if samples is not None:
             return virtual(trajectory, trajectory.steps[0], at, along, samples, self.direction), report
-        ids = trajectory.index if index is None else index
         total = torch.zeros(len(ids), device=ids.device, dtype=trajectory.steps[0].weight.dtype)
         for step in trajectory.steps:
             tangents = self.direction.losses(trajectory, step, at, along, step.batch)
@@ -126,9 +134,10 @@ class Implicit:
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
-        found = outer_gradient(trajectory, outer, tensors)
-        at = _detached(trajectory.final())
-        along, report = self._solve(trajectory, at, found.parameters)
+        check_detached(trajectory)
+        found = outer_gradient(trajectory, outer, tensors, bool(tracking_layers(trajectory.module)))
+        at = _trained(trajectory)
+        along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         self._warn(report)
         total = list(found.direct)
         for step in trajectory.steps:
@@ -226,8 +235,20 @@ def _add(one: Tensors, other: Tensors, factor: float) -> Tensors:
     return {name: one[name] + factor * other[name] for name in one}
 
 
-def _detached(parameters: Tensors) -> Tensors:
-    return {name: value.detach() for name, value in parameters.items()}
+def _trained(run: Trajectory) -> Tensors:
+    """The final parameters that were trained at all; the others (frozen, unused) have no stationarity condition."""
+    moved = {name for step in run.steps for name in step.parameters if name not in step.skipped}
+    return {name: value.detach() for name, value in run.final().items() if name in moved}
+
+
+def _settled(run: Trajectory, at: Tensors, found: OuterGradient) -> Tensors:
+    """v, with the path through BatchNorm's running statistics: at a fixed point they are the recorded batches' own."""
+    v = {name: found.parameters[name] for name in at}
+    if found.statistics:
+        for step in (step for step in run.steps if step.coupled):
+            through, _, _ = statistics_adjoint(run, step, at, found.statistics, settled=True)
+            v = {name: v[name] + through[name] / len(run.steps) for name in v}
+    return v
 
 
 def _sign(run: Trajectory) -> float:

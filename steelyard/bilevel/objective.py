@@ -81,7 +81,7 @@ class WeightedLoss:
         (Under autocast a loss of bfloat16 outputs would round each sample's derivative to eight bits.)
         """
         outputs = model(batch.inputs)
-        if outputs.dtype in (torch.bfloat16, torch.float16):
+        if isinstance(outputs, Tensor) and outputs.dtype in (torch.bfloat16, torch.float16):
             outputs = outputs.float()
         losses = self.loss(outputs, batch.targets)
         if losses.shape != (len(batch),):
@@ -114,6 +114,7 @@ class WeightedLoss:
         Returns:
             ``(k,)``. A sample outside of the batch gets its derivative at weight 0, as if it had been a row.
         """
+        weight, recorded = weight.to(tangents.dtype), recorded.to(tangents.dtype)
         if self.normalise == "weights":
             total = weight.sum()
             return (tangents - weight @ recorded / total) / total

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.integrity import Guard, fingerprint, guards
 from steelyard.bilevel.objective import Objective
 from steelyard.bilevel.pullback import pullback_for
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, random_state
@@ -25,6 +26,10 @@ class Recorder:
     (``zero_grad``, ``backward``, ``optimizer.step``, schedulers, autocast, `GradScaler`) stays as it was.
     A step whose loss did not come from the recorder empties the window, so recording only the last steps of
     a long run costs the others nothing.
+
+    What is recorded is the loss and the optimizer's step. A gradient that something else changed in between (clipping,
+    accumulation, an added loss) is noticed when the hypergradient is asked for, for the newest step. Not seen at all:
+    randomness of Python or of a generator of the module's own, and running statistics other than BatchNorm's.
 
     Memory: per step one copy of the parameters and of the optimizer state that the pull-back reads (none for SGD;
     two moments for Adam); batches and weights by reference; the gradients of the newest step by reference.
@@ -69,6 +74,7 @@ class Recorder:
         full_state: bool = False,
     ) -> None:
         self._pullback = pullback_for(optimizer)
+        _refuse_several_ranks(model)
         self._model = model
         self._module = unwrap(model)
         self._optimizer = optimizer
@@ -77,7 +83,7 @@ class Recorder:
         self._names = _names(self._module, optimizer)
         self._window: deque[Step] = deque(maxlen=_check.integer("steps", steps, low=1))
         self._pending: Step | None = None
-        self._versions: dict[str, int] = {}
+        self._after: list[Guard] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -108,16 +114,28 @@ class Recorder:
 
         Raises:
             ValueError: `weight` does not fit the batch.
-            RuntimeError: the recorder is closed, or two losses were asked for before one optimizer step.
+            RuntimeError: the recorder is closed.
+
+        A loss that no step follows (one that was only read, or whose step a `GradScaler` skipped) is replaced by the
+        next.
         """
         self._check(batch, weight)
+        if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
+            self._names = _names(self._module, self._optimizer)  # add_param_group
+        trained = set(self._names.values())
+        fixed = [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
         step = Step(
             batch=batch,
             weight=weight.detach(),
-            buffers={name: value.detach().clone() for name, value in self._module.named_buffers()},
+            connected=weight.grad_fn is not None,
+            buffers={
+                name: value if value.requires_grad else value.detach().clone()
+                for name, value in self._module.named_buffers()
+            },
             modes=tuple(module.training for module in self._module.modules()),
             rng=random_state(self._module),
             autocast=_autocast(self._module),
+            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed]),
         )
         versions = [buffer._version for buffer in self._module.buffers()]
         value = self._objective(self._model, batch, weight)
@@ -128,10 +146,6 @@ class Recorder:
         )
         self._pending = step
         return value
-
-    def discard(self) -> None:
-        """Forget a loss that no optimizer step follows: one that a `GradScaler` skipped, or that was only read."""
-        self._pending = None
 
     def trajectory(self) -> Trajectory:
         """Return the record and start a new, empty one.
@@ -147,32 +161,36 @@ class Recorder:
             )
         steps = list(self._window)
         self._window.clear()
-        return Trajectory(self._module, self._objective, steps, type(self._optimizer), dict(self._versions))
+        names = tuple(steps[-1].parameters)
+        live = dict(self._module.named_parameters())
+        mark = fingerprint(live[name] for name in names)
+        return Trajectory(self._module, self._objective, steps, type(self._optimizer), names, mark)
 
     def _check(self, batch: Batch, weight: Tensor) -> None:
         if not self._handles:
             raise RuntimeError("this recorder is closed")
-        if weight.shape != (len(batch),):
+        if not isinstance(weight, Tensor) or weight.shape != (len(batch),) or not weight.is_floating_point():
+            got = f"{weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
             raise ValueError(
-                f"weight must have shape ({len(batch)},), one a sample of the batch, got {tuple(weight.shape)}"
-            )
-        if self._pending is not None:
-            raise RuntimeError(
-                "two losses were recorded before one optimizer step: gradient accumulation is not recorded; "
-                "use one larger batch for the recorded steps, call model and objective directly for other losses, or "
-                "discard() a loss whose step a GradScaler skipped"
+                f"weight must be a floating-point tensor of shape ({len(batch)},), one a sample of the batch, got {got}"
             )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        overflow = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler: it will not move
+        if overflow is not None and bool(overflow):
+            self._pending = None
         if self._pending is None:
             self._window.clear()
             return
+        self._check_between_steps()
         step = self._pending
         live = {name: p for p, name in self._names.items()}
         spare = self._window.popleft() if len(self._window) == self._window.maxlen else None
         step.parameters = _copy(live, spare.parameters if spare else {})
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
-        step.gradient = {name: (p.grad, p.grad._version) for name, p in live.items() if p.grad is not None}
+        step.gradient = {
+            name: (_dense(p.grad, name), p.grad._version) for name, p in live.items() if p.grad is not None
+        }
         for group in optimizer.param_groups:
             settings = {key: _plain(value) for key, value in group.items() if key != "params"}
             for p in group["params"]:
@@ -184,13 +202,41 @@ class Recorder:
                     step.full_state[name] = {key: _clone(value) for key, value in state.items()}
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._pending is None:
+        step, self._pending = self._pending, None
+        if step is None:
             return
+        if not step.parameters:
+            raise RuntimeError(
+                "the recorded loss was computed inside of optimizer.step(closure); compute it and call backward() "
+                "before step()"
+            )
         if self._window:
             self._window[-1].gradient = None
-        self._window.append(self._pending)
-        self._pending = None
-        self._versions = {name: p._version for p, name in self._names.items()}
+        self._window.append(step)
+        self._after = guards((name, p) for p, name in self._names.items())
+
+    def _check_between_steps(self) -> None:
+        """Raise if parameters were changed between two recorded steps: the pull-back would skip that change."""
+        broken = [guard.what for guard in self._after if guard.broken] if self._window else []
+        if broken:
+            raise RuntimeError(
+                f"parameter {broken[0]!r} was changed between two recorded steps (a clamp, a loaded state): "
+                "that is not part of the record; record the steps after the change only"
+            )
+
+
+def _refuse_several_ranks(model: nn.Module) -> None:
+    """On several ranks the gradients are averages over batches that this process has not seen."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if (
+        isinstance(model, nn.parallel.DistributedDataParallel)
+        and distributed
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise RuntimeError(
+            f"recording under DistributedDataParallel on {torch.distributed.get_world_size()} ranks is not supported: "
+            "each rank sees its own share only; record in one process"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -224,6 +270,12 @@ def _copy(live: dict[str, Tensor], spare: Tensors) -> Tensors:
             torch._foreach_copy_(list(spare.values()), [live[name] for name in spare])
             return spare
         return {name: p.detach().clone() for name, p in live.items()}
+
+
+def _dense(gradient: Tensor, name: str) -> Tensor:
+    if gradient.layout != torch.strided:
+        raise TypeError(f"the gradient of {name!r} is sparse, which is not supported; use sparse=False")
+    return gradient
 
 
 def _clone(value: Any) -> Any:

@@ -10,7 +10,7 @@ update that the weights act on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -38,12 +38,16 @@ def differentiable_statistics(module: nn.Module) -> Iterator[Tensors]:
         mean, variance = _key(name, "running_mean"), _key(name, "running_var")
         leaves[mean] = _present(layer.running_mean).detach().clone().requires_grad_()
         leaves[variance] = _present(layer.running_var).detach().clone().requires_grad_()
-        handles.append(layer.register_forward_hook(_EvalForward(leaves[mean], leaves[variance])))
+        hook = _EvalForward(leaves[mean], leaves[variance])
+        handles.append(layer.register_forward_hook(hook, with_kwargs=True))
     try:
         yield leaves
     finally:
         for handle in handles:
             handle.remove()
+
+
+_ZERO = torch.zeros(())
 
 
 class _EvalForward:
@@ -52,10 +56,12 @@ class _EvalForward:
     def __init__(self, mean: Tensor, variance: Tensor) -> None:
         self.mean, self.variance = mean, variance
 
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def __call__(
+        self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> Tensor | None:
         if layer.training or not isinstance(layer, _BatchNorm):
             return None
-        (x,) = args
+        x = args[0] if args else kwargs["input"]
         shape = [1, -1] + [1] * (x.ndim - 2)
         y = (x - self.mean.view(shape)) * torch.rsqrt(self.variance.view(shape) + layer.eps)
         if layer.affine:
@@ -69,15 +75,19 @@ class _Call(NamedTuple):
     momentum: float
 
 
-def statistics_adjoint(run: Trajectory, step: Step, at: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
+def statistics_adjoint(
+    run: Trajectory, step: Step, at: Tensors, after: Tensors, tensors: Sequence[Tensor] = (), settled: bool = False
+) -> tuple[Tensors, Tensors, tuple[Tensor, ...]]:
     """Pull the adjoint of the running statistics back through the forward pass of one step.
 
     Args:
         run, step, at: the step, replayed at the parameters `at`.
         after: adjoint of the statistics after the step, by buffer name.
+        tensors: whatever else the activations may depend on.
+        settled: take the statistics as converged to those of this batch (momentum 1), as `Implicit` does.
 
     Returns:
-        What reaches the parameters, and the adjoint of the statistics before the step.
+        What reaches the parameters, the adjoint of the statistics before the step, and what reaches `tensors`.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     with torch.enable_grad(), _noted(run.module, step) as calls:
@@ -85,17 +95,18 @@ def statistics_adjoint(run: Trajectory, step: Step, at: Tensors, after: Tensors)
         before = dict(after)
         terms = []
         for call in reversed(calls):
+            momentum = 1.0 if settled else call.momentum
             mean, variance = _key(call.name, "running_mean"), _key(call.name, "running_var")
             axes = [axis for axis in range(call.x.ndim) if axis != 1]
-            terms.append(call.momentum * (before[mean] * call.x.mean(axes)).sum())
-            terms.append(call.momentum * (before[variance] * call.x.var(axes, unbiased=True)).sum())
-            before[mean] = before[mean] * (1 - call.momentum)
-            before[variance] = before[variance] * (1 - call.momentum)
+            terms.append(momentum * (before.get(mean, _ZERO) * call.x.mean(axes)).sum())
+            terms.append(momentum * (before.get(variance, _ZERO) * call.x.var(axes, unbiased=True)).sum())
+            before.update({key: before[key] * (1 - momentum) for key in (mean, variance) if key in before})
     total = torch.stack(terms).sum() if terms else torch.zeros(())
     if not total.requires_grad:
-        return {name: torch.zeros_like(value) for name, value in at.items()}, before
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True)), before
+        zeros = {name: torch.zeros_like(value) for name, value in at.items()}
+        return zeros, before, tuple(torch.zeros_like(tensor) for tensor in tensors)
+    found = torch.autograd.grad(total, [*leaves.values(), *tensors], allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found[: len(leaves)], strict=True)), before, found[len(leaves) :]
 
 
 @contextmanager
@@ -104,17 +115,19 @@ def _noted(module: nn.Module, step: Step) -> Iterator[list[_Call]]:
     calls: list[_Call] = []
     counts: dict[str, int] = {}
 
-    def note(name: str, layer: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+    def note(name: str, layer: _BatchNorm, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if not layer.training:
             return
         counts[name] = counts.get(name, 0) + 1
         momentum = layer.momentum
         if momentum is None:  # a cumulative average: 1 / the number of batches so far, this one included
             momentum = 1.0 / (int(step.buffers[_key(name, "num_batches_tracked")]) + counts[name])
-        calls.append(_Call(name, args[0], momentum))
+        calls.append(_Call(name, args[0] if args else kwargs["input"], momentum))
 
     handles = [
-        layer.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args))
+        layer.register_forward_pre_hook(
+            lambda m, args, kwargs, name=name: note(name, m, args, kwargs), with_kwargs=True
+        )
         for name, layer in tracking_layers(module).items()
     ]
     try:

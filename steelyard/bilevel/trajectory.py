@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,9 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
+from steelyard.bilevel.integrity import Guard, fingerprint
+from steelyard.bilevel.objective import Objective, WeightedLoss
 
 __all__ = ["Step", "Tensors", "Trajectory"]
 
@@ -38,6 +41,9 @@ class Step:
         stochastic: the forward pass drew random numbers (dropout).
         coupled: the forward pass mixed samples (BatchNorm in training mode).
         skipped: parameters without a gradient, which the optimizer leaves alone.
+        connected: the weights carried a graph when they were recorded.
+        guards: what is held by reference, or read live, and must not change: inputs, targets, weights, and the
+            parameters that this optimizer does not train.
         gradient: references (no copies) to the gradients and their versions, for the newest step only.
     """
 
@@ -55,11 +61,19 @@ class Step:
     full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: frozenset[str] = frozenset()
     gradient: dict[str, tuple[Tensor, int]] | None = None
+    connected: bool = False
+    guards: list[Guard] = field(default_factory=list)
 
     @property
     def separable(self) -> bool:
         """Whether samples can be evaluated in any grouping with the same result."""
         return not (self.stochastic or self.coupled)
+
+    def held_gradient(self) -> Tensors | None:
+        """Return the gradient that the step used, where its tensors are still there as they were."""
+        if self.gradient is None or any(tensor._version != version for tensor, version in self.gradient.values()):
+            return None
+        return {name: tensor for name, (tensor, _) in self.gradient.items()}
 
 
 class _Call(nn.Module):
@@ -82,14 +96,16 @@ class Trajectory:
         objective: the inner loss.
         steps: the recorded steps.
         optimizer: the class of the user's optimizer.
-        versions: counters that tell whether the live parameters were changed since.
+        names: of the optimised parameters.
+        fingerprint: of their values after the last step.
     """
 
     module: nn.Module
     objective: Objective
     steps: list[Step]
     optimizer: type[torch.optim.Optimizer]
-    versions: dict[str, int]
+    names: tuple[str, ...]
+    fingerprint: Tensor
 
     @property
     def index(self) -> Tensor:
@@ -102,14 +118,31 @@ class Trajectory:
         Raises:
             RuntimeError: they were changed after the recording.
         """
-        live: Tensors = {name: p for name, p in self.module.named_parameters() if name in self.versions}
-        moved = [name for name, p in live.items() if p._version != self.versions[name]]
-        if moved:
+        live: Tensors = dict(self.module.named_parameters())
+        live = {name: live[name] for name in self.names}
+        now = fingerprint(live.values())
+        moved = ~torch.isclose(now, self.fingerprint, rtol=0.0, atol=0.0, equal_nan=True)
+        if moved.any():
+            first = self.names[int(moved.nonzero()[0])]
             raise RuntimeError(
-                f"parameter {moved[0]!r} was changed after the last recorded step ({len(moved)} in all): ask for the "
-                "hypergradient before training on, or record again"
+                f"parameter {first!r} was changed after the last recorded step ({int(moved.sum())} in all): ask for "
+                "the hypergradient before training on, or record again"
             )
         return live
+
+    def check(self) -> None:
+        """Raise RuntimeError if anything that the record refers to was changed since.
+
+        Called by every estimator.
+        """
+        self.final()
+        for step in self.steps:
+            broken = [guard.what for guard in step.guards if guard.broken]
+            if broken:
+                raise RuntimeError(
+                    f"{broken[0]} of a recorded step was written to after the step; the record holds a reference: ask "
+                    "for the hypergradient first, or give the recorder a tensor of its own (clone it)"
+                )
 
     def at(self, number: int) -> Tensors:
         """Return the parameters before step `number` of the window; `number = T` gives the final ones."""
@@ -119,10 +152,18 @@ class Trajectory:
         """Replay the inner loss of `step` at `parameters` (same batch, dropout masks, precision, mode)."""
         return self._replay(step, parameters, self.objective, step.batch, step.weight if weight is None else weight)
 
-    def loss_with(self, loss: SampleLoss, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Replay the inner loss of `step` with another per-sample loss in the place of the objective's."""
-        objective = WeightedLoss(loss, self.weighted.normalise, self.weighted.regulariser)
+    def loss_with(
+        self, loss: Callable[[nn.Module, Batch], Tensor], step: Step, parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Replay the inner loss of `step` with `loss` in the place of the objective's `sample_losses`."""
+        objective = copy.copy(self.weighted)
+        objective.sample_losses = loss  # type: ignore[method-assign, assignment]
         return self._replay(step, parameters, objective, step.batch, step.weight)
+
+    def regulariser(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Replay the regulariser of the inner loss (there is one) at `parameters`."""
+        assert self.weighted.regulariser is not None
+        return self._replay(step, parameters, self.weighted.regulariser)
 
     def sample_losses(self, step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Replay the per-sample losses ``(batch,)`` of `batch` at `parameters` as in `step`."""
@@ -131,10 +172,11 @@ class Trajectory:
     @property
     def weighted(self) -> WeightedLoss:
         """The objective, where it is a `WeightedLoss`; TypeError with the remedy otherwise."""
-        if isinstance(self.objective, WeightedLoss):
+        if isinstance(self.objective, WeightedLoss) and type(self.objective).__call__ is WeightedLoss.__call__:
             return self.objective
         raise TypeError(
-            f"gradients for sample weights need a WeightedLoss objective, got {type(self.objective).__name__}; "
+            "gradients for sample weights need a WeightedLoss objective (a subclass may change sample_losses, not "
+            f"__call__), got {type(self.objective).__name__}; "
             "for another inner loss use `estimator.tensors(trajectory, outer, [tensor, ...])`"
         )
 
@@ -157,7 +199,9 @@ class Trajectory:
 
     def _tensors(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensors:
         # Buffers are cloned because BatchNorm writes its running statistics into whatever it is given.
-        named = {**parameters, **{name: value.detach().clone() for name, value in buffers.items()}}
+        # One that requires a gradient is somebody's hyperparameter, and stays connected.
+        copies = {name: value if value.requires_grad else value.detach().clone() for name, value in buffers.items()}
+        named = {**parameters, **copies}
         return {f"module.{name}": value for name, value in named.items()}
 
     @contextmanager
@@ -170,12 +214,17 @@ class Trajectory:
                 if step is None:
                     yield
                     return
+                device = next(self.module.parameters()).device.type
                 for module, training in zip(modules, step.modes, strict=True):
                     module.training = training
                 set_random_state(self.module, step.rng)
-                device, dtype = step.autocast or ("cpu", torch.bfloat16)
-                # The cache of autocast would hand a cast made outside of the transformation to the inside.
-                with torch.autocast(device, dtype=dtype, enabled=step.autocast is not None, cache_enabled=False):
+                dtype = step.autocast[1] if step.autocast else torch.bfloat16
+                # The cache of autocast would hand a cast made outside of the transformation to the inside. Of the
+                # attention kernels only the plain one can be differentiated forward.
+                with (
+                    torch.autocast(device, dtype=dtype, enabled=step.autocast is not None, cache_enabled=False),
+                    sdpa_kernel(SDPBackend.MATH),
+                ):
                     yield
         finally:
             for module, training in zip(modules, modes, strict=True):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient, mixed
+from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient, mixed, mixes_samples
 from steelyard.bilevel.pullback import pullback_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
-from steelyard.bilevel.window import add_rows, outer_gradient, virtual
+from steelyard.bilevel.window import add_rows, check_detached, check_gradient, ids_of, outer_gradient, virtual
 
 __all__ = ["FiniteDifference", "Outer", "Truncated"]
 
@@ -80,13 +80,13 @@ class Truncated:
         steps = self._window(trajectory)
         weighted = trajectory.weighted
         if samples is not None:
-            self._check_samples(index, steps[-1])
+            self._check_samples(trajectory, index, steps[-1], samples)
             adjoint = outer_gradient(trajectory, outer).parameters
             along, _, _ = self._pull(trajectory, steps[-1], adjoint, {})
             return virtual(trajectory, steps[-1], steps[-1].parameters, along, samples, self.direction)
-        ids = trajectory.index if index is None else index
+        ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
-        found = outer_gradient(trajectory, outer, statistics=_tracks(trajectory, steps))
+        found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
         for number in range(len(steps) - 1, -1, -1):
@@ -94,9 +94,10 @@ class Truncated:
             along, adjoint, state = self._pull(trajectory, step, adjoint, state)
             if number:
                 product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
-                adjoint, running = _arrive(trajectory, step, adjoint, product, running)
+                adjoint, running, _ = _arrive(trajectory, step, adjoint, product, running)
             else:
                 tangents = self.direction.losses(trajectory, step, step.parameters, along, step.batch)
+            check_gradient(trajectory, step, step.parameters, along, tangents)
             add_rows(total, ids, step.batch.index, weighted.pull(tangents, tangents, step.weight))
         return total
 
@@ -116,6 +117,7 @@ class Truncated:
             One tensor for each of `tensors`, of its shape; zeros where nothing depends on it.
         """
         steps = self._window(trajectory)
+        check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, _tracks(trajectory, steps))
         adjoint, running = found.parameters, found.statistics
         total = list(found.direct)
@@ -123,8 +125,8 @@ class Truncated:
         for number in range(len(steps) - 1, -1, -1):
             along, adjoint, state = self._pull(trajectory, steps[number], adjoint, state)
             product, through = mixed(trajectory, steps[number], steps[number].parameters, along, tensors)
-            adjoint, running = _arrive(trajectory, steps[number], adjoint, product, running)
-            total = [one + more for one, more in zip(total, through, strict=True)]
+            adjoint, running, moved = _arrive(trajectory, steps[number], adjoint, product, running, tensors)
+            total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
         return tuple(total)
 
     def _window(self, trajectory: Trajectory) -> list[Step]:
@@ -134,7 +136,7 @@ class Truncated:
             )
         return trajectory.steps[-self.steps :]
 
-    def _check_samples(self, index: Tensor | None, step: Step) -> None:
+    def _check_samples(self, run: Trajectory, index: Tensor | None, step: Step, samples: Batch) -> None:
         if index is not None:
             raise ValueError("give index or samples, not both")
         if self.steps != 1:
@@ -142,11 +144,11 @@ class Truncated:
                 f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
                 "all the later ones; use index for the samples of the window"
             )
-        if step.coupled and self.coupled == "refuse":
+        if self.coupled == "refuse" and (step.coupled or mixes_samples(run, step, step.parameters, samples)):
             raise ValueError(
-                "the recorded step normalised by its batch (BatchNorm in training mode), so the derivative for a "
-                "sample outside of it is not defined by itself; put the BatchNorm layers in eval mode, or accept "
-                'chunk statistics with coupled="chunk"'
+                "the recorded step normalised by its batch or wrote to a buffer (BatchNorm in training mode), so "
+                "the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, or "
+                'accept chunk statistics with coupled="chunk"'
             )
 
     def _pull(
@@ -177,7 +179,8 @@ class FiniteDifference(Truncated):
 
     Two plain forward passes in the place of a forward-mode one, so it works through operators that have no
     forward-mode rule; the optimizer is still pulled back in closed form. Error about eps^(2/3) of the parameters'
-    precision: 1e-10 in float64, 1e-5 in float32. The general path (`tensors`) is `Truncated`'s.
+    precision at best, 1e-10 in float64 and 1e-5 in float32; in wide nets, across kinks (ReLU) or under autocast it
+    can be a few per cent. The general path (`tensors`) is `Truncated`'s.
 
     Args:
         steps: T.
@@ -199,23 +202,29 @@ class FiniteDifference(Truncated):
 
 def _tracks(run: Trajectory, steps: list[Step]) -> bool:
     """Whether running statistics can carry a part of the derivative (see `statistics`)."""
-    return len(steps) > 1 and any(step.coupled for step in steps) and bool(tracking_layers(run.module))
+    return any(step.coupled for step in steps) and bool(tracking_layers(run.module))
 
 
 def _arrive(
-    run: Trajectory, step: Step, adjoint: Tensors, product: Tensors, running: Tensors
-) -> tuple[Tensors, Tensors]:
-    """Sum what reaches the parameters before `step`: directly, through the gradient, through the statistics."""
+    run: Trajectory,
+    step: Step,
+    adjoint: Tensors,
+    product: Tensors,
+    running: Tensors,
+    tensors: Sequence[Tensor] = (),
+) -> tuple[Tensors, Tensors, tuple[Tensor, ...]]:
+    """Sum what reaches the parameters before `step`: directly, through the gradient, through the statistics.
+
+    Also returned: the adjoint of the statistics before the step, and what reaches `tensors` through them.
+    """
     arrived = {name: adjoint[name] + product[name] for name in adjoint}
-    if running:
-        through, running = statistics_adjoint(run, step, step.parameters, running)
-        arrived = {name: arrived[name] + through[name] for name in arrived}
-    return arrived, running
+    if not running:
+        return arrived, running, tuple(torch.zeros_like(tensor) for tensor in tensors)
+    through, running, moved = statistics_adjoint(run, step, step.parameters, running, tensors)
+    return {name: arrived[name] + through[name] for name in arrived}, running, moved
 
 
 def _gradient_of(run: Trajectory, step: Step) -> Tensors:
     """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
-    held = step.gradient
-    if held is not None and all(tensor._version == version for tensor, version in held.values()):
-        return {name: tensor for name, (tensor, _) in held.items()}
-    return gradient(run, step, step.parameters)
+    held = step.held_gradient()
+    return gradient(run, step, step.parameters) if held is None else held

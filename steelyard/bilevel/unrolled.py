@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 from steelyard.bilevel.truncated import Outer
-from steelyard.bilevel.window import add_rows
+from steelyard.bilevel.window import add_rows, check_detached, ids_of
 
 __all__ = ["Unrolled"]
 
@@ -71,7 +72,7 @@ class Unrolled:
         weights = [step.weight.clone().requires_grad_() for step in steps]
         value = self._unroll(trajectory, outer, steps, weights)
         found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
-        ids = trajectory.index if index is None else index
+        ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=weights[0].dtype)
         for step, rows in zip(steps, found, strict=True):
             add_rows(total, ids, step.batch.index, rows)
@@ -80,6 +81,7 @@ class Unrolled:
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
         steps = self._window(trajectory)
+        check_detached(trajectory)
         value = self._unroll(trajectory, outer, steps, [step.weight for step in steps])
         return tuple(torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True))
 
@@ -94,7 +96,10 @@ class Unrolled:
 
     def _window(self, run: Trajectory) -> list[Step]:
         if self.steps > len(run.steps):
-            raise ValueError(f"steps={self.steps}, but {len(run.steps)} were recorded")
+            raise ValueError(
+                f"steps={self.steps}, but {len(run.steps)} were recorded; record more with Recorder(steps=...)"
+            )
+        run.check()
         steps = run.steps[-self.steps :]
         if set(steps[0].full_state) != set(steps[0].parameters):
             raise ValueError(
@@ -137,7 +142,7 @@ class TorchStepper:
             loss, [parameters[name] for name in names], create_graph=True, allow_unused=True, materialize_grads=True
         )
         after = {name: p.clone() for name, p in parameters.items()}
-        groups = [{**options(step.groups[name]), "params": [after[name]]} for name in names]
+        groups = [{**options(self.kind, step.groups[name]), "params": [after[name]]} for name in names]
         optimizer = self.kind(groups, differentiable=True)  # type: ignore[call-arg]
         for name, gradient in zip(names, gradients, strict=True):
             # The update writes into its state in place; the graph needs the old values.
@@ -151,10 +156,19 @@ class TorchStepper:
         return after
 
 
-def options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a group for a differentiable twin: no fused or multi-tensor kernels."""
-    skip = {"params", "foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
-    kept = {key: value for key, value in group.items() if key not in skip}
-    if "decoupled_weight_decay" in group and "momentum_decay" in group:
-        kept["decoupled_weight_decay"] = group["decoupled_weight_decay"]
-    return kept
+def options(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a group that a twin's constructor takes; none of its fused or multi-tensor kernels."""
+    skip = {"params", "foreach", "fused", "capturable", "differentiable"}
+    known = inspect.signature(kind).parameters
+    return {key: value for key, value in group.items() if key not in skip and key in known}
+
+
+def check_schedule(backend: str, first: Step, step: Step) -> None:
+    """Raise TypeError where a setting other than the learning rate moves inside of the window."""
+    for name, group in step.groups.items():
+        moved = [k for k, v in group.items() if k not in ("lr", "initial_lr") and v != first.groups[name].get(k, v)]
+        if moved:
+            raise TypeError(
+                f"{backend} follows a schedule of the learning rate only, but {moved[0]} of {name!r} moves too; use "
+                "Truncated, or backend='torch'"
+            )

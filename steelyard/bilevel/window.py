@@ -14,7 +14,7 @@ from steelyard.bilevel.directional import Direction
 from steelyard.bilevel.statistics import differentiable_statistics
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["OuterGradient", "add_rows", "outer_gradient", "virtual"]
+__all__ = ["OuterGradient", "add_rows", "check_detached", "check_gradient", "ids_of", "outer_gradient", "virtual"]
 
 
 class OuterGradient(NamedTuple):
@@ -36,7 +36,8 @@ def outer_gradient(
     Raises:
         ValueError: `outer` is not a finite scalar, or depends on no optimised parameter.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in run.final().items()}
+    run.check()
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in run.final().items()}
     nothing: Tensors = {}
     wrapped: AbstractContextManager[Tensors] = (
         differentiable_statistics(run.module) if statistics else nullcontext(nothing)
@@ -82,14 +83,10 @@ def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: B
     A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0.
     """
     tangents = direction.losses(run, step, at, along, samples)
-    unique, first = _first_places(samples.index)
-    place = torch.searchsorted(unique, step.batch.index).clamp_max(max(0, len(unique) - 1))
-    known = bool((unique[place] == step.batch.index).all()) if len(unique) else False
-    if known and step.separable:
-        recorded = tangents[first[place]]
-    else:
-        # Dropout masks and batch statistics belong to the whole recorded batch: replay it as it was.
-        recorded = direction.losses(run, step, at, along, step.batch)
+    places = _same_rows(step.batch, samples) if step.separable else None
+    # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
+    recorded = direction.losses(run, step, at, along, step.batch) if places is None else tangents[places]
+    check_gradient(run, step, at, along, recorded)
     values = run.weighted.pull(tangents, recorded, step.weight)
     rows = run.weighted.pull(recorded, recorded, step.weight)
     total, seen = torch.zeros_like(values), torch.zeros_like(values)
@@ -98,8 +95,95 @@ def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: B
     return torch.where(seen > 0, total, values)
 
 
+def check_detached(run: Trajectory) -> None:
+    """Raise ValueError if recorded weights were computed from something that requires a gradient.
+
+    That path is not part of a replay, and a tensor asked for would silently miss it.
+    """
+    if any(step.connected for step in run.steps):
+        raise ValueError(
+            "the recorded weights carry a graph of their own: compute them inside the objective, or pass the "
+            "sample weights' hypergradient on yourself, weight.backward(estimator(trajectory, outer, index))"
+        )
+
+
+def ids_of(run: Trajectory, index: Tensor | None) -> Tensor:
+    """Return the ids asked for; those of the window by default.
+
+    Raises:
+        TypeError: `index` is not a tensor of ids (a boolean mask, say).
+    """
+    if index is None:
+        return run.index
+    if not isinstance(index, Tensor) or index.dtype == torch.bool or index.is_floating_point() or index.ndim != 1:
+        got = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index must be a tensor (k,) of global sample ids, int64, got {got}")
+    return index
+
+
+def _same_rows(batch: Batch, samples: Batch) -> Tensor | None:
+    """Return where each row of `batch` stands in `samples`; None if one does not, or has other inputs there.
+
+    (Augmented inputs of a recorded batch are not those of the data set.)
+    """
+    if not len(samples):
+        return None
+    unique, first = _first_places(samples.index)
+    place = torch.searchsorted(unique, batch.index).clamp_max(len(unique) - 1)
+    if not bool((unique[place] == batch.index).all()):
+        return None
+    rows = first[place]
+    same = torch.equal(samples.inputs[rows], batch.inputs) and torch.equal(samples.targets[rows], batch.targets)
+    return rows if same else None
+
+
 def _first_places(index: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sorted distinct ids and, for each, one position where it stands."""
     order = torch.argsort(index, stable=True)
     unique, counts = torch.unique_consecutive(index[order], return_counts=True)
     return unique, order[counts.cumsum(0) - counts]
+
+
+def check_gradient(run: Trajectory, step: Step, at: Tensors, along: Tensors, recorded: Tensor) -> None:
+    """Raise if the gradient that the optimizer used is not that of the recorded loss.
+
+    Compares <u, gradient>, from the gradient that the newest step still holds, with the weighted sum of the
+    t_i = <u, grad l_i> of its batch: nearly free. A gradient that was cleared in place cannot be checked.
+
+    Args:
+        run: the trajectory.
+        step: its newest step.
+        at: where the t_i were taken; only the parameters before the step can be compared.
+        along: u.
+        recorded: ``(batch,)`` t_i.
+
+    Raises:
+        RuntimeError: they differ by more than rounding explains.
+    """
+    held = step.held_gradient()
+    if held is None or at is not step.parameters:
+        return
+    weighted, weight = run.weighted, step.weight.to(recorded.dtype)
+    terms = weight * recorded / weighted.divisor(weight)
+    expected, scale = float(terms.double().sum()), float(terms.double().abs().sum())
+    if weighted.regulariser is not None:
+        share = _along_regulariser(run, step, along)
+        expected, scale = expected + share, scale + abs(share)
+    used = float(torch.stack([(along[name].double() * g.double()).sum() for name, g in held.items()]).sum())
+    if abs(used - expected) > (0.2 if step.autocast else 0.02) * max(scale, abs(used)):
+        raise RuntimeError(
+            f"the optimizer's gradient is not that of the recorded loss: along the hypergradient's direction it is "
+            f"{used:.3g}, the recorded batch gives {expected:.3g}. Clipping, gradient accumulation, a loss added to or "
+            "multiplied with the recorded one, or a hook changed it between recorder.loss() and step(); put it "
+            "into the objective, or leave it out of the recorded steps"
+        )
+
+
+def _along_regulariser(run: Trajectory, step: Step, along: Tensors) -> float:
+    leaves = {name: value.detach().requires_grad_() for name, value in step.parameters.items()}
+    with torch.enable_grad():
+        value = run.regulariser(step, leaves)
+    if not value.requires_grad:
+        return 0.0
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return float(sum((along[n].double() * g.double()).sum() for n, g in zip(leaves, found, strict=True)))

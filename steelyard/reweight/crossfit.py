@@ -57,9 +57,7 @@ class CrossFit:
             weight: ``(n,)`` inner weights.
             generator: of the split.
         """
-        count = len(self._inners)
-        order = torch.randperm(len(train), generator=generator, device=generator.device)
-        fold = (order % count).to(weight.device)  # (n,) folds of equal size, up to one
+        fold = self._split(weight, generator)
         runs = []
         for number, inner in enumerate(self._inners):
             rows = (fold == number).nonzero().flatten()
@@ -77,6 +75,16 @@ class CrossFit:
             gradient[rows] = 0  # this model is never trained on its own fold
             total += gradient.to(total.dtype)
         return total
+
+    def _split(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the fold ``(n,)`` of every sample, of equal size up to one; not all that is kept in one fold."""
+        while True:
+            order = torch.randperm(len(weight), generator=generator, device=generator.device)
+            fold = (order % len(self._inners)).to(weight.device)
+            kept = fold[weight > 0]
+            # Fewer than two kept samples cannot be split: the inner run then says so.
+            if len(kept) < 2 or bool((kept != kept[0]).any()):
+                return fold
 
 
 class _Through:

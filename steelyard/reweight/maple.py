@@ -25,6 +25,7 @@ __all__ = ["Callback", "Maple"]
 
 Callback = Callable[[OuterStep], bool | None]
 
+_REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
 _COSINE = CosineDecay()
 _ADAM: dict[str, OuterOptimizer] = {
     # A sample's hypergradient is of size 1 / n or less: Adam's usual eps of 1e-8 would not be negligible beside it.
@@ -186,8 +187,7 @@ class Maple:
         leaves, spread, losses, kept = state.leaves(), Spread(), [], []
         before = {name: getattr(state, name).detach().clone() for name in ("weights", "probabilities")}
         for _ in range(self.draws):
-            mask = self.mask(state.probabilities, state.generator, progress=progress)
-            weight = mask * state.weights  # (n,)
+            mask, weight = self._draw(state, progress)
             model, gradient = self._hypergradient(state, train, outer, weight.detach())
             found = torch.autograd.grad(weight, list(leaves.values()), gradient.to(weight.dtype))
             spread.add(dict(zip(leaves, found, strict=True)))
@@ -210,6 +210,22 @@ class Maple:
         state.close_step(row, self.tolerance)
         w, s = before["weights"], before["probabilities"]
         return OuterStep(row["step"], model, w, s, mask.detach(), row["outer_loss"], row)
+
+    def _draw(self, state: OuterState, progress: float) -> tuple[Tensor, Tensor]:
+        """Draw a mask; return it and the inner weights ``(n,)``. One that leaves nothing to train on is drawn again.
+
+        (So for very small budgets the mask is Bernoulli(s) given that it is not empty.)
+        """
+        least = 1 if self.cross_fit is None else 2
+        for _ in range(_REDRAWS):
+            mask = self.mask(state.probabilities, state.generator, progress=progress)
+            weight = mask * state.weights
+            if int((weight > 0).sum()) >= least:
+                return mask, weight
+        raise ValueError(
+            f"{_REDRAWS} masks in a row kept fewer than {least} samples of positive weight (the probabilities sum to "
+            f"{float(state.probabilities.detach().sum()):.3g}); raise the budget"
+        )
 
     def _hypergradient(
         self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import Sampler, WeightedRandomSampler
 
 from steelyard import _check, _files
 from steelyard.reweight.mask import Mask, check_probabilities
@@ -70,28 +71,36 @@ class Reweighting:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def sampler(
-        self, num_samples: int | None = None, generator: torch.Generator | None = None
-    ) -> WeightedRandomSampler:
-        """Make a sampler for a `DataLoader` over the training set: position i in proportion to s_i w_i.
+    @property
+    def expected_weights(self) -> Float[Tensor, " n"]:
+        """``(n,)`` s_i w_i: the mean over masks of the weight that sample i trains with."""
+        return self.probabilities * self.weights
+
+    def sampler(self, num_samples: int | None = None, generator: torch.Generator | None = None) -> Sampler[int]:
+        """Make a sampler for a `DataLoader` over the whole training set: id i in proportion to s_i w_i.
+
+        Weights and probabilities are both in the draw: train on what comes with a plain, unweighted loss.
 
         Args:
-            num_samples: positions an epoch, drawn with replacement; None: sum of s, rounded (the kept-set size).
+            num_samples: draws an epoch, with replacement; None: sum of s, rounded (the kept-set size, so an epoch is
+                shorter than one over all samples).
             generator: of the draws; None: torch's global one, as in any DataLoader sampler.
 
         Raises:
             ValueError: no sample has s_i w_i > 0, or num_samples < 1.
         """
-        expected = (self.probabilities * self.weights).double()
+        expected = self.expected_weights.double()
         if not len(self) or float(expected.max()) <= 0:
             raise ValueError("no sample can be drawn: probabilities * weights is 0 everywhere")
         if num_samples is None:
             num_samples = max(1, round(float(self.probabilities.sum(dtype=torch.float64))))
         _check.integer("num_samples", num_samples, low=1)
-        return WeightedRandomSampler(expected.cpu(), num_samples, generator=generator)  # type: ignore[arg-type]
+        assert self.index is not None  # set in __post_init__
+        places = WeightedRandomSampler(expected.cpu(), num_samples, generator=generator)  # type: ignore[arg-type]
+        return _Ids(places, self.index.cpu())
 
     def sample_mask(self, generator: torch.Generator) -> Bool[Tensor, " n"]:
-        """Draw a kept set: True with probability s_i. Train on it with the weights of the samples kept."""
+        """Draw a kept set: True with probability s_i. Train on it with the loss weighted by `weights`, those kept."""
         return Mask()(self.probabilities.detach(), generator).bool()
 
     def to_frame(self) -> pandas.DataFrame:
@@ -130,6 +139,19 @@ class Reweighting:
             return cls(tensors["weights"], tensors["probabilities"], history, tensors["index"])
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: damaged Reweighting file: {error}") from error
+
+
+class _Ids(Sampler[int]):
+    """Draws places and yields the global ids that stand there: a data set is addressed by id."""
+
+    def __init__(self, places: WeightedRandomSampler, index: Tensor) -> None:
+        self._places, self._index = places, index.tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return (self._index[place] for place in self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _check_header(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:

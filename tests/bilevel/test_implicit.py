@@ -237,3 +237,43 @@ def test_decoupled_weight_decay_is_refused() -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Implicit(**options)
+
+
+def test_running_statistics_at_the_fixed_point() -> None:
+    """An eval-mode outer loss reads statistics that have settled on those of the batch at the solution."""
+    generator = torch.Generator().manual_seed(2)
+    data = Batch.of(torch.randn(10, 2, generator=generator, dtype=torch.float64), torch.arange(10) % 2)
+    objective = WeightedLoss(CROSS_ENTROPY, regulariser=lambda m: 0.1 * sum(p.square().sum() for p in m.parameters()))
+
+    def solve(weight: Tensor) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh(), nn.BatchNorm1d(2, momentum=1.0, affine=False))
+        model = nn.Sequential(*model, nn.Linear(2, 2, bias=False)).double()
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, tolerance_grad=1e-13, tolerance_change=0.0)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = objective(model, data, weight)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        model(data.inputs)  # momentum 1: settled after one pass
+        return model
+
+    def loss(model: nn.Module) -> Tensor:
+        return model.eval()(data.inputs.flip(1) + 0.5).square().mean()
+
+    weight = torch.linspace(0.5, 1.5, 10, dtype=torch.float64)
+    model = solve(weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with torch.random.fork_rng(), Recorder(model, optimizer, objective) as recorder:
+        recorder.loss(data, weight).backward()
+        optimizer.step()
+        answer = Implicit(tolerance=1e-10)(recorder.trajectory(), loss)
+    expected = []
+    for i in range(10):
+        step = 1e-4 * torch.eye(10, dtype=torch.float64)[i]
+        up, down = (float(loss(solve(weight + s * step)).detach()) for s in (1, -1))
+        expected.append((up - down) / 2e-4)
+    assert relative(answer, torch.tensor(expected, dtype=torch.float64)) < 1e-5

@@ -346,7 +346,7 @@ ALONE = Batch.of(torch.randn(20, 2), torch.arange(20) % 2, environment=torch.zer
     [
         (lambda t: quick(budget=0), "budget must be > 0 samples to train on, got 0"),
         (lambda t: quick(budget=201).fit(t), "budget is 201.*200 probabilities"),
-        (lambda t: quick(budget=1e-9).fit(t), "all 200 weights are 0; raise the budget"),
+        (lambda t: quick(budget=1e-9).fit(t), "1000 masks in a row kept fewer than 1.*raise the budget"),
         (lambda t: quick(inner=linear_run(dtype=torch.float32), budget=9).fit(ALONE), "at least 2 of them, got 1"),
         (lambda t: quick(risk=IRMv1()).fit(Batch.of(t.inputs, t.targets)), r"batch\.environment is None"),
         (lambda t: quick(risk=GroupWorst()).fit(t), r"batch\.group is None"),
@@ -366,3 +366,12 @@ ALONE = Batch.of(torch.randn(20, 2), torch.arange(20) % 2, environment=torch.zer
 def test_errors(call, message):
     with pytest.raises((ValueError, TypeError), match=message):  # TypeError: the shape and type checks of the tests
         call(spurious()[0])
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_small_budgets_never_train_on_nothing(folds):
+    """A mask of Bernoulli(1.5 / n) is empty in a fifth of draws; it is drawn again."""
+    train, _ = spurious(60)
+    result = quick(budget=1.5, steps=15, folds=folds, inner=linear_run(steps=2)).fit(train)
+    assert min(row["kept"] for row in result.history) >= (1 if folds == 1 else 2)
+    assert float(result.probabilities.sum()) == pytest.approx(1.5)

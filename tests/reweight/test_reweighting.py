@@ -148,3 +148,13 @@ def test_history_is_plain_json(tmp_path):
     header = (tmp_path / "r").read_bytes()
     length = int.from_bytes(header[:8], "little")
     assert json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["history"])[1] == {"step": 1}
+
+
+def test_sampler_yields_global_ids() -> None:
+    part = Reweighting(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]), index=torch.tensor([8, 11]))
+    drawn = list(part.sampler(300, torch.Generator().manual_seed(0)))
+    assert set(drawn) == {8, 11}
+    assert len(part.sampler(300)) == 300
+    # Binomial(300, 2/3): more than six standard deviations from 200 has probability below 1e-8.
+    assert abs(drawn.count(11) - 200) < 6 * 8.2
+    assert torch.equal(part.expected_weights, torch.tensor([1.0, 2.0]))

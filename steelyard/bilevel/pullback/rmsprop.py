@@ -39,7 +39,8 @@ class RMSpropPullback:
         """See `Pullback.pull`."""
         assert gradient is not None
         d, sign = decayed(group, parameter, gradient)
-        zero, before = torch.zeros_like(parameter), {}
+        # What an option switches off, torch leaves alone: its adjoint passes through.
+        zero, before = torch.zeros_like(parameter), dict(state_adjoint)
         y = -group["lr"] * adjoint
         if group["momentum"]:
             y = y + state_adjoint.get("momentum_buffer", zero)

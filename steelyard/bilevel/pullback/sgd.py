@@ -37,8 +37,9 @@ class SGDPullback:
         """See `Pullback.pull`."""
         momentum = group["momentum"]
         direction = move = adjoint * -group["lr"]
-        before = {}
+        before = dict(state_adjoint)  # without momentum torch leaves an old buffer alone
         if momentum:
+            before = {}
             buffer = move * momentum if group["nesterov"] else move
             if "momentum_buffer" in state_adjoint:
                 buffer = buffer + state_adjoint["momentum_buffer"]

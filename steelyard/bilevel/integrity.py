@@ -1,0 +1,42 @@
+"""Is the record still true? What an estimator replays must be what the run did.
+
+A record holds batches, weights and gradients by reference, and its parameters after the last step are the live ones.
+Anything that was changed behind its back would give a wrong derivative without a sound; these checks make it an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Guard", "fingerprint", "guards"]
+
+
+class Guard(NamedTuple):
+    """A tensor that must stay as it is, and its version when it was noted."""
+
+    what: str
+    tensor: Tensor
+    version: int
+
+    @property
+    def broken(self) -> bool:
+        """Whether the tensor was written to since."""
+        return self.tensor._version != self.version
+
+
+def guards(named: Iterable[tuple[str, Tensor]]) -> list[Guard]:
+    """Note the present versions. (Inference tensors have none; torch itself refuses to change them in place.)"""
+    return [Guard(what, tensor, tensor._version) for what, tensor in named if not tensor.is_inference()]
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the float64 sum of every tensor ``(tensors,)``.
+
+    Versions do not see every write: fused optimizers and ``p.data`` leave them alone.
+    """
+    sums = [tensor.detach().double().sum().cpu() for tensor in tensors]
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
