@@ -83,7 +83,7 @@ def bounds(
         + (" --quick" if quick else "")
         + (f" --seed {seed}" if seed else "")
     )
-    _write(tables, folder, command)
+    _write(tables, folder, command, seed)
     return tables
 
 
@@ -135,13 +135,13 @@ def _run(parts: list[_Part], progress: bool) -> dict[str, pandas.DataFrame]:
     return tables
 
 
-def _write(tables: Mapping[str, pandas.DataFrame], folder: Path, command: str) -> None:
+def _write(tables: Mapping[str, pandas.DataFrame], folder: Path, command: str, seed: int) -> None:
     for name, table in tables.items():
         _write_table(table, folder / f"{name}.csv")
         if name in bounds_plots.FIGURES:
             bounds_plots.draw(name, table, folder / f"{name}.png")
     found = claims(tables)
-    _files.write_text(folder / "summary.json", json.dumps(_summary(tables, found, command), indent=1) + "\n")
+    _files.write_text(folder / "summary.json", json.dumps(_summary(tables, found, command, seed), indent=1) + "\n")
     _files.write_text(folder / "README.md", _readme(found, command))
 
 
@@ -160,14 +160,18 @@ _MEASURED: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str | None], ...]]]
 }
 
 
-def _summary(tables: Mapping[str, pandas.DataFrame], found: list[Claim], command: str) -> list[dict[str, Any]]:
+def _summary(
+    tables: Mapping[str, pandas.DataFrame], found: list[Claim], command: str, seed: int
+) -> list[dict[str, Any]]:
     """Return one row a figure: recipe, dataset, method, metric, selection, mean, std, seeds, command.
 
-    `seeds` counts the independent draws behind the mean; `std` is over them (None: not measured).
+    `std` is over independent draws, whose number is in `method` (None: not measured); of the networks, over seeds.
     """
     rows: list[dict[str, Any]] = []
 
-    def add(recipe: str, dataset: str, method: str, metric: str, mean: float, std: float | None, seeds: int) -> None:
+    def add(
+        recipe: str, dataset: str, method: str, metric: str, mean: float, std: float | None, seeds: list[int]
+    ) -> None:
         value = None if pandas.isna(mean) else round(float(mean), 6)
         spread = None if std is None or pandas.isna(std) else round(float(std), 6)
         rows.append(
@@ -183,18 +187,26 @@ def _summary(tables: Mapping[str, pandas.DataFrame], found: list[Claim], command
                 add(
                     f"theory/{name}",
                     "thresholds" if name != "certificates" else "blocks",
-                    setting,
+                    f"{setting}, {row['draws']} draws",
                     metric,
                     row[metric],
                     std,
-                    row["draws"],
+                    [seed],
                 )
     for method, group in tables["networks"].groupby("method", sort=False):
         for metric in ("risk", "training", "at_least", "at_most"):
             std = group[metric].std() if len(group) > 1 else None
-            add("theory/networks", "coloured_digits", str(method), metric, group[metric].mean(), std, len(group))
+            add(
+                "theory/networks",
+                "coloured_digits",
+                str(method),
+                metric,
+                group[metric].mean(),
+                std,
+                group["seed"].tolist(),
+            )
     for claim in found:
-        add("theory/claims", "", claim.statement, claim.verdict, float(claim.verdict != "NOT REPRODUCED"), None, 1)
+        add("theory/claims", "", claim.statement, claim.verdict, float(claim.verdict != "NOT REPRODUCED"), None, [seed])
     return rows
 
 
