@@ -199,11 +199,14 @@ def _under_budget(log_odds: Tensor, budget: float) -> Tensor:
     # Where log-odds are large a float64 tau is too coarse. Measured from the sample nearest to it, it is not.
     tau = _threshold(log_odds, budget)
     log_odds = log_odds - log_odds[(log_odds - tau).abs().argmin()]
-    return torch.sigmoid(log_odds - _threshold(log_odds, budget))
+    levels, which = (log_odds - _threshold(log_odds, budget)).unique(return_inverse=True)
+    # The vector and the scalar path of torch's sigmoid differ in the last digit: equal entries of one tensor may get
+    # different values, near 1 even in the wrong order. One value a level, never falling, keeps the order exact.
+    return torch.sigmoid(levels).cummax(0).values[which]
 
 
 def _threshold(log_odds: Tensor, budget: float) -> float:
-    """Solve sum sigmoid(log_odds - tau) = budget by Newton's method, by bisection where that leaves the bracket or dawdles."""
+    """Solve sum sigmoid(log_odds - tau) = budget by Newton's method; bisection where that dawdles or errs."""
     base = math.log(budget / (len(log_odds) - budget))
     low, high = float(log_odds.min()) - base, float(log_odds.max()) - base  # all above, all below budget / n
     tau, stride = float(log_odds.mean()) - base, high - low

@@ -33,7 +33,7 @@ SCORES = st.one_of(
     st.integers(-4, 4).map(float), st.floats(-1e6, 1e6), st.sampled_from([NAN, INF, -INF]), st.floats(-1e-300, 1e-300)
 )
 VECTORS = hnp.arrays("float64", st.integers(1, 40), elements=SCORES).map(torch.from_numpy)
-SHARE = st.one_of(st.sampled_from([0.0, 1e-9, 0.5, 1 - 1e-9, 1.0]), st.floats(0, 1))
+SHARE = st.one_of(st.sampled_from([0.0, 1e-9, 0.5, 1 - 1e-9, 1.0]), st.floats(1e-100, 1))
 TEMPERATURE = st.one_of(st.sampled_from([1e-12, 1e-3, 0.2, 1.0, 1e6]), st.floats(1e-6, 10))
 PROBABILITY = st.one_of(st.sampled_from([0.0, 1e-300, 0.3, 1.0]), st.floats(0, 1))
 LAMBDA = st.one_of(st.sampled_from([0.0, 1.0, 1e6]), st.floats(0, 5))
@@ -115,6 +115,12 @@ def test_threshold_is_that_of_scipy(temperature):
     tau = optimize.brentq(lambda t: special.expit((z - t) / temperature).sum() - 30, -30, 30, xtol=1e-14)
     expected = torch.from_numpy(special.expit((z - tau) / temperature))
     torch.testing.assert_close(keep_probabilities(scores, 30, temperature=temperature), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [1e-12, 1e-9])
+def test_budget_is_met_where_log_odds_dwarf_the_digits_of_tau(temperature):
+    for budget in torch.linspace(0.3, 9.7, 50).tolist():
+        assert met(keep_probabilities(torch.arange(10.0), budget, temperature=temperature), budget)
 
 
 @pytest.mark.parametrize(
