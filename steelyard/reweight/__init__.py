@@ -7,6 +7,7 @@ from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.maple import Maple
 from steelyard.reweight.mask import LinearTemperature, Mask
 from steelyard.reweight.outer import CosineDecay, OuterState, OuterStep
+from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient, keep_probabilities, pool
 from steelyard.reweight.projections import project_ball, project_box_simplex
 from steelyard.reweight.reweighting import Reweighting
 from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
@@ -28,12 +29,17 @@ __all__ = [
     "OuterRisk",
     "OuterState",
     "OuterStep",
+    "Prior",
     "Reweighting",
     "Risk",
     "SoftGroupWorst",
     "Sqrt",
     "VREx",
     "WeightedSum",
+    "bernoulli_kl",
+    "bernoulli_kl_gradient",
+    "keep_probabilities",
+    "pool",
     "project_ball",
     "project_box_simplex",
 ]

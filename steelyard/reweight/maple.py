@@ -18,6 +18,7 @@ from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hyper
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.mask import Mask
 from steelyard.reweight.outer import CosineDecay, OuterOptimizer, OuterState, OuterStep
+from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient
 from steelyard.reweight.reweighting import Reweighting
 from steelyard.reweight.risk import Risk
 
@@ -49,7 +50,9 @@ class Maple:
 
     - the budget is an equality by default; a risk that is a penalty alone otherwise shrinks the kept set;
     - w is learned and bounded (the released code does neither);
-    - several draws an outer step average the hypergradient; its variance over the draws is in the history.
+    - several draws an outer step average the hypergradient; its variance over the draws is in the history;
+    - the mask's surrogate gradient is the identity (`Mask` says why; `Mask("relaxed")` is the paper's Gumbel-softmax, and
+      only it has a temperature), and the gradient is not clipped (their code: 3).
 
     Args:
         inner: the inner run.
@@ -74,15 +77,18 @@ class Maple:
             back: memory of one chunk for a third more time; None: all at once.
         patience: stop after so many steps in which the outer loss has not fallen by `tolerance`; None: never.
         tolerance: see `patience`.
+        prior: keep-probabilities known beforehand, where w and s start and/or what anchors s (see `Prior`).
         seed: of the masks.
 
     Raises:
-        ValueError: an argument out of range; at `fit`: a budget above n, a mask that keeps nothing, missing
-            environments or groups (from the risk), repeated ids in `train`.
+        ValueError: an argument out of range; an anchor where s is not learned; at `fit`: a budget above n, a mask that
+            keeps nothing, missing environments or groups (from the risk), repeated ids in `train`, a prior of another
+            length.
 
     The history has one row a step: step, outer_loss (mean over draws), budget, kept (mean over draws), and for each
     of weights and probabilities that is learned NAME_gradient_norm (before clipping), NAME_gradient_variance (over
-    draws, mean over samples; None for one draw) and NAME_change (mean absolute change of the step).
+    draws, mean over samples; None for one draw) and NAME_change (mean absolute change of the step). With an anchor
+    also anchor_coefficient and anchor_kl, before this step's update; outer_loss stays the risk alone.
 
     References:
         Zhou et al., "Model Agnostic Sample Reweighting for Out-of-Distribution Learning", ICML 2022.
@@ -113,6 +119,7 @@ class Maple:
         outer_chunk: int | None = None,
         patience: int | None = None,
         tolerance: float | int = 0.0,
+        prior: Prior | None = None,
         seed: int = 0,
     ) -> None:
         if not callable(budget) and not budget > 0:
@@ -131,6 +138,9 @@ class Maple:
         self.outer_chunk = None if outer_chunk is None else _check.integer("outer_chunk", outer_chunk, low=1)
         self.patience = None if patience is None else _check.integer("patience", patience, low=1)
         self.tolerance = _check.in_range("tolerance", float(tolerance), low=0.0)
+        if prior is not None and prior.anchor and learn == "weights":
+            raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
+        self.prior = prior
         self.seed = _check.integer("seed", seed, low=0)
 
     def fit(
@@ -172,14 +182,29 @@ class Maple:
         )
 
     def begin(self, train: Batch, probabilities: Float[Tensor, " n"] | None = None) -> OuterState:
-        """Return the state before the first step: w = 1 and s = K / n, or s = `probabilities` projected.
+        """Return the state before the first step: w = 1 and s = K / n, or what the prior's `start` says.
+
+        Args:
+            train: the samples.
+            probabilities: ``(n,)`` where s starts instead (projected), whatever the prior says.
 
         Raises:
-            ValueError: `train` is empty or repeats an id; a budget above n; `probabilities` of another length.
+            ValueError: `train` is empty or repeats an id; a budget above n; `probabilities` or a prior of
+                another length.
         """
         learned = list(self.optimizers) if self.learn == "both" else [self.learn]
         optimizers = {name: self.optimizers[name] for name in learned}
-        return OuterState.start(train, self.constraints, optimizers, self.seed, probabilities)
+        prior = None
+        if self.prior is not None:
+            _check.same_length(train=train.inputs, prior=self.prior.probabilities)
+            prior = self.prior.under(self.constraints, 0.0)
+            if probabilities is None and self.prior.start in ("probabilities", "both"):
+                probabilities = prior
+        state = OuterState.start(train, self.constraints, optimizers, self.seed, probabilities)
+        if self.prior is not None and prior is not None and self.prior.start in ("weights", "both"):
+            with torch.no_grad():
+                state.weights.copy_(self.constraints.project_weights(prior / prior.mean()))
+        return state
 
     def _step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
         """Take one outer step: draws, mean gradient, clip, update, project, bookkeeping."""
@@ -204,6 +229,8 @@ class Maple:
             row[f"{name}_gradient_variance"] = spread.variance(name)
             if self.clip is not None:
                 value.mul_(min(1.0, self.clip / max(row[f"{name}_gradient_norm"], 1e-30)))
+        if self.prior is not None and self.prior.anchor:
+            row.update(self._anchor(self.prior, spread.mean["probabilities"], before["probabilities"], progress))
         state.update(spread.mean, self.constraints, (state.step + 1) / self.steps, scale=self.schedule(progress))
         for name, leaf in leaves.items():
             row[f"{name}_change"] = float((leaf.detach() - before[name]).abs().mean())
@@ -226,6 +253,12 @@ class Maple:
             f"{_REDRAWS} masks in a row kept fewer than {least} samples of positive weight (the probabilities sum to "
             f"{float(state.probabilities.detach().sum()):.3g}); raise the budget"
         )
+
+    def _anchor(self, prior: Prior, gradient: Tensor, s: Tensor, progress: float) -> dict[str, float]:
+        """Add the anchor's gradient to `gradient` ``(n,)``; return its figures for the history."""
+        target, coefficient = prior.under(self.constraints, progress).to(s.device), prior.coefficient(progress)
+        gradient.add_(bernoulli_kl_gradient(s, target), alpha=coefficient)
+        return {"anchor_coefficient": coefficient, "anchor_kl": bernoulli_kl(s, target)}
 
     def _hypergradient(
         self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor

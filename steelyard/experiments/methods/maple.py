@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import _check, reweight
 from steelyard.bilevel import WeightedLoss
+from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import OptimizerSettings
 
@@ -90,6 +91,7 @@ class Maple:
             no draw of a mask disturbs; it is observed as step ``steps + 1`` and is the final model.
         risk: the outer risk.
         inner: the inner run.
+        prior: scores of the samples, computed once before the first step, where s and w begin or what anchors s.
     """
 
     budget: int
@@ -107,6 +109,7 @@ class Maple:
     retrain: bool = False
     risk: OuterRisk = field(default_factory=OuterRisk)
     inner: InnerSettings = field(default_factory=InnerSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
 
     def __post_init__(self) -> None:
         _check.integer("budget", self.budget, low=1)
@@ -118,6 +121,8 @@ class Maple:
         _check.integer("draws", self.draws, low=1)
         if _check.integer("folds", self.folds, low=1) > 1 and self.outer_split != "train":
             raise ValueError("folds above 1 cross-fit the training samples: take outer_split = 'train'")
+        if self.prior.anchor and self.learn == "weights":
+            raise ValueError("prior.anchor draws the probabilities to the prior, but learn = 'weights' holds them")
 
     @property
     def last_step(self) -> int:
@@ -148,6 +153,7 @@ class Maple:
             weight_optimizer=self._adam(self.weight_rate),
             clip=self.clip or None,
             schedule=reweight.CosineDecay() if self.schedule == "cosine" else _constant,
+            prior=self.prior.build(problem, self.budget),
             seed=problem.seed,
         )
         last: list[nn.Module] = []

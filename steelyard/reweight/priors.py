@@ -1,0 +1,223 @@
+"""Priors: from scores of samples to keep-probabilities pi, pooled, and how an outer run uses them.
+
+A score says which sample is worth more, not by how much: only its rank is used. Ranks become probabilities through
+one sigmoid whose threshold is solved for, so that the probabilities sum to the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steelyard import _check
+from steelyard.reweight.constraints import ConstraintSet
+from steelyard.reweight.mask import check_probabilities
+from steelyard.reweight.outer import CosineDecay
+
+__all__ = ["Prior", "bernoulli_kl", "bernoulli_kl_gradient", "keep_probabilities", "pool"]
+
+_CERTAIN = 20.0  # log-odds that 0 and 1 (and whatever lies beyond) count as: odds of 5e8, still a float32 below 1
+
+
+def keep_probabilities(
+    scores: Float[Tensor, " n"], budget: float | int, *, temperature: float | int = 0.2
+) -> Float[Tensor, " n"]:
+    """Return pi_i = sigmoid((z_i - tau) / T): z the ranks of the scores, tau such that sum pi = K.
+
+    z_i = (number of scores below a_i + half of those equal to a_i) / n, in (0, 1); ties share it, so constant scores
+    give K / n everywhere. Any strictly rising function of the scores gives the same pi. Scores may be infinite:
+    they rank first and last. A missing score (NaN) is no opinion: that sample gets K / n, and the others, ranked among
+    themselves, share the rest of the budget.
+
+    Args:
+        scores: ``(n,)``, higher = more worth keeping.
+        budget: K in [0, n]; need not be whole.
+        temperature: T. The log-odds of the best and the worst sample differ by 1 / T; by default 5, so that no
+            sample is certain (with K = n / 2 the ends are at 0.92 and 0.08). T -> 0 keeps the K best.
+
+    Returns:
+        ``(n,)`` float64 (log-odds near 0 and 1 need its digits), sum K to rounding; not falling in the score.
+
+    Raises:
+        ValueError: no scores, a budget outside [0, n], temperature <= 0.
+
+    Example:
+        >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
+        tensor([0.1589, 0.8411, 0.5000, 0.5000], dtype=torch.float64)
+    """
+    count = len(scores)
+    _check_budget(budget, count)
+    _check.in_range("temperature", float(temperature), low=0.0, open_low=True)
+    known = ~scores.isnan()
+    values = scores.detach()[known].double()
+    ordered = values.sort().values
+    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    ranks = (below + up_to).double() / max(2 * len(values), 1)
+    base = budget / count
+    result = torch.full((count,), base, dtype=torch.float64, device=scores.device)
+    result[known] = _under_budget(ranks / temperature, base * len(values))
+    return result
+
+
+def pool(
+    priors: Sequence[Float[Tensor, " n"]], budget: float | int, *, weights: Sequence[float | int] | None = None
+) -> Float[Tensor, " n"]:
+    """Pool keep-probabilities in log-odds, under a budget: logit pi = sum_j lambda_j logit pi_j - tau, sum pi = K.
+
+    (The logarithmic opinion pool of Bernoullis.) The order does not matter but for rounding, and a prior of weight 0
+    is as good as absent. A sample for which a prior has no opinion, K / n, is judged by the others. Without any
+    opinion all get K / n. One prior of weight 1 comes back as it is, moved to the budget.
+
+    Probabilities of 0 and 1 have infinite log-odds; these count as -20 and 20 (as do all beyond). So a prior that is
+    certain outvotes milder ones but not another certain one, and any budget can be met: if fewer than K samples are
+    above 0, those at 0 rise.
+
+    Args:
+        priors: ``(n,)`` each, in [0, 1]; at least one.
+        budget: K in [0, n].
+        weights: lambda_j >= 0; default 1 each. Their sum need not be 1: three priors that agree say more than one.
+
+    Returns:
+        ``(n,)`` float64, sum K to rounding.
+
+    Raises:
+        ValueError: no priors, lengths that differ, entries outside [0, 1], a negative weight, a budget outside [0, n].
+
+    Example:
+        >>> one, two = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.5, 0.5, 0.5])
+        >>> pool([one, two], 1.5)
+        tensor([0.9000, 0.5000, 0.1000], dtype=torch.float64)
+    """
+    lambdas = [1.0] * len(priors) if weights is None else [float(weight) for weight in weights]
+    if not priors or len(lambdas) != len(priors):
+        raise ValueError(f"pool takes at least one prior and a weight for each, got {len(priors)} and {len(lambdas)}")
+    count = _check.same_length(**{f"priors[{j}]": prior for j, prior in enumerate(priors)})
+    _check_budget(budget, count)
+    total = torch.zeros(count, dtype=torch.float64, device=priors[0].device)
+    for j, (prior, weight) in enumerate(zip(priors, lambdas, strict=True)):
+        check_probabilities(prior)
+        if _check.in_range(f"weights[{j}]", weight, low=0.0):
+            total += weight * _log_odds(prior)
+    return _under_budget(total, float(budget))
+
+
+def bernoulli_kl(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) -> float:
+    """Return mean_i KL(Bern(s_i) || Bern(pi_i)), in nats; finite: the log-odds of pi are held within 20 of 0.
+
+    Example:
+        >>> round(bernoulli_kl(torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5])), 4)  # half of log 2
+        0.3466
+    """
+    s, log_odds = s.detach().double(), _log_odds(prior)
+    cross = s * torch.nn.functional.softplus(-log_odds) + (1 - s) * torch.nn.functional.softplus(log_odds)
+    return float((cross + torch.xlogy(s, s) + torch.xlogy(1 - s, 1 - s)).mean())
+
+
+def bernoulli_kl_gradient(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return the gradient of `bernoulli_kl` in s: (logit s_i - logit pi_i) / n.
+
+    Its limit at s = 0 and 1 is infinite; log-odds beyond 20 (s within 2e-9 of 0 or 1) count as 20, which is the
+    gradient of the divergence continued by its tangent. So it is finite everywhere, rises in s, and is zero at pi.
+
+    Args:
+        s: ``(n,)`` in [0, 1]. prior: ``(n,)`` in [0, 1].
+
+    Returns:
+        ``(n,)``, in the dtype of `s`.
+
+    Example:
+        >>> bernoulli_kl_gradient(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.5]))
+        tensor([-10.,   0.])
+    """
+    return ((_log_odds(s.detach()) - _log_odds(prior)) / len(s)).to(s.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Keep-probabilities pi of the training samples, and what an outer run (`Maple`) does with them.
+
+    Wherever it is used, pi is moved (in log-odds, see `pool`) to the run's budget at that point: to K exactly, or
+    where K is only an upper bound (``equality=False``) down to it if pi is above.
+
+    Attributes:
+        probabilities: ``(n,)`` pi in [0, 1], in the order of the training samples; of `keep_probabilities` or `pool`.
+        start: what begins at pi. "probabilities" (default): s = pi. "weights": w_i = pi_i / mean(pi), then projected,
+            so the inner loss starts weighted by pi, with s = K / n. "both" (a sample then counts by pi twice). "none":
+            for an anchor alone.
+        anchor: beta >= 0, the coefficient of the term beta_t mean_i KL(Bern(s_i) || Bern(pi_i)) added to the outer
+            risk. Default 0, none. Its gradient joins after clipping, so that `clip` does not rescale it.
+        decay: factor of progress in [0, 1]: beta_t = beta * decay(progress). Default: a cosine from 1 to 0, so that the
+            data have the last word.
+
+    Raises:
+        ValueError: probabilities outside [0, 1], a negative anchor, an unknown start.
+    """
+
+    probabilities: Float[Tensor, " n"]
+    start: Literal["probabilities", "weights", "both", "none"] = "probabilities"
+    anchor: float | int = 0.0
+    decay: Callable[[float], float] = field(default_factory=lambda: CosineDecay(0.0))
+
+    def __post_init__(self) -> None:
+        check_probabilities(self.probabilities)
+        _check.choice("start", self.start, ["probabilities", "weights", "both", "none"])
+        _check.in_range("anchor", float(self.anchor), low=0.0)
+
+    def under(self, constraints: ConstraintSet, progress: float | int) -> Float[Tensor, " n"]:
+        """Return pi ``(n,)``, float64, moved to the budget at `progress`."""
+        budget = constraints.budget_at(progress)
+        if not constraints.equality:
+            budget = min(budget, float(self.probabilities.sum(dtype=torch.float64)))
+        return pool([self.probabilities], budget)
+
+    def coefficient(self, progress: float | int) -> float:
+        """Return beta_t at `progress` in [0, 1]."""
+        return self.anchor * self.decay(progress) if self.anchor else 0.0
+
+
+def _check_budget(budget: float | int, count: int) -> None:
+    if not count:
+        raise ValueError("there are no samples to give probabilities to")
+    _check.in_range("budget", float(budget), low=0.0, high=float(count))
+
+
+def _log_odds(probabilities: Tensor) -> Tensor:
+    return torch.logit(probabilities.detach().double()).clamp(-_CERTAIN, _CERTAIN)
+
+
+def _under_budget(log_odds: Tensor, budget: float) -> Tensor:
+    """Return sigmoid(log_odds - tau) that sums to `budget`; log_odds ``(n,)`` float64, finite, of any size."""
+    count = len(log_odds)
+    if not 0 < budget < count:
+        return torch.full_like(log_odds, budget / max(count, 1))
+    # Where log-odds are large a float64 tau is too coarse. Measured from the sample nearest to it, it is not.
+    tau = _threshold(log_odds, budget)
+    log_odds = log_odds - log_odds[(log_odds - tau).abs().argmin()]
+    levels, which = (log_odds - _threshold(log_odds, budget)).unique(return_inverse=True)
+    # The vector and the scalar path of torch's sigmoid differ in the last digit: equal entries of one tensor may get
+    # different values, near 1 even in the wrong order. One value a level, never falling, keeps the order exact.
+    return torch.sigmoid(levels).cummax(0).values[which]
+
+
+def _threshold(log_odds: Tensor, budget: float) -> float:
+    """Solve sum sigmoid(log_odds - tau) = budget by Newton's method; bisection where that dawdles or errs."""
+    base = math.log(budget / (len(log_odds) - budget))
+    low, high = float(log_odds.min()) - base, float(log_odds.max()) - base  # all above, all below budget / n
+    tau, stride = float(log_odds.mean()) - base, high - low
+    while True:
+        p = torch.sigmoid(log_odds - tau)
+        excess, slope = float(p.sum()) - budget, float((p * (1 - p)).sum())
+        low, high = (tau, high) if excess > 0 else (low, tau)
+        middle = low + (high - low) / 2
+        if abs(excess) <= 1e-12 * budget or not low < middle < high:  # or no number is left in between
+            return tau
+        newton = tau + excess / slope if slope else math.inf
+        dawdles = abs(newton - tau) > stride / 2
+        following = middle if dawdles or not low < newton < high else newton
+        tau, stride = following, abs(following - tau)
