@@ -11,12 +11,30 @@ from steelyard.reweight.projections import project_ball, project_box_simplex
 from steelyard.reweight.reweighting import Reweighting
 from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
 from steelyard.reweight.risks import GroupWorst, IRMv1, SoftGroupWorst, VREx
+from steelyard.reweight.rules import (
+    KLDRO,
+    Custom,
+    CVaR,
+    GeneralisedCrossEntropy,
+    GroupDRO,
+    GroupWeights,
+    RelativeDifficulty,
+    Rule,
+    TopQ,
+    Uniform,
+)
 
 __all__ = [
+    "KLDRO",
+    "CVaR",
     "ConstraintSet",
     "CosineDecay",
     "CrossFit",
     "CubicBudget",
+    "Custom",
+    "GeneralisedCrossEntropy",
+    "GroupDRO",
+    "GroupWeights",
     "GroupWorst",
     "IRMv1",
     "InnerRun",
@@ -28,10 +46,14 @@ __all__ = [
     "OuterRisk",
     "OuterState",
     "OuterStep",
+    "RelativeDifficulty",
     "Reweighting",
     "Risk",
+    "Rule",
     "SoftGroupWorst",
     "Sqrt",
+    "TopQ",
+    "Uniform",
     "VREx",
     "WeightedSum",
     "project_ball",
