@@ -5,7 +5,7 @@ A method is a choice of these; see `steelyard.experiments.methods`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +21,7 @@ from steelyard.experiments.problem import Observer, Problem
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
-__all__ = ["Anneal", "Learner", "OptimizerSettings", "Training", "train"]
+__all__ = ["Anneal", "Learner", "OptimizerSettings", "Training", "schedule", "train"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,12 @@ class Anneal:
     def __call__(self, step: int) -> float:
         """Return the weight at `step`, counted from 0."""
         return self.before if step < self.at else self.weight
+
+
+def schedule(optimizer: torch.optim.Optimizer, *factors: Callable[[int], float]) -> None:
+    """From now on multiply the learning rates: that of each parameter group by its factor of the steps done."""
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, list(factors))
+    optimizer.register_step_post_hook(lambda *unused: scheduler.step())
 
 
 class Learner:

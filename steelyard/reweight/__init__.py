@@ -1,5 +1,6 @@
 """Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
 
+from steelyard.reweight.bayesian import BayesianIRM
 from steelyard.reweight.constraints import ConstraintSet, CubicBudget
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import OuterRisk
@@ -26,6 +27,7 @@ from steelyard.reweight.rules import (
 
 __all__ = [
     "KLDRO",
+    "BayesianIRM",
     "CVaR",
     "ConstraintSet",
     "CosineDecay",
