@@ -24,6 +24,7 @@ from steelyard.experiments.methods import ERM, Maple
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.trainer import train
+from steelyard.reweight import TopQ
 from steelyard.theory import Estimate
 
 __all__ = ["METHODS", "networks", "ramp"]
@@ -105,12 +106,7 @@ def _fit(method: str, data: _Data, seed: int) -> nn.Module:
     assert isinstance(erm, ERM)
     if method == "ERM":
         return erm.fit(data.problem, ignore).model
-    return train(data.problem, replace(erm.training, batch_size=BATCH), ignore, rule=_top_q)
-
-
-def _top_q(losses: Tensor, batch: Batch) -> Tensor:
-    """Ordered SGD's rule: weight 1 for the q largest losses of the batch, 0 for the others."""
-    return torch.zeros_like(losses).scatter(0, losses.topk(TOP).indices, 1.0)
+    return train(data.problem, replace(erm.training, batch_size=BATCH), ignore, rule=TopQ(TOP))
 
 
 def _terms(network: nn.Module, data: _Data, draws: int, steps: int, seed: int) -> dict[str, object]:

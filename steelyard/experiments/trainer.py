@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,18 +15,13 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.objective import SampleLoss
+from steelyard.experiments.batches import shuffled
 from steelyard.experiments.problem import Observer, Problem
 from steelyard.reweight import Risk
+from steelyard.reweight.rules import Rule, Uniform
 
-__all__ = ["Anneal", "OptimizerSettings", "Rule", "Training", "train", "uniform"]
-
-Rule: TypeAlias = Callable[[Tensor, Batch], Tensor]
-"""``(losses (b,), batch) -> (b,)`` sample weights, from losses that carry no gradient."""
-
-
-def uniform(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
-    """The rule of ERM: every sample weighs the same."""
-    return torch.ones_like(losses)
+__all__ = ["Anneal", "Learner", "OptimizerSettings", "Training", "schedule", "train"]
 
 
 @dataclass(frozen=True)
@@ -101,60 +96,98 @@ class Anneal:
         return self.before if step < self.at else self.weight
 
 
+def schedule(optimizer: torch.optim.Optimizer, *factors: Callable[[int], float]) -> None:
+    """From now on multiply the learning rates: that of each parameter group by its factor of the steps done."""
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, list(factors))
+    optimizer.register_step_post_hook(lambda *unused: scheduler.step())
+
+
+class Learner:
+    """A model in training: what one step on one batch does.
+
+    The loss of a step is ``(rule's weighted loss + l2 ||theta||^2 + lambda penalty) / max(1, lambda)``, with
+    lambda = anneal(step), steps counted from 0.
+
+    Args:
+        model: trained in place; its `parameters()` are what the L2 term sees.
+        loss: the per-sample loss.
+        settings: the L2 coefficient and, where none is given, the optimizer.
+        rule: the sample weights.
+        penalty: a risk added to the weighted loss.
+        anneal: the penalty's weight; required with a penalty.
+        optimizer: over the model's parameters (default: as in the settings).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: SampleLoss,
+        settings: Training,
+        *,
+        rule: Rule | None = None,
+        penalty: Risk | None = None,
+        anneal: Anneal | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        if (penalty is None) != (anneal is None):
+            raise ValueError("penalty and anneal come together: a penalty needs its weight")
+        self.model, self.loss, self.l2 = model, loss, settings.l2
+        self.rule = Uniform() if rule is None else rule
+        self.penalty, self.anneal = penalty, anneal
+        self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
+        self.done = 0
+
+    def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
+        """Take one step; return its loss and the per-sample losses before it, without a graph."""
+        outputs = self.model(batch.inputs)
+        losses = self.loss(outputs, batch.targets)
+        total = self.rule.mean(losses, batch)
+        if self.l2:
+            squares = (p.square().sum() for p in self.model.parameters())
+            total = total + self.l2 * sum(squares, torch.zeros((), device=total.device))
+        if self.penalty is not None and self.anneal is not None:
+            strength = self.anneal(self.done)
+            if strength:  # a penalty that is not wanted yet is not computed
+                total = total + strength * self.penalty(outputs, batch, self.loss)
+            total = total / max(1.0, strength)
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        self.done += 1
+        return float(total.detach()), losses.detach()
+
+
 def train(
     problem: Problem,
     settings: Training,
     observe: Observer,
     *,
-    rule: Rule = uniform,
+    rule: Rule | None = None,
     penalty: Risk | None = None,
     anneal: Anneal | None = None,
+    batches: Iterator[Batch] | None = None,
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> nn.Module:
-    """Train a new model of `problem` and return it.
-
-    The loss of a step is ``(sum w_i l_i / sum w_i + l2 ||theta||^2 + lambda penalty) / max(1, lambda)``, with
-    w = rule(losses, batch) and lambda = anneal(step).
+    """Train a model of `problem` and return it.
 
     Args:
         problem: data, model and seed.
         settings: steps, batches, optimizer.
         observe: called after each evaluated step.
-        rule: the sample weights.
-        penalty: a risk added to the weighted mean loss.
+        rule: the sample weights (default: all the same); see `Learner` for the loss of a step.
+        penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
+        batches: what each step is taken on (default: the training samples, by `settings.batch_size`).
+        model: what is trained, in place (default: a new model of the problem).
+        optimizer: over the model's parameters (default: as in the settings).
     """
-    if (penalty is None) != (anneal is None):
-        raise ValueError("penalty and anneal come together: a penalty needs its weight")
-    model = problem.model()
-    optimizer = settings.optimizer.build(model.parameters())
-    batches = _batches(problem.splits.train, settings.batch_size, problem.seed)
-    for step in range(settings.steps):
-        batch = next(batches)
-        outputs = model(batch.inputs)
-        losses = problem.loss(outputs, batch.targets)
-        weight = rule(losses.detach(), batch)
-        loss = (weight * losses).sum() / weight.sum()
-        if settings.l2:
-            loss = loss + settings.l2 * sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
-        if penalty is not None and anneal is not None:
-            strength = anneal(step)
-            loss = (loss + strength * penalty(outputs, batch, problem.loss)) / max(1.0, strength)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        done = step + 1
+    model = problem.model() if model is None else model
+    learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
+    if batches is None:
+        batches = shuffled(problem.splits.train, settings.batch_size, problem.seed)
+    for done in range(1, settings.steps + 1):
+        loss, _ = learner.step(next(batches))
         if done % settings.evaluate_every == 0 or done == settings.steps:
-            observe(done, model, {"loss": float(loss.detach())})
+            observe(done, model, {"loss": loss})
     return model
-
-
-def _batches(data: Batch, size: int, seed: int) -> Iterator[Batch]:
-    """Yield batches for ever: all of `data` for size 0 (or one as large), else shuffled by epoch."""
-    if size == 0 or size >= len(data):
-        while True:
-            yield data
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(data), generator=generator).to(data.index.device)
-        for start in range(0, len(data) - size + 1, size):  # an epoch's incomplete last batch is left out
-            yield data.take(order[start : start + size])

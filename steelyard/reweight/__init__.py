@@ -1,5 +1,6 @@
 """Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
 
+from steelyard.reweight.bayesian import BayesianIRM
 from steelyard.reweight.constraints import ConstraintSet, CubicBudget
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import OuterRisk
@@ -12,12 +13,31 @@ from steelyard.reweight.projections import project_ball, project_box_simplex
 from steelyard.reweight.reweighting import Reweighting
 from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
 from steelyard.reweight.risks import GroupWorst, IRMv1, SoftGroupWorst, VREx
+from steelyard.reweight.rules import (
+    KLDRO,
+    Custom,
+    CVaR,
+    GeneralisedCrossEntropy,
+    GroupDRO,
+    GroupWeights,
+    RelativeDifficulty,
+    Rule,
+    TopQ,
+    Uniform,
+)
 
 __all__ = [
+    "KLDRO",
+    "BayesianIRM",
+    "CVaR",
     "ConstraintSet",
     "CosineDecay",
     "CrossFit",
     "CubicBudget",
+    "Custom",
+    "GeneralisedCrossEntropy",
+    "GroupDRO",
+    "GroupWeights",
     "GroupWorst",
     "IRMv1",
     "InnerRun",
@@ -30,10 +50,14 @@ __all__ = [
     "OuterState",
     "OuterStep",
     "Prior",
+    "RelativeDifficulty",
     "Reweighting",
     "Risk",
+    "Rule",
     "SoftGroupWorst",
     "Sqrt",
+    "TopQ",
+    "Uniform",
     "VREx",
     "WeightedSum",
     "bernoulli_kl",

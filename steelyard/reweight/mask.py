@@ -115,17 +115,25 @@ class Mask:
         """
         check_probabilities(probabilities)
         leading = () if draws is None else (_check.integer("draws", draws, low=1),)
-        uniform = torch.rand(  # float64: float32 has 2^-24 steps, too coarse for Bernoulli(1e-8)
-            (*leading, *probabilities.shape),
-            generator=generator,
-            device=generator.device,
-            dtype=torch.float64,
-        ).to(probabilities.device)
+        uniform = _uniform((*leading, *probabilities.shape), generator, probabilities.device)
         hard = (uniform < probabilities.detach()).to(probabilities.dtype)
         if not (probabilities.requires_grad and torch.is_grad_enabled()):
             return hard
         soft = probabilities if self.estimator == "identity" else self._relaxed(probabilities, uniform, progress)
         return hard + (soft - soft.detach())  # the bracket is exactly 0, so the sum is exactly `hard`
+
+    def relaxed(
+        self, probabilities: Float[Tensor, "*shape"], generator: torch.Generator, *, progress: float | int = 0.0
+    ) -> Float[Tensor, "*shape"]:
+        """Draw the relaxed sample itself, in [0, 1] and not 0 or 1: sigmoid((logit s + logistic noise) / temperature).
+
+        It exceeds 1/2 with probability s. For methods whose training is over relaxed masks.
+
+        Raises:
+            ValueError: a probability outside [0, 1] or NaN.
+        """
+        check_probabilities(probabilities)
+        return self._relaxed(probabilities, _uniform(probabilities.shape, generator, probabilities.device), progress)
 
     def _relaxed(self, probabilities: Tensor, uniform: Tensor, progress: float) -> Tensor:
         temperature = self.temperature(progress) if callable(self.temperature) else self.temperature
@@ -136,6 +144,11 @@ class Mask:
         tiny = torch.finfo(torch.float64).tiny  # u = 0 has logit -inf
         noise = -torch.logit(uniform.clamp(tiny, 1 - 2**-53))
         return torch.sigmoid((torch.logit(inside) + noise) / temperature).to(probabilities.dtype)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw on the generator's device, in float64: float32 has 2^-24 steps, too coarse for Bernoulli(1e-8)."""
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(device)
 
 
 def check_probabilities(probabilities: Float[Tensor, "*shape"]) -> None:

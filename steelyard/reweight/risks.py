@@ -118,11 +118,14 @@ class SoftGroupWorst(Risk):
         return self.temperature * (torch.logsumexp(risks, 0) - torch.log(risks.new_tensor(risks.numel())))
 
 
-def scale_derivatives(outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, " n"]:
-    """Return d loss_i(scale * outputs_i) / d scale at 1, ``(n,)``, with a graph to `outputs`."""
+def scale_derivatives(
+    outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss, at: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, " n"]:
+    """Return d loss_i(scale * outputs_i) / d scale, ``(n,)``, at scale 1 or `at`, with a graph to `outputs`."""
     wanted = torch.is_grad_enabled() and outputs.requires_grad
     with torch.enable_grad():  # the penalty is a derivative even where it is only reported
-        scale = outputs.new_ones(outputs.shape[0], *[1] * (outputs.ndim - 1)).requires_grad_()
+        place = outputs.new_ones(len(outputs)) if at is None else at.to(outputs)
+        scale = place.reshape(-1, *[1] * (outputs.ndim - 1)).clone().requires_grad_()
         losses = per_sample(outputs * scale, batch, loss)
         (slopes,) = torch.autograd.grad(losses.sum(), scale, create_graph=wanted)
     return slopes.reshape(-1)

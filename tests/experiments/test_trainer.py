@@ -16,6 +16,7 @@ from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
 from steelyard.experiments.models import Logistic
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
+from steelyard.reweight import Custom
 
 
 def shortcut_problem(n: int = 400, seed: int = 0) -> Problem:
@@ -89,7 +90,7 @@ def test_a_rule_weighs_the_samples() -> None:
         assert not losses.requires_grad
         return wrong[batch.index].float()
 
-    model = train(PROBLEM, Training(steps=200, optimizer=SGD), ignore, rule=only_where_the_shortcut_fails)
+    model = train(PROBLEM, Training(steps=200, optimizer=SGD), ignore, rule=Custom(only_where_the_shortcut_fails))
     assert float(model[1].weight[0, 1].detach()) < -1  # there the shortcut points the other way
 
 
@@ -101,7 +102,7 @@ def test_minibatches_cover_an_epoch_and_repeat_by_seed() -> None:
         return torch.ones_like(losses)
 
     settings = Training(steps=8, batch_size=100, optimizer=SGD)
-    one = train(PROBLEM, settings, ignore, rule=spy)
+    one = train(PROBLEM, settings, ignore, rule=Custom(spy))
     assert [len(ids) for ids in seen] == [100] * 8
     for epoch in (seen[:4], seen[4:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(400))

@@ -3,11 +3,55 @@
 Each page states its paper, its equation, and the labels that it needs.
 """
 
+from steelyard.experiments.methods.bayesian_irm import BayesianIRM
+from steelyard.experiments.methods.cvar_dro import CVaRDRO
+from steelyard.experiments.methods.dfr import DFR
 from steelyard.experiments.methods.erm import ERM
+from steelyard.experiments.methods.group_dro import GroupDRO
 from steelyard.experiments.methods.irmv1 import IRMv1
+from steelyard.experiments.methods.jtt import JTT
+from steelyard.experiments.methods.kl_dro import KLDRO
+from steelyard.experiments.methods.lff import LfF
 from steelyard.experiments.methods.maple import Maple
+from steelyard.experiments.methods.ordered_sgd import OrderedSGD
+from steelyard.experiments.methods.pde import PDE
+from steelyard.experiments.methods.sparse_irm import SparseIRM
+from steelyard.experiments.methods.upweighting import UpWeighting
 from steelyard.experiments.methods.vrex import VREx
 
-__all__ = ["ERM", "IRMv1", "Maple", "Method", "VREx"]
+__all__ = [
+    "DFR",
+    "ERM",
+    "JTT",
+    "KLDRO",
+    "PDE",
+    "BayesianIRM",
+    "CVaRDRO",
+    "GroupDRO",
+    "IRMv1",
+    "LfF",
+    "Maple",
+    "Method",
+    "OrderedSGD",
+    "SparseIRM",
+    "UpWeighting",
+    "VREx",
+]
 
-Method = ERM | IRMv1 | VREx | Maple
+Method = (
+    ERM
+    | IRMv1
+    | VREx
+    | Maple
+    | UpWeighting
+    | CVaRDRO
+    | GroupDRO
+    | KLDRO
+    | OrderedSGD
+    | LfF
+    | JTT
+    | SparseIRM
+    | BayesianIRM
+    | PDE
+    | DFR
+)

@@ -1,0 +1,60 @@
+"""Group labels for the methods that need them: those of the data, or label x colour of a coloured image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.errors import DataError
+
+__all__ = ["Field", "counts", "with_groups"]
+
+Field: TypeAlias = Literal["group", "environment"]
+
+
+def with_groups(data: Batch) -> Batch:
+    """Return `data` with group ids.
+
+    Ids that it has are kept. Two-channel images with one of the channels empty (coloured digits, Colored MNIST) get
+    ``2 * label + colour``: the group that the shortcut makes. It is read off the image, a fact that a method is told
+    only here, where it asks for group labels; and it is the noisy label's group, not the digit's.
+
+    Raises:
+        DataError: neither group ids nor such images.
+
+    Example:
+        >>> images = torch.zeros(2, 2, 3, 3)
+        >>> images[0, 1], images[1, 0] = 1.0, 1.0
+        >>> with_groups(Batch.of(images, torch.tensor([0, 1]))).group.tolist()
+        [1, 2]
+    """
+    if data.group is not None:
+        return data
+    if data.inputs.ndim == 4 and data.inputs.shape[1] == 2:
+        ink = data.inputs.abs().sum((2, 3))
+        if bool(((ink > 0).sum(1) == 1).all()):
+            return replace(data, group=2 * data.targets + ink.argmax(1))
+    raise DataError(
+        "this method needs group labels, and the data has none: no group ids, and its inputs "
+        f"{tuple(data.inputs.shape)} are not images in one of two colours; take by = 'environment' where there is it"
+    )
+
+
+def counts(data: Batch, by: Field) -> Int[Tensor, " groups"]:
+    """Return how many samples each id 0, 1, ... of `by` has.
+
+    Raises:
+        DataError: no such labels, or an id below the largest without a sample.
+    """
+    labels = data.group if by == "group" else data.environment
+    if labels is None:
+        raise DataError(f"this method needs {by} ids on the training samples, and there are none")
+    found = torch.bincount(labels)
+    if int(found.min()) == 0:
+        raise DataError(f"{by} {int(found.argmin())} has no training sample (counts {found.tolist()})")
+    return found

@@ -1,0 +1,62 @@
+"""Group DRO: the worst group's loss, by exponentiated weights of the groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steelyard import _check, reweight
+from steelyard.experiments import groups
+from steelyard.experiments.batches import sampled, shuffled
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Training, train
+
+__all__ = ["GroupDRO"]
+
+
+@dataclass(frozen=True)
+class GroupDRO:
+    """Group DRO (Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1; the adjustment is of section 3.3).
+
+    ``min_theta max_g R_g + C / sqrt(n_g)``: at each step ``q_g <- q_g exp(step (R_g + C / sqrt(n_g)))``, normalised,
+    and the loss is ``sum_g q_g R_g`` (`reweight.GroupDRO`).
+    Labels needed: class and group (or environment), in training; group in validation, to choose C and the step.
+    Published: step 0.01, batch 128, SGD with momentum 0.9, groups sampled alike; Waterbirds learning rate 1e-3, weight
+    decay 1e-4, 300 epochs, or 1e-5 and 1.0 (strong L2); CelebA 1e-4 and 1e-4, 50 epochs, or 1e-5 and 0.1.
+
+    Attributes:
+        step: size of the exponentiated step.
+        adjustment: C, the generalisation adjustment; 0 is none.
+        by: the labels that make the groups.
+        balanced: draw batches with every group as likely (needs a batch size), as published.
+    """
+
+    name: Literal["group_dro"] = "group_dro"
+    step: float = 0.01
+    adjustment: float = 0.0
+    by: groups.Field = "group"
+    balanced: bool = False
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check.in_range("step", self.step, low=0.0, open_low=True)
+        _check.in_range("adjustment", self.adjustment, low=0.0)
+        if self.balanced and not self.training.batch_size:
+            raise ValueError("balanced draws batches: it needs a training.batch_size above 0")
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train and return the last model."""
+        data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        counts = groups.counts(data, self.by)
+        rule = reweight.GroupDRO(counts, self.step, self.adjustment, self.by)
+        size = self.training.batch_size
+        if self.balanced:
+            batches = sampled(data, size, reweight.GroupWeights(counts, self.by).of(data), problem.seed)
+        else:
+            batches = shuffled(data, size, problem.seed)
+        return Fitted(train(problem, self.training, observe, rule=rule, batches=batches))

@@ -1,0 +1,76 @@
+"""Just train twice: the second time with the first model's errors repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from steelyard import _check
+from steelyard.experiments.batches import shuffled
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Training, train
+
+__all__ = ["JTT", "error_set"]
+
+
+@dataclass(frozen=True)
+class JTT:
+    """JTT (Liu et al. 2021, arXiv:2107.09044, Algorithm 1).
+
+    An ERM model, stopped early, has the error set E; the final model is trained from scratch on the samples with
+    those of E lambda times: ``lambda sum_E l_i + sum_others l_i``.
+    Labels needed: class; group in validation, to choose the first stage's length and lambda.
+    Published: Waterbirds T = 60 epochs, lambda 100, learning rate 1e-5, weight decay 1.0, 300 epochs; CelebA T = 1,
+    lambda 50, 1e-5, 0.1, 50 epochs; batch 64.
+
+    Attributes:
+        upweight: lambda, a whole number: the error set is repeated, so that batches see it that often.
+        identification: the first training, whose last model makes the error set. It is not observed.
+        training: the second one.
+    """
+
+    name: Literal["jtt"] = "jtt"
+    upweight: int = 50
+    identification: Training = field(default_factory=Training)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check.integer("upweight", self.upweight, low=1)
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train twice and return the second stage's last model; `error_set` is its size in the observed figures."""
+        errors = error_set(problem, train(problem, self.identification, _silent))
+        size = float(errors.sum())
+
+        def told(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
+            observe(step, model, {**extra, "error_set": size})
+
+        data = problem.splits.train
+        repeats = torch.where(errors, self.upweight, 1)
+        repeated = data.take(torch.repeat_interleave(torch.arange(len(data), device=repeats.device), repeats))
+        batches = shuffled(repeated, self.training.batch_size, problem.seed)
+        return Fitted(train(problem, self.training, told, batches=batches))
+
+
+def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
+    """Return which training samples `model` gets wrong, in evaluation mode; it is left in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        predicted = [problem.head.predict(model(chunk.inputs)) for chunk in problem.splits.train.chunks(10_000)]
+    model.train(was_training)
+    return torch.cat(predicted) != problem.splits.train.targets
+
+
+def _silent(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
+    """Observe nothing: the first stage's model is not the method's."""

@@ -1,0 +1,47 @@
+"""KL-DRO: weights that grow exponentially with the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steelyard import reweight
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Training, train
+
+__all__ = ["KLDRO"]
+
+
+@dataclass(frozen=True)
+class KLDRO:
+    """KL-regularised DRO: ``min_theta max_w sum_i w_i l_i - t sum_i w_i log(n w_i) = t log mean exp(l / t)``.
+
+    So w_i is proportional to ``exp(l_i / t)`` (`reweight.KLDRO`; Hu and Hong 2013; Qi et al. 2021, arXiv:2006.10138,
+    for the moving average; Li et al. 2021, arXiv:2007.01162, as tilted risk with tilt 1 / t). The doubly robust
+    instance-reweighted adversarial training of Sow et al. has these weights over adversarial losses.
+    Labels needed: class. t is a hyperparameter of each problem; no published value holds for the data sets here.
+
+    Attributes:
+        temperature: t, in units of the loss.
+        memory: share of the old normaliser kept from batch to batch; 0 takes each batch's own.
+    """
+
+    name: Literal["kl_dro"] = "kl_dro"
+    temperature: float = 1.0
+    memory: float = 0.0
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        self._rule()
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train and return the last model."""
+        return Fitted(train(problem, self.training, observe, rule=self._rule()))
+
+    def _rule(self) -> reweight.KLDRO:
+        return reweight.KLDRO(self.temperature, self.memory)

@@ -1,0 +1,54 @@
+"""Up-weighting and balanced sampling of groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steelyard import reweight
+from steelyard.experiments import groups
+from steelyard.experiments.batches import sampled, shuffled
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Training, train
+
+__all__ = ["UpWeighting"]
+
+
+@dataclass(frozen=True)
+class UpWeighting:
+    """Every group counts the same: ``sum_i (n / n_g(i)) l_i``, or batches drawn with those chances.
+
+    The two have one expectation; on nets that can fit everything the weights of the loss fade, the batches do not
+    (Sagawa et al. 2020, arXiv:1911.08731, section 3.2, compare with it; Byrd and Lipton 2019, arXiv:1812.03372).
+    Labels needed: class and group (or environment), in training; group in validation where selection is by the worst
+    group. There are no hyperparameters but those of training.
+
+    Attributes:
+        by: the labels that are balanced.
+        balance: "loss" weighs the losses, "batches" draws the batches with replacement (needs a batch size).
+    """
+
+    name: Literal["upweighting"] = "upweighting"
+    by: groups.Field = "group"
+    balance: Literal["loss", "batches"] = "loss"
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if self.balance == "batches" and not self.training.batch_size:
+            raise ValueError("balance = 'batches' draws batches: it needs a training.batch_size above 0")
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train and return the last model."""
+        data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        rule = reweight.GroupWeights(groups.counts(data, self.by), self.by)
+        if self.balance == "loss":
+            batches = shuffled(data, self.training.batch_size, problem.seed)
+            return Fitted(train(problem, self.training, observe, rule=rule, batches=batches))
+        chance = rule.of(data)
+        batches = sampled(data, self.training.batch_size, chance, problem.seed)
+        return Fitted(train(problem, self.training, observe, batches=batches))
