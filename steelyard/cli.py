@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from steelyard._files import write_text
-from steelyard.experiments.compare import Row, compare, write_comparison
+from steelyard.experiments.compare import Row, compare, short, write_comparison
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
 from steelyard.experiments.errors import UserError
@@ -94,7 +94,7 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     console = Console()
-    recipes = [load_recipe(recipe, set_, seed) for seed in (seeds or (None,))]
+    recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
     places = [folder / f"seed{one.seed}" for one in recipes]
     for place in places:  # all of them before the first hour of training, not after it
@@ -132,7 +132,7 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
         runs: run directories; those of one recipe are averaged over their seeds.
         out: write comparison.md, comparison.csv, summary.json and, for each data set, its curves here.
     """
-    done = [read_run(run) for run in _some(runs)]
+    done = _read(runs)
     rows = compare(done)
     console = Console()
     console.print(_table(rows))
@@ -160,7 +160,7 @@ def report(
     """
     from steelyard.experiments.report import write_report
 
-    done = [read_run(run) for run in _some(runs)]
+    done = _read(runs)
     page = out or runs[0].parent / "report.html"
     write_report(done, page, _data_root(data_root))
     Console().print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
@@ -263,10 +263,11 @@ _DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probabil
 Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one."""
 
 
-def _some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
+def _read(runs: tuple[Path, ...]) -> list[Run]:
+    """Read the run directories; one that is named twice, as patterns that overlap do, is read once."""
     if not runs:
         raise UserError("name at least one run directory")
-    return runs
+    return [read_run(place) for place in {place.resolve(): place for place in runs}.values()]
 
 
 def _data_root(given: Path | None) -> Path | None:
@@ -325,7 +326,7 @@ def _frame(frame: DataFrame) -> Table:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    """Return one line a recipe: the accuracies in per cent, the selections side by side."""
+    """Return one line a group of runs: the accuracies in per cent, the selections side by side."""
     datasets = sorted({row.dataset for row in rows})
     table = Table(
         title=f"Accuracy on {' and '.join(datasets)} (%), mean ± standard deviation over seeds",
@@ -338,12 +339,11 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("recipe", no_wrap=True)
     for column in ("train", "validation", "test", "selected", "best", "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name in dict.fromkeys(row.recipe for row in rows):
-        last, *selected, best = (row for row in rows if row.recipe == name)
+    labels = list(dict.fromkeys(row.label for row in rows))
+    names = short(labels, datasets[0]) if len(datasets) == 1 else labels  # the title has the rest
+    for label, name in zip(labels, names, strict=True):
+        last, *selected, best = (row for row in rows if row.label == label)
         chosen = selected[0] if selected else last
         spreads = (last.train, last.validation, last.test, chosen.test, best.test)
-        short = name.rpartition("/")[2] if len(datasets) == 1 else name  # the title has the rest
-        table.add_row(
-            escape(short), *(f"{100 * s.mean:.1f} ± {100 * s.std:.1f}" for s in spreads), str(len(last.seeds))
-        )
+        table.add_row(escape(name), *(s.percent() for s in spreads), str(len(last.seeds)))
     return table

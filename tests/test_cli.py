@@ -48,6 +48,29 @@ def test_the_command_in_a_table_makes_the_run_again(tmp_path: Path) -> None:
     assert Path("one/seed0/metrics.jsonl").read_text() == Path("two/seed0/metrics.jsonl").read_text()
 
 
+def test_variants_of_one_recipe_stay_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "one"]) == 0
+    assert main(["run", "coloured_digits/erm", *TINY, "--set", "method.training.l2=9", "--out", "two"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "one/seed0", "two/seed0"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")]
+    alone = []
+    for place in ("one", "two"):
+        assert main(["compare", f"{place}/seed0"]) == 0
+        alone += [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")]
+    assert [line[1] for line in shown][1] == "training.l2=9"
+    assert [shown[0][1:], shown[1][2:]] == [line[1:] for line in alone]
+    assert all(len(line) == 7 for line in alone)  # name, five figures without "± 0.0", seeds
+
+
+def test_a_run_given_twice_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "one", "--seeds", "0", "0"]) == 0
+    assert len(capsys.readouterr().out.split("Runs: ")[1].split()) == 1
+    assert main(["compare", "one/seed0", "one/../one/seed0"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")]
+    assert [line[-1] for line in shown] == ["1"]
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     text = 'data = {name = "coloured_digits"}\nmodel = {name = "logistic"}\nseed = 5\n'
     Path("mine.toml").write_text(text + 'method = {name = "erm", training = {steps = 3}}\n')

@@ -16,8 +16,11 @@ from steelyard.experiments.compare import (
     compare,
     group_runs,
     markdown,
+    short,
+    summary,
     write_comparison,
 )
+from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.run import Run
@@ -63,8 +66,43 @@ def test_runs_of_different_recipes_are_not_averaged() -> None:
     assert [run.recipe.seed for run in groups[0]] == [0, 1]
 
 
+def test_variants_of_one_recipe_have_labels_of_their_own() -> None:
+    edited = replace(
+        RUNS[0], recipe=load_recipe("coloured_digits/erm", ["method.training.steps=8", "selection=last"], 1)
+    )
+    variant = replace(
+        made(0, [(0.9, 0.6, 0.7)]),
+        recipe=load_recipe("coloured_digits/erm", ["method.training.steps=7", "selection=last"]),
+        overrides=("a=1", "method.training.steps=7"),
+    )
+    rows = compare([*RUNS, variant, edited])
+    assert [row.label for row in rows if row.selection == "last"] == [
+        "coloured_digits/erm",
+        "coloured_digits/erm training.steps=7",
+        "coloured_digits/erm (2)",
+    ]
+    assert {row.recipe for row in rows} == {"coloured_digits/erm"}
+    by = {(row.label, row.selection): row for row in rows}
+    assert by["coloured_digits/erm training.steps=7", "last"].test.mean == pytest.approx(0.7)
+    assert by["coloured_digits/erm", "last"].seeds == (0, 1)
+    summaries = summary(compare([*RUNS, variant]))
+    assert len({(row["command"], row["metric"], row["selection"]) for row in summaries}) == len(summaries)
+
+
+def test_short_labels_stay_apart() -> None:
+    assert short(["d/erm", "d/erm a.b=c/d", "mine.toml"], "d") == ["erm", "erm a.b=c/d", "mine.toml"]
+    assert short(["d/erm", "erm"], "d") == ["d/erm", "erm"]
+
+
+def test_the_same_run_twice_is_refused() -> None:
+    with pytest.raises(RunError, match=r"run0 and run0 are the same run of coloured_digits/erm, seed 0"):
+        compare([RUNS[1], RUNS[1]])
+
+
 def test_one_seed_has_no_spread() -> None:
     assert Spread.of([0.5]) == Spread(0.5, 0.0)
+    assert (str(Spread.of([0.5])), Spread.of([0.5]).percent()) == ("0.500", "50.0")
+    assert "±" in str(Spread.of([0.5, 0.5]))
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -75,11 +113,11 @@ def test_the_files(tmp_path: Path) -> None:
     table = list(csv.DictReader(io.StringIO(comma_separated(rows))))
     assert float(table[0]["test_accuracy_mean"]) == pytest.approx(0.4)
     assert table[1]["steps"] == "10 20"
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    written = json.loads((tmp_path / "summary.json").read_text())
     keys = ["recipe", "dataset", "method", "metric", "selection", "mean", "std", "seeds", "command"]
-    assert all(list(row) == keys for row in summary)
-    assert len(summary) == 9
-    row = next(row for row in summary if row["metric"] == "test_accuracy" and row["selection"] == "last")
+    assert all(list(row) == keys for row in written)
+    assert len(written) == 9
+    row = next(row for row in written if row["metric"] == "test_accuracy" and row["selection"] == "last")
     assert (row["mean"], row["seeds"]) == (0.4, [0, 1])
     assert row["command"] == "steelyard run coloured_digits/erm --seeds 0 1 --set a=1"
 
