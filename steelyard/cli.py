@@ -41,12 +41,15 @@ def demo(
     Args:
         out: folder for the runs and report.html; an earlier demo in it is replaced.
         seeds: one run of every method for each.
-        threads: torch threads; these nets are small, more than one rarely helps.
+        threads: torch threads; these nets are small, more than one rarely helps. 0 leaves torch's own choice.
         show: open the report in a browser.
     """
     from steelyard.experiments.report import write_report  # matplotlib: two seconds that other commands need not wait
 
-    torch.set_num_threads(threads)
+    _set_threads(threads)
+    seeds = tuple(dict.fromkeys(seeds))
+    if not seeds:
+        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
     console = Console()
     with _progress(console) as bars:
         watch = _watcher(bars, len(DEMO) * len(seeds))
@@ -91,8 +94,7 @@ def run(
         download: let the data set be downloaded to the data root.
         threads: torch threads; 0 leaves torch's own choice.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    _set_threads(threads)
     console = Console()
     recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
@@ -207,11 +209,11 @@ def bounds(
         draws: Monte Carlo draws.
         quick: smaller experiments, for a look.
         seed: of all random draws.
-        threads: torch threads; more than one is slower here.
+        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
     from steelyard.experiments.bounds import bounds as run_bounds
 
-    torch.set_num_threads(threads)
+    _set_threads(threads)
     tables = run_bounds(
         out,
         quick=quick,
@@ -250,17 +252,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMANDS, prog="steelyard", description=_DESCRIPTION, args=None if arguments is None else list(arguments)
         )
     except UserError as error:
-        Console(stderr=True).print(f"steelyard: error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return _fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         Console(stderr=True).print("steelyard: interrupted")
         return 130
     return 0
 
 
+def _fail(message: str) -> int:
+    """Say in one line what is wrong and return the exit status."""
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"steelyard: error: {line}", markup=False, highlight=False, soft_wrap=True)
+    return 2
+
+
 _DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probability for every training sample.
 
 Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one."""
+
+
+def _set_threads(threads: int) -> None:
+    if threads < 0:
+        raise UserError(f"--threads must be 0 (torch's own choice) or more, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def _read(runs: tuple[Path, ...]) -> list[Run]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 
 from steelyard.cli import main
 
@@ -96,6 +97,15 @@ def test_a_failing_overwrite_leaves_the_earlier_run() -> None:
     assert Path("r/seed0/metrics.jsonl").read_text() != before
 
 
+def test_threads_and_seeds_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    before = torch.get_num_threads()
+    assert main(["demo", "--seeds", "0", "0", "--threads", "0"]) == 0
+    assert torch.get_num_threads() == before
+    assert json.loads(Path("runs/demo/summary.json").read_text())[0]["seeds"] == [0]
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", str(2**63 - 1)]) == 0
+
+
 def test_names_that_look_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
     method = 'method = {name = "erm", training = {steps = 3}}'
     Path("[bold]x.toml").write_text(f'data = {{name = "coloured_digits"}}\nmodel = {{name = "logistic"}}\n{method}\n')
@@ -117,6 +127,23 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "colored_mnist/erm", "--data-root", "nowhere"], "MNIST is not under nowhere"),
         (["run", "coloured_digits/erm", "--out", "full"], "not empty"),
         (["run", "coloured_digits/erm", "--out", "full", "--overwrite"], "more than a run (mine)"),
+        (["run", "coloured_digits/maple", "--set", "method.budget=2000"], "coloured_digits/maple, seed 0: "),
+        (["run", "coloured_digits/maple", "--set", "method.inner.steps=0"], "method.inner: steps must be >= 1"),
+        (["run", "coloured_digits/irmv1", "--set", "data.train_flips=[0.1]"], "coloured_digits/irmv1, seed 0: "),
+        (["run", "coloured_digits/maple", "--set", "data.train_flips=[0.1]"], "coloured_digits/maple, seed 0: "),
+        (["run", "coloured_digits/erm", "--set", "data.validation_share=0.0001"], "validation split has no samples"),
+        (["run", "coloured_digits/erm", "--set", "data.validation_share=0.001"], "no sample of the environment"),
+        (["run", "coloured_digits/erm", "--set", "data.test_share=0.0001"], "the test split has no samples"),
+        (["run", "coloured_digits/erm", "--set", "device=foo"], "device must be a torch device"),
+        (["run", "coloured_digits/erm", "--set", "device=xpu:7"], "device 'xpu:7' cannot be used here"),
+        (["run", "coloured_digits/erm", "--threads", "-1"], "--threads must be 0"),
+        (["demo", "--threads", "-1"], "--threads must be 0"),
+        (["demo", "--seeds"], "--seeds needs at least one seed"),
+        (["run", "coloured_digits/erm", "--seeds", str(2**63)], "seed must be in [0, 9223372036854775807]"),
+        (["run", "coloured_digits/erm", *TINY, "--out", "/proc/x"], "/proc/x"),
+        (["demo", "--out", "/proc/x"], "/proc/x"),
+        (["compare", "done/seed0", "--out", "/proc/x"], "/proc/x"),
+        (["report", "done/seed0", "--out", "/proc/x/page.html"], "/proc/x"),
         (["compare", "nowhere"], "not a run directory"),
         (["compare"], "at least one run"),
         (["report", "full"], "not a run directory"),
@@ -125,6 +152,9 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_user_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("full/seed0").mkdir(parents=True)
     Path("full/seed0/mine").write_text("x")
+    if any(argument.startswith("done") for argument in arguments):
+        assert main(["run", "coloured_digits/erm", *TINY, "--out", "done"]) == 0
+    capsys.readouterr()
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert words in message
