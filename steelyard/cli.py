@@ -14,11 +14,12 @@ from pandas import DataFrame
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from steelyard._files import write_text
-from steelyard.experiments.compare import Row, compare, short, write_comparison
+from steelyard.experiments.compare import Row, compare, footnotes, short, write_comparison
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
 from steelyard.experiments.errors import UserError
@@ -58,7 +59,7 @@ def demo(
     write_comparison(rows, out)
     page = out / "report.html"
     write_report(runs, page)
-    console.print(_table(rows))
+    _show(console, rows)
     console.print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
     if show:
         webbrowser.open(page.resolve().as_uri())
@@ -121,7 +122,7 @@ def run(
                     progress=progress,
                 )
             )
-    console.print(_table(compare(runs)))
+    _show(console, compare(runs))
     console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
 
 
@@ -137,7 +138,7 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
     done = _read(runs)
     rows = compare(done)
     console = Console()
-    console.print(_table(rows))
+    _show(console, rows)
     if out is not None:
         write_comparison(rows, out)
         names = ["comparison.md", "comparison.csv", "summary.json", *_write_curves(done, out)]
@@ -342,6 +343,15 @@ def _frame(frame: DataFrame) -> Table:
     return table
 
 
+def _show(console: Console, rows: Sequence[Row]) -> None:
+    """Print the table and its footnotes; on a terminal that is too narrow lines wrap, but no number is cut."""
+    table = _table(rows)
+    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    (console if natural <= console.width else Console(width=natural)).print(table)
+    for note in footnotes(rows):
+        console.print(note, markup=False, highlight=False, style="yellow")
+
+
 def _table(rows: Sequence[Row]) -> Table:
     """Return one line a group of runs: the accuracies in per cent, the selections side by side."""
     datasets = sorted({row.dataset for row in rows})
@@ -362,5 +372,5 @@ def _table(rows: Sequence[Row]) -> Table:
         last, *selected, best = (row for row in rows if row.label == label)
         chosen = selected[0] if selected else last
         spreads = (last.train, last.validation, last.test, chosen.test, best.test)
-        table.add_row(escape(name), *(s.percent() for s in spreads), str(len(last.seeds)))
+        table.add_row(escape(f"{name} {last.marks}".strip()), *(s.percent() for s in spreads), str(len(last.seeds)))
     return table

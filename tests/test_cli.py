@@ -53,15 +53,40 @@ def test_variants_of_one_recipe_stay_apart(capsys: pytest.CaptureFixture[str]) -
     assert main(["run", "coloured_digits/erm", *TINY, "--out", "one"]) == 0
     assert main(["run", "coloured_digits/erm", *TINY, "--set", "method.training.l2=9", "--out", "two"]) == 0
     capsys.readouterr()
+
+    def lines() -> list[list[str]]:
+        shown = capsys.readouterr().out.replace("†", "").splitlines()
+        return [line.split() for line in shown if line.startswith(" erm")]
+
     assert main(["compare", "one/seed0", "two/seed0"]) == 0
-    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")]
+    shown = lines()
     alone = []
     for place in ("one", "two"):
         assert main(["compare", f"{place}/seed0"]) == 0
-        alone += [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")]
+        alone += lines()
     assert [line[1] for line in shown][1] == "training.l2=9"
     assert [shown[0][1:], shown[1][2:]] == [line[1:] for line in alone]
     assert all(len(line) == 7 for line in alone)  # name, five figures without "± 0.0", seeds
+
+
+def test_a_diverged_run_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    sgd = "method.training.optimizer={name='sgd', learning_rate=1e30}"
+    assert main(["run", "coloured_digits/erm", *TINY, "--set", sgd]) == 0
+    out = capsys.readouterr().out
+    assert "‡ coloured_digits/erm: 1 of 1 seed diverged" in " ".join(out.split())
+
+
+def test_a_narrow_terminal_cuts_no_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "0", "1"]) == 0
+    places = ["runs/coloured_digits/erm/seed0", "runs/coloured_digits/erm/seed1"]
+    shown = []
+    for columns in ("120", "40"):
+        monkeypatch.setenv("COLUMNS", columns)
+        capsys.readouterr()
+        assert main(["compare", *places]) == 0
+        shown.append([line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")])
+    assert shown[0] == shown[1]
+    assert shown[0][0].count("±") == 5
 
 
 def test_a_run_given_twice_counts_once(capsys: pytest.CaptureFixture[str]) -> None:

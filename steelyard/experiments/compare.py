@@ -17,9 +17,10 @@ from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.run import Run
 from steelyard.experiments.selection import best_on_test, criterion
 
-__all__ = ["BEST_ON_TEST", "Row", "Spread", "compare", "group_runs", "labels", "short", "write_comparison"]
+__all__ = ["BEST_ON_TEST", "Row", "Spread", "compare", "footnotes", "group_runs", "labels", "short", "write_comparison"]
 
 BEST_ON_TEST = "best on test (for comparison with papers only)"
+BELOW, DIVERGED = "†", "‡"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Row:
     """One line of a comparison: the accuracies of a recipe's runs at the steps that one selection chose.
 
     `label` names the group of runs, and no other group of the comparison: variants of one recipe share its name.
+    `below_floor` counts the seeds whose training accuracy at the chosen step is below the recipe's `train_floor`,
+    `diverged` those whose loss there is NaN or infinite.
     """
 
     recipe: str
@@ -61,6 +64,14 @@ class Row:
     steps: tuple[int, ...]  # the chosen steps, one for each seed
     seeds: tuple[int, ...]
     command: str
+    train_floor: float
+    below_floor: int
+    diverged: int
+
+    @property
+    def marks(self) -> str:
+        """The signs that go with the row's name; `footnotes` says what they mean."""
+        return BELOW * bool(self.below_floor) + DIVERGED * bool(self.diverged)
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -146,7 +157,29 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
         steps=tuple(evaluation.visible.step for evaluation in chosen),
         seeds=seeds,
         command=f"steelyard run {shlex.quote(first.name)} --seeds {' '.join(map(str, seeds))}{sets}",
+        train_floor=first.recipe.train_floor,
+        below_floor=sum(evaluation.visible.train.accuracy < first.recipe.train_floor for evaluation in chosen),
+        diverged=sum(not evaluation.visible.finite for evaluation in chosen),
     )
+
+
+def footnotes(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each mark at a row of last steps: how many of its seeds must not be averaged unseen."""
+    notes = []
+    for row in rows:
+        if row.selection == "last":
+            seeds = f"of {len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
+            if row.below_floor:
+                notes.append(
+                    f"{BELOW} {row.label}: {row.below_floor} {seeds} ended with a training accuracy below the recipe's "
+                    f"floor of {row.train_floor:g}; the figures of the last step include it."
+                )
+            if row.diverged:
+                notes.append(
+                    f"{DIVERGED} {row.label}: {row.diverged} {seeds} diverged (its loss is NaN or infinite); "
+                    "the figures of the last step mean nothing."
+                )
+    return notes
 
 
 def write_comparison(rows: Sequence[Row], folder: Path) -> None:
@@ -157,15 +190,23 @@ def write_comparison(rows: Sequence[Row], folder: Path) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return a Markdown table."""
+    """Return a Markdown table, and below it a note for each row of last steps that is marked."""
     head = ("recipe", "step taken", "train accuracy", "validation accuracy", "test accuracy", "seeds")
     lines = [head, ("---",) * len(head)]
     lines += [
-        (row.label, row.selection, str(row.train), str(row.validation), str(row.test), str(len(row.seeds)))
+        (
+            f"{row.label} {row.marks}".strip(),
+            row.selection,
+            str(row.train),
+            str(row.validation),
+            str(row.test),
+            str(len(row.seeds)),
+        )
         for row in rows
     ]
     escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
+    return table + "".join(f"\n{note}\n" for note in footnotes(rows))
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
@@ -174,12 +215,26 @@ def comma_separated(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     parts = ("train", "validation", "test")
     columns = [f"{part}_accuracy_{number}" for part in parts for number in ("mean", "std")]
-    writer.writerow(["recipe", "label", "dataset", "method", "selection", *columns, "steps", "seeds", "command"])
+    writer.writerow(
+        [
+            "recipe",
+            "label",
+            "dataset",
+            "method",
+            "selection",
+            *columns,
+            "steps",
+            "seeds",
+            "below_floor",
+            "diverged",
+            "command",
+        ]
+    )
     for row in rows:
         numbers = [getattr(getattr(row, part), number) for part in parts for number in ("mean", "std")]
         steps, seeds = (" ".join(map(str, values)) for values in (row.steps, row.seeds))
         facts = (row.recipe, row.label, row.dataset, row.method, row.selection)
-        writer.writerow([*facts, *numbers, steps, seeds, row.command])
+        writer.writerow([*facts, *numbers, steps, seeds, row.below_floor, row.diverged, row.command])
     return text.getvalue()
 
 

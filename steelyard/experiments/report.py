@@ -17,7 +17,7 @@ from PIL import Image
 
 from steelyard._files import write_text
 from steelyard.experiments import plots
-from steelyard.experiments.compare import BEST_ON_TEST, Row, compare, group_runs, labels, short
+from steelyard.experiments.compare import BEST_ON_TEST, Row, compare, footnotes, group_runs, labels, short
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.splits import pictures
 from steelyard.experiments.errors import DataError
@@ -73,6 +73,7 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
             _line([row for row in rows if row.label == label], group, name)
             for label, name, group in zip(full, names, groups, strict=True)
         ],
+        "notes": footnotes(rows),
         "curves": None if curves is None else _svg(curves),
         "learned": [
             _learned(group, name, data_root)
@@ -110,6 +111,7 @@ def _line(rows: list[Row], group: list[Run], name: str) -> dict[str, Any]:
     chosen = by.get(recipe.selection, by["last"])
     return {
         "name": name,
+        "marks": by["last"].marks,
         "oracle": recipe.data.grayscale,
         "seeds": len(group),
         "seconds": sum(run.environment["seconds"] for run in group) / len(group),

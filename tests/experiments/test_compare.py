@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from steelyard.experiments.compare import (
     Spread,
     comma_separated,
     compare,
+    footnotes,
     group_runs,
     markdown,
     short,
@@ -87,6 +89,22 @@ def test_variants_of_one_recipe_have_labels_of_their_own() -> None:
     assert by["coloured_digits/erm", "last"].seeds == (0, 1)
     summaries = summary(compare([*RUNS, variant]))
     assert len({(row["command"], row["metric"], row["selection"]) for row in summaries}) == len(summaries)
+
+
+def test_last_steps_below_the_floor_and_divergence_are_marked() -> None:
+    sunk = made(2, [(0.9, 0.6, 0.2), (0.4, 0.5, 0.5)])  # the floor is 0.5
+    rows = compare([*RUNS, sunk])
+    assert [(row.below_floor, row.diverged) for row in rows] == [(1, 0), (0, 0), (0, 0)]
+    (note,) = footnotes(rows)
+    assert note.startswith("† coloured_digits/erm: 1 of 3 seeds ended with a training accuracy below")
+    assert "floor of 0.5" in note
+    assert "| coloured_digits/erm † | last |" in markdown(rows)
+    assert note in markdown(rows)
+    assert footnotes(compare(RUNS)) == []
+    last = sunk.history[-1]
+    nan = replace(last, visible=replace(last.visible, train=replace(last.visible.train, accuracy=0.6, loss=math.nan)))
+    (note,) = footnotes(compare([replace(sunk, history=(nan,))]))
+    assert note.startswith("‡ coloured_digits/erm: 1 of 1 seed diverged")
 
 
 def test_short_labels_stay_apart() -> None:

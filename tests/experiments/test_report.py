@@ -68,6 +68,30 @@ def test_the_figures_in_the_table_are_those_of_the_runs(runs: list[Run]) -> None
     assert f"{np.mean(tests):.1f} ± {np.std(tests, ddof=1):.1f}" in text
 
 
+def test_a_run_that_ends_below_the_floor_is_marked(runs: list[Run]) -> None:
+    first = runs[0]
+    strict = [replace(run, recipe=replace(run.recipe, train_floor=1.0)) for run in runs[:2]]
+    text = Page(render(strict)).text
+    assert "erm †" in text
+    assert "2 of 2 seeds ended with a training accuracy below the recipe's floor of 1" in text
+    free = replace(first, recipe=replace(first.recipe, train_floor=0.0))
+    assert "†" not in Page(render([free])).text
+
+
+def test_variants_of_one_recipe_have_lines_of_their_own(runs: list[Run]) -> None:
+    first, other = runs[0], runs[1]
+    changed = replace(
+        other, recipe=replace(other.recipe, train_floor=0.1), overrides=(*other.overrides, "train_floor=0.1")
+    )
+    page = Page(render([first, changed]))
+    for run, name in ((first, "erm"), (changed, "erm train_floor=0.1")):
+        text = re.sub(r"\s+", " ", page.text)
+        figures = [
+            f"{100 * m.accuracy:.1f}" for m in (run.history[-1].visible.train, run.history[-1].visible.validation)
+        ]
+        assert re.search(rf"{re.escape(name)}( †)?\s*{figures[0]}\s*{figures[1]}", text)
+
+
 def test_one_run_alone(runs: list[Run]) -> None:
     page = Page(render(runs[:1]))
     assert "single seed" in page.text
