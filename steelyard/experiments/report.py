@@ -68,11 +68,12 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
         "name": runs[0].recipe.data.name,
         "story": runs[0].recipe.data.story,
         "about": inspect.getdoc(type(runs[0].recipe.data)),
-        "seeds": max(len(group) for group in groups),
+        "seeds": sorted({len(group) for group in groups}),
         "table": [
             _line([row for row in rows if row.label == label], group, name)
             for label, name, group in zip(full, names, groups, strict=True)
         ],
+        "selections": _selections(groups, names),
         "notes": footnotes(rows),
         "curves": None if curves is None else _svg(curves),
         "learned": [
@@ -102,6 +103,14 @@ def test_curves(runs: Sequence[Run]) -> str | None:
         return None
     title = "Test accuracy while training (mean over seeds; band: lowest to highest)"
     return plots.accuracy_curves(curves, title, "test accuracy", oracle)
+
+
+def _selections(groups: list[list[Run]], names: list[str]) -> dict[str, str]:
+    """Return each selection criterion in use, and the names of the recipes that use it (none where all do)."""
+    used: dict[str, list[str]] = {}
+    for name, group in zip(names, groups, strict=True):
+        used.setdefault(group[0].recipe.selection, []).append(name)
+    return {selection: ", ".join(them) if len(used) > 1 else "" for selection, them in used.items()}
 
 
 def _line(rows: list[Row], group: list[Run], name: str) -> dict[str, Any]:
@@ -146,9 +155,20 @@ def _learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, A
         "budget": float(samples["probability"].sum()) / len(group),
         "count": len(samples) // len(group),
         "facts": facts,
+        "steps": _outer_steps(group, len(samples) // len(group)),
+        "coloured": not first.recipe.data.grayscale,
         "gallery": gallery,
         "missing": missing,
     }
+
+
+def _outer_steps(group: list[Run], count: int) -> Markup | None:
+    """Return the plot of the outer optimisation from the methods' own figures; None where they are not there."""
+    seeds = {
+        f"seed {run.recipe.seed}": [e.extra for e in run.history if {"step", "outer_loss", "kept"} <= set(e.extra)]
+        for run in group
+    }
+    return _svg(plots.outer_steps(seeds, count)) if all(seeds.values()) else None
 
 
 def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[str, Any]:

@@ -92,6 +92,31 @@ def test_variants_of_one_recipe_have_lines_of_their_own(runs: list[Run]) -> None
         assert re.search(rf"{re.escape(name)}( †)?\s*{figures[0]}\s*{figures[1]}", text)
 
 
+def test_groups_of_different_size_and_selection(runs: list[Run]) -> None:
+    two = [replace(run, recipe=replace(run.recipe, selection="last")) for run in runs[:2]]
+    text = re.sub(r"\s+", " ", Page(render([*two, runs[2]])).text)
+    assert "over the seeds of each row" in text
+    assert "last (for erm), validation_vrex (for irmv1) prefers" in text
+
+
+def test_the_outer_steps_of_a_method_that_learns_weights(runs: list[Run]) -> None:
+    maple = [run for run in runs if run.samples is not None]
+    assert "How it was learned" in Page(render(maple)).text
+    assert "How it was learned" not in Page(render(runs[:2])).text
+    bare = [replace(run, history=tuple(replace(e, extra={}) for e in run.history)) for run in maple]
+    assert "How it was learned" not in Page(render(bare)).text
+    rows = [{"step": float(k), "outer_loss": 0.1, "kept": 3.0, "weights_gradient_norm": 0.0} for k in range(3)]
+    drawn = plots.outer_steps({"seed 7": rows}, 10)
+    assert all(words in drawn for words in ("seed 7", "outer step", "outer risk", "samples kept (%)", "gradient norm"))
+
+
+def test_images_without_colour_have_no_caption_about_it(runs: list[Run]) -> None:
+    maple = next(run for run in runs if run.samples is not None)
+    gray = replace(maple, recipe=replace(maple.recipe, data=replace(maple.recipe.data, grayscale=True)))
+    assert "Green is" in Page(render([maple])).text
+    assert "Green is" not in Page(render([gray])).text
+
+
 def test_one_run_alone(runs: list[Run]) -> None:
     page = Page(render(runs[:1]))
     assert "single seed" in page.text
