@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+import steelyard
 from steelyard._files import write_text
 from steelyard.experiments.compare import Row, compare, footnotes, short, write_comparison
 from steelyard.experiments.demo import DEMO
@@ -248,10 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: something the user gave is wrong, said in one line. 130: interrupted.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        Console().print(f"steelyard {steelyard.__version__}", highlight=False)
+        return 0
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="steelyard", description=_DESCRIPTION, args=None if arguments is None else list(arguments)
-        )
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:  # a folder that cannot be written, a disk that is full
@@ -271,7 +275,8 @@ def _fail(message: str) -> int:
 
 _DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probability for every training sample.
 
-Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one."""
+Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one,
+`steelyard --version` says which version this is."""
 
 
 def _set_threads(threads: int) -> None:

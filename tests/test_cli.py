@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 
+import steelyard
 from steelyard.cli import main
 
 TINY = ["--set", "method.training.steps=4", "--set", "model.hidden=[8]"]
@@ -111,6 +112,29 @@ def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         assert "report.html" in capsys.readouterr().out
     assert Path("runs/demo/report.html").is_file()
     assert Path("runs/demo/summary.json").is_file()
+
+
+def test_demo_removes_its_own_earlier_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "7"]) == 0
+    assert main(["demo", "--seeds", "0", "--out", "runs"]) == 0
+    assert main(["demo", "--seeds", "1", "--out", "runs"]) == 0
+    assert {path.name for path in Path("runs/coloured_digits/erm").iterdir()} == {"seed1", "seed7"}
+    Path("runs/demo.json").write_text('["../elsewhere"]')
+    assert main(["demo", "--seeds", "1", "--out", "runs"]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"steelyard {steelyard.__version__}\n"
+
+
+def test_a_folder_of_runs_is_told_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY]) == 0
+    capsys.readouterr()
+    for folder in ("runs/coloured_digits/erm", "runs/coloured_digits"):
+        assert main(["compare", folder]) == 2
+        assert "runs lie in runs/coloured_digits/erm/seed0" in capsys.readouterr().err
 
 
 def test_a_failing_overwrite_leaves_the_earlier_run() -> None:

@@ -145,6 +145,7 @@ def compare(runs: Sequence[Run]) -> list[Row]:
 def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation]) -> Row:
     first, seeds = group[0], tuple(run.recipe.seed for run in group)
     sets = "".join(f" --set {shlex.quote(override)}" for override in first.overrides)
+    root = " --data-root DATA" if first.recipe.data.needs_root else ""
     return Row(
         recipe=first.name,
         label=label,
@@ -156,7 +157,7 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
         test=Spread.of([evaluation.test.accuracy for evaluation in chosen]),
         steps=tuple(evaluation.visible.step for evaluation in chosen),
         seeds=seeds,
-        command=f"steelyard run {shlex.quote(first.name)} --seeds {' '.join(map(str, seeds))}{sets}",
+        command=f"steelyard run {shlex.quote(first.name)} --seeds {' '.join(map(str, seeds))}{sets}{root}",
         train_floor=first.recipe.train_floor,
         below_floor=sum(evaluation.visible.train.accuracy < first.recipe.train_floor for evaluation in chosen),
         diverged=sum(not evaluation.visible.finite for evaluation in chosen),

@@ -27,7 +27,7 @@ from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
 from steelyard.reweight import Reweighting
 
-__all__ = ["Run", "check_directory", "environment", "execute", "read_run"]
+__all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
@@ -140,7 +140,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     """
     place = Path(directory)
     if not (place / CONFIG).is_file():
-        raise RunError(f"{place} is not a run directory: it has no {CONFIG}")
+        raise RunError(f"{place} is not a run directory: it has no {CONFIG}{_runs_below(place)}")
     if not (place / ENVIRONMENT).is_file():
         raise RunError(f"the run in {place} did not finish: it has no {ENVIRONMENT}; run it again with --overwrite")
     try:
@@ -157,6 +157,12 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     if not history:
         raise RunError(f"the run in {place} has no evaluated step in {METRICS}")
     return Run(place, name, overrides, recipe, history, facts, samples)
+
+
+def _runs_below(place: Path) -> str:
+    """Return what to name instead of a folder that has runs one or two levels down."""
+    found = sorted(path.parent for pattern in ("*", "*/*") for path in place.glob(f"{pattern}/{CONFIG}"))
+    return f"; runs lie in {', '.join(map(str, found[:3]))}{' ...' if len(found) > 3 else ''}" if found else ""
 
 
 def _read_metrics(path: Path) -> tuple[Evaluation, ...]:
@@ -209,6 +215,12 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     leftover = tuple(f".{name}." for name in FILES)  # temporary files of a run that was killed
     if others := {name for name in found - set(FILES) if not name.startswith(leftover)}:
         raise RunError(f"{directory} holds more than a run ({min(others)}); give another --out")
+
+
+def remove_run(directory: Path) -> None:
+    """Remove a run's files and its directory; RunError if that holds anything else."""
+    _prepare(directory, overwrite=True)
+    directory.rmdir()
 
 
 def _prepare(directory: Path, overwrite: bool) -> None:

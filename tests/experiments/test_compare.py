@@ -56,6 +56,12 @@ def test_the_three_selections() -> None:
     assert "papers only" in best.selection
 
 
+def test_the_command_names_a_data_root_where_one_is_needed() -> None:
+    run = made(0, [(0.9, 0.7, 0.1)], "colored_mnist/erm")
+    assert compare([run])[0].command.endswith("--set a=1 --data-root DATA")
+    assert "--data-root" not in compare(RUNS)[0].command
+
+
 def test_without_a_selection_there_are_two_rows() -> None:
     runs = [replace(run, recipe=replace(run.recipe, selection="last")) for run in RUNS]
     assert [row.selection for row in compare(runs)] == ["last", BEST_ON_TEST]
