@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from pandas import DataFrame
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+import steelyard
 from steelyard._files import write_text
-from steelyard.experiments.compare import Row, compare, write_comparison
+from steelyard.experiments.compare import Row, compare, footnotes, short, write_comparison
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
 from steelyard.experiments.errors import UserError
@@ -41,12 +44,15 @@ def demo(
     Args:
         out: folder for the runs and report.html; an earlier demo in it is replaced.
         seeds: one run of every method for each.
-        threads: torch threads; these nets are small, more than one rarely helps.
+        threads: torch threads; these nets are small, more than one rarely helps. 0 leaves torch's own choice.
         show: open the report in a browser.
     """
     from steelyard.experiments.report import write_report  # matplotlib: two seconds that other commands need not wait
 
-    torch.set_num_threads(threads)
+    _set_threads(threads)
+    seeds = tuple(dict.fromkeys(seeds))
+    if not seeds:
+        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
     console = Console()
     with _progress(console) as bars:
         watch = _watcher(bars, len(DEMO) * len(seeds))
@@ -55,7 +61,7 @@ def demo(
     write_comparison(rows, out)
     page = out / "report.html"
     write_report(runs, page)
-    console.print(_table(rows))
+    _show(console, rows)
     console.print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
     if show:
         webbrowser.open(page.resolve().as_uri())
@@ -91,10 +97,9 @@ def run(
         download: let the data set be downloaded to the data root.
         threads: torch threads; 0 leaves torch's own choice.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    _set_threads(threads)
     console = Console()
-    recipes = [load_recipe(recipe, set_, seed) for seed in (seeds or (None,))]
+    recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
     places = [folder / f"seed{one.seed}" for one in recipes]
     for place in places:  # all of them before the first hour of training, not after it
@@ -119,7 +124,7 @@ def run(
                     progress=progress,
                 )
             )
-    console.print(_table(compare(runs)))
+    _show(console, compare(runs))
     console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
 
 
@@ -132,10 +137,10 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
         runs: run directories; those of one recipe are averaged over their seeds.
         out: write comparison.md, comparison.csv, summary.json and, for each data set, its curves here.
     """
-    done = [read_run(run) for run in _some(runs)]
+    done = _read(runs)
     rows = compare(done)
     console = Console()
-    console.print(_table(rows))
+    _show(console, rows)
     if out is not None:
         write_comparison(rows, out)
         names = ["comparison.md", "comparison.csv", "summary.json", *_write_curves(done, out)]
@@ -160,7 +165,7 @@ def report(
     """
     from steelyard.experiments.report import write_report
 
-    done = [read_run(run) for run in _some(runs)]
+    done = _read(runs)
     page = out or runs[0].parent / "report.html"
     write_report(done, page, _data_root(data_root))
     Console().print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
@@ -207,11 +212,11 @@ def bounds(
         draws: Monte Carlo draws.
         quick: smaller experiments, for a look.
         seed: of all random draws.
-        threads: torch threads; more than one is slower here.
+        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
     from steelyard.experiments.bounds import bounds as run_bounds
 
-    torch.set_num_threads(threads)
+    _set_threads(threads)
     tables = run_bounds(
         out,
         quick=quick,
@@ -245,28 +250,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: something the user gave is wrong, said in one line. 130: interrupted.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        Console().print(f"steelyard {steelyard.__version__}", highlight=False)
+        return 0
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="steelyard", description=_DESCRIPTION, args=None if arguments is None else list(arguments)
-        )
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given)
     except UserError as error:
-        Console(stderr=True).print(f"steelyard: error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return _fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         Console(stderr=True).print("steelyard: interrupted")
         return 130
     return 0
 
 
+def _fail(message: str) -> int:
+    """Say in one line what is wrong and return the exit status."""
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"steelyard: error: {line}", markup=False, highlight=False, soft_wrap=True)
+    return 2
+
+
 _DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probability for every training sample.
 
-Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one."""
+Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one,
+`steelyard --version` says which version this is."""
 
 
-def _some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
+def _set_threads(threads: int) -> None:
+    if threads < 0:
+        raise UserError(f"--threads must be 0 (torch's own choice) or more, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _read(runs: tuple[Path, ...]) -> list[Run]:
+    """Read the run directories; one that is named twice, as patterns that overlap do, is read once."""
     if not runs:
         raise UserError("name at least one run directory")
-    return runs
+    return [read_run(place) for place in {place.resolve(): place for place in runs}.values()]
 
 
 def _data_root(given: Path | None) -> Path | None:
@@ -324,8 +348,17 @@ def _frame(frame: DataFrame) -> Table:
     return table
 
 
+def _show(console: Console, rows: Sequence[Row]) -> None:
+    """Print the table and its footnotes; on a terminal that is too narrow lines wrap, but no number is cut."""
+    table = _table(rows)
+    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    (console if natural <= console.width else Console(width=natural)).print(table)
+    for note in footnotes(rows):
+        console.print(note, markup=False, highlight=False, style="yellow")
+
+
 def _table(rows: Sequence[Row]) -> Table:
-    """Return one line a recipe: the accuracies in per cent, the selections side by side."""
+    """Return one line a group of runs: the accuracies in per cent, the selections side by side."""
     datasets = sorted({row.dataset for row in rows})
     table = Table(
         title=f"Accuracy on {' and '.join(datasets)} (%), mean ± standard deviation over seeds",
@@ -338,12 +371,11 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("recipe", no_wrap=True)
     for column in ("train", "validation", "test", "selected", "best", "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name in dict.fromkeys(row.recipe for row in rows):
-        last, *selected, best = (row for row in rows if row.recipe == name)
+    labels = list(dict.fromkeys(row.label for row in rows))
+    names = short(labels, datasets[0]) if len(datasets) == 1 else labels  # the title has the rest
+    for label, name in zip(labels, names, strict=True):
+        last, *selected, best = (row for row in rows if row.label == label)
         chosen = selected[0] if selected else last
         spreads = (last.train, last.validation, last.test, chosen.test, best.test)
-        short = name.rpartition("/")[2] if len(datasets) == 1 else name  # the title has the rest
-        table.add_row(
-            escape(short), *(f"{100 * s.mean:.1f} ± {100 * s.std:.1f}" for s in spreads), str(len(last.seeds))
-        )
+        table.add_row(escape(f"{name} {last.marks}".strip()), *(s.percent() for s in spreads), str(len(last.seeds)))
     return table

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 
+import steelyard
 from steelyard.cli import main
 
 TINY = ["--set", "method.training.steps=4", "--set", "model.hidden=[8]"]
@@ -48,6 +50,54 @@ def test_the_command_in_a_table_makes_the_run_again(tmp_path: Path) -> None:
     assert Path("one/seed0/metrics.jsonl").read_text() == Path("two/seed0/metrics.jsonl").read_text()
 
 
+def test_variants_of_one_recipe_stay_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "one"]) == 0
+    assert main(["run", "coloured_digits/erm", *TINY, "--set", "method.training.l2=9", "--out", "two"]) == 0
+    capsys.readouterr()
+
+    def lines() -> list[list[str]]:
+        shown = capsys.readouterr().out.replace("†", "").splitlines()
+        return [line.split() for line in shown if line.startswith(" erm")]
+
+    assert main(["compare", "one/seed0", "two/seed0"]) == 0
+    shown = lines()
+    alone = []
+    for place in ("one", "two"):
+        assert main(["compare", f"{place}/seed0"]) == 0
+        alone += lines()
+    assert [line[1] for line in shown][1] == "training.l2=9"
+    assert [shown[0][1:], shown[1][2:]] == [line[1:] for line in alone]
+    assert all(len(line) == 7 for line in alone)  # name, five figures without "± 0.0", seeds
+
+
+def test_a_diverged_run_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    sgd = "method.training.optimizer={name='sgd', learning_rate=1e30}"
+    assert main(["run", "coloured_digits/erm", *TINY, "--set", sgd]) == 0
+    out = capsys.readouterr().out
+    assert "‡ coloured_digits/erm: 1 of 1 seed diverged" in " ".join(out.split())
+
+
+def test_a_narrow_terminal_cuts_no_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "0", "1"]) == 0
+    places = ["runs/coloured_digits/erm/seed0", "runs/coloured_digits/erm/seed1"]
+    shown = []
+    for columns in ("120", "40"):
+        monkeypatch.setenv("COLUMNS", columns)
+        capsys.readouterr()
+        assert main(["compare", *places]) == 0
+        shown.append([line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")])
+    assert shown[0] == shown[1]
+    assert shown[0][0].count("±") == 5
+
+
+def test_a_run_given_twice_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "one", "--seeds", "0", "0"]) == 0
+    assert len(capsys.readouterr().out.split("Runs: ")[1].split()) == 1
+    assert main(["compare", "one/seed0", "one/../one/seed0"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" erm")]
+    assert [line[-1] for line in shown] == ["1"]
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     text = 'data = {name = "coloured_digits"}\nmodel = {name = "logistic"}\nseed = 5\n'
     Path("mine.toml").write_text(text + 'method = {name = "erm", training = {steps = 3}}\n')
@@ -64,6 +114,29 @@ def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert Path("runs/demo/summary.json").is_file()
 
 
+def test_demo_removes_its_own_earlier_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "7"]) == 0
+    assert main(["demo", "--seeds", "0", "--out", "runs"]) == 0
+    assert main(["demo", "--seeds", "1", "--out", "runs"]) == 0
+    assert {path.name for path in Path("runs/coloured_digits/erm").iterdir()} == {"seed1", "seed7"}
+    Path("runs/demo.json").write_text('["../elsewhere"]')
+    assert main(["demo", "--seeds", "1", "--out", "runs"]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"steelyard {steelyard.__version__}\n"
+
+
+def test_a_folder_of_runs_is_told_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY]) == 0
+    capsys.readouterr()
+    for folder in ("runs/coloured_digits/erm", "runs/coloured_digits"):
+        assert main(["compare", folder]) == 2
+        assert "runs lie in runs/coloured_digits/erm/seed0" in capsys.readouterr().err
+
+
 def test_a_failing_overwrite_leaves_the_earlier_run() -> None:
     assert main(["run", "coloured_digits/erm", *TINY, "--out", "r"]) == 0
     before = Path("r/seed0/metrics.jsonl").read_text()
@@ -71,6 +144,15 @@ def test_a_failing_overwrite_leaves_the_earlier_run() -> None:
     assert Path("r/seed0/metrics.jsonl").read_text() == before
     assert main(["run", "coloured_digits/oracle", *TINY, "--out", "r", "--overwrite"]) == 0
     assert Path("r/seed0/metrics.jsonl").read_text() != before
+
+
+def test_threads_and_seeds_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    before = torch.get_num_threads()
+    assert main(["demo", "--seeds", "0", "0", "--threads", "0"]) == 0
+    assert torch.get_num_threads() == before
+    assert json.loads(Path("runs/demo/summary.json").read_text())[0]["seeds"] == [0]
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", str(2**63 - 1)]) == 0
 
 
 def test_names_that_look_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +176,23 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "colored_mnist/erm", "--data-root", "nowhere"], "MNIST is not under nowhere"),
         (["run", "coloured_digits/erm", "--out", "full"], "not empty"),
         (["run", "coloured_digits/erm", "--out", "full", "--overwrite"], "more than a run (mine)"),
+        (["run", "coloured_digits/maple", "--set", "method.budget=2000"], "coloured_digits/maple, seed 0: "),
+        (["run", "coloured_digits/maple", "--set", "method.inner.steps=0"], "method.inner: steps must be >= 1"),
+        (["run", "coloured_digits/irmv1", "--set", "data.train_flips=[0.1]"], "coloured_digits/irmv1, seed 0: "),
+        (["run", "coloured_digits/maple", "--set", "data.train_flips=[0.1]"], "coloured_digits/maple, seed 0: "),
+        (["run", "coloured_digits/erm", "--set", "data.validation_share=0.0001"], "validation split has no samples"),
+        (["run", "coloured_digits/erm", "--set", "data.validation_share=0.001"], "no sample of the environment"),
+        (["run", "coloured_digits/erm", "--set", "data.test_share=0.0001"], "the test split has no samples"),
+        (["run", "coloured_digits/erm", "--set", "device=foo"], "device must be a torch device"),
+        (["run", "coloured_digits/erm", "--set", "device=xpu:7"], "device 'xpu:7' cannot be used here"),
+        (["run", "coloured_digits/erm", "--threads", "-1"], "--threads must be 0"),
+        (["demo", "--threads", "-1"], "--threads must be 0"),
+        (["demo", "--seeds"], "--seeds needs at least one seed"),
+        (["run", "coloured_digits/erm", "--seeds", str(2**63)], "seed must be in [0, 9223372036854775807]"),
+        (["run", "coloured_digits/erm", *TINY, "--out", "/proc/x"], "/proc/x"),
+        (["demo", "--out", "/proc/x"], "/proc/x"),
+        (["compare", "done/seed0", "--out", "/proc/x"], "/proc/x"),
+        (["report", "done/seed0", "--out", "/proc/x/page.html"], "/proc/x"),
         (["compare", "nowhere"], "not a run directory"),
         (["compare"], "at least one run"),
         (["report", "full"], "not a run directory"),
@@ -102,6 +201,9 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_user_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("full/seed0").mkdir(parents=True)
     Path("full/seed0/mine").write_text("x")
+    if any(argument.startswith("done") for argument in arguments):
+        assert main(["run", "coloured_digits/erm", *TINY, "--out", "done"]) == 0
+    capsys.readouterr()
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert words in message

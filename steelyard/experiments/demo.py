@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from steelyard._files import write_text
+from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import Run, execute
+from steelyard.experiments.run import Run, execute, remove_run
 
 __all__ = ["DEMO", "demo"]
 
 DEMO = tuple(f"coloured_digits/{method}" for method in ("erm", "irmv1", "vrex", "maple", "oracle"))
+
+LIST = "demo.json"
 
 Watch = Callable[[str, int, Evaluation, int], None]
 """Called as ``watch(recipe name, seed, evaluation, number of the run's last step)``."""
@@ -25,6 +30,9 @@ def demo(
 ) -> list[Run]:
     """Carry out the demonstration's runs into `folder`, replacing those of an earlier one.
 
+    The runs made are listed in ``demo.json`` there, and what is listed is removed first, also for seeds that are not
+    asked for now. Other runs in the folder stay.
+
     Args:
         folder: each run goes to ``folder/<recipe>/seed<k>``.
         watch: called after each evaluated step.
@@ -34,6 +42,11 @@ def demo(
     Raises:
         RunError: the folder cannot be written, or holds files that are not a run's.
     """
+    for place in _listed(folder / LIST):
+        if (folder / place).is_dir():
+            remove_run(folder / place)
+    places = [f"{name}/seed{seed}" for name in recipes for seed in seeds]
+    write_text(folder / LIST, json.dumps(places, indent=2) + "\n")  # before the runs, which may be interrupted
     runs = []
     for name in recipes:
         for seed in seeds:
@@ -52,3 +65,22 @@ def demo(
                 )
             )
     return runs
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the runs of an earlier demonstration, as `path` lists them; none where it is missing.
+
+    A place outside of the folder is refused: the list says what is removed.
+    """
+    if not path.is_file():
+        return []
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not a list of an earlier demo's runs ({error}); remove it") from error
+    sound = isinstance(places, list) and all(
+        isinstance(place, str) and not Path(place).is_absolute() and ".." not in Path(place).parts for place in places
+    )
+    if not sound:
+        raise RunError(f"{path} is not a list of an earlier demo's runs; remove it")
+    return places

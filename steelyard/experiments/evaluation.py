@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from steelyard import reweight
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.problem import Problem
 
-__all__ = ["Evaluation", "SplitMetrics", "Visible", "evaluate", "measure"]
+__all__ = ["Evaluation", "SplitMetrics", "Visible", "evaluate", "finite_json", "measure", "number"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,39 @@ class SplitMetrics:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> SplitMetrics:
-        """Return the metrics in one split's part of a line of metrics.jsonl."""
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
+        """Return the metrics in one split's part of a line of metrics.jsonl; null stands for NaN.
+
+        Raises:
+            TypeError, ValueError: a field that is missing, unknown, or not a number.
+        """
+        values: dict[str, Any] = {
+            name: tuple(map(number, value)) if isinstance(value, list) else number(value)
+            for name, value in table.items()
+        }
+        if len(values.get("environment_loss", ())) < 2:  # no penalty, where else null is NaN
+            values = {name: value for name, value in values.items() if name not in ("irmv1", "vrex")}
         return cls(**values)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the mean loss is a finite number; it is not once training has diverged."""
+        return math.isfinite(self.loss)
+
+
+def number(value: Any) -> float:
+    """Return a number of metrics.jsonl, NaN for null (JSON has no NaN)."""
+    if isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
+        raise TypeError(f"expected a number or null, got {value!r}")
+    return math.nan if value is None else float(value)
+
+
+def finite_json(value: Any) -> Any:
+    """Return a table, list or number with None, JSON's null, in place of numbers that are NaN or infinite."""
+    if isinstance(value, Mapping):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -50,6 +81,11 @@ class Visible:
     step: int
     train: SplitMetrics
     validation: SplitMetrics
+
+    @property
+    def finite(self) -> bool:
+        """Whether the losses are finite numbers; they are not once training has diverged."""
+        return self.train.finite and self.validation.finite
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "accuracy_curves", "distributions"]
+__all__ = ["COLOURS", "accuracy_curves", "distributions", "outer_steps"]
 
 # Okabe and Ito's palette: readers with any common colour vision tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -80,6 +80,33 @@ def distributions(samples: pandas.DataFrame, fact: str, names: Mapping[bool, str
         _histogram(right, samples, "weight", "weight", (0.0, top), fact, names)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def outer_steps(histories: Mapping[str, Sequence[Mapping[str, float]]], count: int) -> str:
+    """Draw how an outer optimisation went, over its outer steps: its risk, the share kept, the gradient's norms.
+
+    Args:
+        histories: for each seed (its name in the legend) a row a step, as `reweight.Maple` reports them: step (from 0),
+            outer_loss, kept, and NAME_gradient_norm of whatever is learned.
+        count: number of training samples, what the share kept is of.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.1))
+        risk, kept, norms = figure.subplots(1, 3)
+        for colour, (name, rows) in zip(_cycle(len(histories)), histories.items(), strict=True):
+            steps = [row["step"] + 1 for row in rows]
+            risk.plot(steps, [row["outer_loss"] for row in rows], color=colour, label=name)
+            kept.plot(steps, [100 * row["kept"] / count for row in rows], color=colour)
+            for learned, line in (("probabilities", "-"), ("weights", ":")):
+                if all(f"{learned}_gradient_norm" in row for row in rows):
+                    norms.plot(steps, [row[f"{learned}_gradient_norm"] for row in rows], line, color=colour)
+        risk.set(xlabel="outer step", title="outer risk")
+        kept.set(xlabel="outer step", title="samples kept (%)", ylim=(0, None))
+        norms.set(xlabel="outer step", title="gradient norm")
+        if all(np.isfinite(line.get_ydata()).any() and np.nanmin(line.get_ydata()) > 0 for line in norms.get_lines()):
+            norms.set_yscale("log")
+        figure.legend(*risk.get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
         return _svg(figure)
 
 

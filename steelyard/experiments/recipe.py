@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steelyard import _check
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
@@ -37,8 +39,10 @@ class Recipe:
         seed: of the data split, the initial parameters and the method's draws.
         selection: the criterion (of `steelyard.experiments.selection.CRITERIA`) of the "validation-selected" column.
         train_floor: training accuracy below which a step is not selected, by the criteria that have a floor and in the
-            column selected on test (which is there to compare with papers that select so).
-        device: where to train, a torch device.
+            column selected on test (which is there to compare with papers that select so). Set it between chance and
+            what the data allow: a constant prediction has no penalty, so a floor below chance (or 0) lets the penalty
+            criteria choose it. The default is just above chance for two classes.
+        device: where to train, a torch device; whether this machine has it is seen when the run begins.
     """
 
     data: DataSet
@@ -46,13 +50,17 @@ class Recipe:
     method: Method
     seed: int = 0
     selection: str = "validation_vrex"
-    train_floor: float = 0.0
+    train_floor: float = 0.55
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _check.integer("seed", self.seed, low=0)
+        _check.integer("seed", self.seed, low=0, high=2**63 - 1)  # what torch's generators take, without a sign
         _check.choice("selection", self.selection, CRITERIA)
         _check.in_range("train_floor", self.train_floor, low=0.0, high=1.0)
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {self.device!r}") from error
 
 
 def recipe_names() -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from steelyard._files import write_text
 from steelyard.experiments import plots
-from steelyard.experiments.compare import BEST_ON_TEST, Row, compare, group_runs
+from steelyard.experiments.compare import BEST_ON_TEST, Row, compare, footnotes, group_runs, labels, short
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.splits import pictures
 from steelyard.experiments.errors import DataError
@@ -60,17 +60,30 @@ def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
 def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
     """Return what the template shows of one data set."""
     groups = group_runs(runs)
+    full = labels(groups)
+    names = short(full, runs[0].recipe.data.name)
     rows = compare(runs)
     curves = test_curves(runs)
     return {
         "name": runs[0].recipe.data.name,
         "story": runs[0].recipe.data.story,
         "about": inspect.getdoc(type(runs[0].recipe.data)),
-        "seeds": max(len(group) for group in groups),
-        "table": [_line([row for row in rows if row.recipe == group[0].name], group) for group in groups],
+        "seeds": sorted({len(group) for group in groups}),
+        "table": [
+            _line([row for row in rows if row.label == label], group, name)
+            for label, name, group in zip(full, names, groups, strict=True)
+        ],
+        "selections": _selections(groups, names),
+        "notes": footnotes(rows),
         "curves": None if curves is None else _svg(curves),
-        "learned": [_learned(group, data_root) for group in groups if group[0].samples is not None],
-        "recipes": [{"name": group[0].name, "fields": plain(group[0].recipe)} for group in groups],
+        "learned": [
+            _learned(group, name, data_root)
+            for name, group in zip(names, groups, strict=True)
+            if group[0].samples is not None
+        ],
+        "recipes": [
+            {"name": label, "fields": plain(group[0].recipe)} for label, group in zip(full, groups, strict=True)
+        ],
         "commands": list(dict.fromkeys(row.command for row in rows)),
     }
 
@@ -78,39 +91,36 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
 def test_curves(runs: Sequence[Run]) -> str | None:
     """Return the plot of test accuracy over the runs of one data set, as SVG; None if all of them are oracles."""
     groups = group_runs(runs)
-    oracle = next(
-        (row for row in compare(runs) if row.selection == "last" and _is_oracle(row, groups)),
-        None,
-    )
+    names = short(labels(groups), runs[0].recipe.data.name)
+    oracles = [group for group in groups if group[0].recipe.data.grayscale]
+    oracle = compare(oracles[0])[0].test.mean if oracles else None  # the first row: the last step
     curves = {
-        _short(group[0].name): [
-            ([e.visible.step for e in run.history], [e.test.accuracy for e in run.history]) for run in group
-        ]
-        for group in groups
+        name: [([e.visible.step for e in run.history], [e.test.accuracy for e in run.history]) for run in group]
+        for name, group in zip(names, groups, strict=True)
         if not group[0].recipe.data.grayscale
     }
     if not curves:
         return None
     title = "Test accuracy while training (mean over seeds; band: lowest to highest)"
-    return plots.accuracy_curves(curves, title, "test accuracy", oracle.test.mean if oracle else None)
+    return plots.accuracy_curves(curves, title, "test accuracy", oracle)
 
 
-def _short(name: str) -> str:
-    """Return a recipe's name without the data set's, which the section's heading has."""
-    return name.rpartition("/")[2]
+def _selections(groups: list[list[Run]], names: list[str]) -> dict[str, str]:
+    """Return each selection criterion in use, and the names of the recipes that use it (none where all do)."""
+    used: dict[str, list[str]] = {}
+    for name, group in zip(names, groups, strict=True):
+        used.setdefault(group[0].recipe.selection, []).append(name)
+    return {selection: ", ".join(them) if len(used) > 1 else "" for selection, them in used.items()}
 
 
-def _is_oracle(row: Row, groups: list[list[Run]]) -> bool:
-    return any(group[0].name == row.recipe and group[0].recipe.data.grayscale for group in groups)
-
-
-def _line(rows: list[Row], group: list[Run]) -> dict[str, Any]:
-    """Return one recipe's line of the table: its three selections side by side, in per cent."""
+def _line(rows: list[Row], group: list[Run], name: str) -> dict[str, Any]:
+    """Return one group's line of the table: its three selections side by side, in per cent."""
     by = {row.selection: row for row in rows}
     recipe = group[0].recipe
     chosen = by.get(recipe.selection, by["last"])
     return {
-        "name": _short(group[0].name),
+        "name": name,
+        "marks": by["last"].marks,
         "oracle": recipe.data.grayscale,
         "seeds": len(group),
         "seconds": sum(run.environment["seconds"] for run in group) / len(group),
@@ -121,13 +131,13 @@ def _line(rows: list[Row], group: list[Run]) -> dict[str, Any]:
     }
 
 
-def _learned(group: list[Run], data_root: Path | None) -> dict[str, Any]:
+def _learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, Any]:
     """Return what a method that learns sample weights learned: figures and plots over all seeds, one seed's images."""
     samples = pandas.concat([run.samples for run in group if run.samples is not None])
     facts = [
         {
             "title": title,
-            "groups": [_kept(samples, fact, value, name) for value, name in names.items()],
+            "groups": [_kept(samples, fact, value, called) for value, called in names.items()],
             "plot": _svg(plots.distributions(samples, fact, names)),
         }
         for fact, (title, names) in FACTS.items()
@@ -140,14 +150,25 @@ def _learned(group: list[Run], data_root: Path | None) -> dict[str, Any]:
     except DataError as error:
         gallery, missing = [], str(error)
     return {
-        "name": _short(first.name),
+        "name": name,
         "seed": first.recipe.seed,
         "budget": float(samples["probability"].sum()) / len(group),
         "count": len(samples) // len(group),
         "facts": facts,
+        "steps": _outer_steps(group, len(samples) // len(group)),
+        "coloured": not first.recipe.data.grayscale,
         "gallery": gallery,
         "missing": missing,
     }
+
+
+def _outer_steps(group: list[Run], count: int) -> Markup | None:
+    """Return the plot of the outer optimisation from the methods' own figures; None where they are not there."""
+    seeds = {
+        f"seed {run.recipe.seed}": [e.extra for e in run.history if {"step", "outer_loss", "kept"} <= set(e.extra)]
+        for run in group
+    }
+    return _svg(plots.outer_steps(seeds, count)) if all(seeds.values()) else None
 
 
 def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ from torch import nn
 import steelyard
 from steelyard._files import atomic_path, write_text
 from steelyard.experiments.data import Splits
-from steelyard.experiments.errors import RunError
-from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, evaluate
+from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, evaluate, finite_json, number
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
 from steelyard.reweight import Reweighting
 
-__all__ = ["Run", "check_directory", "environment", "execute", "read_run"]
+__all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
 FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL)
+
+SAMPLE_COLUMNS = ("index", "weight", "probability", "target")
 
 Progress = Callable[[Evaluation], None]
 
@@ -74,9 +77,9 @@ def execute(
     """Carry out `recipe` and write the run into `directory`.
 
     Files: `config.json` (the complete recipe), `environment.json`, `metrics.jsonl` (a line for each evaluated step,
-    written as it happens) and `model.safetensors` (parameters of the final model); of methods that learn sample weights
-    also `result.parquet` (a row for each training sample) and `reweighting.safetensors` (for `Reweighting.load`). All
-    but the metrics are written whole or not at all.
+    written as it happens; null for a number that is NaN or infinite) and `model.safetensors` (parameters of the final
+    model); of methods that learn sample weights also `result.parquet` (a row for each training sample) and
+    `reweighting.safetensors` (for `Reweighting.load`). All but the metrics are written whole or not at all.
 
     Args:
         recipe: what to run.
@@ -90,26 +93,31 @@ def execute(
         progress: called after each evaluated step.
 
     Raises:
-        RunError: the directory is not empty (and, with `overwrite`, holds more than a run) or cannot be written.
+        RunError: the directory is not empty (and, with `overwrite`, holds more than a run) or cannot be written; the
+            device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
     """
-    splits = recipe.data.load(recipe.seed, data_root, download) if splits is None else splits
+    _check_device(recipe.device)
+    if splits is None:
+        with _blamed_on(recipe, name):
+            splits = recipe.data.load(recipe.seed, data_root, download)
     _prepare(directory, overwrite)
     config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-    problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed)
     history: list[Evaluation] = []
     began = time.perf_counter()
     with open(directory / METRICS, "w", encoding="utf-8") as metrics:
 
         def observe(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
             evaluation = evaluate(problem, model, step, extra)
-            metrics.write(json.dumps(_line(evaluation)) + "\n")
+            metrics.write(json.dumps(_line(evaluation), allow_nan=False) + "\n")
             metrics.flush()
             history.append(evaluation)
             progress(evaluation)
 
-        fitted = recipe.method.fit(problem, observe)
+        with _blamed_on(recipe, name):
+            problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed)
+            fitted = recipe.method.fit(problem, observe)
     seconds = time.perf_counter() - began
     samples = None
     if fitted.reweighting is not None:
@@ -132,21 +140,53 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     """
     place = Path(directory)
     if not (place / CONFIG).is_file():
-        raise RunError(f"{place} is not a run directory: it has no {CONFIG}")
+        raise RunError(f"{place} is not a run directory: it has no {CONFIG}{_runs_below(place)}")
     if not (place / ENVIRONMENT).is_file():
         raise RunError(f"the run in {place} did not finish: it has no {ENVIRONMENT}; run it again with --overwrite")
     try:
         config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         recipe = parse(Recipe, config["recipe"], str(place / CONFIG))
-        lines = (place / METRICS).read_text(encoding="utf-8").splitlines()
-        history = tuple(_evaluation(json.loads(line)) for line in lines)
-        facts = json.loads((place / ENVIRONMENT).read_text(encoding="utf-8"))
-        samples = pandas.read_parquet(place / RESULT) if (place / RESULT).is_file() else None
+        name, overrides = str(config["name"]), tuple(map(str, config["overrides"]))
+        history = _read_metrics(place / METRICS)
+        facts = _read_environment(place / ENVIRONMENT)
+        samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
+    except RunError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"the run in {place} cannot be read: {error}") from error
     if not history:
         raise RunError(f"the run in {place} has no evaluated step in {METRICS}")
-    return Run(place, str(config["name"]), tuple(map(str, config["overrides"])), recipe, history, facts, samples)
+    return Run(place, name, overrides, recipe, history, facts, samples)
+
+
+def _runs_below(place: Path) -> str:
+    """Return what to name instead of a folder that has runs one or two levels down."""
+    found = sorted(path.parent for pattern in ("*", "*/*") for path in place.glob(f"{pattern}/{CONFIG}"))
+    return f"; runs lie in {', '.join(map(str, found[:3]))}{' ...' if len(found) > 3 else ''}" if found else ""
+
+
+def _read_metrics(path: Path) -> tuple[Evaluation, ...]:
+    history = []
+    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            history.append(_evaluation(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}, line {row}, is not an evaluated step: {type(error).__name__}: {error}") from error
+    return tuple(history)
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), (int, float)):
+        raise RunError(f"{path} must be a table with the run's `seconds`")
+    return facts
+
+
+def _read_samples(path: Path) -> pandas.DataFrame:
+    frame = pandas.read_parquet(path)
+    if missing := [name for name in SAMPLE_COLUMNS if name not in frame]:
+        raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)})")
+    return frame
 
 
 def environment() -> dict[str, Any]:
@@ -168,13 +208,19 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     """
     try:
         found = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    except (NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise RunError(f"cannot write a run into {directory}: {error}") from error
     if found and not overwrite:
         raise RunError(f"{directory} is not empty; give another --out, or --overwrite to replace the run in it")
     leftover = tuple(f".{name}." for name in FILES)  # temporary files of a run that was killed
     if others := {name for name in found - set(FILES) if not name.startswith(leftover)}:
         raise RunError(f"{directory} holds more than a run ({min(others)}); give another --out")
+
+
+def remove_run(directory: Path) -> None:
+    """Remove a run's files and its directory; RunError if that holds anything else."""
+    _prepare(directory, overwrite=True)
+    directory.rmdir()
 
 
 def _prepare(directory: Path, overwrite: bool) -> None:
@@ -184,8 +230,29 @@ def _prepare(directory: Path, overwrite: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():
             path.unlink()
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise RunError(f"cannot write a run into {directory}: {error}") from error
+
+
+@contextmanager
+def _blamed_on(recipe: Recipe, name: str) -> Iterator[None]:
+    """Turn errors about values, which are about the recipe's settings, into RunError that names recipe and seed.
+
+    Only while data load and a method fits; the error itself stays its cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        raise RunError(f"device {device!r} cannot be used here: {error}") from error
 
 
 def _samples(reweighting: Reweighting, splits: Splits) -> pandas.DataFrame:
@@ -199,13 +266,14 @@ def _line(evaluation: Evaluation) -> dict[str, Any]:
     visible = evaluation.visible
     return {
         "step": visible.step,
-        "train": asdict(visible.train),
-        "validation": asdict(visible.validation),
-        "test": asdict(evaluation.test),
-        "extra": dict(evaluation.extra),
+        "train": finite_json(asdict(visible.train)),
+        "validation": finite_json(asdict(visible.validation)),
+        "test": finite_json(asdict(evaluation.test)),
+        "extra": finite_json(evaluation.extra),
     }
 
 
 def _evaluation(line: Mapping[str, Any]) -> Evaluation:
     train, validation, test = (SplitMetrics.from_json(line[part]) for part in ("train", "validation", "test"))
-    return Evaluation(Visible(int(line["step"]), train, validation), test, line["extra"])
+    extra = {key: number(value) for key, value in line["extra"].items()}
+    return Evaluation(Visible(int(line["step"]), train, validation), test, extra)

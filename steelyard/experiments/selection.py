@@ -2,12 +2,13 @@
 
 A `Criterion` receives a list of `Visible`, a type that has no test figures; there is nothing to leak. The one
 selection by test figures, `best_on_test`, is a function of its own over the full `Evaluation`, made for one table
-column that says so.
+column that says so. None of them chooses a step whose loss is NaN or infinite, unless there is no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -51,7 +52,7 @@ class ValidationMean:
 
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the highest accuracy."""
-        return _highest([seen.validation.accuracy for seen in history])
+        return _highest(history, lambda seen: seen.validation.accuracy)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ValidationWorstEnvironment:
 
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the highest worst-environment accuracy."""
-        return _highest([min(seen.validation.environment_accuracy) for seen in history])
+        return _highest(history, lambda seen: min(seen.validation.environment_accuracy))
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ValidationExtrapolated:
 
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the highest score."""
-        return _highest([self.score(seen) for seen in history])
+        return _highest(history, self.score)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ValidationPenalty:
     """The lowest IRMv1 or V-REx penalty on validation, among evaluations that predict well enough.
 
     A constant prediction has no penalty at all, so a floor for the training accuracy goes with it; where no evaluation
-    reaches the floor the last one is taken.
+    reaches the floor (or where there are no two environments, and so no penalty) the last one is taken.
     """
 
     penalty: str = "irmv1"
@@ -105,10 +106,12 @@ class ValidationPenalty:
 
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the lowest penalty above the floor."""
-        fit = [k for k, seen in enumerate(history) if seen.train.accuracy >= self.floor]
-        if not fit:
-            return len(history) - 1
-        return min(fit, key=lambda k: getattr(history[k].validation, self.penalty))
+
+        def score(seen: Visible) -> float:
+            value = getattr(seen.validation, self.penalty)  # None where there is only one environment
+            return -value if value is not None and seen.train.accuracy >= self.floor else math.nan
+
+        return _highest(history, score)
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -133,9 +136,13 @@ def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
     For comparison with papers that select so, and for nothing else; tables label the column. No evaluation above the
     floor: the last position.
     """
-    fit = [k for k, evaluation in enumerate(history) if evaluation.visible.train.accuracy >= floor]
+    visible = [evaluation.visible for evaluation in history]
+    fit = [k for k, seen in enumerate(visible) if seen.finite and seen.train.accuracy >= floor]
     return max(fit, key=lambda k: history[k].test.accuracy) if fit else len(history) - 1
 
 
-def _highest(scores: Sequence[float]) -> int:
-    return max(range(len(scores)), key=scores.__getitem__)
+def _highest(history: Sequence[Visible], score: Callable[[Visible], float]) -> int:
+    """Return the position of the highest score; steps that diverged or have no score are passed over, if not all."""
+    scores = {k: score(seen) for k, seen in enumerate(history) if seen.finite}
+    real = [k for k, value in scores.items() if not math.isnan(value)]
+    return max(real, key=scores.__getitem__, default=len(history) - 1)

@@ -68,6 +68,55 @@ def test_the_figures_in_the_table_are_those_of_the_runs(runs: list[Run]) -> None
     assert f"{np.mean(tests):.1f} ± {np.std(tests, ddof=1):.1f}" in text
 
 
+def test_a_run_that_ends_below_the_floor_is_marked(runs: list[Run]) -> None:
+    first = runs[0]
+    strict = [replace(run, recipe=replace(run.recipe, train_floor=1.0)) for run in runs[:2]]
+    text = Page(render(strict)).text
+    assert "erm †" in text
+    assert "2 of 2 seeds ended with a training accuracy below the recipe's floor of 1" in text
+    free = replace(first, recipe=replace(first.recipe, train_floor=0.0))
+    assert "†" not in Page(render([free])).text
+
+
+def test_variants_of_one_recipe_have_lines_of_their_own(runs: list[Run]) -> None:
+    first, other = runs[0], runs[1]
+    changed = replace(
+        other, recipe=replace(other.recipe, train_floor=0.1), overrides=(*other.overrides, "train_floor=0.1")
+    )
+    page = Page(render([first, changed]))
+    for run, name in ((first, "erm"), (changed, "erm train_floor=0.1")):
+        text = re.sub(r"\s+", " ", page.text)
+        figures = [
+            f"{100 * m.accuracy:.1f}" for m in (run.history[-1].visible.train, run.history[-1].visible.validation)
+        ]
+        assert re.search(rf"{re.escape(name)}( †)?\s*{figures[0]}\s*{figures[1]}", text)
+
+
+def test_groups_of_different_size_and_selection(runs: list[Run]) -> None:
+    two = [replace(run, recipe=replace(run.recipe, selection="last")) for run in runs[:2]]
+    text = re.sub(r"\s+", " ", Page(render([*two, runs[2]])).text)
+    assert "over the seeds of each row" in text
+    assert "last (for erm), validation_vrex (for irmv1) prefers" in text
+
+
+def test_the_outer_steps_of_a_method_that_learns_weights(runs: list[Run]) -> None:
+    maple = [run for run in runs if run.samples is not None]
+    assert "How it was learned" in Page(render(maple)).text
+    assert "How it was learned" not in Page(render(runs[:2])).text
+    bare = [replace(run, history=tuple(replace(e, extra={}) for e in run.history)) for run in maple]
+    assert "How it was learned" not in Page(render(bare)).text
+    rows = [{"step": float(k), "outer_loss": 0.1, "kept": 3.0, "weights_gradient_norm": 0.0} for k in range(3)]
+    drawn = plots.outer_steps({"seed 7": rows}, 10)
+    assert all(words in drawn for words in ("seed 7", "outer step", "outer risk", "samples kept (%)", "gradient norm"))
+
+
+def test_images_without_colour_have_no_caption_about_it(runs: list[Run]) -> None:
+    maple = next(run for run in runs if run.samples is not None)
+    gray = replace(maple, recipe=replace(maple.recipe, data=replace(maple.recipe.data, grayscale=True)))
+    assert "Green is" in Page(render([maple])).text
+    assert "Green is" not in Page(render([gray])).text
+
+
 def test_one_run_alone(runs: list[Run]) -> None:
     page = Page(render(runs[:1]))
     assert "single seed" in page.text

@@ -1,6 +1,8 @@
 """Run directories: what is in them, what is refused, what is read back."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pandas
@@ -122,6 +124,27 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path, fast: dict
     assert {path.name for path in tmp_path.iterdir()} == PLAIN
 
 
+def test_divergence_is_null_in_the_metrics_and_nan_in_memory(tmp_path: Path, fast: dict) -> None:
+    diverging = [*fast[ERM], "method.training.optimizer={name='sgd', learning_rate=1e30}"]
+    run = execute(load_recipe(ERM, diverging), tmp_path, name=ERM)
+    lines = [
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[-1]["train"]["loss"] is None
+    for last in (run.history[-1], read_run(tmp_path).history[-1]):
+        assert not last.visible.finite
+        assert last.visible.validation.vrex is not None
+        assert not math.isfinite(last.visible.validation.vrex)
+        assert last.test.vrex is None
+
+
+def test_a_run_that_fails_names_recipe_and_seed(tmp_path: Path, fast: dict) -> None:
+    recipe = load_recipe(MAPLE, [*fast[MAPLE], "method.budget=2000"], 3)
+    with pytest.raises(RunError, match=r"coloured_digits/maple, seed 3: .*budget"):
+        execute(recipe, tmp_path, name=MAPLE)
+
+
 def _damage(kind: str, place: Path) -> None:
     match kind:
         case "no config":
@@ -131,6 +154,20 @@ def _damage(kind: str, place: Path) -> None:
         case "half a line":
             text = (place / "metrics.jsonl").read_text()
             (place / "metrics.jsonl").write_text(text[:-20])
+        case "not an object":
+            (place / "metrics.jsonl").write_text("[1]\n")
+        case "words for numbers":
+            text = (place / "metrics.jsonl").read_text()
+            (place / "metrics.jsonl").write_text(re.sub('"loss": [^,}]*', '"loss": "much"', text))
+        case "no seconds":
+            (place / "environment.json").write_text("{}")
+        case "a list of facts":
+            (place / "environment.json").write_text("[]")
+        case "no name":
+            config = json.loads((place / "config.json").read_text())
+            (place / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "name"}))
+        case "no column":
+            pandas.DataFrame({"index": [0], "weight": [1.0]}).to_parquet(place / "result.parquet")
         case "no steps":
             (place / "metrics.jsonl").write_text("")
         case "other fields":
@@ -144,7 +181,13 @@ def _damage(kind: str, place: Path) -> None:
     [
         ("no config", "not a run directory"),
         ("unfinished", "did not finish"),
-        ("half a line", "cannot be read"),
+        ("half a line", r"metrics\.jsonl, line 2, is not an evaluated step"),
+        ("not an object", r"metrics\.jsonl, line 1, is not an evaluated step"),
+        ("words for numbers", r"metrics\.jsonl, line 1, .*expected a number or null, got 'much'"),
+        ("no seconds", r"environment\.json must be a table with the run's `seconds`"),
+        ("a list of facts", r"environment\.json must be a table"),
+        ("no name", "cannot be read: 'name'"),
+        ("no column", "has no column 'probability'"),
         ("no steps", "no evaluated step"),
         ("other fields", "'dta'; did you mean 'data'"),
         ("not a table", "cannot be read"),

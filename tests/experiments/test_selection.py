@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
 
 from steelyard.experiments import selection
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible
+from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.selection import CRITERIA, ValidationExtrapolated, ValidationPenalty, best_on_test, criterion
 
 
@@ -50,6 +52,28 @@ def test_the_floor_of_a_recipe_goes_to_the_criteria_that_have_one() -> None:
     assert criterion("validation_mean", 0.6) == CRITERIA["validation_mean"]
     with pytest.raises(ValueError, match="did you mean 'validation_mean'"):
         criterion("validation_men", 0.0)
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name != "last"])
+def test_steps_that_diverged_are_passed_over(name: str) -> None:
+    nan = float("nan")
+    best = seen(9, (0.99, 0.99), irmv1=nan, train=0.99)
+    diverged = replace(best, validation=replace(best.validation, loss=nan))
+    first = CRITERIA[name](HISTORY)
+    assert CRITERIA[name]([diverged, *HISTORY, diverged]) == first + 1
+    assert CRITERIA[name]([diverged, diverged]) == 1  # no other step: the last
+    whole = [Evaluation(one, SplitMetrics(0.9, 0.0), {}) for one in (diverged, HISTORY[0], diverged)]
+    assert best_on_test(whole, 0.0) == 1
+
+
+def test_one_environment_has_no_penalty_to_choose_by() -> None:
+    alone = [replace(one, validation=replace(one.validation, irmv1=None, vrex=None)) for one in HISTORY]
+    assert (CRITERIA["validation_irmv1"](alone), CRITERIA["validation_vrex"](alone)) == (3, 3)
+
+
+def test_the_default_floor_of_a_recipe_keeps_a_constant_prediction_out() -> None:
+    constant = seen(5, (0.5, 0.5), irmv1=0.0, train=0.51)
+    assert criterion("validation_irmv1", Recipe.train_floor)([HISTORY[2], constant]) == 0
 
 
 def test_no_step_above_the_floor_takes_the_last() -> None:

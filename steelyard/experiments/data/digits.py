@@ -42,6 +42,7 @@ class ColouredDigits:
     """
 
     story: ClassVar[str] = STORY
+    needs_root: ClassVar[bool] = False
     name: Literal["coloured_digits"] = "coloured_digits"
     label_noise: float = 0.25
     train_flips: tuple[float, ...] = (0.1, 0.2)

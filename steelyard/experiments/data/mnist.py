@@ -42,6 +42,7 @@ class ColoredMNIST:
     """
 
     story: ClassVar[str] = STORY
+    needs_root: ClassVar[bool] = True
     name: Literal["colored_mnist"] = "colored_mnist"
     validation: Literal["t10k", "holdout"] = "t10k"
     holdout: int = 5000  # samples; only for validation = "holdout"

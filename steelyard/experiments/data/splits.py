@@ -30,6 +30,9 @@ class Splits:
         environments: a name for each environment id of `train` and `validation`.
         facts: boolean facts about the training samples, ``(n_train,)`` each, known because the data set was
             made by us ("label_flipped", "colour_agrees"). Reports draw them; no method or criterion receives them.
+
+    Raises:
+        ValueError: a split is empty, an environment has no sample in training or validation, ids do not fit.
     """
 
     name: str
@@ -44,11 +47,18 @@ class Splits:
         for name, fact in self.facts.items():
             if fact.shape != self.train.index.shape:
                 raise ValueError(f"facts[{name!r}] needs one entry for each of {len(self.train)} training samples")
-        for part in (self.train, self.validation):
+        for name, part in (("training", self.train), ("validation", self.validation), ("test", self.test)):
+            if not len(part):
+                raise ValueError(f"the {name} split has no samples; give it a larger share of the data")
+        for name, part in (("training", self.train), ("validation", self.validation)):
             if part.environment is None:
                 raise ValueError("training and validation samples need environment ids")
-            if len(part) and int(part.environment.max()) >= len(self.environments):
+            counts = torch.bincount(part.environment, minlength=len(self.environments))
+            if len(counts) > len(self.environments):
                 raise ValueError(f"environment ids must be below {len(self.environments)}")
+            if not counts.all():
+                empty = self.environments[int(counts.argmin())]
+                raise ValueError(f"the {name} split has no sample of the environment {empty!r}; give it a larger share")
 
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits on `device` (the facts, which only reports read, stay where they are)."""

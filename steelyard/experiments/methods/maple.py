@@ -40,6 +40,7 @@ class InnerSettings:
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings("sgd", 0.1, 0.9))
 
     def __post_init__(self) -> None:
+        _check.integer("steps", self.steps, low=1)
         _check.integer("batch_size", self.batch_size, low=0)
 
 
