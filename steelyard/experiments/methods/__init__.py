@@ -8,6 +8,7 @@ from steelyard.experiments.methods.cvar_dro import CVaRDRO
 from steelyard.experiments.methods.dfr import DFR
 from steelyard.experiments.methods.erm import ERM
 from steelyard.experiments.methods.group_dro import GroupDRO
+from steelyard.experiments.methods.invrat import InvRat
 from steelyard.experiments.methods.irmv1 import IRMv1
 from steelyard.experiments.methods.jtt import JTT
 from steelyard.experiments.methods.kl_dro import KLDRO
@@ -29,6 +30,7 @@ __all__ = [
     "CVaRDRO",
     "GroupDRO",
     "IRMv1",
+    "InvRat",
     "LfF",
     "Maple",
     "Method",
@@ -54,4 +56,5 @@ Method = (
     | BayesianIRM
     | PDE
     | DFR
+    | InvRat
 )
