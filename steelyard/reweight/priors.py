@@ -201,7 +201,7 @@ def _under_budget(log_odds: Tensor, budget: float) -> Tensor:
     log_odds = log_odds - log_odds[(log_odds - tau).abs().argmin()]
     levels, which = (log_odds - _threshold(log_odds, budget)).unique(return_inverse=True)
     # The vector and the scalar path of torch's sigmoid differ in the last digit: equal entries of one tensor may get
-    # different values, near 1 even in the wrong order. One value a level, never falling, keeps the order exact.
+    # different values, and entries a few digits apart the wrong order. One value a level, never falling, mends both.
     return torch.sigmoid(levels).cummax(0).values[which]
 
 
