@@ -28,6 +28,7 @@ class Splits:
         test: samples of the shifted environment. They are measured and reported; nothing decides by them.
         classes: a name for each class id.
         environments: a name for each environment id of `train` and `validation`.
+        groups: a name for each group id (label x attribute), where all three parts have group ids; otherwise empty.
         facts: boolean facts about the training samples, ``(n_train,)`` each, known because the data set was
             made by us ("label_flipped", "colour_agrees"). Reports draw them; no method or criterion receives them.
     """
@@ -39,6 +40,7 @@ class Splits:
     classes: tuple[str, ...]
     environments: tuple[str, ...]
     facts: Mapping[str, Bool[Tensor, " n_train"]] = field(default_factory=lambda: MappingProxyType({}))
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, fact in self.facts.items():
@@ -49,6 +51,9 @@ class Splits:
                 raise ValueError("training and validation samples need environment ids")
             if len(part) and int(part.environment.max()) >= len(self.environments):
                 raise ValueError(f"environment ids must be below {len(self.environments)}")
+        for part in (self.train, self.validation, self.test):
+            if self.groups and (part.group is None or (len(part) and int(part.group.max()) >= len(self.groups))):
+                raise ValueError(f"all samples need group ids below {len(self.groups)}, the number of group names")
 
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits on `device` (the facts, which only reports read, stay where they are)."""
