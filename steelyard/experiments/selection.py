@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from steelyard import _check
+from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.evaluation import Evaluation, Visible
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ValidationMean",
     "ValidationPenalty",
     "ValidationWorstEnvironment",
+    "ValidationWorstGroup",
     "best_on_test",
     "criterion",
 ]
@@ -61,6 +63,18 @@ class ValidationWorstEnvironment:
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the highest worst-environment accuracy."""
         return _highest([min(seen.validation.environment_accuracy) for seen in history])
+
+
+@dataclass(frozen=True)
+class ValidationWorstGroup:
+    """The highest validation accuracy in the worst group, as the papers on group shifts select; needs group labels.
+
+    Among equals the first: a small worst group makes ties likely.
+    """
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest worst-group accuracy; RecipeError if groups are not known."""
+        return _highest([_worst_group(seen) for seen in history])
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,7 @@ CRITERIA: dict[str, Criterion] = {
     "last": Last(),
     "validation_mean": ValidationMean(),
     "validation_worst_environment": ValidationWorstEnvironment(),
+    "validation_worst_group": ValidationWorstGroup(),
     "validation_extrapolated": ValidationExtrapolated(),
     "validation_irmv1": ValidationPenalty("irmv1"),
     "validation_vrex": ValidationPenalty("vrex"),
@@ -139,3 +154,13 @@ def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
 
 def _highest(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _worst_group(seen: Visible) -> float:
+    accuracy = seen.validation.worst_group_accuracy
+    if accuracy is None:
+        raise RecipeError(
+            "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
+            "take 'validation_worst_environment' or 'validation_mean'"
+        )
+    return accuracy
