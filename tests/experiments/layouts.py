@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from steelyard._torchvision import torchvision
 
 REAL_ROOT = Path(os.environ.get("STEELYARD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -74,7 +80,92 @@ def replace_line(path: Path, line: int, old: str, new: str) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def drop_lines(path: Path, keep: Sequence[str]) -> None:
-    """Keep only the lines of a text file that have none of these words."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    path.write_text("\n".join(line for line in lines if not any(word in line for word in keep)), encoding="utf-8")
+def picture(path: Path, size: tuple[int, int], seed: int) -> None:
+    """Write a JPEG of random colour patches, `size` = (width, height)."""
+    patches = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(patches).resize(size, Image.Resampling.NEAREST).save(path, quality=90)
+
+
+def group_rows(counts: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """Return (split, label, attribute) of every image, for counts[split][2 * label + attribute]."""
+    return [(s, g // 2, g % 2) for s, groups in enumerate(counts) for g, n in enumerate(groups) for _ in range(n)]
+
+
+TINY = ((6, 3, 2, 5), (2, 2, 2, 2), (3, 3, 3, 3))  # images in each split and group
+WATERBIRDS = {"group_DRO": "waterbird_complete95_forest2water2", "WILDS": "waterbirds_v1.0", "bare": "."}
+
+
+def write_waterbirds(root: Path, layout: str = "group_DRO", counts: Sequence[Sequence[int]] = TINY) -> Path:
+    """Write Waterbirds as group_DRO or WILDS lay it out; returns the folder of metadata.csv."""
+    folder = root / WATERBIRDS[layout]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["img_id", "img_filename", "y", "split", "place", "place_filename"])
+        for row, (split, y, place) in enumerate(group_rows(counts)):
+            name = f"{row % 3 + 1:03}.Some_bird/Some_Bird_{row:04}.jpg"
+            picture(folder / name, (60 + row % 5, 40 + row % 7), row)  # the photographs differ in shape
+            writer.writerow([row + 1, name, y, split, place, f"/o/ocean/{row:08}.jpg"])
+    if layout == "WILDS":
+        (folder / "RELEASE_v1.0.txt").write_text("")
+    return folder
+
+
+CELEBA = {
+    "group_DRO": ("celebA/data", "csv", "img_align_celeba"),
+    "WILDS": ("celebA_v1.0", "csv", "img_align_celeba"),
+    "Kaggle": (".", "csv", "img_align_celeba/img_align_celeba"),
+    "torchvision": ("celeba", "txt", "img_align_celeba"),
+}
+# The published attributes, in their order: Blond_Hair is number 9 and Male number 20, counted from 0.
+ATTRIBUTES = textwrap.dedent("""
+    5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair
+    Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup
+    High_Cheekbones Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose
+    Receding_Hairline Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat
+    Wearing_Lipstick Wearing_Necklace Wearing_Necktie Young
+""").split()
+
+
+def write_celeba(root: Path, layout: str = "WILDS", counts: Sequence[Sequence[int]] = TINY) -> Path:
+    """Write CelebA as it is published by group_DRO, WILDS, Kaggle or torchvision; returns the attributes' folder."""
+    place, kind, images = CELEBA[layout]
+    folder = root / place
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    attributes, partition = [], []
+    for row, (split, blond, male) in enumerate(group_rows(counts)):
+        name = f"{row + 1:06}.jpg"
+        picture(folder / images / name, (178, 218), row)
+        values = rng.choice([-1, 1], len(ATTRIBUTES))
+        values[9], values[20] = 2 * blond - 1, 2 * male - 1
+        attributes.append([name, *values.tolist()])
+        partition.append([name, split])
+    if kind == "csv":
+        _csv(folder / "list_attr_celeba.csv", [["image_id", *ATTRIBUTES], *attributes])
+        _csv(folder / "list_eval_partition.csv", [["image_id", "partition"], *partition])
+    else:
+        lines = [f"{name} " + " ".join(f"{v:2}" for v in values) for name, *values in attributes]
+        head = [str(len(lines)), " ".join(ATTRIBUTES) + " "]  # the published header ends in a blank
+        (folder / "list_attr_celeba.txt").write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+        text = "".join(f"{name} {split}\n" for name, split in partition)
+        (folder / "list_eval_partition.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def _csv(path: Path, rows: list[list[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_weights(path: Path, model: str = "resnet18", seed: int = 0) -> Path:
+    """Write a state dict of one of torchvision's models with random parameters, as its weights are published."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = torchvision.models.get_model(model, weights=None).state_dict()
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path

@@ -1,11 +1,13 @@
 """Data sets in memory: each a frozen dataclass of its settings with ``load(seed, root, download) -> Splits``."""
 
 from steelyard.experiments.data.adult import Adult
+from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.compas import COMPAS
 from steelyard.experiments.data.digits import ColouredDigits
 from steelyard.experiments.data.mnist import ColoredMNIST
 from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.data.waterbirds import Waterbirds
 
-__all__ = ["COMPAS", "Adult", "ColoredMNIST", "ColouredDigits", "DataSet", "Splits"]
+__all__ = ["COMPAS", "Adult", "CelebA", "ColoredMNIST", "ColouredDigits", "DataSet", "Splits", "Waterbirds"]
 
-DataSet = ColouredDigits | ColoredMNIST | Adult | COMPAS
+DataSet = ColouredDigits | ColoredMNIST | Adult | COMPAS | Waterbirds | CelebA

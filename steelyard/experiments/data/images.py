@@ -18,7 +18,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.errors import DataError
 
-__all__ = ["ImageFiles", "ImageList", "Transform", "batches", "find_folder"]
+__all__ = ["ImageList", "Transform", "batches", "find_folder"]
 
 Transform = Callable[[Image.Image], Tensor]
 SHOWN = 5  # missing files that an error names
@@ -92,22 +92,6 @@ class ImageList:
             raise DataError(f"{path} ({self.table}, line {self.lines[row]}) cannot be decoded: {error}") from error
 
 
-@dataclass(frozen=True)
-class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Some images of an `ImageList` for a `DataLoader`: item k is the transformed image ``rows[k]``, and that row."""
-
-    images: ImageList
-    rows: Sequence[int]
-    transform: Transform
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, k: int) -> tuple[Tensor, int]:
-        row = self.rows[k]
-        return self.transform(self.images.open(row)), row
-
-
 def batches(
     images: ImageList,
     rows: Int[Tensor, " k"],
@@ -136,7 +120,7 @@ def batches(
     """
     _check.integer("size", size, low=1)
     loader = DataLoader(
-        _Guarded(ImageFiles(images, range(len(images)), transform), rows.tolist()),
+        _Decoded(images, rows.tolist(), transform),
         batch_size=size,
         shuffle=shuffle is not None,
         generator=shuffle or torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
@@ -153,18 +137,19 @@ def batches(
 
 
 @dataclass(frozen=True)
-class _Guarded(Dataset[tuple[Tensor, int] | str]):
+class _Decoded(Dataset[tuple[Tensor, int] | str]):
     """Item k is an image and k, or the message of the error: an exception would come with the worker's traceback."""
 
-    files: ImageFiles
+    images: ImageList
     rows: list[int]
+    transform: Transform
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, k: int) -> tuple[Tensor, int] | str:
         try:
-            return self.files[self.rows[k]][0], k
+            return self.transform(self.images.open(self.rows[k])), k
         except DataError as error:
             return str(error)
 
@@ -178,15 +163,23 @@ def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | s
     return torch.stack([image for image, _ in pairs]), torch.tensor([k for _, k in pairs])
 
 
-def find_folder(root: Path | None, folders: Sequence[str], files: Sequence[str], what: str) -> Path:
-    """Return the first of ``root`` and ``root/folder`` that holds all `files`; DataError that names the layouts."""
-    layout = f"looked for {' and '.join(files)} in {', '.join(folders)} below the root, and in the root itself"
+def find_folder(
+    root: Path | None, folders: Sequence[str], choices: Sequence[tuple[str, ...]], what: str
+) -> tuple[Path, tuple[str, ...]]:
+    """Return the first of ``root/folder`` and ``root`` that holds all files of one of `choices`, and that choice.
+
+    Raises:
+        DataError: there is none; the message says what was looked for.
+    """
+    files = ", or ".join(" and ".join(choice) for choice in choices)
+    layout = f"looked for {files}, in {', '.join(folders)} below the root and in the root itself"
     if root is None:
         raise DataError(f"{what} needs a data root (--data-root, or STEELYARD_DATA); {layout}")
     for folder in (*folders, "."):
-        if all((root / folder / file).is_file() for file in files):
-            return root / folder
-    raise DataError(f"{what} is not under {root}: {layout}")
+        for choice in choices:
+            if all((root / folder / file).is_file() for file in choice):
+                return root / folder, choice
+    raise DataError(f"{what} is not under {root}: {layout}. It is not downloaded: put it there as it is published")
 
 
 def _leaves(file: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import importlib
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -44,7 +45,6 @@ def _finish() -> list[torch.nn.Module]:
     return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
 
 
-def _v2():  # type: ignore[no-untyped-def]
-    from steelyard._torchvision import torchvision
-
-    return torchvision.transforms.v2
+def _v2() -> Any:
+    importlib.import_module("steelyard._torchvision")  # first: see there
+    return importlib.import_module("torchvision.transforms.v2")
