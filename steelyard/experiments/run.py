@@ -47,7 +47,7 @@ class Run:
         history: every evaluated step, in order.
         environment: versions, platform, threads, seconds.
         samples: where the method learns sample weights, a row for each training sample: index, weight, probability,
-            target, environment, and the facts of the data set.
+            target, environment, group, and the facts of the data set.
     """
 
     directory: Path
@@ -191,7 +191,7 @@ def _prepare(directory: Path, overwrite: bool) -> None:
 def _samples(reweighting: Reweighting, splits: Splits) -> pandas.DataFrame:
     frame = reweighting.to_frame()
     train = splits.train
-    columns = {"target": train.targets, "environment": train.environment, **splits.facts}
+    columns = {"target": train.targets, "environment": train.environment, "group": train.group, **splits.facts}
     return frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})
 
 

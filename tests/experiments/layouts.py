@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
+import pickle
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,3 +171,46 @@ def write_weights(path: Path, model: str = "resnet18", seed: int = 0) -> Path:
     else:
         torch.save(state, path)
     return path
+
+
+CIFAR = ("airplane", "automobile", "truck")  # more classes than are asked for
+CIFAR_COUNTS = {"train": 30, "test": 20}  # images of each class
+
+
+def _photographs(part: str) -> list[tuple[int, np.ndarray]]:
+    """Return (class, pixels): every pixel is 20 (class + 1) + (part is test), every image's first one its number."""
+    made = []
+    for kind in range(len(CIFAR)):
+        for number in range(CIFAR_COUNTS[part]):
+            pixels = np.full((32, 32, 3), 20 * (kind + 1) + (part == "test"), np.uint8)
+            pixels[0, 0] = number
+            made.append((kind, pixels))
+    return made
+
+
+def write_cifar_folder(root: Path, folder: str = "cifar10") -> Path:
+    """Write CIFAR-10 as an image folder, {train,test}/CLASS/NNNN.png."""
+    for part in CIFAR_COUNTS:
+        for number, (kind, pixels) in enumerate(_photographs(part)):
+            path = root / folder / part / CIFAR[kind] / f"{number:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root / folder
+
+
+def write_cifar_archive(root: Path) -> dict[str, list[list[str]]]:
+    """Write CIFAR-10 as torchvision unpacks it; returns [file, MD5] of each part's files, and of the class names."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict[str, object]) -> list[str]:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data, usedforsecurity=False).hexdigest()]
+
+    sums = {"meta": [write("batches.meta", {"label_names": list(CIFAR)})]}
+    for part, name in (("train", "data_batch_1"), ("test", "test_batch")):
+        kinds, pixels = zip(*_photographs(part), strict=True)
+        rows = np.stack(pixels).transpose(0, 3, 1, 2).reshape(len(kinds), -1)
+        sums[part] = [write(name, {"data": rows, "labels": list(kinds)})]
+    return sums

@@ -21,6 +21,10 @@ from steelyard.experiments.evaluation import (
 )
 from steelyard.experiments.models import Logistic
 from steelyard.experiments.problem import Problem
+from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.report import render
+from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.schema import parse
 from steelyard.experiments.selection import CRITERIA
 from tests.experiments.layouts import write_adult
 
@@ -137,17 +141,23 @@ def test_worst_group_selection_without_groups_says_what_to_take() -> None:
         CRITERIA["validation_worst_group"]([Visible(1, metrics, metrics)])
 
 
-def test_a_run_on_a_group_problem_from_end_to_end(tmp_path: Path) -> None:
-    from steelyard.experiments.recipe import Recipe
-    from steelyard.experiments.run import execute, read_run
-    from steelyard.experiments.schema import parse
+ERM = {"name": "erm", "training": {"steps": 4, "evaluate_every": 2}}
+MAPLE = {"name": "maple", "budget": 40, "steps": 2, "inner": {"steps": 2}}
 
+
+@pytest.mark.parametrize("method", [ERM, MAPLE])
+def test_a_run_on_a_group_problem_from_end_to_end(tmp_path: Path, method: dict) -> None:
     table = {
         "data": {"name": "adult"},
         "model": {"name": "logistic"},
-        "method": {"name": "erm", "training": {"steps": 4, "evaluate_every": 2}},
+        "method": method,
         "selection": "validation_worst_group",
     }
     run = execute(parse(Recipe, table, "test"), tmp_path / "run", name="test", data_root=write_adult(tmp_path))
-    assert read_run(tmp_path / "run").history == run.history
+    again = read_run(tmp_path / "run")
+    assert again.history == run.history
+    page = render([again], tmp_path)  # a table of features has no gallery; the page is made all the same
+    assert "Women who earn more" in page
+    if run.samples is not None:
+        assert set(run.samples["group"]) == {0, 1, 2, 3}
     assert all(evaluation.test.worst_group_accuracy is not None for evaluation in run.history)

@@ -2,12 +2,23 @@
 
 from steelyard.experiments.data.adult import Adult
 from steelyard.experiments.data.celeba import CelebA
+from steelyard.experiments.data.cifar_mnist import CIFARMNIST
 from steelyard.experiments.data.compas import COMPAS
 from steelyard.experiments.data.digits import ColouredDigits
 from steelyard.experiments.data.mnist import ColoredMNIST
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.waterbirds import Waterbirds
 
-__all__ = ["COMPAS", "Adult", "CelebA", "ColoredMNIST", "ColouredDigits", "DataSet", "Splits", "Waterbirds"]
+__all__ = [
+    "CIFARMNIST",
+    "COMPAS",
+    "Adult",
+    "CelebA",
+    "ColoredMNIST",
+    "ColouredDigits",
+    "DataSet",
+    "Splits",
+    "Waterbirds",
+]
 
-DataSet = ColouredDigits | ColoredMNIST | Adult | COMPAS | Waterbirds | CelebA
+DataSet = ColouredDigits | ColoredMNIST | CIFARMNIST | Adult | COMPAS | Waterbirds | CelebA

@@ -99,13 +99,17 @@ def deal(
 
 
 def pictures(inputs: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n h w 3"]:
-    """Render images for a report: two channels in a vermilion and a bluish green, one channel in gray.
+    """Render images for a report: two channels in a vermilion and a bluish green, one in gray, three as colours.
 
     The two hues are those of Okabe and Ito's palette, which readers with any common colour vision tell apart;
-    the published data set's red and green are not.
+    the published data set's red and green are not. Images of three channels are standardised in all our data sets, so
+    each is stretched from its own lowest value to its own highest.
     """
+    if inputs.shape[1] == 3:
+        low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+        return ((inputs - low) / (high - low).clamp(min=1e-12)).permute(0, 2, 3, 1)
     hues = {1: [[1.0, 1.0, 1.0]], 2: [[0.90, 0.42, 0.05], [0.0, 0.75, 0.55]]}
     if inputs.shape[1] not in hues:
-        raise ValueError(f"pictures takes one or two channels, got inputs of shape {tuple(inputs.shape)}")
+        raise ValueError(f"pictures takes one, two or three channels, got inputs of shape {tuple(inputs.shape)}")
     palette = torch.tensor(hues[inputs.shape[1]], dtype=inputs.dtype, device=inputs.device)
     return torch.einsum("nchw,cr->nhwr", inputs, palette).clamp(0, 1)
