@@ -118,7 +118,7 @@ def evaluate(problem: Problem, model: nn.Module, step: int, extra: Mapping[str, 
 def measure(
     problem: Problem, model: nn.Module, data: Batch, environments: int, group_sizes: tuple[int, ...] = ()
 ) -> SplitMetrics:
-    """Measure `model` on `data`, in evaluation mode and in chunks of 10,000 samples.
+    """Measure `model` on `data`, in evaluation mode and in chunks of at most 10,000 samples (fewer of large inputs).
 
     Args:
         problem: for its loss and head.
@@ -130,7 +130,7 @@ def measure(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(10_000)])
+        outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
     model.train(was_training)
     losses = problem.loss(outputs, data.targets)
     right = problem.head.predict(outputs) == data.targets
@@ -150,6 +150,11 @@ def measure(
         irmv1=float(reweight.IRMv1()(outputs, data, problem.loss).detach()) if environments > 1 else None,
         vrex=float(reweight.VREx()(outputs, data, problem.loss)) if environments > 1 else None,
     )
+
+
+def _chunk(data: Batch) -> int:
+    """Return how many samples are measured at once; the activations of a large input would fill the memory."""
+    return max(1, min(10_000, 4_000_000 // max(1, math.prod(data.inputs.shape[1:]))))
 
 
 def _group_figures(right: Tensor, data: Batch, sizes: tuple[int, ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -67,7 +67,7 @@ class ImageList:
         for file, line in zip(self.files, self.lines, strict=True):
             if _leaves(file):
                 raise DataError(f"{self.table}, line {line}: the path {file!r} leaves the folder {self.folder}")
-        present = _present(Path(base), {str(PurePosixPath(file).parent) for file in self.files})
+        present = _present(Path(base), {file.rpartition("/")[0] or "." for file in self.files})
         missing = [row for row, file in enumerate(self.files) if file not in present]
         if missing:
             first = ", ".join(f"{self.files[row]!r} (line {self.lines[row]})" for row in missing[:SHOWN])
