@@ -8,7 +8,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steelyard._files import write_text
@@ -39,7 +39,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison: the accuracies of a recipe's runs at the steps that one selection chose."""
+    """One line of a comparison: the accuracies of a recipe's runs at the steps that one selection chose.
+
+    The last two are None where the data set has no groups: the accuracy in each run's worst test group, and the average
+    of the groups weighted by their sizes in training.
+    """
 
     recipe: str
     dataset: str
@@ -51,6 +55,20 @@ class Row:
     steps: tuple[int, ...]  # the chosen steps, one for each seed
     seeds: tuple[int, ...]
     command: str
+    test_worst_group: Spread | None = None
+    test_adjusted: Spread | None = None
+
+    @property
+    def metrics(self) -> dict[str, Spread]:
+        """The accuracies that are known, by name."""
+        known = {
+            "train accuracy": self.train,
+            "validation accuracy": self.validation,
+            "test accuracy": self.test,
+            "test worst-group accuracy": self.test_worst_group,
+            "test adjusted accuracy": self.test_adjusted,
+        }
+        return {name: spread for name, spread in known.items() if spread is not None}
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -92,8 +110,15 @@ def _row(group: list[Run], selection: str, chosen: list[Evaluation]) -> Row:
         test=Spread.of([evaluation.test.accuracy for evaluation in chosen]),
         steps=tuple(evaluation.visible.step for evaluation in chosen),
         seeds=seeds,
+        test_worst_group=_spread([evaluation.test.worst_group_accuracy for evaluation in chosen]),
+        test_adjusted=_spread([evaluation.test.adjusted_accuracy for evaluation in chosen]),
         command=f"steelyard run {shlex.quote(first.name)} --seeds {' '.join(map(str, seeds))}{sets}",
     )
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if known and len(known) == len(values) else None
 
 
 def write_comparison(rows: Sequence[Row], folder: Path) -> None:
@@ -105,10 +130,11 @@ def write_comparison(rows: Sequence[Row], folder: Path) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table."""
-    head = ("recipe", "step taken", "train accuracy", "validation accuracy", "test accuracy", "seeds")
+    names = _metric_names(rows)
+    head = ("recipe", "step taken", *names, "seeds")
     lines = [head, ("---",) * len(head)]
     lines += [
-        (row.recipe, row.selection, str(row.train), str(row.validation), str(row.test), str(len(row.seeds)))
+        (row.recipe, row.selection, *(str(row.metrics.get(name, "")) for name in names), str(len(row.seeds)))
         for row in rows
     ]
     escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
@@ -119,11 +145,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     """Return the comparison as CSV, a column for each number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    parts = ("train", "validation", "test")
-    columns = [f"{part}_accuracy_{number}" for part in parts for number in ("mean", "std")]
+    names = _metric_names(rows)
+    columns = [f"{_key(name)}_{number}" for name in names for number in ("mean", "std")]
     writer.writerow(["recipe", "dataset", "method", "selection", *columns, "steps", "seeds", "command"])
     for row in rows:
-        numbers = [number for part in parts for number in asdict(getattr(row, part)).values()]
+        known = [row.metrics.get(name) for name in names]
+        numbers = [number for spread in known for number in (("", "") if spread is None else (spread.mean, spread.std))]
         steps, seeds = (" ".join(map(str, values)) for values in (row.steps, row.seeds))
         writer.writerow([row.recipe, row.dataset, row.method, row.selection, *numbers, steps, seeds, row.command])
     return text.getvalue()
@@ -136,13 +163,22 @@ def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
             "recipe": row.recipe,
             "dataset": row.dataset,
             "method": row.method,
-            "metric": f"{part}_accuracy",
+            "metric": _key(name),
             "selection": row.selection,
-            "mean": round(getattr(row, part).mean, 6),
-            "std": round(getattr(row, part).std, 6),
+            "mean": round(spread.mean, 6),
+            "std": round(spread.std, 6),
             "seeds": list(row.seeds),
             "command": row.command,
         }
         for row in rows
-        for part in ("train", "validation", "test")
+        for name, spread in row.metrics.items()
     ]
+
+
+def _metric_names(rows: Sequence[Row]) -> list[str]:
+    """Return the accuracies that any of the rows has, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace("-", "_")
