@@ -24,6 +24,7 @@ from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, 
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.selection import check_selection
 from steelyard.reweight import Reweighting
 
 __all__ = ["Run", "check_directory", "environment", "execute", "read_run"]
@@ -92,8 +93,10 @@ def execute(
     Raises:
         RunError: the directory is not empty (and, with `overwrite`, holds more than a run) or cannot be written.
         DataError: the data are not there.
+        RecipeError: the recipe selects by groups and the data has none.
     """
     splits = recipe.data.load(recipe.seed, data_root, download) if splits is None else splits
+    check_selection(recipe.selection, splits.groups)
     _prepare(directory, overwrite)
     config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -25,6 +25,7 @@ __all__ = [
     "ValidationWorstEnvironment",
     "ValidationWorstGroup",
     "best_on_test",
+    "check_selection",
     "criterion",
 ]
 
@@ -125,6 +126,11 @@ class ValidationPenalty:
         return min(fit, key=lambda k: getattr(history[k].validation, self.penalty))
 
 
+_NO_GROUPS = (
+    "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
+    "take 'validation_worst_environment' or 'validation_mean'"
+)
+
 CRITERIA: dict[str, Criterion] = {
     "last": Last(),
     "validation_mean": ValidationMean(),
@@ -140,6 +146,12 @@ def criterion(name: str, floor: float) -> Criterion:
     """Return the criterion called `name` in `CRITERIA`, with the floor `floor` if it has one."""
     chosen = CRITERIA[_check.choice("selection", name, CRITERIA)]
     return replace(chosen, floor=floor) if isinstance(chosen, ValidationPenalty) else chosen
+
+
+def check_selection(name: str, groups: Sequence[str]) -> None:
+    """Raise RecipeError, before anything is trained, if the criterion `name` needs groups and the data has none."""
+    if isinstance(CRITERIA[name], ValidationWorstGroup) and not groups:
+        raise RecipeError(_NO_GROUPS)
 
 
 def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
@@ -159,8 +171,5 @@ def _highest(scores: Sequence[float]) -> int:
 def _worst_group(seen: Visible) -> float:
     accuracy = seen.validation.worst_group_accuracy
     if accuracy is None:
-        raise RecipeError(
-            "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
-            "take 'validation_worst_environment' or 'validation_mean'"
-        )
+        raise RecipeError(_NO_GROUPS)
     return accuracy

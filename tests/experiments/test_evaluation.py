@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binom, binomtest
 
 from steelyard.experiments.data import Adult
+from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.evaluation import (
     Evaluation,
     SplitMetrics,
@@ -21,7 +22,7 @@ from steelyard.experiments.evaluation import (
 )
 from steelyard.experiments.models import Logistic
 from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.recipe import Recipe, load_recipe
 from steelyard.experiments.report import render
 from steelyard.experiments.run import execute, read_run
 from steelyard.experiments.schema import parse
@@ -139,6 +140,13 @@ def test_worst_group_selection_without_groups_says_what_to_take() -> None:
     metrics = SplitMetrics(0.5, 0.0)
     with pytest.raises(ValueError, match="take 'validation_worst_environment'"):
         CRITERIA["validation_worst_group"]([Visible(1, metrics, metrics)])
+
+
+def test_a_run_that_cannot_be_selected_from_does_not_start(tmp_path: Path) -> None:
+    recipe = load_recipe("coloured_digits/erm", ["selection=validation_worst_group"])
+    with pytest.raises(RecipeError, match="needs group labels"):
+        execute(recipe, tmp_path / "run", name="test")
+    assert not (tmp_path / "run").exists()
 
 
 ERM = {"name": "erm", "training": {"steps": 4, "evaluate_every": 2}}
