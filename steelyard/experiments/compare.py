@@ -51,6 +51,8 @@ class Row:
     `label` names the group of runs, and no other group of the comparison: variants of one recipe share its name.
     `below_floor` counts the seeds whose training accuracy at the chosen step is below the recipe's `train_floor`,
     `diverged` those whose loss there is NaN or infinite.
+    `test_worst_group` (the accuracy in each run's worst test group) and `test_adjusted` (the average of the groups
+    weighted by their sizes in training) are None where the data set has no groups.
     """
 
     recipe: str
@@ -67,11 +69,25 @@ class Row:
     train_floor: float
     below_floor: int
     diverged: int
+    test_worst_group: Spread | None = None
+    test_adjusted: Spread | None = None
 
     @property
     def marks(self) -> str:
         """The signs that go with the row's name; `footnotes` says what they mean."""
         return BELOW * bool(self.below_floor) + DIVERGED * bool(self.diverged)
+
+    @property
+    def metrics(self) -> dict[str, Spread]:
+        """The accuracies that are known, by name."""
+        known = {
+            "train accuracy": self.train,
+            "validation accuracy": self.validation,
+            "test accuracy": self.test,
+            "test worst-group accuracy": self.test_worst_group,
+            "test adjusted accuracy": self.test_adjusted,
+        }
+        return {name: spread for name, spread in known.items() if spread is not None}
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -161,6 +177,8 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
         train_floor=first.recipe.train_floor,
         below_floor=sum(evaluation.visible.train.accuracy < first.recipe.train_floor for evaluation in chosen),
         diverged=sum(not evaluation.visible.finite for evaluation in chosen),
+        test_worst_group=_spread([evaluation.test.worst_group_accuracy for evaluation in chosen]),
+        test_adjusted=_spread([evaluation.test.adjusted_accuracy for evaluation in chosen]),
     )
 
 
@@ -183,6 +201,11 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if known and len(known) == len(values) else None
+
+
 def write_comparison(rows: Sequence[Row], folder: Path) -> None:
     """Write `comparison.md`, `comparison.csv` and `summary.json` into `folder`."""
     write_text(folder / "comparison.md", markdown(rows))
@@ -192,15 +215,14 @@ def write_comparison(rows: Sequence[Row], folder: Path) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table, and below it a note for each row of last steps that is marked."""
-    head = ("recipe", "step taken", "train accuracy", "validation accuracy", "test accuracy", "seeds")
+    names = _metric_names(rows)
+    head = ("recipe", "step taken", *names, "seeds")
     lines = [head, ("---",) * len(head)]
     lines += [
         (
             f"{row.label} {row.marks}".strip(),
             row.selection,
-            str(row.train),
-            str(row.validation),
-            str(row.test),
+            *(str(row.metrics.get(name, "")) for name in names),
             str(len(row.seeds)),
         )
         for row in rows
@@ -214,28 +236,16 @@ def comma_separated(rows: Sequence[Row]) -> str:
     """Return the comparison as CSV, a column for each number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    parts = ("train", "validation", "test")
-    columns = [f"{part}_accuracy_{number}" for part in parts for number in ("mean", "std")]
-    writer.writerow(
-        [
-            "recipe",
-            "label",
-            "dataset",
-            "method",
-            "selection",
-            *columns,
-            "steps",
-            "seeds",
-            "below_floor",
-            "diverged",
-            "command",
-        ]
-    )
+    names = _metric_names(rows)
+    columns = [f"{_key(name)}_{number}" for name in names for number in ("mean", "std")]
+    facts = ("recipe", "label", "dataset", "method", "selection")
+    writer.writerow([*facts, *columns, "steps", "seeds", "below_floor", "diverged", "command"])
     for row in rows:
-        numbers = [getattr(getattr(row, part), number) for part in parts for number in ("mean", "std")]
+        known = [row.metrics.get(name) for name in names]
+        numbers = [number for spread in known for number in (("", "") if spread is None else (spread.mean, spread.std))]
         steps, seeds = (" ".join(map(str, values)) for values in (row.steps, row.seeds))
-        facts = (row.recipe, row.label, row.dataset, row.method, row.selection)
-        writer.writerow([*facts, *numbers, steps, seeds, row.below_floor, row.diverged, row.command])
+        named = (row.recipe, row.label, row.dataset, row.method, row.selection)
+        writer.writerow([*named, *numbers, steps, seeds, row.below_floor, row.diverged, row.command])
     return text.getvalue()
 
 
@@ -246,13 +256,22 @@ def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
             "recipe": row.recipe,
             "dataset": row.dataset,
             "method": row.method,
-            "metric": f"{part}_accuracy",
+            "metric": _key(name),
             "selection": row.selection,
-            "mean": round(getattr(row, part).mean, 6),
-            "std": round(getattr(row, part).std, 6),
+            "mean": round(spread.mean, 6),
+            "std": round(spread.std, 6),
             "seeds": list(row.seeds),
             "command": row.command,
         }
         for row in rows
-        for part in ("train", "validation", "test")
+        for name, spread in row.metrics.items()
     ]
+
+
+def _metric_names(rows: Sequence[Row]) -> list[str]:
+    """Return the accuracies that any of the rows has, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace("-", "_")

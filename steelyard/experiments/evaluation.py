@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-from steelyard import reweight
+from steelyard import _check, reweight
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.problem import Problem
 
-__all__ = ["Evaluation", "SplitMetrics", "Visible", "evaluate", "finite_json", "measure", "number"]
+__all__ = [
+    "Evaluation",
+    "SplitMetrics",
+    "Visible",
+    "binomial_interval",
+    "calibration_error",
+    "confidence",
+    "evaluate",
+    "finite_json",
+    "measure",
+    "number",
+]
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,12 @@ class SplitMetrics:
         environment_loss: mean loss in each environment, nats; likewise.
         irmv1: the IRMv1 penalty; None where there are no two environments to compare.
         vrex: the V-REx penalty; likewise.
+        calibration_error: the expected calibration error, see `calibration_error`.
+        group_right: right predictions in each group; empty where groups are not known.
+        group_count: samples in each group; likewise.
+        adjusted_accuracy: the groups' accuracies averaged with the groups' sizes in TRAINING as weights, as the papers
+            on Waterbirds report their average (Sagawa et al. 2020); `accuracy` is the plain one. None where groups are
+            not known, or where a group that training has is empty here.
     """
 
     accuracy: float
@@ -36,6 +55,32 @@ class SplitMetrics:
     environment_loss: tuple[float, ...] = ()
     irmv1: float | None = None
     vrex: float | None = None
+    calibration_error: float | None = None
+    group_right: tuple[int, ...] = ()
+    group_count: tuple[int, ...] = ()
+    adjusted_accuracy: float | None = None
+
+    @property
+    def group_accuracy(self) -> tuple[float | None, ...]:
+        """The accuracy in each group; None for a group without a sample."""
+        pairs = zip(self.group_right, self.group_count, strict=True)
+        return tuple(right / count if count else None for right, count in pairs)
+
+    @property
+    def worst_group(self) -> int | None:
+        """The group of lowest accuracy (the first among equals), of those that have samples; None without groups."""
+        known = [(accuracy, group) for group, accuracy in enumerate(self.group_accuracy) if accuracy is not None]
+        return min(known)[1] if known else None
+
+    @property
+    def worst_group_accuracy(self) -> float | None:
+        """The accuracy in `worst_group`."""
+        return None if self.worst_group is None else self.group_accuracy[self.worst_group]
+
+    def group_intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
+        """Return each group's `binomial_interval`: what its accuracy may be, given how few samples it has."""
+        pairs = zip(self.group_right, self.group_count, strict=True)
+        return tuple(binomial_interval(right, count, level) for right, count in pairs)
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> SplitMetrics:
@@ -100,29 +145,117 @@ class Evaluation:
 def evaluate(problem: Problem, model: nn.Module, step: int, extra: Mapping[str, float]) -> Evaluation:
     """Measure `model` on the three splits of `problem`; it is left in the mode it was in."""
     splits, count = problem.splits, len(problem.splits.environments)
+    sizes = _counts(splits.train.group, len(splits.groups)) if splits.groups else ()
     train, validation, test = (
-        measure(problem, model, part, count) for part in (splits.train, splits.validation, splits.test)
+        measure(problem, model, part, count, sizes) for part in (splits.train, splits.validation, splits.test)
     )
     return Evaluation(Visible(step, train, validation), test, dict(extra))
 
 
-def measure(problem: Problem, model: nn.Module, data: Batch, environments: int) -> SplitMetrics:
-    """Measure `model` on `data`, in evaluation mode and in chunks of 10,000 samples."""
+def measure(
+    problem: Problem, model: nn.Module, data: Batch, environments: int, group_sizes: tuple[int, ...] = ()
+) -> SplitMetrics:
+    """Measure `model` on `data`, in evaluation mode and in chunks of at most 10,000 samples (fewer of large inputs).
+
+    Args:
+        problem: for its loss and head.
+        model: what to measure.
+        data: the samples.
+        environments: how many environments there are.
+        group_sizes: the training samples in each group; empty where groups are not known.
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(10_000)])
+        outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
     model.train(was_training)
     losses = problem.loss(outputs, data.targets)
-    right = (problem.head.predict(outputs) == data.targets).float()
-    if data.environment is None:
-        return SplitMetrics(float(right.mean()), float(losses.mean()))
-    members = [data.environment == e for e in range(environments)]
-    return SplitMetrics(
-        accuracy=float(right.mean()),
+    right = problem.head.predict(outputs) == data.targets
+    metrics = SplitMetrics(
+        accuracy=float(right.float().mean()),
         loss=float(losses.mean()),
-        environment_accuracy=tuple(float(right[member].mean()) for member in members),
+        calibration_error=calibration_error(confidence(outputs), right),
+        **_group_figures(right, data, group_sizes),
+    )
+    if data.environment is None:
+        return metrics
+    members = [data.environment == e for e in range(environments)]
+    return replace(
+        metrics,
+        environment_accuracy=tuple(float(right[member].float().mean()) for member in members),
         environment_loss=tuple(float(losses[member].mean()) for member in members),
         irmv1=float(reweight.IRMv1()(outputs, data, problem.loss).detach()) if environments > 1 else None,
         vrex=float(reweight.VREx()(outputs, data, problem.loss)) if environments > 1 else None,
     )
+
+
+def _chunk(data: Batch) -> int:
+    """Return how many samples are measured at once; the activations of a large input would fill the memory."""
+    return max(1, min(10_000, 4_000_000 // max(1, math.prod(data.inputs.shape[1:]))))
+
+
+def _group_figures(right: Tensor, data: Batch, sizes: tuple[int, ...]) -> dict[str, Any]:
+    if data.group is None or not sizes:
+        return {}
+    counts = _counts(data.group, len(sizes))
+    rights = _counts(data.group[right], len(sizes))
+    adjusted = None
+    if all(count or not size for count, size in zip(counts, sizes, strict=True)):
+        shares = [size * r / max(count, 1) for size, r, count in zip(sizes, rights, counts, strict=True)]
+        adjusted = sum(shares) / sum(sizes)
+    return {"group_right": rights, "group_count": counts, "adjusted_accuracy": adjusted}
+
+
+def _counts(group: Tensor | None, groups: int) -> tuple[int, ...]:
+    return () if group is None else tuple(torch.bincount(group, minlength=groups).tolist())
+
+
+def confidence(outputs: Float[Tensor, "n width"]) -> Float[Tensor, " n"]:
+    """Return the probability that a model gives to the class it predicts, from one logit or a logit per class."""
+    logits = outputs.float()
+    if logits.shape[1] == 1:
+        return logits.squeeze(1).abs().sigmoid()
+    return logits.softmax(1).amax(1)
+
+
+def calibration_error(probability: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence is from accuracy, on average over samples.
+
+    Predictions are put into bins of equal width by their probability; the error is the mean over samples of their
+    bin's ``|accuracy - mean probability|`` (Naeini et al. 2015; Guo et al. 2017, equation 3). The estimate is biased
+    upwards where bins hold few samples.
+
+    Example:
+        >>> right = torch.tensor([True, True, True, False])
+        >>> round(calibration_error(torch.tensor([0.9, 0.9, 0.6, 0.6]), right), 6)
+        0.1
+    """
+    _check.integer("bins", bins, low=1)
+    place: Int[Tensor, " n"] = (probability.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)  # (low, high]
+    gap = torch.zeros(bins, dtype=torch.float64, device=probability.device)
+    gap.index_add_(0, place, right.double() - probability.double())
+    return float(gap.abs().sum()) / max(len(right), 1)
+
+
+def binomial_interval(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval for a share of `right` in `count` (Wilson 1927).
+
+    Unlike the share plus or minus its standard error it is inside [0, 1] and not empty when all or none are right.
+    Without a sample it is [0, 1].
+
+    Example:
+        >>> low, high = binomial_interval(56, 56)
+        >>> round(low, 3), high
+        (0.936, 1.0)
+    """
+    _check.in_range("level", level, low=0.0, high=1.0, open_low=True, open_high=True)
+    if not 0 <= right <= count:
+        raise ValueError(f"right must be in [0, count], got {right} of {count}")
+    if not count:
+        return 0.0, 1.0
+    z2 = statistics.NormalDist().inv_cdf((1 + level) / 2) ** 2
+    share = right / count
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    # at the ends centre and half are equal but for rounding
+    return 0.0 if right == 0 else centre - half, 1.0 if right == count else centre + half

@@ -28,6 +28,7 @@ __all__ = ["render", "write_report"]
 
 FACTS = {
     "colour_agrees": ("Colour and label", {True: "colour agrees with the label", False: "colour disagrees"}),
+    "digit_agrees": ("Digit and label", {True: "digit agrees with the label", False: "digit disagrees"}),
     "label_flipped": ("Label noise", {True: "label flipped by noise", False: "label right"}),
 }
 GALLERY = 24  # images in each of the two rows of the gallery
@@ -187,6 +188,8 @@ def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[
 def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
     """Return the most and the least kept images of one run, best and worst first."""
     assert run.samples is not None
+    if splits.train.inputs.ndim != 4:  # rows of a table and features have no picture
+        return []
     order = run.samples.sort_values(["probability", "weight", "index"], ascending=[False, False, True])
     rows = {"Most kept": order.head(GALLERY), "Least kept": order.tail(GALLERY).iloc[::-1]}
     position = {int(identity): k for k, identity in enumerate(splits.train.index.tolist())}

@@ -25,6 +25,7 @@ from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, 
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.selection import check_selection
 from steelyard.reweight import Reweighting
 
 __all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
@@ -50,7 +51,7 @@ class Run:
         history: every evaluated step, in order.
         environment: versions, platform, threads, seconds.
         samples: where the method learns sample weights, a row for each training sample: index, weight, probability,
-            target, environment, and the facts of the data set.
+            target, environment, group, and the facts of the data set.
     """
 
     directory: Path
@@ -96,11 +97,13 @@ def execute(
         RunError: the directory is not empty (and, with `overwrite`, holds more than a run) or cannot be written; the
             device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
+        RecipeError: the recipe selects by groups and the data has none.
     """
     _check_device(recipe.device)
     if splits is None:
         with _blamed_on(recipe, name):
             splits = recipe.data.load(recipe.seed, data_root, download)
+    check_selection(recipe.selection, splits.groups)
     _prepare(directory, overwrite)
     config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -258,7 +261,7 @@ def _check_device(device: str) -> None:
 def _samples(reweighting: Reweighting, splits: Splits) -> pandas.DataFrame:
     frame = reweighting.to_frame()
     train = splits.train
-    columns = {"target": train.targets, "environment": train.environment, **splits.facts}
+    columns = {"target": train.targets, "environment": train.environment, "group": train.group, **splits.facts}
     return frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from steelyard import _check
+from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.evaluation import Evaluation, Visible
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "ValidationMean",
     "ValidationPenalty",
     "ValidationWorstEnvironment",
+    "ValidationWorstGroup",
     "best_on_test",
+    "check_selection",
     "criterion",
 ]
 
@@ -62,6 +65,18 @@ class ValidationWorstEnvironment:
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the highest worst-environment accuracy."""
         return _highest(history, lambda seen: min(seen.validation.environment_accuracy))
+
+
+@dataclass(frozen=True)
+class ValidationWorstGroup:
+    """The highest validation accuracy in the worst group, as the papers on group shifts select; needs group labels.
+
+    Among equals the first: a small worst group makes ties likely.
+    """
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest worst-group accuracy; RecipeError if groups are not known."""
+        return _highest(history, _worst_group)
 
 
 @dataclass(frozen=True)
@@ -114,10 +129,16 @@ class ValidationPenalty:
         return _highest(history, score)
 
 
+_NO_GROUPS = (
+    "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
+    "take 'validation_worst_environment' or 'validation_mean'"
+)
+
 CRITERIA: dict[str, Criterion] = {
     "last": Last(),
     "validation_mean": ValidationMean(),
     "validation_worst_environment": ValidationWorstEnvironment(),
+    "validation_worst_group": ValidationWorstGroup(),
     "validation_extrapolated": ValidationExtrapolated(),
     "validation_irmv1": ValidationPenalty("irmv1"),
     "validation_vrex": ValidationPenalty("vrex"),
@@ -128,6 +149,12 @@ def criterion(name: str, floor: float) -> Criterion:
     """Return the criterion called `name` in `CRITERIA`, with the floor `floor` if it has one."""
     chosen = CRITERIA[_check.choice("selection", name, CRITERIA)]
     return replace(chosen, floor=floor) if isinstance(chosen, ValidationPenalty) else chosen
+
+
+def check_selection(name: str, groups: Sequence[str]) -> None:
+    """Raise RecipeError, before anything is trained, if the criterion `name` needs groups and the data has none."""
+    if isinstance(CRITERIA[name], ValidationWorstGroup) and not groups:
+        raise RecipeError(_NO_GROUPS)
 
 
 def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
@@ -146,3 +173,10 @@ def _highest(history: Sequence[Visible], score: Callable[[Visible], float]) -> i
     scores = {k: score(seen) for k, seen in enumerate(history) if seen.finite}
     real = [k for k, value in scores.items() if not math.isnan(value)]
     return max(real, key=scores.__getitem__, default=len(history) - 1)
+
+
+def _worst_group(seen: Visible) -> float:
+    accuracy = seen.validation.worst_group_accuracy
+    if accuracy is None:
+        raise RecipeError(_NO_GROUPS)
+    return accuracy

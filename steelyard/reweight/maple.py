@@ -51,8 +51,8 @@ class Maple:
     - the budget is an equality by default; a risk that is a penalty alone otherwise shrinks the kept set;
     - w is learned and bounded (the released code does neither);
     - several draws an outer step average the hypergradient; its variance over the draws is in the history;
-    - the mask's surrogate gradient is the identity (`Mask` says why; `Mask("relaxed")` is the paper's Gumbel-softmax, and
-      only it has a temperature), and the gradient is not clipped (their code: 3).
+    - the mask's surrogate gradient is the identity (`Mask` says why; `Mask("relaxed")` is the paper's Gumbel-softmax,
+      and only it has a temperature), and the gradient is not clipped (their code: 3).
 
     Args:
         inner: the inner run.

@@ -150,3 +150,34 @@ def test_markdown_keeps_its_columns_whatever_a_recipe_is_called() -> None:
     run = replace(RUNS[0], name="a|b")
     lines = markdown(compare([run])).splitlines()
     assert {line.replace(r"\|", "").count("|") for line in lines} == {7}
+
+
+def grouped(run: Run, rights: list[tuple[int, int]]) -> Run:
+    """The run with two test groups of ten samples, and an adjusted average that halves the plain one."""
+    history = []
+    for evaluation, right in zip(run.history, rights, strict=True):
+        plain = evaluation.test.accuracy
+        test = replace(evaluation.test, group_right=right, group_count=(10, 10), adjusted_accuracy=plain / 2)
+        history.append(replace(evaluation, test=test))
+    return replace(run, history=tuple(history))
+
+
+def test_groups_give_the_worst_one_and_both_averages() -> None:
+    run = grouped(RUNS[1], [(9, 1), (2, 8), (5, 7)])
+    last, selected, _ = compare([run])
+    assert last.test_worst_group == Spread(0.5, 0.0)
+    assert selected.test_worst_group == Spread(0.1, 0.0)
+    assert last.test_adjusted == Spread(0.25, 0.0)
+    rows = [*compare([run]), *compare([replace(RUNS[1], name="plain")])]
+    head, _, first, *_, other = markdown(rows).splitlines()
+    assert "| test accuracy | test worst-group accuracy | test adjusted accuracy | seeds |" in head
+    assert "| 0.500 | 0.500 | 0.250 | 1 |" in first
+    assert other.endswith("|  |  | 1 |")  # the data set of this row has no groups
+    table = list(csv.DictReader(io.StringIO(comma_separated(rows))))
+    assert float(table[0]["test_worst_group_accuracy_mean"]) == 0.5
+    assert table[-1]["test_worst_group_accuracy_mean"] == ""
+    assert [row["metric"] for row in summary(rows)[:5]][3:] == ["test_worst_group_accuracy", "test_adjusted_accuracy"]
+
+
+def test_without_groups_there_is_no_column_for_them() -> None:
+    assert "worst" not in markdown(compare(RUNS)) + comma_separated(compare(RUNS))

@@ -157,8 +157,14 @@ def test_pictures_put_each_channel_in_its_hue() -> None:
     assert left[0] > left[1] > left[2]  # orange
     assert right[1] > right[2] > right[0]  # green
     assert torch.equal(pictures(torch.ones(1, 1, 1, 1))[0, 0, 0], torch.ones(3))
-    with pytest.raises(ValueError, match="one or two channels"):
-        pictures(torch.ones(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="one, two or three channels"):
+        pictures(torch.ones(1, 4, 1, 1))
+
+
+def test_pictures_of_three_channels_are_stretched_each_to_its_own_range() -> None:
+    images = torch.tensor([-1.0, 1.0, 3.0]).reshape(1, 3, 1, 1) * torch.tensor([1.0, 5.0]).reshape(2, 1, 1, 1)
+    assert pictures(images).flatten(1).tolist() == [[0.0, 0.5, 1.0]] * 2
+    assert not pictures(torch.ones(1, 3, 2, 2)).any()  # a flat image has no range
 
 
 def test_splits_refuse_facts_of_another_length_and_missing_environments() -> None:

@@ -57,6 +57,21 @@ def test_holdout_takes_validation_out_of_training(mnist_root: Path) -> None:
         ColoredMNIST(validation="holdout", holdout=199).load(seed=0, root=mnist_root)
 
 
+def test_more_environments_are_dealt_in_turn(mnist_root: Path) -> None:
+    flips = (0.0, 1.0, 0.5, 0.0)
+    for validation in ("t10k", "holdout"):
+        data = ColoredMNIST(train_flips=flips, label_noise=0.0, validation=validation, holdout=20)
+        splits = data.load(seed=0, root=mnist_root)
+        assert splits.environments == ("colour flip 0", "colour flip 1", "colour flip 0.5", "colour flip 0")
+        for part in (splits.train, splits.validation):
+            assert part.environment[:8].tolist() == [0, 1, 2, 3] * 2
+            agrees = part.inputs.flatten(2).amax(2).argmax(1) == part.targets
+            for environment, expected in ((0, True), (1, False), (3, True)):
+                assert bool((agrees[part.environment == environment] == expected).all())
+    with pytest.raises(ValueError, match="train_flips"):
+        ColoredMNIST(train_flips=())
+
+
 def test_seeds(mnist_root: Path) -> None:
     one, same, other = (ColoredMNIST().load(seed, mnist_root) for seed in (0, 0, 1))
     assert torch.equal(one.train.inputs, same.train.inputs)

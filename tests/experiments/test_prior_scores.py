@@ -46,7 +46,7 @@ def noisy(n: int = 300, head: str = "softmax", classes: int = 3, seed: int = 0) 
     train = Batch(inputs, targets, 1000 + torch.randperm(n, generator=g), environment)
     names = tuple("abcdef"[:classes])
     splits = Splits(
-        "noisy", train, Batch.of(inputs, true, environment=environment), Batch.of(inputs, true), names, names
+        "noisy", train, Batch.of(inputs, true, environment=environment), Batch.of(inputs, true), names, ("one", "other")
     )
     return Problem(splits, MLP(hidden=(16,), head=head), seed), wrong
 

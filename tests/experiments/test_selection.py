@@ -15,7 +15,9 @@ from steelyard.experiments.selection import CRITERIA, ValidationExtrapolated, Va
 
 def seen(step: int, accuracies: tuple[float, float], irmv1: float = 0.0, train: float = 0.9) -> Visible:
     mean = sum(accuracies) / 2
-    validation = SplitMetrics(mean, 0.5, accuracies, (0.5, 0.5), irmv1=irmv1, vrex=1 - irmv1)
+    validation = SplitMetrics(
+        mean, 0.5, accuracies, (0.5, 0.5), irmv1=irmv1, vrex=1 - irmv1, group_right=(1,), group_count=(2,)
+    )
     return Visible(step, SplitMetrics(train, 0.5, (train, train), (0.5, 0.5), 0.0, 0.0), validation)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from steelyard import _check
@@ -16,7 +17,7 @@ from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.errors import DataError
 
-__all__ = ["ColoredMNIST"]
+__all__ = ["ColoredMNIST", "read_mnist"]
 
 _LAYOUT = "{root}/MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz"
 
@@ -28,10 +29,11 @@ class ColoredMNIST:
     Input: 2 x 14 x 14 (every second row and column), the image (0 .. 1) in the channel of its colour, zeros in the
         other.
     Label: 1 for digits below five, 0 for the others, wrong with probability 0.25.
-    Metadata: environment 0 (colour disagrees with the label with probability 0.1) or 1 (0.2) in training and
-        validation; 0.9 in the test split.
-    Splits: of MNIST's 60,000 training images the first 50,000, shuffled by `seed`, are the training environments (even
-        positions environment 0, odd ones 1), the last 10,000 the test split, as published. Validation, by `validation`:
+    Metadata: environment e: the colour disagrees with the label with probability ``train_flips[e]`` in training and
+        validation (0.1 and 0.2 as published; there may be any number of environments), `test_flip` in the test split.
+    Splits: of MNIST's 60,000 training images the first 50,000, shuffled by `seed`, are the training environments (dealt
+        in turn: of two, even positions are environment 0 and odd ones 1), the last 10,000 the test split, as published.
+        Validation, by `validation`:
         "t10k": MNIST's 10,000 test images, which the published protocol leaves unused, labelled and coloured like
         the training environments, so that all 50,000 published training samples train;
         "holdout": the last `holdout` of the 50,000 shuffled samples, which then do not train.
@@ -47,14 +49,16 @@ class ColoredMNIST:
     validation: Literal["t10k", "holdout"] = "t10k"
     holdout: int = 5000  # samples; only for validation = "holdout"
     label_noise: float = 0.25
-    train_flips: tuple[float, float] = (0.1, 0.2)
+    train_flips: tuple[float, ...] = (0.1, 0.2)
     test_flip: float = 0.9
     grayscale: bool = False  # the oracle's view: colour removed
 
     def __post_init__(self) -> None:
         for rate in (self.label_noise, self.test_flip, *self.train_flips):
             _check.in_range("label_noise, test_flip and train_flips", rate, low=0.0, high=1.0)
-        _check.integer("holdout", self.holdout, low=2)
+        if not self.train_flips:
+            raise ValueError("train_flips needs one flip rate for each training environment, got none")
+        _check.integer("holdout", self.holdout, low=len(self.train_flips))
 
     def load(self, seed: int, root: Path | None = None, download: bool = False) -> Splits:
         """Return the splits that `seed` makes, from the files under `root`.
@@ -67,11 +71,7 @@ class ColoredMNIST:
         Raises:
             DataError: no root, files missing or damaged.
         """
-        if root is None:
-            raise DataError("Colored MNIST needs a data root (--data-root, or STEELYARD_DATA): " + _layout("ROOT"))
-        if download and _missing(root):
-            _download(root)
-        images, digits = _read(root, "train")
+        images, digits = read_mnist(root, "train", download)
         generator = torch.Generator().manual_seed(seed)
         first = len(digits) * 5 // 6  # 50,000 of 60,000; a smaller file (a test's) keeps the proportion
         shuffle = torch.randperm(first, generator=generator)
@@ -79,12 +79,13 @@ class ColoredMNIST:
         flip = torch.full((len(digits) - first,), self.test_flip)
         shifted = self._colour(images[first:], digits[first:], flip, generator)
         if self.validation == "holdout":
-            kept = first - _check.integer("holdout", self.holdout, low=2, high=first - 2)
+            fewest = len(self.train_flips)  # a sample of each environment in either part
+            kept = first - _check.integer("holdout", self.holdout, low=fewest, high=first - fewest)
             held = train.take(torch.arange(kept, first))
             held = Batch.of(held.inputs, held.targets, environment=held.environment)  # ids of its own, from 0
             train, facts = train.take(torch.arange(kept)), {name: fact[:kept] for name, fact in facts.items()}
         else:
-            held, _ = self._environments(*_read(root, "t10k"), generator)
+            held, _ = self._environments(*read_mnist(root, "t10k"), generator)
         splits = Splits(
             name=self.name,
             train=train,
@@ -99,8 +100,8 @@ class ColoredMNIST:
     def _environments(
         self, images: Tensor, digits: Tensor, generator: torch.Generator
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """Return samples of the training environments, even positions in 0 and odd ones in 1, and their facts."""
-        environment = torch.arange(len(digits)) % 2
+        """Return samples dealt in turn to the training environments, and their facts."""
+        environment = torch.arange(len(digits)) % len(self.train_flips)
         made = self._colour(images, digits, torch.tensor(self.train_flips)[environment], generator)
         facts = {"label_flipped": made.label_flipped, "colour_agrees": made.colour_agrees}
         return Batch.of(made.inputs, made.targets, environment=environment), facts
@@ -127,7 +128,23 @@ def _missing(root: Path) -> list[str]:
     return [stem for part in ("train", "t10k") for stem in _stems(part) if _file(root, stem) is None]
 
 
-def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
+def read_mnist(
+    root: Path | None, part: Literal["train", "t10k"], download: bool = False
+) -> tuple[UInt8[Tensor, "n h w"], Int[Tensor, " n"]]:
+    """Return the images and digits of one of MNIST's two parts.
+
+    Args:
+        root: the data root, in torchvision's layout (`MNIST/raw/...`); required.
+        part: MNIST's training images or its test images.
+        download: let torchvision download MNIST to `root` if it is not there.
+
+    Raises:
+        DataError: no root, files missing or damaged.
+    """
+    if root is None:
+        raise DataError("MNIST needs a data root (--data-root, or STEELYARD_DATA): " + _layout("ROOT"))
+    if download and _missing(root):
+        _download(root)
     if missing := _missing(root):
         raise DataError(
             f"MNIST is not under {root}: {len(missing)} of 4 files are missing, the first {missing[0]}; "

@@ -28,6 +28,7 @@ class Splits:
         test: samples of the shifted environment. They are measured and reported; nothing decides by them.
         classes: a name for each class id.
         environments: a name for each environment id of `train` and `validation`.
+        groups: a name for each group id (label x attribute), where all three parts have group ids; otherwise empty.
         facts: boolean facts about the training samples, ``(n_train,)`` each, known because the data set was
             made by us ("label_flipped", "colour_agrees"). Reports draw them; no method or criterion receives them.
 
@@ -42,6 +43,7 @@ class Splits:
     classes: tuple[str, ...]
     environments: tuple[str, ...]
     facts: Mapping[str, Bool[Tensor, " n_train"]] = field(default_factory=lambda: MappingProxyType({}))
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, fact in self.facts.items():
@@ -59,6 +61,9 @@ class Splits:
             if not counts.all():
                 empty = self.environments[int(counts.argmin())]
                 raise ValueError(f"the {name} split has no sample of the environment {empty!r}; give it a larger share")
+        for part in (self.train, self.validation, self.test):
+            if self.groups and (part.group is None or (len(part) and int(part.group.max()) >= len(self.groups))):
+                raise ValueError(f"all samples need group ids below {len(self.groups)}, the number of group names")
 
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits on `device` (the facts, which only reports read, stay where they are)."""
@@ -104,13 +109,17 @@ def deal(
 
 
 def pictures(inputs: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n h w 3"]:
-    """Render images for a report: two channels in a vermilion and a bluish green, one channel in gray.
+    """Render images for a report: two channels in a vermilion and a bluish green, one in gray, three as colours.
 
     The two hues are those of Okabe and Ito's palette, which readers with any common colour vision tell apart;
-    the published data set's red and green are not.
+    the published data set's red and green are not. Images of three channels are standardised in all our data sets, so
+    each is stretched from its own lowest value to its own highest.
     """
+    if inputs.shape[1] == 3:
+        low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+        return ((inputs - low) / (high - low).clamp(min=1e-12)).permute(0, 2, 3, 1)
     hues = {1: [[1.0, 1.0, 1.0]], 2: [[0.90, 0.42, 0.05], [0.0, 0.75, 0.55]]}
     if inputs.shape[1] not in hues:
-        raise ValueError(f"pictures takes one or two channels, got inputs of shape {tuple(inputs.shape)}")
+        raise ValueError(f"pictures takes one, two or three channels, got inputs of shape {tuple(inputs.shape)}")
     palette = torch.tensor(hues[inputs.shape[1]], dtype=inputs.dtype, device=inputs.device)
     return torch.einsum("nchw,cr->nhwr", inputs, palette).clamp(0, 1)

@@ -1,0 +1,103 @@
+"""Features of a frozen backbone, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from steelyard._files import atomic_path
+from steelyard.experiments.data.backbone import Backbone
+from steelyard.experiments.data.images import ImageList, Transform, batches
+from steelyard.experiments.errors import DataError
+
+__all__ = ["cache_folder", "features", "key"]
+
+_FORMAT = 1  # counts up whenever the same key would mean other features
+
+
+def features(
+    images: ImageList, backbone: Backbone, transform: Transform, *, download: bool = False, cache: Path | None = None
+) -> Float[Tensor, "n d"]:
+    """Return the features of all images, from the cache if they were computed before.
+
+    Args:
+        images: the data set.
+        backbone: the network and its weights.
+        transform: a deterministic transform whose ``repr`` says all its settings, as those of torchvision do.
+        download: let torchvision download the weights.
+        cache: the folder of the cache (default: `cache_folder()`). A file there is found again by its `key`; one that
+            is damaged is computed anew.
+
+    Raises:
+        DataError: weights missing, or an image damaged (its file and its line in the metadata are named).
+    """
+    name = key(images, backbone, transform)
+    path = (cache_folder() if cache is None else cache) / f"{images.name}-{backbone.model}-{name[:20]}.safetensors"
+    found = _read(path, name, len(images))
+    if found is not None:
+        return found
+    computed = _compute(images, backbone, transform, download)
+    try:
+        with atomic_path(path) as temporary:
+            save_file({"features": computed}, temporary, metadata={"key": name})
+    except OSError as error:
+        raise DataError(
+            f"the features cannot be kept at {path}: {error}; set STEELYARD_CACHE to a folder that can be written"
+        ) from error
+    return computed
+
+
+def key(images: ImageList, backbone: Backbone, transform: Transform) -> str:
+    """Return a digest of all that the features depend on.
+
+    These are the images (path, size and time of change of each, in order), the backbone's weights and the transform.
+    Labels and groups are not among them, nor where the data set lies.
+    """
+    files = hashlib.sha256()
+    for file in images.files:
+        stat = os.stat(images.folder / file)
+        files.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    parts = {
+        "format": _FORMAT,
+        "images": files.hexdigest(),
+        "weights": backbone.identity(),
+        "transform": repr(transform),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return where features are kept: $STEELYARD_CACHE, or steelyard/ in $XDG_CACHE_HOME (by default ~/.cache)."""
+    if named := os.environ.get("STEELYARD_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelyard" / "features"
+
+
+def _compute(images: ImageList, backbone: Backbone, transform: Transform, download: bool) -> Float[Tensor, "n d"]:
+    network = backbone.build(download).to(backbone.device)
+    everything = torch.arange(len(images))
+    found = []
+    with torch.no_grad():
+        for batch in batches(images, everything, transform, size=backbone.batch_size, workers=backbone.workers):
+            found.append(network(batch.inputs.to(backbone.device)).cpu())
+    return torch.cat(found)
+
+
+def _read(path: Path, name: str, count: int) -> Tensor | None:
+    """Return the features in a file of the cache, or None if it is missing, damaged, or of another key."""
+    try:
+        with safe_open(path, "pt") as opened:
+            if (opened.metadata() or {}).get("key") != name:
+                return None
+            found = opened.get_tensor("features")
+    except (OSError, SafetensorError):
+        return None
+    return found if len(found) == count else None

@@ -1,0 +1,167 @@
+"""Read text tables that people give us: every error names the file, the line and the column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steelyard._check import nearest
+from steelyard.experiments.errors import DataError
+
+__all__ = ["Table", "read_csv", "read_spaced"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Some columns of a text table.
+
+    Attributes:
+        path: the file.
+        columns: the values of each column, as text.
+        lines: the line of the file (from 1) that each row stands in.
+    """
+
+    path: Path
+    columns: Mapping[str, Sequence[str]]
+    lines: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def codes(self, column: str, ids: Mapping[str, int]) -> Int[Tensor, " n"]:
+        """Return the id of each row's value; DataError for a value that has none."""
+        values = self.columns[column]
+        if unknown := set(values).difference(ids):
+            row = next(row for row, value in enumerate(values) if value in unknown)
+            raise self.error(row, column, f"one of {', '.join(map(repr, ids))}")
+        return torch.tensor([ids[value] for value in values], dtype=torch.int64)
+
+    def numbers(self, column: str, *, low: float = -math.inf) -> Float[Tensor, " n"]:
+        """Return the column as float32; DataError for a value that is no finite number, or one below `low`."""
+        numbers = [_number(value) for value in self.columns[column]]
+        row = next((row for row, x in enumerate(numbers) if not (math.isfinite(x) and x >= low)), None)
+        if row is not None:
+            raise self.error(row, column, "a number" if low == -math.inf else f"a number >= {low:g}")
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    def where(self, keep: Sequence[bool]) -> Table:
+        """Return the rows marked in `keep`."""
+        rows = [row for row, kept in enumerate(keep) if kept]
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return Table(self.path, columns, [self.lines[row] for row in rows])
+
+    def error(self, row: int, column: str, expected: str) -> DataError:
+        """Return the error for the value in `row` (from 0) of `column`."""
+        return DataError(
+            f"{self.path}, line {self.lines[row]}: {column!r} is {self.columns[column][row]!r}, expected {expected}"
+        )
+
+
+def read_csv(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, *, skip: int = 0) -> Table:
+    """Return the columns `wanted` of a comma-separated UTF-8 file.
+
+    Blanks after a comma and blank lines are passed over. Of columns with the same name the first is read.
+
+    Args:
+        path: the file.
+        wanted: the columns to keep.
+        header: the columns' names, if the file has no line that says them.
+        skip: lines to pass over at the head of the file.
+
+    Raises:
+        DataError: unreadable, not UTF-8, no rows, a column is missing, or a row has too few or too many values.
+    """
+    reader = csv.reader(io.StringIO(_text(path), newline=""), skipinitialspace=True, strict=True)
+    rows = (row for row in _parsed(path, reader) if row[0] > skip)
+    return _table(path, rows, wanted, header)
+
+
+def read_spaced(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, *, key: str = "") -> Table:
+    """Return the columns `wanted` of a UTF-8 file separated by blanks, as CelebA publishes.
+
+    Args:
+        path: the file.
+        wanted: the columns to keep.
+        header: the columns' names, or None if the file says them in its second line, below the number of its rows.
+        key: the name of the first column, which such a header leaves out.
+
+    Raises:
+        DataError: as `read_csv`; also if the number of rows is not the one that the first line gives.
+    """
+    rows = [(number, line.split()) for number, line in enumerate(_text(path).splitlines(), 1)]
+    rows = [(number, fields) for number, fields in rows if fields]
+    if header is not None:
+        return _table(path, iter(rows), wanted, header)
+    if len(rows) < 2 or len(rows[0][1]) != 1 or not rows[0][1][0].isdecimal():
+        raise DataError(f"{path}, line 1: expected the number of rows alone, and the columns' names in line 2")
+    line, names = rows[1]
+    _check_header(path, line, [key, *names], wanted)
+    table = _table(path, iter(rows[2:]), wanted, [key, *names])
+    if len(table) != int(rows[0][1][0]):
+        raise DataError(f"{path}, line 1: announces {rows[0][1][0]} rows, the file has {len(table)}; is it truncated?")
+    return table
+
+
+def _parsed(path: Path, reader: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for fields in reader:
+            if fields:
+                yield reader.line_num, fields  # type: ignore[attr-defined]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error  # type: ignore[attr-defined]
+
+
+def _table(
+    path: Path, rows: Iterator[tuple[int, list[str]]], wanted: Sequence[str], header: Sequence[str] | None
+) -> Table:
+    if header is None:
+        line, header = next(rows, (1, []))
+        _check_header(path, line, header, wanted)
+    places = [(column, header.index(column)) for column in wanted]
+    columns: dict[str, list[str]] = {column: [] for column in wanted}
+    lines = []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise DataError(f"{path}, line {line}: has {len(fields)} values, expected {len(header)}")
+        for column, place in places:
+            columns[column].append(fields[place])
+        lines.append(line)
+    if not lines:
+        raise DataError(f"{path} has no rows")
+    return Table(path, columns, lines)
+
+
+def _check_header(path: Path, line: int, header: Sequence[str], wanted: Sequence[str]) -> None:
+    for column in wanted:
+        if column not in header:
+            raise DataError(
+                f"{path}, line {line}: there is no column {column!r}{nearest(column, header)} "
+                f"(the columns are {', '.join(header[:12])}{', ...' if len(header) > 12 else ''})"
+            )
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8") from error
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,50 @@
+"""The image transforms of the papers on group shifts, in torchvision's second version."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from steelyard.experiments.data.images import Transform
+
+__all__ = ["ImageSet", "evaluation_transform", "training_transform"]
+
+ImageSet: TypeAlias = Literal["waterbirds", "celeba"]
+
+_SIZE = 224
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+def evaluation_transform(name: ImageSet) -> Transform:
+    """Return the deterministic transform: PIL image -> ``(3, 224, 224)``, standardised as for ImageNet.
+
+    Waterbirds: to 256 x 256 whatever the shape, then the 224 x 224 in the centre. CelebA (178 x 218): the 178 x 178 in
+    the centre, to 224 x 224. As published with Group DRO (Sagawa et al. 2020), which trains with them too.
+    """
+    v2 = _v2()
+    shape = {
+        "waterbirds": [v2.Resize((256, 256)), v2.CenterCrop(_SIZE)],
+        "celeba": [v2.CenterCrop(178), v2.Resize((_SIZE, _SIZE))],
+    }[name]
+    return v2.Compose([*shape, *_finish()])
+
+
+def training_transform(name: ImageSet) -> Transform:
+    """Return the transform with augmentation: a crop of 0.7 to 1 of the image to 224 x 224, and a flip half the time.
+
+    As published with Group DRO, for both data sets. Its draws are torch's own: `images.batches` says how to seed them.
+    """
+    v2 = _v2()
+    return v2.Compose([v2.RandomResizedCrop(_SIZE, scale=(0.7, 1.0)), v2.RandomHorizontalFlip(), *_finish()])
+
+
+def _finish() -> list[torch.nn.Module]:
+    v2 = _v2()
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
+
+
+def _v2() -> Any:
+    importlib.import_module("steelyard._torchvision")  # first: see there
+    return importlib.import_module("torchvision.transforms.v2")

@@ -1,0 +1,262 @@
+"""Waterbirds and CelebA in every published layout: what metadata say, and what is refused before any training."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from steelyard.experiments.data import CelebA, Waterbirds
+from steelyard.experiments.data.images import ImageList, batches
+from steelyard.experiments.data.transforms import evaluation_transform, training_transform
+from steelyard.experiments.errors import DataError
+from tests.experiments.layouts import (
+    ATTRIBUTES,
+    CELEBA,
+    TINY,
+    WATERBIRDS,
+    group_rows,
+    replace_line,
+    write_celeba,
+    write_waterbirds,
+)
+
+LAYOUTS = [(Waterbirds, write_waterbirds, layout) for layout in WATERBIRDS]
+LAYOUTS += [(CelebA, write_celeba, layout) for layout in CELEBA]
+
+
+@pytest.mark.parametrize(("data", "write", "layout"), LAYOUTS)
+def test_groups_and_splits_without_opening_an_image(
+    data: type, write: Callable, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, layout)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    images = data().read(tmp_path)
+    images.check()
+    rows = group_rows(TINY)
+    assert images.split.tolist() == [split for split, _, _ in rows]
+    assert images.groups.targets.tolist() == [label for _, label, _ in rows]
+    assert images.groups.attribute.tolist() == [attribute for _, _, attribute in rows]
+    assert images.groups.ids.tolist() == [2 * label + attribute for _, label, attribute in rows]
+    assert [len(part) for part in images.parts] == [16, 8, 12]
+
+
+def test_group_names() -> None:
+    assert ATTRIBUTES.index("Blond_Hair") == 9
+    assert ATTRIBUTES.index("Male") == 20
+    assert len(ATTRIBUTES) == 40
+
+
+def test_a_missing_data_set_names_the_layouts(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"looked for metadata\.csv, in waterbird_complete95_forest2water2.*waterbirds_v1"
+    ):
+        Waterbirds().read(tmp_path)
+    with pytest.raises(DataError, match=r"list_attr_celeba\.csv.* or list_attr_celeba\.txt .*celebA_v1\.0"):
+        CelebA().read(tmp_path)
+    with pytest.raises(DataError, match="needs a data root"):
+        CelebA().load(0)
+
+
+WATERBIRDS_ERRORS = [
+    (1, "place,", "background,", r"line 1: there is no column 'place'; did you mean"),
+    (3, ",0,0,0,", ",0,3,0,", "line 3: 'split' is '3', expected one of '0', '1', '2'"),
+    (3, ",0,0,0,", ",0,0,water,", "line 3: 'place' is 'water', expected one of '0', '1'"),
+    (3, ",0,0,0,", ",,0,0,", "line 3: 'y' is '', expected one of"),
+    (3, ",0,0,0,", ",0,0,", "line 3: has 5 values, expected 6"),
+    (4, "003.Some_bird/", "../", r"line 4: the path '\.\./Some_Bird_0002\.jpg' leaves the folder"),
+    (4, "003.Some_bird/", "/etc/", "line 4: the path '/etc/.* leaves the folder"),
+    (4, "003.Some_bird/", "C:/", "line 4: the path 'C:/.* leaves the folder"),
+    (4, "003.Some_bird/", r"a\..\..\b", "line 4: the path .* leaves the folder"),
+]
+
+
+@pytest.mark.parametrize(("line", "old", "new", "words"), WATERBIRDS_ERRORS)
+def test_waterbirds_errors_name_file_and_line(tmp_path: Path, line: int, old: str, new: str, words: str) -> None:
+    path = write_waterbirds(tmp_path) / "metadata.csv"
+    replace_line(path, line, old, new)
+    with pytest.raises(DataError, match=words) as caught:
+        Waterbirds().read(tmp_path).check()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "line", "old", "new", "words"),
+    [
+        ("WILDS", "list_attr_celeba.csv", 1, "Blond_Hair", "Blonde_Hair", "line 1: .* did you mean 'Blonde_Hair'"),
+        ("torchvision", "list_attr_celeba.txt", 2, "Male", "Man", "line 2: there is no column 'Male'"),
+        ("torchvision", "list_attr_celeba.txt", 1, "36", "37", "line 1: announces 37 rows, the file has 36"),
+        ("torchvision", "list_attr_celeba.txt", 5, "1 ", "1 0 ", "line 5: has 42 values, expected 41"),
+        ("Kaggle", "list_eval_partition.csv", 3, ",0", ",train", "line 3: 'partition' is 'train', expected one of '0'"),
+        ("torchvision", "list_eval_partition.txt", 2, " 0", " 4", "line 2: 'partition' is '4'"),
+        (
+            "WILDS",
+            "list_eval_partition.csv",
+            3,
+            "000002",
+            "000009",
+            "line 3: 'image_id' is '000009.jpg', expected '000002",
+        ),
+    ],
+)
+def test_celeba_errors_name_file_and_line(
+    tmp_path: Path, layout: str, file: str, line: int, old: str, new: str, words: str
+) -> None:
+    path = write_celeba(tmp_path, layout) / file
+    replace_line(path, line, old, new)
+    with pytest.raises(DataError, match=words) as caught:
+        CelebA().read(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_partition_and_attributes_of_different_lengths(tmp_path: Path) -> None:
+    path = write_celeba(tmp_path) / "list_eval_partition.csv"
+    path.write_text(path.read_text().rsplit("\n", 2)[0] + "\n")
+    with pytest.raises(DataError, match="has 35 rows, .* has 36"):
+        CelebA().read(tmp_path)
+
+
+def test_metadata_that_is_not_utf8(tmp_path: Path) -> None:
+    path = write_waterbirds(tmp_path) / "metadata.csv"
+    path.write_bytes(path.read_bytes().replace(b"Some_Bird_0004", b"Some_B\xefrd_0004"))
+    with pytest.raises(DataError, match="line 6: not UTF-8 .byte 0xef."):
+        Waterbirds().read(tmp_path)
+
+
+def test_an_empty_group_is_named(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path, counts=((6, 3, 2, 5), (2, 2, 0, 2), (3, 3, 3, 3)))
+    with pytest.raises(DataError, match="'waterbird, land' has no sample in the validation split .*: 2.*: 0"):
+        Waterbirds().read(tmp_path).check()
+
+
+def test_missing_images_are_listed_with_their_count(tmp_path: Path) -> None:
+    folder = write_waterbirds(tmp_path)
+    for row in (0, 3, 6, 9, 12, 15, 18, 21):  # all in the folder 001
+        (folder / f"001.Some_bird/Some_Bird_{row:04}.jpg").unlink()
+    with pytest.raises(DataError, match=r"8 of 36 images .*'001\.Some_bird/Some_Bird_0000\.jpg' .line 2.") as caught:
+        Waterbirds().read(tmp_path).check()
+    assert str(caught.value).count(".jpg") == 5
+    (folder / "001.Some_bird").rename(folder / "away")
+    with pytest.raises(DataError, match="12 of 36 images"):
+        Waterbirds().read(tmp_path).check()
+
+
+def test_links_out_of_the_folder_are_refused_and_links_within_are_not(tmp_path: Path) -> None:
+    folder = write_waterbirds(tmp_path / "data")
+    images = Waterbirds().read(tmp_path / "data")
+    file = folder / images.files[5]
+    outside = tmp_path / "outside.jpg"
+    file.rename(outside)
+    file.symlink_to(outside)
+    with pytest.raises(DataError, match="line 7: .* is a link that leaves the folder"):
+        images.check()
+    file.unlink()
+    file.symlink_to(folder / images.files[2])
+    images.check()
+    (folder / "001.Some_bird").rename(tmp_path / "birds")
+    (folder / "001.Some_bird").symlink_to(tmp_path / "birds")
+    with pytest.raises(DataError, match="line 2: .* is a link that leaves the folder"):
+        images.check()
+
+
+def test_the_data_set_itself_may_be_a_link(tmp_path: Path) -> None:
+    folder = write_waterbirds(tmp_path / "disk")
+    (tmp_path / "data").mkdir()
+    os.symlink(folder, tmp_path / "data" / folder.name)
+    Waterbirds().read(tmp_path / "data").check()
+
+
+def load_all(images: ImageList, workers: int) -> torch.Tensor:
+    rows = torch.arange(len(images))
+    transform = evaluation_transform("waterbirds")
+    return torch.cat([batch.inputs for batch in batches(images, rows, transform, size=5, workers=workers)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["truncated", "not an image", "empty"])
+def test_a_damaged_image_names_its_file_and_line(tmp_path: Path, damage: str, workers: int) -> None:
+    folder = write_waterbirds(tmp_path)
+    images = Waterbirds().read(tmp_path)
+    file = folder / images.files[7]
+    data = file.read_bytes()
+    file.write_bytes({"truncated": data[: len(data) // 2], "not an image": b"<html>", "empty": b""}[damage])
+    images.check()
+    with pytest.raises(DataError, match=r"line 9. cannot be decoded") as caught:
+        load_all(images, workers)
+    assert str(caught.value).startswith(str(file))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_workers_give_what_the_main_process_gives(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path)
+    images = Waterbirds().read(tmp_path)
+    before = torch.get_rng_state()
+    assert torch.equal(load_all(images, 0), load_all(images, 2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_batches_carry_positions_groups_and_environments(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path)
+    images = Waterbirds().read(tmp_path)
+    rows = images.parts[2]
+    generator = torch.Generator().manual_seed(0)
+    transform = evaluation_transform("waterbirds")
+    found = list(batches(images, rows, transform, size=5, shuffle=generator))
+    index = torch.cat([batch.index for batch in found])
+    assert [len(batch) for batch in found] == [5, 5, 2]
+    assert sorted(index.tolist()) == list(range(12))
+    assert index.tolist() != list(range(12))
+    for batch in found:
+        assert torch.equal(batch.targets, images.groups.targets[rows[batch.index]])
+        assert torch.equal(batch.environment, images.groups.attribute[rows[batch.index]])
+        assert torch.equal(batch.group, images.groups.ids[rows[batch.index]])
+        assert torch.equal(batch.inputs[0], transform(images.open(int(rows[batch.index[0]]))))
+
+
+def standardised(image: Image.Image) -> torch.Tensor:
+    pixels = torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def test_transforms_are_the_published_ones(tmp_path: Path) -> None:
+    """Against PIL alone."""
+    write_waterbirds(tmp_path)
+    bird = Waterbirds().read(tmp_path).open(3)
+    resized = bird.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    torch.testing.assert_close(evaluation_transform("waterbirds")(bird), standardised(resized))
+    write_celeba(tmp_path)
+    face = CelebA().read(tmp_path).open(3)
+    assert face.size == (178, 218)
+    square = face.crop((0, 20, 178, 198)).resize((224, 224), Image.Resampling.BILINEAR)
+    torch.testing.assert_close(evaluation_transform("celeba")(face), standardised(square))
+
+
+def test_augmentation_is_repeatable_through_the_workers(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path)
+    images = Waterbirds().read(tmp_path)
+
+    def epoch(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        transform = training_transform("waterbirds")
+        found = batches(images, images.parts[0], transform, size=8, workers=1, shuffle=generator)
+        return torch.cat([batch.inputs for batch in found])
+
+    one = epoch(0)
+    assert one.shape == (16, 3, 224, 224)
+    assert torch.equal(one, epoch(0))
+    assert not torch.equal(one, epoch(1))
+
+
+def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    folder = write_waterbirds(tmp_path)
+    images = Waterbirds().read(tmp_path)
+    Image.new("L", (9, 9), 7).save(folder / images.files[0])
+    assert images.open(0).getpixel((0, 0)) == (7, 7, 7)
