@@ -17,7 +17,7 @@ class OrderedSGD:
     """Ordered SGD (Kawaguchi and Lu 2020, arXiv:1907.04371, Algorithm 1).
 
     The gradient of a step is that of the mean of the q largest losses among the s of the batch. It minimises
-    ``(1/q) sum_j gamma_j l_(j)``, l_(j) the j-th largest of all n losses (their theorem 1; `steelyard.theory` has the
+    ``(1/q) sum_j gamma_j l_(j)``, l_(j) the j-th largest of all n losses (as they show; `steelyard.theory` has the
     gamma_j and the bound). Labels needed: class. The authors lower q as the training accuracy rises; here q stays.
 
     Attributes:

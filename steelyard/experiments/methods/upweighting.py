@@ -19,7 +19,7 @@ class UpWeighting:
     """Every group counts the same: ``sum_i (n / n_g(i)) l_i``, or batches drawn with those chances.
 
     The two have one expectation; on nets that can fit everything the weights of the loss fade, the batches do not
-    (Sagawa et al. 2020, arXiv:1911.08731, section 3.2, compare with it; Byrd and Lipton 2019, arXiv:1812.03372).
+    (Byrd and Lipton 2019, arXiv:1812.03372; Sagawa et al. 2020, arXiv:1911.08731, compare Group DRO with it).
     Labels needed: class and group (or environment), in training; group in validation where selection is by the worst
     group. There are no hyperparameters but those of training.
 
