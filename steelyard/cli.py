@@ -360,8 +360,9 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
 def _table(rows: Sequence[Row]) -> Table:
     """Return one line a group of runs: the accuracies in per cent, the selections side by side."""
     datasets = sorted({row.dataset for row in rows})
+    spread = ", mean ± standard deviation over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
     table = Table(
-        title=f"Accuracy on {' and '.join(datasets)} (%), mean ± standard deviation over seeds",
+        title=f"Accuracy on {' and '.join(datasets)} (%){spread}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),

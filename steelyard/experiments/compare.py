@@ -189,13 +189,14 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         if row.selection == "last":
             seeds = f"of {len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
             if row.below_floor:
+                them = "them" if row.below_floor > 1 else "it"
                 notes.append(
                     f"{BELOW} {row.label}: {row.below_floor} {seeds} ended with a training accuracy below the recipe's "
-                    f"floor of {row.train_floor:g}; the figures of the last step include it."
+                    f"floor of {row.train_floor:g}; the figures of the last step include {them}."
                 )
             if row.diverged:
                 notes.append(
-                    f"{DIVERGED} {row.label}: {row.diverged} {seeds} diverged (its loss is NaN or infinite); "
+                    f"{DIVERGED} {row.label}: {row.diverged} {seeds} diverged (the loss is NaN or infinite); "
                     "the figures of the last step mean nothing."
                 )
     return notes
