@@ -89,18 +89,25 @@ class SplitMetrics:
         Raises:
             TypeError, ValueError: a field that is missing, unknown, or not a number.
         """
-        values: dict[str, Any] = {
-            name: tuple(map(number, value)) if isinstance(value, list) else number(value)
-            for name, value in table.items()
-        }
-        if len(values.get("environment_loss", ())) < 2:  # no penalty, where else null is NaN
-            values = {name: value for name, value in values.items() if name not in ("irmv1", "vrex")}
+        values: dict[str, Any] = {}
+        for name, value in table.items():
+            if isinstance(value, list):
+                values[name] = tuple(value) if name in ("group_right", "group_count") else tuple(map(number, value))
+            elif not (value is None and _unknown(name, table)):
+                values[name] = number(value)
         return cls(**values)
 
     @property
     def finite(self) -> bool:
         """Whether the mean loss is a finite number; it is not once training has diverged."""
         return math.isfinite(self.loss)
+
+
+def _unknown(name: str, table: Mapping[str, Any]) -> bool:
+    """Whether a null under `name` says that the figure does not exist here; elsewhere it stands for NaN."""
+    if name in ("irmv1", "vrex"):
+        return len(table.get("environment_loss", ())) < 2
+    return name in ("adjusted_accuracy", "calibration_error")
 
 
 def number(value: Any) -> float:
