@@ -31,6 +31,9 @@ __all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "
 class Direction(Protocol):
     """A way to differentiate along a direction."""
 
+    exact: bool
+    """Whether its values are exact up to rounding, so that others can be checked against them."""
+
     def losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
         """Return t_i = <along, grad l_i(at)> ``(batch,)``."""
         ...
@@ -55,11 +58,16 @@ class ForwardMode:
             a few samples. A recorded batch that couples its samples or draws random numbers is never cut.
     """
 
+    exact = True
+
     def __init__(self, memory: int) -> None:
         self.memory = _check.integer("memory", memory, low=1)
 
     def losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
-        """One dual forward pass, in chunks where the samples allow it: two forward units, no graph."""
+        """One dual forward pass, in chunks where the samples allow it, without a graph.
+
+        Three forward units: a layer whose input and weight both have tangents multiplies three times.
+        """
         # A dual pass holds a tangent beside every activation.
         size = _chunk(run, step, at, batch, self.memory // 2)
         with _remedy():
@@ -99,9 +107,11 @@ class CentralDifference:
 
     Args:
         memory: as in `ForwardMode`.
-        step: h times the norm of u, relative to max(1, norm of theta); None: the cube root of the precision
-            of the parameters, which balances truncation against rounding.
+        step: the length of the step in parameter space, h times the norm of u; None: the cube root of the precision
+            (of autocast, where that is on), which balances truncation against rounding.
     """
+
+    exact = False
 
     def __init__(self, memory: int, step: float | None = None) -> None:
         self.memory = _check.integer("memory", memory, low=1)
@@ -137,8 +147,8 @@ class CentralDifference:
         if length == 0.0:
             return None
         precision = step.autocast[1] if step.autocast else next(iter(at.values())).dtype
-        relative = self.step or torch.finfo(precision).eps ** (1 / 3)
-        return relative * max(1.0, math.sqrt(float(dot(at, at)))) / length
+        # Not relative to the norm of theta: in a wide net that is large, and the step would cross kinks everywhere.
+        return (self.step or torch.finfo(precision).eps ** (1 / 3)) / length
 
 
 def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:

@@ -54,7 +54,7 @@ class Implicit:
     there does not matter, so far as it stops where that objective's gradient is zero; how far it is from zero bounds
     what the answer is worth.
 
-    Time: one gradient-of-a-gradient along a direction (6 forward passes) an iteration, over all recorded batches.
+    Time: one gradient-of-a-gradient along a direction (9 forward passes) an iteration, over all recorded batches.
     Memory: five vectors of the size of the parameters and one batch's activations.
 
     Args:
