@@ -113,14 +113,13 @@ class Trajectory:
         return torch.unique(torch.cat([step.batch.index for step in self.steps]))
 
     def final(self) -> Tensors:
-        """Return the optimised parameters after the last step (the live ones, not copies).
+        """Return the optimised parameters after the last step (live, no copies); `check` says if they still are."""
+        live = dict(self.module.named_parameters())
+        return {name: live[name] for name in self.names}
 
-        Raises:
-            RuntimeError: they were changed after the recording.
-        """
-        live: Tensors = dict(self.module.named_parameters())
-        live = {name: live[name] for name in self.names}
-        now = fingerprint(live.values())
+    def check(self) -> None:
+        """Raise RuntimeError if anything that the record refers to was changed since; every estimator calls it."""
+        now = fingerprint(self.final().values())
         moved = ~torch.isclose(now, self.fingerprint, rtol=0.0, atol=0.0, equal_nan=True)
         if moved.any():
             first = self.names[int(moved.nonzero()[0])]
@@ -128,14 +127,6 @@ class Trajectory:
                 f"parameter {first!r} was changed after the last recorded step ({int(moved.sum())} in all): ask for "
                 "the hypergradient before training on, or record again"
             )
-        return live
-
-    def check(self) -> None:
-        """Raise RuntimeError if anything that the record refers to was changed since.
-
-        Called by every estimator.
-        """
-        self.final()
         for step in self.steps:
             broken = [guard.what for guard in step.guards if guard.broken]
             if broken:
@@ -143,10 +134,6 @@ class Trajectory:
                     f"{broken[0]} of a recorded step was written to after the step; the record holds a reference: ask "
                     "for the hypergradient first, or give the recorder a tensor of its own (clone it)"
                 )
-
-    def at(self, number: int) -> Tensors:
-        """Return the parameters before step `number` of the window; `number = T` gives the final ones."""
-        return self.final() if number == len(self.steps) else self.steps[number].parameters
 
     def loss(self, step: Step, parameters: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
         """Replay the inner loss of `step` at `parameters` (same batch, dropout masks, precision, mode)."""
