@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
-from steelyard.experiments.batches import shuffled
+from steelyard.experiments.batches import Gather, shuffled
 from steelyard.experiments.problem import Observer, Problem
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
@@ -165,7 +165,8 @@ def train(
     rule: Rule | None = None,
     penalty: Risk | None = None,
     anneal: Anneal | None = None,
-    batches: Iterator[Batch] | None = None,
+    data: Batch | None = None,
+    rows: Iterator[Tensor] | None = None,
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> nn.Module:
@@ -178,16 +179,18 @@ def train(
         rule: the sample weights (default: all the same); see `Learner` for the loss of a step.
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
-        batches: what each step is taken on (default: the training samples, by `settings.batch_size`).
+        data: the samples (default: the training samples of the problem).
+        rows: the positions in `data` that each step is taken on (default: all of them, by `settings.batch_size`).
         model: what is trained, in place (default: a new model of the problem).
         optimizer: over the model's parameters (default: as in the settings).
     """
     model = problem.model() if model is None else model
     learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
-    if batches is None:
-        batches = shuffled(problem.splits.train, settings.batch_size, problem.seed)
+    gather = Gather(problem.splits.train if data is None else data)
+    if rows is None:
+        rows = shuffled(torch.arange(len(gather.data)), settings.batch_size, problem.seed)
     for done in range(1, settings.steps + 1):
-        loss, _ = learner.step(next(batches))
+        loss, _ = learner.step(gather(next(rows)))
         if done % settings.evaluate_every == 0 or done == settings.steps:
             observe(done, model, {"loss": loss})
     return model

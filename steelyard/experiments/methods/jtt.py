@@ -55,11 +55,9 @@ class JTT:
         def told(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
             observe(step, model, {**extra, "error_set": size})
 
-        data = problem.splits.train
-        repeats = torch.where(errors, self.upweight, 1)
-        repeated = data.take(torch.repeat_interleave(torch.arange(len(data), device=repeats.device), repeats))
-        batches = shuffled(repeated, self.training.batch_size, problem.seed)
-        return Fitted(train(problem, self.training, told, batches=batches))
+        repeated = torch.repeat_interleave(torch.where(errors, self.upweight, 1))
+        rows = shuffled(repeated, self.training.batch_size, problem.seed)
+        return Fitted(train(problem, self.training, told, rows=rows))
 
 
 def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
