@@ -58,6 +58,8 @@ class Training:
         batch_size: samples a step, drawn without replacement and reshuffled each epoch; 0 takes all of them.
         l2: the coefficient of the sum of squares of all parameters in the loss.
         evaluate_every: steps between two evaluations; the last step is always evaluated.
+        bfloat16: run the model's forward pass under autocast to bfloat16. Parameters, losses and penalties stay in
+            single precision; evaluation does not use it.
         optimizer: the optimizer.
     """
 
@@ -65,6 +67,7 @@ class Training:
     batch_size: int = 0
     l2: float = 0.0
     evaluate_every: int = 10
+    bfloat16: bool = False
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -131,7 +134,7 @@ class Learner:
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
-        self.model, self.loss, self.l2 = model, loss, settings.l2
+        self.model, self.loss, self.l2, self.bfloat16 = model, loss, settings.l2, settings.bfloat16
         self.rule = Uniform() if rule is None else rule
         self.penalty, self.anneal = penalty, anneal
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
@@ -139,7 +142,7 @@ class Learner:
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
         """Take one step; return its loss and the per-sample losses before it, without a graph."""
-        outputs = self.model(batch.inputs)
+        outputs = self._forward(batch.inputs)
         losses = self.loss(outputs, batch.targets)
         total = self.rule.mean(losses, batch)
         if self.l2:
@@ -155,6 +158,13 @@ class Learner:
         self.optimizer.step()
         self.done += 1
         return float(total.detach()), losses.detach()
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        if not self.bfloat16:
+            return self.model(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            outputs = self.model(inputs)
+        return outputs.float()  # penalties are small differences of means: eight bits would lose them
 
 
 def train(
