@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +52,15 @@ def holding(directory: Path) -> Iterator[None]:
     Raises:
         RunError: another process holds it, or it cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        held = lock(directory / LOCK)
-        held.__enter__()
-    except BlockingIOError as error:
-        raise RunError(f"{error}; wait for it, or give another --out") from error
-    except OSError as error:
-        raise RunError(f"cannot write a run into {directory}: {error}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(directory / LOCK))
+        except BlockingIOError as error:
+            raise RunError(f"{error}; wait for it, or give another --out") from error
+        except OSError as error:
+            raise RunError(f"cannot write a run into {directory}: {error}") from error
         yield
-    finally:
-        held.__exit__(None, None, None)
 
 
 def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
@@ -78,9 +75,9 @@ def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Non
     check_directory(directory, overwrite, resume)
     if resume:
         check_recipe(directory, recipe)
-    kept = (
-        {CONFIG, METRICS, *TRACES[:2]} if resume and any((directory / name).exists() for name in TRACES[:2]) else set()
-    )
+    kept: set[str] = set()
+    if resume and any((directory / name).exists() for name in TRACES[:2]):
+        kept = {CONFIG, METRICS, *TRACES[:2]}
     _remove(directory, kept)
 
 
@@ -95,8 +92,8 @@ def check_recipe(directory: Path, recipe: Recipe) -> None:
         raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}); --overwrite begins anew") from error
     if field := _difference(found, json.loads(json.dumps(plain(recipe)))):
         raise RunError(
-            f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give another "
-            "--out, or --overwrite to replace it"
+            f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give "
+            "another --out, or --overwrite to replace it"
         )
 
 

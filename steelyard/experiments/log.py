@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from steelyard import _check
 from steelyard.experiments.directory import CHECKPOINT, METRICS
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
@@ -48,7 +49,8 @@ class Log:
         path = directory / CHECKPOINT
         self.journal = Journal(path, identity=identity, every=every, note=self._note, stop=stop)
         try:
-            steps, self._seconds = int(self.journal.noted.get("steps", 0)), float(self.journal.noted.get("seconds", 0))
+            steps = _check.integer("steps", self.journal.noted.get("steps", 0), low=0)
+            self._seconds = float(self.journal.noted.get("seconds", 0.0))
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path} does not say how many steps were evaluated: {error}") from error
         self._began = time.perf_counter()

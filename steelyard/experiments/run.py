@@ -255,7 +255,7 @@ def _writing(directory: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise RunError(
-            f"the run in {directory} cannot be written: {error}; what is there is kept: mend that, and go on with --resume"
+            f"the run in {directory} cannot be written: {error}; what is there is kept; mend that and go on by --resume"
         ) from error
 
 
