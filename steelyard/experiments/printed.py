@@ -33,7 +33,7 @@ def show_comparison(console: Console, rows: Sequence[Row]) -> None:
     others = beside(rows)
     table = _table(rows, others)
     natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    (console if natural <= console.width else Console(width=natural)).print(table)
+    (console if natural <= console.width else Console(file=console.file, width=natural)).print(table)
     for note in footnotes(rows):
         console.print(note, markup=False, highlight=False, style="yellow")
     for note in others.notes:
