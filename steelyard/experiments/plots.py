@@ -16,6 +16,7 @@ __all__ = ["COLOURS", "STYLE", "accuracy_curves", "distributions", "outer_steps"
 
 # Okabe and Ito's palette: readers with any common colour vision tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")  # past the last colour: the same ones again, dashed
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
@@ -38,7 +39,7 @@ Curves = Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]
 
 
 def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float | None = None) -> str:
-    """Draw values over the share of the run that is done, a colour for each name: the mean over seeds, and their range.
+    """Draw values over the share of the run that is done, a line for each name: the mean over seeds, and their range.
 
     Args:
         curves: the values, accuracies in [0, 1].
@@ -50,11 +51,12 @@ def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float |
         figure = Figure(figsize=(9.2, 4.2))
         axes = figure.subplots()
         grid = np.linspace(0, 100, 201)
-        for colour, (name, seeds) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        for number, (colour, (name, seeds)) in enumerate(zip(_cycle(len(curves)), curves.items(), strict=True)):
             values = np.stack([np.interp(grid, 100 * np.array(x) / x[-1], y) for x, y in seeds])
             first = max(100 * x[0] / x[-1] for x, _ in seeds)  # no line before the first evaluation
             shown = grid >= first
-            axes.plot(grid[shown], values.mean(0)[shown], color=colour, label=name, linewidth=2)
+            line = LINES[number // len(COLOURS) % len(LINES)]
+            axes.plot(grid[shown], values.mean(0)[shown], line, color=colour, label=name, linewidth=2)
             axes.fill_between(
                 grid[shown], values.min(0)[shown], values.max(0)[shown], color=colour, alpha=0.15, linewidth=0
             )
