@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steelyard import _check, reweight
-from steelyard.bilevel import WeightedLoss
+from steelyard.bilevel import Truncated, WeightedLoss
 from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Latest, Observer, Problem
 from steelyard.experiments.trainer import OptimizerSettings
@@ -74,7 +74,8 @@ class Maple:
 
     Labels needed: class and environment, in training. Each outer step trains the inner model on a draw of the kept
     samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the last
-    outer step shows in the saved weights but in no model, unless `retrain` makes one.)
+    outer step shows in the saved weights but in no model, unless `retrain` makes one.) A net with BatchNorm is
+    differentiated with the statistics of chunks of the samples in the place of the last batch's.
 
     Attributes:
         budget: K, the number of training samples that are kept on average.
@@ -154,6 +155,7 @@ class Maple:
             weight_optimizer=self._adam(self.weight_rate),
             clip=self.clip or None,
             schedule=reweight.CosineDecay() if self.schedule == "cosine" else _constant,
+            estimator=Truncated(coupled="chunk"),
             prior=self.prior.build(problem, self.budget),
             seed=problem.seed,
         )
