@@ -38,7 +38,7 @@ class Gather:
         return self._last[1]
 
 
-def gathered(data: Batch, rows: Iterator[Int[Tensor, " b"]], seed: int, first: int = 0) -> Iterator[Batch]:
+def gathered(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int = 0) -> Iterator[Batch]:
     """Yield the samples of `data` at each of `rows`; images that stay on disk are decoded ahead.
 
     Args:

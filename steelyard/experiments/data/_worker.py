@@ -6,6 +6,7 @@ A module of its own, imported late: unpickling a torchvision transform imports t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from steelyard.experiments.errors import DataError
 __all__ = ["Decoded", "Wanted", "collate", "open_image"]
 
 Wanted = tuple[int, int]  # the row of an image, and the seed of the transform's draws
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,14 @@ def collate(items: list[Tensor | str]) -> Tensor | str:
 def open_image(path: Path, where: str) -> Image.Image:
     """Return an image decoded to RGB; DataError, which names `where` it was asked for, if it cannot be decoded.
 
-    An image with more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`) is refused from its header, before
-    anything is unpacked: a file of a few bytes can say that it is gigabytes.
+    One with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow only warns, is refused too, before it is
+    unpacked: a file of a few bytes can say that it is gigabytes.
     """
     try:
-        with Image.open(path) as image:
-            limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
-            if limit is not None and width * height > limit:
-                raise ValueError(f"{width} x {height} pixels, more than Pillow's limit of {limit}")
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open(path, "rb") as file, Image.open(file) as image:  # Pillow leaves a file open that it refuses
+                return image.convert("RGB")
     # a damaged file makes PIL's decoders raise nearly anything
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, *_BOMBS) as error:
         raise DataError(f"{path} ({where}) cannot be decoded: {error}") from error

@@ -112,13 +112,13 @@ class ImageList:
 
 def decode(
     images: ImageList,
-    rows: Iterable[Int[Tensor, " b"]],
+    rows: Iterable[Int[Tensor, " _"]],
     transform: Transform,
     *,
     workers: int = 0,
     seed: int = 0,
     first: int = 0,
-) -> Iterator[Shaped[Tensor, "b *shape"]]:
+) -> Iterator[Shaped[Tensor, "_ *shape"]]:
     """Yield the images at each of `rows`, decoded and transformed, in order.
 
     Workers are two batches each ahead of what was asked for. They are started afresh (a forked copy of a process with

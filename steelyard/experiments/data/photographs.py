@@ -64,7 +64,7 @@ class Photographs(Batch):
             workers=workers,
         )
 
-    def stream(self, positions: Iterator[Int[Tensor, " b"]], seed: int, first: int = 0) -> Iterator[Batch]:
+    def stream(self, positions: Iterator[Int[Tensor, " _"]], seed: int, first: int = 0) -> Iterator[Batch]:
         """Yield the samples at each of `positions` as training sees them, decoded ahead by the workers.
 
         Args:
