@@ -197,7 +197,7 @@ def test_a_damaged_image_names_its_file_and_line(tmp_path: Path, damage: str, wo
 def test_an_image_past_pillows_limit_is_refused(tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_waterbirds(tmp_path)
     images = Waterbirds().read(tmp_path)
-    width, height = Image.open(folder / images.files[7]).size
+    width, height = images.open(7).size
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(width * height / factor))
     with pytest.raises(DataError, match=r"line 9. cannot be decoded: .*exceeds limit") as caught:
         images.open(7)

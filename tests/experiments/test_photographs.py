@@ -17,7 +17,9 @@ from steelyard.experiments.methods import DFR, ERM, JTT, LfF
 from steelyard.experiments.models import MLP, Logistic
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.run import execute
 from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.journal import Stopped
 from tests.experiments.layouts import write_celeba, write_waterbirds
 
 TINY = ((3, 2, 1, 2), (1, 1, 1, 1), (1, 1, 1, 1))
@@ -121,7 +123,6 @@ def test_the_device_is_that_of_the_labels(on_disk: Splits) -> None:
     moved = on_disk.train.to("meta")
     assert isinstance(moved, Photographs)
     assert all(labels.is_meta for labels in (moved.targets, moved.index, moved.environment, moved.group))
-    assert next(moved.chunks(2)).inputs.is_meta
     assert next(Problem(on_disk, Logistic(), 0).model().parameters()).device == on_disk.train.index.device
 
 
@@ -151,3 +152,15 @@ def test_methods_that_hold_all_samples_are_refused_images() -> None:
             Recipe(CelebA(inputs="images"), Logistic(), method)
         Recipe(CelebA(), Logistic(), method)
     assert issubclass(RecipeError, ValueError)
+
+
+def test_a_resumed_run_draws_the_augmentation_of_an_uninterrupted_one(root: Path, tmp_path: Path) -> None:
+    method = ERM(training=replace(SHORT, steps=5))
+    recipe = Recipe(Waterbirds(inputs="images", augment=True, workers=0), Logistic(), method, selection="last")
+    execute(recipe, tmp_path / "whole", name="test", data_root=root)
+    answers = iter([0, 0, 2, 2, 2])
+    with pytest.raises(Stopped):
+        execute(recipe, tmp_path / "resumed", name="test", data_root=root, stop=lambda: next(answers))
+    execute(recipe, tmp_path / "resumed", name="test", data_root=root, resume=True)
+    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "resumed"))
+    assert one == other

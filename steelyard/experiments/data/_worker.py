@@ -63,7 +63,7 @@ def open_image(path: Path, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open(path, "rb") as file, Image.open(file) as image:  # Pillow leaves a file open that it refuses
+            with Image.open(path) as image:
                 return image.convert("RGB")
     # a damaged file makes PIL's decoders raise nearly anything
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, *_BOMBS) as error:
