@@ -11,6 +11,7 @@ from steelyard.experiments.models.heads import (
     cross_entropy,
 )
 from steelyard.experiments.models.mlp import MLP, Logistic
+from steelyard.experiments.models.pretrained import PretrainedResNet
 from steelyard.experiments.models.resnet import ResNet18
 
 __all__ = [
@@ -20,9 +21,10 @@ __all__ = [
     "HeadName",
     "Logistic",
     "Model",
+    "PretrainedResNet",
     "ResNet18",
     "binary_cross_entropy",
     "cross_entropy",
 ]
 
-Model = MLP | Logistic | ResNet18
+Model = MLP | Logistic | ResNet18 | PretrainedResNet
