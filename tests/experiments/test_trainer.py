@@ -11,6 +11,7 @@ from torch import nn
 from steelyard import reweight
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data import Splits
+from steelyard.experiments.errors import DataError
 from steelyard.experiments.evaluation import evaluate
 from steelyard.experiments.methods import ERM, IRMv1, Maple, VREx
 from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
@@ -18,6 +19,7 @@ from steelyard.experiments.models import MLP, Logistic
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
 from steelyard.reweight import Custom
+from tests.experiments.biased import biased_problem, worst_group
 
 
 def shortcut_problem(n: int = 400, seed: int = 0) -> Problem:
@@ -179,6 +181,16 @@ def test_each_method_leaves_the_shortcut_that_erm_takes(method: object) -> None:
     assert erm.visible.train.accuracy > 0.83 > 0.3 > erm.test.accuracy  # it learned the shortcut
     assert ours.test.accuracy > erm.test.accuracy + 0.2
     assert ours.visible.validation.vrex < erm.visible.validation.vrex
+
+
+def test_maple_on_the_worst_group_lifts_it() -> None:
+    risk = OuterRisk("group_worst", "plain")
+    method, problem = maple_settings(risk=risk, budget=60), biased_problem(n=300, agree=0.9)
+    ours = method.fit(problem, lambda *_: None).model
+    assert worst_group(problem, ours) > worst_group(problem, ERM(training=TRAINING).fit(problem, lambda *_: None).model)
+    without = replace(problem, splits=replace(problem.splits, train=replace(problem.splits.train, group=None)))
+    with pytest.raises(DataError, match="needs group labels"):
+        method.fit(without, lambda *_: None)
 
 
 def test_maple_gives_weights_and_the_last_inner_model() -> None:

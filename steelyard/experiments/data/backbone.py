@@ -87,12 +87,16 @@ class Backbone:
         from steelyard._torchvision import torchvision
 
         source, state = self.state(download)
-        with torch.random.fork_rng(devices=[]):  # the constructor draws parameters that the weights replace
+        with torch.device("meta"):  # the constructor would draw parameters that the weights replace
             network = torchvision.models.get_model(self.model, weights=None)
         features, network.fc = network.fc.in_features, nn.Identity()
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        state = {
+            key: value.float() if value.is_floating_point() else value  # weights may be kept in half precision
+            for key, value in state.items()
+            if not key.startswith("fc.")
+        }
         try:
-            network.load_state_dict(state)
+            network.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise DataError(f"{source} does not hold the weights of a {self.model}: {error}") from error
         network.fc = head(features)

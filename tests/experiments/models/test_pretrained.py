@@ -80,3 +80,11 @@ def test_missing_weights_are_said_before_anything_is_written(tmp_path: Path) -> 
 def test_no_weights_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="weights must name"):
         PretrainedResNet(weights="")
+
+
+def test_weights_in_half_precision_become_single(tmp_path: Path, settings: PretrainedResNet, weights: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: v.half() if v.is_floating_point() else v for name, v in state.items()}, tmp_path / "half.pth")
+    model = replace(settings, weights=str(tmp_path / "half.pth")).build(SHAPE, 2, seed=0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.conv1.weight, state["conv1.weight"].half().float())
