@@ -1,0 +1,69 @@
+"""Kill runs at random moments, as the system does, and go on with them: ``python -m tests.experiments.kills FOLDER``.
+
+A process of its own: it imports once, and forks each run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from steelyard.experiments.recipe import Recipe, load_recipe
+from steelyard.experiments.run import execute
+
+RECIPES = {
+    "coloured_digits/erm": ["method.training.steps=300", "method.training.batch_size=64"],
+    "coloured_digits/jtt": ["method.training.steps=150", "method.training.batch_size=64"],
+    "coloured_digits/lff": ["method.training.steps=150", "method.training.batch_size=64"],
+    "coloured_digits/sparse_irm": ["method.training.steps=150"],
+    "coloured_digits/maple": ["method.steps=6", "method.inner.steps=20", "method.folds=2"],
+}
+KILLS = 20
+
+
+def forked(recipe: Recipe, place: Path) -> int:
+    """Start the run in a process of its own, and return that."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            execute(recipe, place, name="x", resume=True, checkpoint_every=7)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def main(folder: Path) -> None:
+    """Print, for each kill, the recipe, the seconds after which it came, whether it met a live run, and its stage."""
+    torch.set_num_threads(1)
+    draw = random.Random(0)
+    names = sorted(RECIPES)
+    seconds: dict[str, float] = {}
+    recipes = {name: load_recipe(name, ["model.hidden=[16]", *RECIPES[name]]) for name in names}
+    for name in names:
+        began = time.perf_counter()
+        assert os.waitpid(forked(recipes[name], folder / name / "whole"), 0)[1] == 0
+        seconds[name] = time.perf_counter() - began
+    for number in range(KILLS):
+        name = names[number % len(names)]
+        place = folder / name / f"kill{number}"
+        child, delay = forked(recipes[name], place), draw.random() * seconds[name]
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        checkpoint = (place / "checkpoint.safetensors").exists()
+        assert os.waitpid(forked(recipes[name], place), 0)[1] == 0
+        fact = {"recipe": name, "delay": delay, "killed": os.WIFSIGNALED(status), "checkpoint": checkpoint}
+        print(json.dumps({**fact, "place": str(place)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
