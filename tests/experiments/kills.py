@@ -15,26 +15,32 @@ from pathlib import Path
 
 import torch
 
+from steelyard.experiments.data import Splits
 from steelyard.experiments.recipe import Recipe, load_recipe
 from steelyard.experiments.run import execute
 
 RECIPES = {
-    "coloured_digits/erm": ["method.training.steps=300", "method.training.batch_size=64"],
-    "coloured_digits/jtt": ["method.training.steps=150", "method.training.batch_size=64"],
-    "coloured_digits/lff": ["method.training.steps=150", "method.training.batch_size=64"],
-    "coloured_digits/sparse_irm": ["method.training.steps=150"],
-    "coloured_digits/maple": ["method.steps=6", "method.inner.steps=20", "method.folds=2"],
+    "coloured_digits/erm": ["method.training.steps=150", "method.training.batch_size=64"],
+    "coloured_digits/jtt": [
+        "method.training.steps=80",
+        "method.training.batch_size=64",
+        "method.identification.steps=80",
+        "method.identification.batch_size=64",
+    ],
+    "coloured_digits/lff": ["method.training.steps=80", "method.training.batch_size=64"],
+    "coloured_digits/sparse_irm": ["method.training.steps=80", "method.training.batch_size=64"],
+    "coloured_digits/maple": ["method.steps=5", "method.inner.steps=10", "method.folds=2"],
 }
 KILLS = 20
 
 
-def forked(recipe: Recipe, place: Path) -> int:
+def forked(recipe: Recipe, splits: Splits, place: Path) -> int:
     """Start the run in a process of its own, and return that."""
     child = os.fork()
     if not child:
         status = 1
         try:
-            execute(recipe, place, name="x", resume=True, checkpoint_every=7)
+            execute(recipe, place, name="x", splits=splits, resume=True, checkpoint_every=7)
             status = 0
         finally:
             os._exit(status)
@@ -48,19 +54,20 @@ def main(folder: Path) -> None:
     names = sorted(RECIPES)
     seconds: dict[str, float] = {}
     recipes = {name: load_recipe(name, ["model.hidden=[16]", *RECIPES[name]]) for name in names}
+    splits = recipes[names[0]].data.load(0)  # once, so that the kills come while a run works and not while it loads
     for name in names:
         began = time.perf_counter()
-        assert os.waitpid(forked(recipes[name], folder / name / "whole"), 0)[1] == 0
+        assert os.waitpid(forked(recipes[name], splits, folder / name / "whole"), 0)[1] == 0
         seconds[name] = time.perf_counter() - began
     for number in range(KILLS):
         name = names[number % len(names)]
         place = folder / name / f"kill{number}"
-        child, delay = forked(recipes[name], place), draw.random() * seconds[name]
+        child, delay = forked(recipes[name], splits, place), draw.random() * seconds[name]
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         checkpoint = (place / "checkpoint.safetensors").exists()
-        assert os.waitpid(forked(recipes[name], place), 0)[1] == 0
+        assert os.waitpid(forked(recipes[name], splits, place), 0)[1] == 0
         fact = {"recipe": name, "delay": delay, "killed": os.WIFSIGNALED(status), "checkpoint": checkpoint}
         print(json.dumps({**fact, "place": str(place)}), flush=True)
 
