@@ -61,7 +61,7 @@ def elapsed(work: Callable[[], None]) -> float:
 
 
 def main(folder: Path) -> None:
-    """Print, for each kill, the recipe, the seconds after which it came, whether it met a live run, and its stage."""
+    """Print, for each kill, the recipe, the seconds after which it came, whether it met a live run with a checkpoint."""
     torch.set_num_threads(1)
     draw = random.Random(0)
     names = sorted(RECIPES)
@@ -72,8 +72,9 @@ def main(folder: Path) -> None:
         execute(recipes[name], folder / name / "first", name="x", splits=splits)
     for name in names:
         seconds[name] = elapsed(lambda name=name: finish(recipes[name], splits, folder / name / "whole"))
-    for number in range(KILLS):
-        name = names[number % len(names)]
+    met = number = 0
+    while met < KILLS and number < 4 * KILLS:  # a delay may be longer than the run it was drawn for: then once more
+        name, number = names[number % len(names)], number + 1
         place = folder / name / f"kill{number}"
         child, delay = forked(recipes[name], splits, place), draw.random() * seconds[name]
         time.sleep(delay)
@@ -81,6 +82,7 @@ def main(folder: Path) -> None:
         status = os.waitpid(child, 0)[1]
         checkpoint = (place / "checkpoint.safetensors").exists()
         finish(recipes[name], splits, place)
+        met += os.WIFSIGNALED(status)
         fact = {"recipe": name, "delay": delay, "killed": os.WIFSIGNALED(status), "checkpoint": checkpoint}
         print(json.dumps({**fact, "place": str(place)}), flush=True)
 

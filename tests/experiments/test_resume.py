@@ -354,9 +354,8 @@ def test_twenty_kills(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kills) == 20
-    assert sum(kill["killed"] for kill in kills) >= 15  # a delay may be longer than the run it was drawn for
-    assert sum(kill["checkpoint"] for kill in kills) >= 5
+    assert sum(kill["killed"] for kill in kills) == 20
+    assert sum(kill["checkpoint"] and kill["killed"] for kill in kills) >= 5
     for kill in kills:
         place = Path(kill["place"])
         assert_same_run(place.parent / "whole", place)
