@@ -61,7 +61,7 @@ def elapsed(work: Callable[[], None]) -> float:
 
 
 def main(folder: Path) -> None:
-    """Print, for each kill, the recipe, the seconds after which it came, whether it met a live run with a checkpoint."""
+    """Print, for each kill, the recipe, after how many seconds it came, and whether it met a live run."""
     torch.set_num_threads(1)
     draw = random.Random(0)
     names = sorted(RECIPES)
