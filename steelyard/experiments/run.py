@@ -196,7 +196,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"the run in {place} cannot be read: {error}") from error
     if not history:
         raise RunError(f"the run in {place} has no evaluated step in {METRICS}")
