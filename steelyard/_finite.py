@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +15,11 @@ _SHOWN = 5
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Return whether no entry is NaN or infinite: by one sum of each, and one look at the total."""
-    sums = [tensor.detach().sum().float() for tensor in tensors]
-    if not sums or bool(torch.isfinite(torch.stack(sums).sum())):
+    if not tensors:
+        return True
+    with torch.no_grad():
+        total = float(torch.stack([tensor.sum() for tensor in tensors]).sum())
+    if math.isfinite(total):
         return True
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)  # finite entries may have an infinite sum
 
