@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +15,11 @@ _SHOWN = 5
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Return whether no entry is NaN or infinite: by one sum of each, and one look at the total."""
-    sums = [tensor.detach().sum().float() for tensor in tensors]
-    if not sums or bool(torch.isfinite(torch.stack(sums).sum())):
+    if not tensors:
+        return True
+    with torch.no_grad():
+        total = float(torch.stack([tensor.sum() for tensor in tensors]).sum())
+    if math.isfinite(total):
         return True
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)  # finite entries may have an infinite sum
 
@@ -33,12 +37,12 @@ def some_ids(ids: Tensor) -> str:
     return f"sample{'' if len(ids) == 1 else 's'} {shown}"
 
 
-def named_culprits(model: nn.Module, inputs: Tensor, ids: Tensor) -> str:
-    """Return where NaNs or infinities are: inputs (with their samples), parameters, else gradients; "" for nowhere."""
+def named_culprits(model: nn.Module, inputs: Tensor, ids: Tensor, gradients: bool = False) -> str:
+    """Return where NaNs or infinities are: inputs (with their samples), the model, else `gradients`; "" for nowhere."""
     rows = torch.isfinite(inputs.flatten(1)).all(1) if inputs.is_floating_point() else torch.ones(len(inputs)) > 0
     found = [] if bool(rows.all()) else [f"the inputs of {some_ids(ids[~rows])}"]
     named = [*model.named_parameters(), *model.named_buffers()]
     broken = [f"{name!r} of the model" for name, value in named if not all_finite([value])]
-    if not broken:
+    if gradients and not broken:
         broken = [f"the gradient of {n!r}" for n, p in named if p.grad is not None and not all_finite([p.grad])]
     return " and ".join([*found, *broken[:1]])

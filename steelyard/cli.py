@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 import steelyard
+from steelyard._signals import noted_signals
 from steelyard.experiments.compare import compare
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
@@ -28,6 +31,7 @@ from steelyard.experiments.printed import show_comparison
 from steelyard.experiments.recipe import load_recipe, recipe_names
 from steelyard.experiments.run import Run, check_directory, execute, read_run
 from steelyard.experiments.tables import FILES, write_comparison
+from steelyard.journal import Stopped
 
 __all__ = ["main"]
 
@@ -73,6 +77,8 @@ def run(
     seeds: tuple[int, ...] = (),
     out: Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: int = 200,
     data_root: Path | None = None,
     download: bool = False,
     threads: int = 0,
@@ -93,19 +99,23 @@ def run(
         seeds: seeds to run; the recipe's own if none is given.
         out: folder; runs go to OUT/seed<k> (default: runs/<recipe>).
         overwrite: replace runs that lie there.
+        resume: go on with runs that ended early, leave finished ones alone, begin missing ones.
+        checkpoint_every: optimizer steps between two checkpoints (a MAPLE step counts as its inner runs' steps).
         data_root: where data sets lie (default: $STEELYARD_DATA).
         download: let the data set be downloaded to the data root.
         threads: torch threads; 0 leaves torch's own choice.
     """
     _set_threads(threads)
+    if checkpoint_every < 1:
+        raise UserError(f"--checkpoint-every must be at least 1, got {checkpoint_every}")
     console = Console()
     recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
     places = [folder / f"seed{one.seed}" for one in recipes]
     for place in places:  # all of them before the first hour of training, not after it
-        check_directory(place, overwrite)
+        check_directory(place, overwrite, resume)
     runs = []
-    with _progress(console) as bars:
+    with _progress(console) as bars, noted_signals(lambda: bars.console.print("Finishing the step ...")) as stop:
         watch = _watcher(bars, len(recipes))
         for one, place in zip(recipes, places, strict=True):
 
@@ -121,7 +131,10 @@ def run(
                     data_root=_data_root(data_root),
                     download=download,
                     overwrite=overwrite,
+                    resume=resume,
+                    checkpoint_every=checkpoint_every,
                     progress=progress,
+                    stop=stop,
                 )
             )
     show_comparison(console, compare(runs))
@@ -250,7 +263,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: that of the process) and return the exit status.
 
-    0: done. 2: something the user gave is wrong, said in one line. 130: interrupted.
+    0: done. 2: something the user gave is wrong, said in one line. 130: interrupted. 143: terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
@@ -262,6 +275,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:  # a folder that cannot be written, a disk that is full
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Stopped as stopped:
+        again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
+        said = f"steelyard: stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
+        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        return 128 + stopped.reason
     except KeyboardInterrupt:
         Console(stderr=True).print("steelyard: interrupted")
         return 130

@@ -34,7 +34,8 @@ def outer_gradient(
     """Return the derivatives of `outer` at the final parameters; those by the statistics only where asked for.
 
     Raises:
-        ValueError: `outer` is not a finite scalar, or depends on no optimised parameter.
+        FloatingPointError: `outer` is NaN or infinite.
+        ValueError: `outer` depends on no optimised parameter.
     """
     run.check()
     leaves = {name: p.detach().clone().requires_grad_() for name, p in run.final().items()}
@@ -45,7 +46,7 @@ def outer_gradient(
     with torch.enable_grad(), wrapped as running:
         value = run.evaluate(outer, leaves)
     if not bool(torch.isfinite(value)):
-        raise ValueError(
+        raise FloatingPointError(
             f"outer is {float(value.detach())} at the final parameters; the inner run has diverged or a batch is empty"
         )
     if not value.requires_grad:

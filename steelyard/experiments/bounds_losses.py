@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tokenize
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,10 @@ class ConditionError(UserError, ValueError):
     """What the user gave does not meet a condition of Theorem 1; the message says which."""
 
 
+# What NumPy raises on damaged headers, which it parses as Python (found by tests/fuzz).
+_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, tokenize.TokenError)
+
+
 def read_losses(path: Path) -> Float[Tensor, "m n"]:
     """Read a loss matrix: `.npy` (no pickles) or `.parquet`, a row for each hypothesis and a column for each sample.
 
@@ -32,12 +38,19 @@ def read_losses(path: Path) -> Float[Tensor, "m n"]:
         raise DataError(f"losses: no file at {path}")
     if path.suffix == ".npy":
         try:
-            array = np.load(path, allow_pickle=False)
-        except ValueError as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a header as Python 2 wrote it
+                array = np.load(path, allow_pickle=False)
+        except _UNREADABLE as error:
             raise DataError(f"{path} is not a plain NumPy array: {error}") from error
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path} is an archive of arrays; give one array")
         names: list[str] | None = None
     elif path.suffix in (".parquet", ".pq"):
-        frame = pandas.read_parquet(path)
+        try:
+            frame = pandas.read_parquet(path)
+        except (OSError, ValueError) as error:  # pyarrow's errors are among these
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         names = [str(name) for name in frame.columns]
         for name, kind in zip(names, frame.dtypes, strict=True):
             if not (pandas.api.types.is_numeric_dtype(kind) or pandas.api.types.is_bool_dtype(kind)):

@@ -99,7 +99,10 @@ class Log:
 
 def read_metrics(path: Path) -> tuple[Evaluation, ...]:
     """Return the evaluated steps in a file of metrics; RunError, with the line, where one is damaged."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
     return tuple(_parsed(path, row, line) for row, line in enumerate(lines, start=1))
 
 

@@ -96,7 +96,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = Non
     path = _path(name)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     for override in overrides:
         _set(table, override)
@@ -125,7 +125,7 @@ def _set(table: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected field.field=value, as in --set method.training.steps=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word
     for parent in parents:
         inner = table.setdefault(parent, {})

@@ -140,11 +140,11 @@ def execute(
     check_selection(recipe.selection, splits.groups)
     with holding(directory), _writing(directory):
         begin(directory, recipe, overwrite, resume)
+        with _blamed_on(recipe, name):
+            log = Log(directory, recipe, checkpoint_every, stop)
         if not (directory / CONFIG).is_file():
             config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
             write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-        with _blamed_on(recipe, name):
-            log = Log(directory, recipe, checkpoint_every, stop)
         with log:
             if log.history:
                 progress(log.history[-1])
@@ -196,7 +196,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"the run in {place} cannot be read: {error}") from error
     if not history:
         raise RunError(f"the run in {place} has no evaluated step in {METRICS}")

@@ -190,7 +190,7 @@ class Learner:
             what = f"the loss of the step is {value}, that of each sample finite, on {ids}"
             if math.isfinite(value):
                 what = f"the loss is {value:.4g} and its gradient not finite, on {ids}"
-        culprits = named_culprits(self.model, batch.inputs, batch.index)
+        culprits = named_culprits(self.model, batch.inputs, batch.index, gradients=not bool(bad.any()))
         found = f"; NaN or infinite: {culprits}" if culprits else ""
         return FloatingPointError(f"step {self.done + 1}: {what}{found}; a smaller learning rate may help")
 

@@ -125,7 +125,8 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path, fast: dict
 
 
 def test_divergence_is_null_in_the_metrics_and_nan_in_memory(tmp_path: Path, fast: dict) -> None:
-    diverging = [*fast[ERM], "method.training.optimizer={name='sgd', learning_rate=1e30}"]
+    once = "method.training.steps=1"  # the loss is finite before the first step alone: a second one would stop the run
+    diverging = [*fast[ERM], "method.training.optimizer={name='sgd', learning_rate=1e30}", once]
     run = execute(load_recipe(ERM, diverging), tmp_path, name=ERM)
     lines = [
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))

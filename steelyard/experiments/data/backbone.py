@@ -139,13 +139,20 @@ def _file_name(entry: Any) -> str:
     return entry.url.rpartition("/")[2]
 
 
+# What torch's restricted unpickler and its zip reader raise on damaged bytes (found by tests/fuzz).
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, MemoryError, pickle.UnpicklingError, SafetensorError),
+)
+
+
 def _load(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a file; nothing in it is executed."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"the weights {path} cannot be read: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(

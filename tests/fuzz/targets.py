@@ -1,0 +1,214 @@
+"""What a fuzzer feeds: each target takes bytes as a file that someone gave us, and may end in an error of ours only."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pandas
+import torch
+from safetensors.torch import save
+
+import steelyard
+from steelyard._state import StateError, _digest, decode, encode
+from steelyard.experiments.bounds_losses import read_losses
+from steelyard.experiments.data.backbone import _load as load_weights
+from steelyard.experiments.data.idx import read_idx
+from steelyard.experiments.data.table import read_csv, read_spaced
+from steelyard.experiments.data.waterbirds import Waterbirds
+from steelyard.experiments.errors import UserError
+from steelyard.experiments.log import read_metrics
+from steelyard.experiments.prior_scores import ScoreFile
+from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.run import read_run
+from steelyard.journal import CheckpointError, Journal
+from steelyard.reweight import Reweighting
+from tests.experiments.biased import biased_problem
+
+Target = Callable[[bytes, Path], bool]
+
+KIND = "steelyard.checkpoint.1"
+_PROBLEM = biased_problem(n=8)
+_CHECKPOINT = {
+    "identity": {"steelyard": "0.1.0"},
+    "stages": [{"parts": {"model": {"w": torch.zeros(2)}}, "done": 1, "finished": False, "random": {}}],
+    "results": {},
+    "note": {"steps": 1},
+}
+_LINE = {"step": 1, "extra": {"loss": 0.5}}
+_SPLIT = {"accuracy": 0.5, "loss": 0.7, "environment_accuracy": [0.5, 0.5], "environment_loss": [0.7, None]}
+_CONFIG = {"name": "x", "overrides": [], "recipe": {"data": {"name": "coloured_digits"}, "model": {"name": "mlp"}}}
+
+
+def _saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _parquet() -> bytes:
+    buffer = io.BytesIO()
+    pandas.DataFrame({"index": [0, 1], "weight": [1.0, 2.0], "probability": [0.5, 1.0], "target": [0, 1]}).to_parquet(
+        buffer
+    )
+    return buffer.getvalue()
+
+
+def _npy() -> bytes:
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.zeros((2, 3)))
+    return buffer.getvalue()
+
+
+def _put(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _allow(work: Callable[[], object], *errors: type[Exception]) -> bool:
+    """Return whether `work` gave an answer, and not an error of ours."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's and NumPy's, about odd versions
+            work()
+    except (UserError, *errors):
+        return False
+    return True
+
+
+def state(data: bytes, folder: Path) -> bool:
+    """The bytes of a file of state."""
+    return _allow(lambda: decode(data, KIND), StateError)
+
+
+def checkpoint(data: bytes, folder: Path) -> bool:
+    """A checkpoint whose digest is right, its tree fuzzed: what a journal makes of it."""
+    tree = data.decode("utf-8", "replace")
+    header = {"format": KIND, "tree": tree, "sha256": _digest(tree, {})}
+    path = _put(folder, "checkpoint.safetensors", save({}, header))
+
+    def go_on() -> None:
+        journal = Journal(path)
+        journal.stage(model=torch.nn.Linear(2, 1))
+        journal.once("score 0", lambda inner: 1)
+
+    return _allow(go_on, CheckpointError)
+
+
+def recipe(data: bytes, folder: Path) -> bool:
+    """A recipe of one's own."""
+    path = _put(folder, "recipe.toml", data)
+    return _allow(lambda: load_recipe(str(path)))
+
+
+def override(data: bytes, folder: Path) -> bool:
+    """A field set on the command line."""
+    return _allow(lambda: load_recipe("coloured_digits/erm", [data.decode("utf-8", "surrogateescape")]))
+
+
+def metrics(data: bytes, folder: Path) -> bool:
+    """The lines of a run."""
+    path = _put(folder, "metrics.jsonl", data)
+    return _allow(lambda: read_metrics(path))
+
+
+def config(data: bytes, folder: Path) -> bool:
+    """The recipe of a run directory."""
+    _put(folder, "run/config.json", data)
+    _put(folder, "run/environment.json", b'{"seconds": 1}')
+    _put(folder, "run/metrics.jsonl", SEEDS["metrics"])
+    return _allow(lambda: read_run(folder / "run"))
+
+
+def result(data: bytes, folder: Path) -> bool:
+    """The samples of a run directory."""
+    _put(folder, "whole/config.json", SEEDS["config"])
+    _put(folder, "whole/environment.json", b'{"seconds": 1}')
+    _put(folder, "whole/metrics.jsonl", SEEDS["metrics"])
+    _put(folder, "whole/result.parquet", data)
+    return _allow(lambda: read_run(folder / "whole"))
+
+
+def reweighting(data: bytes, folder: Path) -> bool:
+    """A file of learned weights (its documented error is ValueError)."""
+    path = _put(folder, "weights.safetensors", data)
+    return _allow(lambda: Reweighting.load(path), ValueError)
+
+
+def backbone(data: bytes, folder: Path) -> bool:
+    """A backbone's weights, as torch saves them."""
+    path = _put(folder, "weights.pt", data)
+    return _allow(lambda: load_weights(path))
+
+
+def losses(data: bytes, folder: Path) -> bool:
+    """A loss matrix of one's own."""
+    path = _put(folder, "losses.npy", data)
+    return _allow(lambda: read_losses(path))
+
+
+def scores(data: bytes, folder: Path) -> bool:
+    """Scores of one's own."""
+    path = _put(folder, "scores.csv", data)
+    return _allow(lambda: ScoreFile(path=str(path)).scores(_PROBLEM))
+
+
+def table(data: bytes, folder: Path) -> bool:
+    """A text table, both ways to read one."""
+    path = _put(folder, "table.csv", data)
+    spaced = _allow(lambda: read_spaced(path, ("a", "b")).codes("b", {"1": 1, "-1": 0}))
+    return _allow(lambda: read_csv(path, ("a", "b")).numbers("a")) or spaced
+
+
+def waterbirds(data: bytes, folder: Path) -> bool:
+    """Waterbirds' metadata.csv."""
+    _put(folder, "waterbird_complete95_forest2water2/metadata.csv", data)
+    return _allow(lambda: Waterbirds().read(folder))
+
+
+def idx(data: bytes, folder: Path) -> bool:
+    """A file of MNIST's format."""
+    path = _put(folder, "train-images-idx3-ubyte", data)
+    return _allow(lambda: read_idx(path, 3))
+
+
+SEEDS: dict[str, bytes] = {
+    "state": encode(_CHECKPOINT, KIND),
+    "checkpoint": json.dumps(
+        {
+            "dict": [
+                ["identity", {"dict": [["steelyard", steelyard.__version__]]}],
+                *([name, {"dict": []}] for name in ("results", "note")),
+                ["stages", {"list": []}],
+            ]
+        }
+    ).encode(),
+    "recipe": b'[data]\nname = "coloured_digits"\n[model]\nname = "mlp"\nhidden = [8]\n[method]\nname = "erm"\n',
+    "override": b"method.training.steps=3",
+    "metrics": json.dumps({**_LINE, "train": _SPLIT, "validation": _SPLIT, "test": _SPLIT}).encode() + b"\n",
+    "config": json.dumps({**_CONFIG, "recipe": {**_CONFIG["recipe"], "method": {"name": "erm"}}}).encode(),  # type: ignore[dict-item]
+    "result": _parquet(),
+    "reweighting": save(
+        {name: torch.ones(2) for name in ("weights", "probabilities")} | {"index": torch.arange(2)},
+        {"format": "steelyard.reweighting", "version": "1", "history": "[]"},
+    ),
+    "backbone": _saved({"w": torch.zeros(2)}),
+    "losses": _npy(),
+    "scores": b"index,score\n0,1.5\n3,-2\n",
+    "table": b"a,b\n1,-1\n2,1\n",
+    "waterbirds": b"img_id,img_filename,y,split,place\n1,a.jpg,0,0,1\n2,b.jpg,1,1,0\n",
+    "idx": b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (1, 2, 2)) + b"\x01\x02\x03\x04",
+}
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (
+        *(state, checkpoint, recipe, override, metrics, config, result, reweighting, backbone, losses, scores),
+        *(table, waterbirds, idx),
+    )
+}
