@@ -16,7 +16,8 @@ class MaskedModel(nn.Module):
 
     The masked parameters are those with two dimensions or more; biases and the parameters of norms are left alone.
     In training the mask is the relaxed (Gumbel-sigmoid) sample of `steelyard.reweight.Mask`; in evaluation it is a hard
-    one, ``1[u < s]`` with uniforms u that stay the same, so that evaluating twice gives the same figures.
+    one, ``1[u < s]`` with uniforms u that stay the same, so that evaluating twice gives the same figures. After `fix`
+    the mask is the given one in both modes.
 
     `parameters()` gives the weights; the keep-probabilities, `scores`, are a buffer that takes gradients (so that an L2
     term over the parameters does not see them). They need an optimizer, and `project` after each of its steps.
@@ -34,6 +35,7 @@ class MaskedModel(nn.Module):
     def __init__(self, model: nn.Module, start: float, seed: int, mask: Mask | None = None) -> None:
         super().__init__()
         self.model, self.mask, self.progress = model, Mask("relaxed") if mask is None else mask, 0.0
+        self.fixed = False
         self.masked = {name: p.shape for name, p in model.named_parameters() if p.ndim > 1}
         parameter = next(model.parameters())
         size = sum(shape.numel() for shape in self.masked.values())
@@ -43,11 +45,34 @@ class MaskedModel(nn.Module):
 
     def forward(self, inputs: Shaped[Tensor, "n *features"]) -> Shaped[Tensor, "n *outputs"]:
         """Return the masked model's outputs."""
-        mask = self.draw() if self.training else self.hard()
-        pieces = mask.split([shape.numel() for shape in self.masked.values()])
+        mask = self.draw() if self.training and not self.fixed else self.hard()
         parameters = dict(self.model.named_parameters())
-        masked = {n: parameters[n] * m.reshape(s) for (n, s), m in zip(self.masked.items(), pieces, strict=True)}
+        masked = {name: parameters[name] * piece for name, piece in self._pieces(mask).items()}
         return torch.func.functional_call(self.model, masked, (inputs,))
+
+    def _pieces(self, mask: Tensor) -> dict[str, Tensor]:
+        """Return each masked parameter's part of `mask`, in its shape."""
+        pieces = mask.split([shape.numel() for shape in self.masked.values()])
+        return {name: m.reshape(shape) for (name, shape), m in zip(self.masked.items(), pieces, strict=True)}
+
+    def fix(self, mask: Float[Tensor, " m"]) -> None:
+        """From now on use this one mask, of zeros and ones; the weights that it leaves out become 0 and stay so.
+
+        The scores become the mask and take no gradients any more.
+
+        Raises:
+            ValueError: another length, other values, or a parameter of which nothing is left.
+        """
+        if mask.shape != self.scores.shape or not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(f"mask must have {len(self.scores)} entries, each 0 or 1, got shape {tuple(mask.shape)}")
+        for name, piece in self._pieces(mask).items():
+            if not bool(piece.any()):
+                raise ValueError(f"the mask leaves nothing of {name!r}, and the outputs would be constant; keep more")
+        self.fixed = True
+        with torch.no_grad():
+            self.scores = mask.to(self.scores).clone()
+            for name, piece in self._pieces(self.scores).items():
+                self.model.get_parameter(name).mul_(piece)
 
     def draw(self) -> Float[Tensor, " m"]:
         """Return a new relaxed mask, with a graph to the scores."""
@@ -56,6 +81,18 @@ class MaskedModel(nn.Module):
     def hard(self) -> Float[Tensor, " m"]:
         """Return the mask of evaluation, zeros and ones."""
         return (self.uniforms < self.scores.detach()).to(self.scores.dtype)
+
+    def follow(self, optimizer: torch.optim.Optimizer, steps: int, budget: float) -> None:
+        """After each step of `optimizer` from now on project the scores and move `progress` on by 1 / `steps`."""
+        taken = 0
+
+        def move(*unused: object) -> None:
+            nonlocal taken
+            taken += 1
+            self.progress = taken / steps
+            self.project(budget)
+
+        optimizer.register_step_post_hook(move)
 
     def project(self, budget: float) -> None:
         """Put the scores onto {0 <= s <= 1, sum s <= budget * number of scores}."""

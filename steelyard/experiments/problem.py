@@ -13,7 +13,7 @@ from steelyard.experiments.data import Splits
 from steelyard.experiments.models import HEADS, Head, Model
 from steelyard.reweight import Reweighting
 
-__all__ = ["Fitted", "Observer", "Problem"]
+__all__ = ["Fitted", "Observer", "Problem", "silent"]
 
 
 @runtime_checkable
@@ -23,6 +23,10 @@ class Observer(Protocol):
     def __call__(self, step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
         """Measure `model` after `step` steps (from 1); `extra` holds the method's own figures."""
         ...
+
+
+def silent(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
+    """Measure nothing: the observer of a training whose model is not yet the method's."""
 
 
 @dataclass(frozen=True)

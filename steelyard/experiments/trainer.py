@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
-from steelyard.experiments.batches import shuffled
+from steelyard.experiments.batches import Gather, shuffled
 from steelyard.experiments.problem import Observer, Problem
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
@@ -58,6 +58,8 @@ class Training:
         batch_size: samples a step, drawn without replacement and reshuffled each epoch; 0 takes all of them.
         l2: the coefficient of the sum of squares of all parameters in the loss.
         evaluate_every: steps between two evaluations; the last step is always evaluated.
+        bfloat16: run the model's forward pass under autocast to bfloat16. Parameters, losses and penalties stay in
+            single precision; evaluation does not use it.
         optimizer: the optimizer.
     """
 
@@ -65,6 +67,7 @@ class Training:
     batch_size: int = 0
     l2: float = 0.0
     evaluate_every: int = 10
+    bfloat16: bool = False
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -131,7 +134,7 @@ class Learner:
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
-        self.model, self.loss, self.l2 = model, loss, settings.l2
+        self.model, self.loss, self.l2, self.bfloat16 = model, loss, settings.l2, settings.bfloat16
         self.rule = Uniform() if rule is None else rule
         self.penalty, self.anneal = penalty, anneal
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
@@ -139,7 +142,7 @@ class Learner:
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
         """Take one step; return its loss and the per-sample losses before it, without a graph."""
-        outputs = self.model(batch.inputs)
+        outputs = self._forward(batch.inputs)
         losses = self.loss(outputs, batch.targets)
         total = self.rule.mean(losses, batch)
         if self.l2:
@@ -156,6 +159,13 @@ class Learner:
         self.done += 1
         return float(total.detach()), losses.detach()
 
+    def _forward(self, inputs: Tensor) -> Tensor:
+        if not self.bfloat16:
+            return self.model(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            outputs = self.model(inputs)
+        return outputs.float()  # penalties are small differences of means: eight bits would lose them
+
 
 def train(
     problem: Problem,
@@ -165,7 +175,8 @@ def train(
     rule: Rule | None = None,
     penalty: Risk | None = None,
     anneal: Anneal | None = None,
-    batches: Iterator[Batch] | None = None,
+    data: Batch | None = None,
+    rows: Iterator[Tensor] | None = None,
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> nn.Module:
@@ -178,16 +189,18 @@ def train(
         rule: the sample weights (default: all the same); see `Learner` for the loss of a step.
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
-        batches: what each step is taken on (default: the training samples, by `settings.batch_size`).
+        data: the samples (default: the training samples of the problem).
+        rows: the positions in `data` that each step is taken on (default: all of them, by `settings.batch_size`).
         model: what is trained, in place (default: a new model of the problem).
         optimizer: over the model's parameters (default: as in the settings).
     """
     model = problem.model() if model is None else model
     learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
-    if batches is None:
-        batches = shuffled(problem.splits.train, settings.batch_size, problem.seed)
+    gather = Gather(problem.splits.train if data is None else data)
+    if rows is None:
+        rows = shuffled(torch.arange(len(gather.data)), settings.batch_size, problem.seed)
     for done in range(1, settings.steps + 1):
-        loss, _ = learner.step(next(batches))
+        loss, _ = learner.step(gather(next(rows)))
         if done % settings.evaluate_every == 0 or done == settings.steps:
             observe(done, model, {"loss": loss})
     return model

@@ -89,7 +89,7 @@ class EnvironmentGap(reweight.Risk):
         self._handle = layer.register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features = inputs[0]
+        self.features = inputs[0].float() if inputs[0].dtype == torch.bfloat16 else inputs[0]  # under autocast
 
     def close(self) -> None:
         """Take the hook off the layer."""

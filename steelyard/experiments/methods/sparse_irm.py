@@ -59,15 +59,7 @@ class SparseIRM:
         optimizer = self.training.optimizer.build(model.parameters())
         optimizer.add_param_group({"params": [model.scores], "lr": self.score_rate, "weight_decay": 0.0})
         schedule(optimizer, lambda done: 1.0, lambda done: 0.5 * (1 + math.cos(math.pi * done / self.training.steps)))
-        taken = 0
-
-        def project(*unused: object) -> None:
-            nonlocal taken
-            taken += 1
-            model.progress = taken / self.training.steps
-            model.project(self.budget)
-
-        optimizer.register_step_post_hook(project)
+        model.follow(optimizer, self.training.steps, self.budget)
         return Fitted(self._train(problem, observe, model, optimizer))
 
     def _train(
