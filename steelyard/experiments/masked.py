@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from steelyard.journal import Stateful
 from steelyard.reweight import Mask, project_box_simplex
 
 __all__ = ["MaskedModel"]
@@ -82,19 +86,35 @@ class MaskedModel(nn.Module):
         """Return the mask of evaluation, zeros and ones."""
         return (self.uniforms < self.scores.detach()).to(self.scores.dtype)
 
-    def follow(self, optimizer: torch.optim.Optimizer, steps: int, budget: float) -> None:
-        """After each step of `optimizer` from now on project the scores and move `progress` on by 1 / `steps`."""
-        taken = 0
+    def follow(self, optimizer: torch.optim.Optimizer, steps: int, budget: float) -> Stateful:
+        """After each step of `optimizer` from now on project the scores and move `progress` on by 1 / `steps`.
+
+        Returns:
+            What steps change beside parameters and buffers: something that `train` has to `carry`.
+        """
 
         def move(*unused: object) -> None:
-            nonlocal taken
-            taken += 1
-            self.progress = taken / steps
+            self.progress = (round(self.progress * steps) + 1) / steps
             self.project(budget)
 
         optimizer.register_step_post_hook(move)
+        return _Course(self)
 
     def project(self, budget: float) -> None:
         """Put the scores onto {0 <= s <= 1, sum s <= budget * number of scores}."""
         with torch.no_grad():
             self.scores.copy_(project_box_simplex(self.scores.detach(), budget * len(self.scores), equality=False))
+
+
+class _Course:
+    """The progress of a masked model and the generator of its masks: its own `state_dict` has tensors alone."""
+
+    def __init__(self, model: MaskedModel) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.model.generator.get_state(), "progress": self.model.progress}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.generator.set_state(state["generator"])
+        self.model.progress = float(state["progress"])

@@ -27,6 +27,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e4e7ec",
     "axes.edgecolor": "#98a2b3",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.hashsalt": "steelyard",
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "figure.constrained_layout.use": True,
@@ -136,7 +137,7 @@ def _cycle(count: int) -> list[str]:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as SVG text, without a date."""
+    """Return a figure as SVG text; the caller draws it under `STYLE`."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

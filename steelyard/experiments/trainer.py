@@ -5,19 +5,22 @@ A method is a choice of these; see `steelyard.experiments.methods`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.batches import Gather, shuffled
 from steelyard.experiments.problem import Observer, Problem
+from steelyard.journal import Stateful
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
@@ -99,10 +102,17 @@ class Anneal:
         return self.before if step < self.at else self.weight
 
 
-def schedule(optimizer: torch.optim.Optimizer, *factors: Callable[[int], float]) -> None:
-    """From now on multiply the learning rates: that of each parameter group by its factor of the steps done."""
+def schedule(
+    optimizer: torch.optim.Optimizer, *factors: Callable[[int], float]
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """From now on multiply the learning rates: that of each parameter group by its factor of the steps done.
+
+    Returns:
+        What counts the steps: something that `train` has to `carry`.
+    """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, list(factors))
     optimizer.register_step_post_hook(lambda *unused: scheduler.step())
+    return scheduler
 
 
 class Learner:
@@ -141,7 +151,11 @@ class Learner:
         self.done = 0
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
-        """Take one step; return its loss and the per-sample losses before it, without a graph."""
+        """Take one step; return its loss and the per-sample losses before it, without a graph.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is NaN or infinite; the parameters are those before the step.
+        """
         outputs = self._forward(batch.inputs)
         losses = self.loss(outputs, batch.targets)
         total = self.rule.mean(losses, batch)
@@ -155,9 +169,43 @@ class Learner:
             total = total / max(1.0, strength)
         self.optimizer.zero_grad()
         total.backward()
+        value, losses = float(total.detach()), losses.detach()
+        if not (math.isfinite(value) and all_finite([p.grad for p in self._trained() if p.grad is not None])):
+            raise self._not_finite(value, losses, batch)
         self.optimizer.step()
         self.done += 1
-        return float(total.detach()), losses.detach()
+        return value, losses
+
+    def _trained(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _not_finite(self, value: float, losses: Tensor, batch: Batch) -> FloatingPointError:
+        """Return an error that names the step, what is NaN or infinite, and the samples."""
+        bad = ~torch.isfinite(losses)
+        if bool(bad.any()):
+            what = f"the loss of {some_ids(batch.index[bad])} is {losses[bad][0].item()}"
+        else:
+            ids = some_ids(batch.index)
+            what = f"the loss of the step is {value}, that of each sample finite, on {ids}"
+            if math.isfinite(value):
+                what = f"the loss is {value:.4g} and its gradient not finite, on {ids}"
+        culprits = named_culprits(self.model, batch.inputs, batch.index)
+        found = f"; NaN or infinite: {culprits}" if culprits else ""
+        return FloatingPointError(f"step {self.done + 1}: {what}{found}; a smaller learning rate may help")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on but the batch."""
+        return {"done": self.done, **{name: part.state_dict() for name, part in self._parts().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.done = state["done"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Stateful]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "rule": self.rule, "penalty": self.penalty}
+        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
     def _forward(self, inputs: Tensor) -> Tensor:
         if not self.bfloat16:
@@ -179,8 +227,9 @@ def train(
     rows: Iterator[Tensor] | None = None,
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    carry: Mapping[str, Stateful] | None = None,
 ) -> nn.Module:
-    """Train a model of `problem` and return it.
+    """Train a model of `problem` and return it: a stage of the problem's journal.
 
     Args:
         problem: data, model and seed.
@@ -193,14 +242,23 @@ def train(
         rows: the positions in `data` that each step is taken on (default: all of them, by `settings.batch_size`).
         model: what is trained, in place (default: a new model of the problem).
         optimizer: over the model's parameters (default: as in the settings).
+        carry: what else the steps change: a learning rate's schedule, a generator. What model, optimizer, rule and
+            penalty have as `state_dict` need not be named.
+
+    Raises:
+        FloatingPointError: see `Learner.step`.
     """
     model = problem.model() if model is None else model
     learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
     gather = Gather(problem.splits.train if data is None else data)
     if rows is None:
         rows = shuffled(torch.arange(len(gather.data)), settings.batch_size, problem.seed)
-    for done in range(1, settings.steps + 1):
-        loss, _ = learner.step(gather(next(rows)))
-        if done % settings.evaluate_every == 0 or done == settings.steps:
-            observe(done, model, {"loss": loss})
+    with problem.journal.stage(learner=learner, **(carry or {})) as stage:
+        for _ in range(stage.done):
+            next(rows)
+        for done in range(stage.done + 1, settings.steps + 1):
+            loss, _ = learner.step(gather(next(rows)))
+            if done % settings.evaluate_every == 0 or done == settings.steps:
+                observe(done, model, {"loss": loss})
+            stage.step(done, last=done == settings.steps)
     return model

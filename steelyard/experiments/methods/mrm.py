@@ -15,6 +15,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.problem import Fitted, Observer, Problem, silent
 from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
+from steelyard.journal import Stateful
 from steelyard.reweight.rules import Uniform
 
 __all__ = ["MRM"]
@@ -84,8 +85,9 @@ class MRM:
         model = MaskedModel(whole.requires_grad_(False), _START, problem.seed)
         optimizer = self.search.optimizer.build(model.parameters())  # frozen ones, which get no gradient
         optimizer.add_param_group({"params": [model.scores], "weight_decay": 0.0})
-        model.follow(optimizer, self.search.steps, budget=1.0)  # the box alone: the regulariser is the budget
-        self._train(problem, self.search, silent, model, _Sparse(model.scores, self.sparsity), optimizer)
+        course = model.follow(optimizer, self.search.steps, budget=1.0)  # the box alone: the regulariser is the budget
+        rule = _Sparse(model.scores, self.sparsity)
+        self._train(problem, self.search, silent, model, rule, optimizer, {"mask": course})
         return (model.scores.detach() >= 0.5).to(model.scores.dtype)
 
     def _train(
@@ -96,11 +98,20 @@ class MRM:
         model: nn.Module,
         rule: _Sparse | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        carry: Mapping[str, Stateful] | None = None,
     ) -> nn.Module:
         penalty = _PENALTIES.get(self.risk)
         anneal = self.penalty if penalty is not None else None
         return train(
-            problem, settings, observe, rule=rule, penalty=penalty, anneal=anneal, model=model, optimizer=optimizer
+            problem,
+            settings,
+            observe,
+            rule=rule,
+            penalty=penalty,
+            anneal=anneal,
+            model=model,
+            optimizer=optimizer,
+            carry=carry,
         )
 
 

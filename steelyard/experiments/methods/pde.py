@@ -72,5 +72,16 @@ class PDE:
         )
         model = problem.model()
         optimizer = self.training.optimizer.build(model.parameters())
-        schedule(optimizer, lambda done: 1.0 if done < self.warm_up else self.late_rate)
-        return Fitted(train(problem, self.training, observe, data=data, rows=rows, model=model, optimizer=optimizer))
+        scheduler = schedule(optimizer, lambda done: 1.0 if done < self.warm_up else self.late_rate)
+        return Fitted(
+            train(
+                problem,
+                self.training,
+                observe,
+                data=data,
+                rows=rows,
+                model=model,
+                optimizer=optimizer,
+                carry={"schedule": scheduler},
+            )
+        )
