@@ -19,9 +19,8 @@ from steelyard.experiments.active.loop import Schedule
 from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.noise import Noise, NoNoise
 from steelyard.experiments.active.view import last_linear
-from steelyard.experiments.convnets import VGG8, VGG16, LeNet5, PreActResNet18
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.models import MLP
+from steelyard.experiments.models import Model
 from steelyard.experiments.recipe import names_in, read_table
 from steelyard.experiments.schema import parse
 
@@ -30,7 +29,6 @@ __all__ = ["ActiveRecipe", "active_recipe_names", "load_active_recipe", "with_dr
 _SHIPPED = Path(__file__).parent / "recipes"
 
 ActiveData: TypeAlias = FourMoons | Digits | MNIST | CIFAR10 | SVHN
-ActiveModel: TypeAlias = MLP | LeNet5 | PreActResNet18 | VGG8 | VGG16
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class ActiveRecipe:
     """
 
     data: ActiveData
-    model: ActiveModel
+    model: Model
     noise: Noise = field(default_factory=NoNoise)
     selector: str = "lhd"
     schedule: Schedule = field(default_factory=Schedule)
