@@ -86,7 +86,7 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     again = read_active_run(tmp_path / "run")
     assert (again.recipe, again.name, again.overrides) == (RECIPE, "digits", ("selector=lhd",))
     assert {path.name for path in run.directory.iterdir()} == {
-        *("config.json", "environment.json", "rounds.csv", "state.safetensors"),
+        *("config.json", "environment.json", "rounds.csv", "state.safetensors", "run.lock"),
     }
     header, *rows = (run.directory / "rounds.csv").read_text().splitlines()
     assert header.startswith("round,labelled,clean_share")
@@ -102,7 +102,7 @@ def test_a_run_does_not_overwrite_what_it_was_not_told_to(tmp_path: Path) -> Non
     execute(RECIPE, place)
     with pytest.raises(RunError, match=r"not empty.*--resume.*--overwrite"):
         execute(RECIPE, place)
-    with pytest.raises(RunError, match=r"another recipe \(its dropout is 0.2, here it is 0.3\)"):
+    with pytest.raises(RunError, match=r"another recipe: dropout is 0.2 there and 0.3 here"):
         execute(replace(RECIPE, dropout=0.3), place, resume=True)
     with pytest.raises(RunError, match="exclude"):
         execute(RECIPE, place, resume=True, overwrite=True)
@@ -112,6 +112,16 @@ def test_a_run_does_not_overwrite_what_it_was_not_told_to(tmp_path: Path) -> Non
     (place / "notes.txt").unlink()
     execute(replace(RECIPE, dropout=0.3), place, overwrite=True)
     assert read_active_run(place).recipe.dropout == 0.3
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+
+    def second(done: Round) -> None:
+        with pytest.raises(RunError, match="wait for it"):
+            execute(RECIPE, place, resume=True)
+
+    execute(replace(RECIPE, schedule=Schedule(20, 10, 0)), place, progress=second)
 
 
 def test_a_damaged_state_is_named_and_left(tmp_path: Path) -> None:
