@@ -82,7 +82,7 @@ def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Non
 
 
 def check_recipe(directory: Path, recipe: object) -> None:
-    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe` (a dataclass of any kind)."""
+    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe` (of any kind)."""
     path = directory / CONFIG
     if not path.is_file():
         return

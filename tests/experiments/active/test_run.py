@@ -86,7 +86,7 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     again = read_active_run(tmp_path / "run")
     assert (again.recipe, again.name, again.overrides) == (RECIPE, "digits", ("selector=lhd",))
     assert {path.name for path in run.directory.iterdir()} == {
-        *("config.json", "environment.json", "rounds.csv", "state.safetensors", "run.lock"),
+        *("config.json", "environment.json", "rounds.csv", "state.safetensors"),
     }
     header, *rows = (run.directory / "rounds.csv").read_text().splitlines()
     assert header.startswith("round,labelled,clean_share")
