@@ -69,7 +69,8 @@ def markdown(values: Mapping[Cell, Spread]) -> str:
     """Return a table in per cent, mean ± standard deviation over seeds; the rows with fine-tuning come last."""
     noises = list(dict.fromkeys(noise for _, _, noise in values))
     methods = sorted(dict.fromkeys((selector, tuned) for selector, tuned, _ in values), key=lambda method: method[1])
-    lines = [["method", *noises], ["---"] * (1 + len(noises))]
+    heads = ["no noise added" if noise == "none" else noise for noise in noises]
+    lines = [["method", *heads], ["---"] * (1 + len(noises))]
     for selector, tuned in methods:
         row = [values.get((selector, tuned, noise)) for noise in noises]
         lines.append([_label(selector, tuned), *("" if spread is None else spread.percent() for spread in row)])
