@@ -17,7 +17,7 @@ from steelyard.experiments.active.seeds import derived, global_state
 from steelyard.experiments.models import cross_entropy
 from steelyard.experiments.trainer import Learner, Training
 
-__all__ = ["Epochs", "Fit", "Fitting", "Learned", "train_epochs"]
+__all__ = ["Epochs", "Fit", "Fitting", "Learned", "first_round_shared", "train_epochs"]
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,20 @@ class Fitting:
             order = torch.Generator().manual_seed(derived(seed, 2))
             epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order)
         return Learned(model, average, {"epochs": float(epochs), "fit_accuracy": accuracy})
+
+
+def first_round_shared(fit: Fit, known: dict[object, Learned], key: object) -> Fit:
+    """Return `fit`, its first round taken from `known` where that has `key`, and put there where it does not.
+
+    The first round depends on neither the selector nor anything else that `key` does not name: what is taken is equal
+    bit for bit to what `fit` would train.
+    """
+
+    def shared(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+        if start is not None:
+            return fit(labelled, unlabelled, start, seed)
+        if key not in known:
+            known[key] = fit(labelled, unlabelled, None, seed)
+        return known[key].copy()
+
+    return shared
