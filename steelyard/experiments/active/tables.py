@@ -16,7 +16,7 @@ __all__ = ["Cell", "Cells", "cells", "markdown", "noise_title", "rounds_table", 
 Cell = tuple[str, bool, str]
 """Selector, with fine-tuning or not, kind of noise."""
 
-_NOT_FIGURES = ("seconds_select", "seconds_train")
+_SUMMARISED = ("test", "test_learnable", "average_test", "validation", "clean_share_selected")
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class Cells:
             for cell, runs in self.runs.items()
             if all(metric in run.history[-1] for run in runs)
         }
-
-    @property
-    def metrics(self) -> list[str]:
-        """The figures that any last round has."""
-        return list(dict.fromkeys(name for runs in self.runs.values() for run in runs for name in run.history[-1]))
 
 
 def cells(runs: Sequence[ActiveRun]) -> Cells:
@@ -102,7 +97,7 @@ def rounds_table(found: Cells) -> str:
 
 
 def summary(found: Cells, recipe: str, command: str) -> list[dict[str, object]]:
-    """Return the rows of a `summary.json` under results/: a row for each cell and figure of the last round."""
+    """Return the rows of a `summary.json` under results/: accuracies and clean shares after the last round."""
     return [
         {
             "recipe": recipe,
@@ -115,8 +110,7 @@ def summary(found: Cells, recipe: str, command: str) -> list[dict[str, object]]:
             "seeds": [run.recipe.seed for run in found.runs[(selector, tuned, noise)]],
             "command": command,
         }
-        for metric in found.metrics
-        if metric not in _NOT_FIGURES
+        for metric in _SUMMARISED
         for (selector, tuned, noise), spread in found.last(metric).items()
     ]
 
