@@ -1,0 +1,149 @@
+"""What a round of active learning trains: a model and the moving average of its weights (LHD, Algorithm 1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from steelyard import _check, selectors
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.active.seeds import derived, global_state
+from steelyard.experiments.models import cross_entropy
+from steelyard.experiments.trainer import Learner, OptimizerSettings, Training
+
+__all__ = ["Epochs", "Fit", "Fitting", "Learned", "train_epochs"]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a round's training ends with.
+
+    Attributes:
+        model: the main model.
+        average: the moving average of its weights; calling it evaluates the average.
+        facts: figures of the training, such as epochs and accuracy on what it was fitted to.
+    """
+
+    model: nn.Module
+    average: AveragedModel
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    def copy(self) -> Learned:
+        """Return a deep copy: training it leaves this one as it is."""
+        return Learned(copy.deepcopy(self.model), copy.deepcopy(self.average), dict(self.facts))
+
+
+@runtime_checkable
+class Fit(Protocol):
+    """How a round trains. Plain training, fine-tuning and adversarial training are all of this form."""
+
+    def __call__(self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+        """Return what was learned; must not change `start`.
+
+        Args:
+            labelled: the samples labelled so far, in the order they were picked.
+            unlabelled: ``(m, ...)`` inputs of the rest of the pool.
+            start: the round before, None in the first round.
+            seed: of this round's training; nothing else may be random.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How long one model is trained, by epochs.
+
+    An epoch is cut into batches of nearly equal size, at most `batch_size`: no sample is left out and no batch is a
+    lone remainder, which BatchNorm could not take.
+
+    Attributes:
+        epochs: at most.
+        batch_size: samples a step, at most.
+        learning_rate: of Adam (betas 0.9, 0.999).
+        stop_accuracy: training ends with the first epoch whose accuracy is at least this: the share of samples that
+            each step's model got right just before the step, dropout included, so that it costs no second pass.
+
+    References:
+        Khosla et al., appendix B, and the stop rule of their code (which goes back to that of BADGE).
+    """
+
+    epochs: int = 500
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    stop_accuracy: float = 0.99
+
+    def __post_init__(self) -> None:
+        _check.integer("epochs", self.epochs, low=1)
+        _check.integer("batch_size", self.batch_size, low=2)
+        _check.in_range("learning_rate", self.learning_rate, low=0.0, open_low=True)
+        _check.in_range("stop_accuracy", self.stop_accuracy, low=0.0, high=1.0, open_low=True)
+
+
+def train_epochs(
+    model: nn.Module, average: AveragedModel, data: Batch, settings: Epochs, generator: torch.Generator
+) -> tuple[int, float]:
+    """Train `model` in place on `data`, updating `average` after every step; return epochs and the last accuracy.
+
+    Args:
+        model: returns logits ``(b, classes)``. average: of `selectors.ema`.
+        data: at least one sample. settings: how long.
+        generator: of the order of the samples, on the CPU.
+    """
+    learner = Learner(model, cross_entropy, Training(optimizer=OptimizerSettings("adam", settings.learning_rate)))
+    decisions: list[Tensor] = []
+
+    def listen(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        decisions.append(outputs.detach().argmax(1))
+
+    hook = model.register_forward_hook(listen)  # the trainer's step hands back losses alone
+    model.train()
+    average.train()
+    accuracy, epoch = 0.0, 0
+    try:
+        while epoch < settings.epochs and accuracy < settings.stop_accuracy:
+            decisions.clear()
+            order = torch.randperm(len(data), generator=generator).to(data.targets.device)
+            for rows in order.tensor_split(-(-len(data) // settings.batch_size)):
+                learner.step(data.take(rows))
+                average.update_parameters(model)
+            accuracy = float((torch.cat(decisions) == data.targets[order]).double().mean())
+            epoch += 1
+    finally:
+        hook.remove()
+    return epoch, accuracy
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Algorithm 1's training of a round: the main model on what is labelled, the average beside it.
+
+    Attributes:
+        build: seed -> a new model on the device of the data.
+        epochs: how long.
+        decay: of the average; the decay of step k (from 0) is min(1 - 1 / (k + 1), decay).
+        start: whether a round trains a new model or goes on with that of the round before.
+    """
+
+    build: Callable[[int], nn.Module]
+    epochs: Epochs = field(default_factory=Epochs)
+    decay: float = 0.999
+    start: Literal["scratch", "warm"] = "scratch"
+
+    def __call__(self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+        """Return the trained model and its average; see `Fit`."""
+        with global_state(derived(seed, 0), labelled.targets.device):
+            if start is not None and self.start == "warm":
+                learned = start.copy()
+                model, average = learned.model, learned.average
+            else:
+                model = self.build(derived(seed, 1))
+                average = selectors.ema(model, self.decay, bias_corrected=True)
+            order = torch.Generator().manual_seed(derived(seed, 2))
+            epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order)
+        return Learned(model, average, {"epochs": float(epochs), "fit_accuracy": accuracy})
