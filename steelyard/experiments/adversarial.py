@@ -1,11 +1,8 @@
 """Adversarial examples by projected gradient ascent (PGD), training on them, and accuracy under them.
 
-Training stays the one trainer's: `perturbed` turns its stream of batches into one of adversarial batches, each made
-against the model as it is at that step::
+Training stays the one trainer's: an `Adversary` attacks each step's batch, against the model as it is at that step::
 
-    model = problem.model()
-    batches = perturbed(shuffled(data, 64, seed), model, problem.loss, attack, seed)
-    train(problem, settings, observe, model=model, batches=batches)
+    train(problem, settings, observe, perturb=Adversary(PGD(epsilon=0.2, step=0.05, steps=7), problem.loss, seed))
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.models import Head
 
-__all__ = ["PGD", "perturbed", "robust_accuracy"]
+__all__ = ["PGD", "Adversary", "robust_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -113,22 +111,28 @@ class PGD:
         return inputs.clone()
 
 
-def perturbed(batches: Iterator[Batch], model: nn.Module, loss: SampleLoss, attack: PGD, seed: int) -> Iterator[Batch]:
-    """Yield each batch with inputs that `attack` makes against `model` as it is at that moment.
+class Adversary:
+    """Adversarial training: gives each step of the one trainer the adversarial examples of its batch.
 
-    Training on them is adversarial training: a step on ``mean_i max_{|d| <= epsilon} l_i(theta, x_i + d)``, whose
-    gradient is that of the losses at the maximisers (Madry et al. 2018, section 3 and appendix A).
+    A step is then one on ``mean_i max_{|d| <= epsilon} l_i(theta, x_i + d)``, whose gradient is that of the losses at
+    the maximisers (Madry et al. 2018, section 3 and appendix A). A random start depends on the seed and the number of
+    the step alone, so that a resumed run meets the same attacks.
 
     Args:
-        batches: the stream of clean batches.
-        model: the model in training, updated between two batches by whoever takes them.
-        loss: the per-sample loss.
         attack: with ``epsilon = 0`` the batches pass unchanged.
-        seed: of the random starts.
+        loss: the per-sample loss.
+        seed: of the random starts, >= 0.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for batch in batches:
-        yield attack(model, batch, loss, generator=generator)
+
+    def __init__(self, attack: PGD, loss: SampleLoss, seed: int) -> None:
+        self.attack, self.loss = attack, loss
+        self.seed = _check.integer("seed", seed, low=0)
+
+    def __call__(self, model: nn.Module, batch: Batch, step: int) -> Batch:
+        """Return the batch that `step`, counted from 0, is taken on."""
+        words = np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+        return self.attack(model, batch, self.loss, generator=generator)
 
 
 def robust_accuracy(

@@ -21,7 +21,10 @@ from steelyard.experiments.problem import Observer, Problem
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
-__all__ = ["Anneal", "Learner", "OptimizerSettings", "Training", "schedule", "train"]
+__all__ = ["Anneal", "Learner", "OptimizerSettings", "Perturb", "Training", "schedule", "train"]
+
+Perturb = Callable[[nn.Module, Batch, int], Batch]
+"""(model, batch, steps done) -> the batch that the step is taken on; the model is left as it was."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Learner:
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
         optimizer: over the model's parameters (default: as in the settings).
+        perturb: what each step does to its batch first (default: nothing); see `adversarial.Adversary`.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Learner:
         penalty: Risk | None = None,
         anneal: Anneal | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        perturb: Perturb | None = None,
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
@@ -135,10 +140,13 @@ class Learner:
         self.rule = Uniform() if rule is None else rule
         self.penalty, self.anneal = penalty, anneal
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
+        self.perturb = perturb
         self.done = 0
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
         """Take one step; return its loss and the per-sample losses before it, without a graph."""
+        if self.perturb is not None:
+            batch = self.perturb(self.model, batch, self.done)
         outputs = self.model(batch.inputs)
         losses = self.loss(outputs, batch.targets)
         total = self.rule.mean(losses, batch)
@@ -168,6 +176,7 @@ def train(
     batches: Iterator[Batch] | None = None,
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    perturb: Perturb | None = None,
 ) -> nn.Module:
     """Train a model of `problem` and return it.
 
@@ -181,9 +190,19 @@ def train(
         batches: what each step is taken on (default: the training samples, by `settings.batch_size`).
         model: what is trained, in place (default: a new model of the problem).
         optimizer: over the model's parameters (default: as in the settings).
+        perturb: what each step does to its batch first (default: nothing).
     """
     model = problem.model() if model is None else model
-    learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
+    learner = Learner(
+        model,
+        problem.loss,
+        settings,
+        rule=rule,
+        penalty=penalty,
+        anneal=anneal,
+        optimizer=optimizer,
+        perturb=perturb,
+    )
     if batches is None:
         batches = shuffled(problem.splits.train, settings.batch_size, problem.seed)
     for done in range(1, settings.steps + 1):

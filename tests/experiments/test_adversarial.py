@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.adversarial import PGD, perturbed, robust_accuracy
-from steelyard.experiments.batches import shuffled
+from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.models import HEADS, MLP, binary_cross_entropy, cross_entropy
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
 from tests.experiments.biased import biased_problem
@@ -185,29 +185,44 @@ def test_robust_accuracy_by_hand() -> None:
 
 def test_adversarial_training_is_the_plain_loop_on_attacked_batches() -> None:
     problem = biased_problem(n=60)
-    data, seed = problem.splits.train, 3
-    attack = PGD(epsilon=0.5, step=0.2, steps=3, low=-20.0, high=20.0)
-    run = Training(steps=5, batch_size=20, optimizer=OptimizerSettings("sgd", 0.5))
-    ours = problem.model()
-    stream = perturbed(shuffled(data, 20, seed), ours, problem.loss, attack, seed)
-    train(problem, run, lambda step, model, extra: None, model=ours, batches=stream)
-    theirs, generator, batches = problem.model(), seeded(seed), shuffled(data, 20, seed)
-    for _ in range(5):
-        batch = next(batches)
-        noise = torch.rand(batch.inputs.shape, generator=generator)
-        x = batch.inputs + attack.epsilon * (2 * noise - 1)
+    data, starts = problem.splits.train, []
+
+    class Spied(PGD):
+        def __call__(self, model, batch, loss, *, generator):  # type: ignore[no-untyped-def]
+            starts.append(torch.Generator())
+            starts[-1].set_state(generator.get_state())
+            return super().__call__(model, batch, loss, generator=generator)
+
+    attack = Spied(epsilon=0.5, step=0.2, steps=3, low=-20.0, high=20.0)
+    run = Training(steps=5, optimizer=OptimizerSettings("sgd", 0.5))
+    ours = train(problem, run, lambda step, model, extra: None, perturb=Adversary(attack, problem.loss, 3))
+    assert len(starts) == 5
+    theirs = problem.model()
+    for generator in starts:
+        x = data.inputs + 0.5 * (2 * torch.rand(data.inputs.shape, generator=generator) - 1)
         for _ in range(3):
             x = x.detach().requires_grad_()
-            problem.loss(theirs(x), batch.targets).sum().backward()
+            problem.loss(theirs(x), data.targets).sum().backward()
             x = x + 0.2 * x.grad.sign()
-            x = batch.inputs + (x - batch.inputs).clamp(-0.5, 0.5)
+            x = data.inputs + (x - data.inputs).clamp(-0.5, 0.5)
         theirs.zero_grad()
-        problem.loss(theirs(x.detach()), batch.targets).mean().backward()
+        problem.loss(theirs(x.detach()), data.targets).mean().backward()
         with torch.no_grad():
             for parameter in theirs.parameters():
                 parameter -= 0.5 * parameter.grad
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_an_adversarys_starts_depend_on_seed_and_step_alone() -> None:
+    data, still = digits_like(), linear(digits_like(), 3)
+    nn.init.zeros_(still[1].weight)
+    attack = PGD(epsilon=0.1, step=0.1, steps=1)
+    one, two = Adversary(attack, cross_entropy, 0), Adversary(attack, cross_entropy, 0)
+    first = [one(still, data, step).inputs for step in (0, 1, 2)]
+    assert torch.equal(two(still, data, 2).inputs, first[2])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(Adversary(attack, cross_entropy, 1)(still, data, 0).inputs, first[1])
 
 
 def test_adversarial_training_resists_where_plain_training_does_not() -> None:
@@ -218,17 +233,17 @@ def test_adversarial_training_resists_where_plain_training_does_not() -> None:
     fine = 0.2 * sign + 0.04 * torch.randn(400, generator=generator)
     coarse = torch.where(torch.rand(400, generator=generator) < 0.9, sign, -sign) * 0.5
     problem = biased_problem(n=40)
-    data = Batch.of(torch.stack([fine, coarse], 1), targets)
+    data = Batch.of(torch.stack([fine, coarse], 1), targets, environment=targets)
+    problem = replace(problem, splits=replace(problem.splits, train=data))
     attack = PGD(epsilon=0.4, step=0.1, steps=5, low=-2.0, high=2.0)
+    run = Training(steps=300, optimizer=OptimizerSettings("adam", 0.05))
     accuracy = {}
-    for name, trained_on in (("plain", PGD(epsilon=0.0, low=-2.0, high=2.0)), ("adversarial", attack)):
-        model = problem.model()
-        stream = perturbed(shuffled(data, 0, 0), model, problem.loss, trained_on, 0)
-        run = Training(steps=300, optimizer=OptimizerSettings("adam", 0.05))
-        train(problem, run, lambda step, model, extra: None, model=model, batches=stream)
-        accuracy[name] = robust_accuracy(model, data, attack, problem.head)
-    assert accuracy["plain"] < 0.2
-    assert accuracy["adversarial"] > 0.85
+    for epsilon in (0.0, 0.4):
+        adversary = Adversary(replace(attack, epsilon=epsilon), problem.loss, 0)
+        model = train(problem, run, lambda step, model, extra: None, perturb=adversary)
+        accuracy[epsilon] = robust_accuracy(model, data, attack, problem.head)
+    assert accuracy[0.0] < 0.2
+    assert accuracy[0.4] > 0.85
 
 
 @pytest.mark.parametrize(

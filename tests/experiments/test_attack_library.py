@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.adversarial import PGD, perturbed, robust_accuracy
+from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.attack_library import AttackLibraryError, art_classifier, library_accuracy
-from steelyard.experiments.batches import shuffled
 from steelyard.experiments.data import ColouredDigits
 from steelyard.experiments.models import HEADS, MLP, cross_entropy
 from steelyard.experiments.problem import Problem
@@ -37,11 +36,9 @@ def four_classes(model: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Batch]:
     made = problem()
-    model = made.model()
-    attack = PGD(epsilon=0.1, step=0.05, steps=3)
-    stream = perturbed(shuffled(made.splits.train, 100, 0), model, made.loss, attack, 0)
-    run = Training(steps=150, optimizer=OptimizerSettings("adam", 0.01))
-    train(made, run, lambda step, model, extra: None, model=model, batches=stream)
+    adversary = Adversary(PGD(epsilon=0.1, step=0.05, steps=3), made.loss, 0)
+    run = Training(steps=150, batch_size=100, optimizer=OptimizerSettings("adam", 0.01))
+    model = train(made, run, lambda step, model, extra: None, perturb=adversary)
     return model, made.splits.validation.take(torch.arange(60))
 
 
