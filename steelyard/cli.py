@@ -15,19 +15,19 @@ from pandas import DataFrame
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import steelyard
-from steelyard._files import write_text
-from steelyard.experiments.compare import Row, compare, footnotes, short, write_comparison
+from steelyard.experiments.compare import compare
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.evaluation import Evaluation
+from steelyard.experiments.printed import show_comparison
 from steelyard.experiments.recipe import load_recipe, recipe_names
 from steelyard.experiments.run import Run, check_directory, execute, read_run
+from steelyard.experiments.tables import FILES, write_comparison
 
 __all__ = ["main"]
 
@@ -61,7 +61,7 @@ def demo(
     write_comparison(rows, out)
     page = out / "report.html"
     write_report(runs, page)
-    _show(console, rows)
+    show_comparison(console, rows)
     console.print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
     if show:
         webbrowser.open(page.resolve().as_uri())
@@ -124,7 +124,7 @@ def run(
                     progress=progress,
                 )
             )
-    _show(console, compare(runs))
+    show_comparison(console, compare(runs))
     console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
 
 
@@ -135,15 +135,17 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
 
     Args:
         runs: run directories; those of one recipe are averaged over their seeds.
-        out: write comparison.md, comparison.csv, summary.json and, for each data set, its curves here.
+        out: write comparison.md, .csv and .tex, summary.json and, for each data set, its bars and curves here.
     """
     done = _read(runs)
     rows = compare(done)
     console = Console()
-    _show(console, rows)
+    show_comparison(console, rows)
     if out is not None:
+        from steelyard.experiments.compare_plots import write_plots
+
         write_comparison(rows, out)
-        names = ["comparison.md", "comparison.csv", "summary.json", *_write_curves(done, out)]
+        names = [*FILES, *write_plots(done, out)]
         console.print(f"Written: {out}/{', '.join(names)}", markup=False, soft_wrap=True)
 
 
@@ -327,56 +329,9 @@ def _watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int],
     return watch
 
 
-def _write_curves(runs: Sequence[Run], folder: Path) -> list[str]:
-    """Write test accuracy over the runs of each data set; return the names of the files."""
-    from steelyard.experiments.report import test_curves
-
-    written = []
-    for name in dict.fromkeys(run.recipe.data.name for run in runs):
-        curves = test_curves([run for run in runs if run.recipe.data.name == name])
-        if curves is not None:
-            written.append(f"{name}.svg")
-            write_text(folder / written[-1], curves)
-    return written
-
-
 def _frame(frame: DataFrame) -> Table:
     """Return a data frame as a table, numbers to four digits."""
     table = Table(*map(str, frame.columns), box=box.SIMPLE_HEAD, pad_edge=False)
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
-    return table
-
-
-def _show(console: Console, rows: Sequence[Row]) -> None:
-    """Print the table and its footnotes; on a terminal that is too narrow lines wrap, but no number is cut."""
-    table = _table(rows)
-    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    (console if natural <= console.width else Console(width=natural)).print(table)
-    for note in footnotes(rows):
-        console.print(note, markup=False, highlight=False, style="yellow")
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    """Return one line a group of runs: the accuracies in per cent, the selections side by side."""
-    datasets = sorted({row.dataset for row in rows})
-    spread = ", mean ± standard deviation over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
-    table = Table(
-        title=f"Accuracy on {' and '.join(datasets)} (%){spread}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption="train, validation, test: the last step. selected: test at the step that the recipe's criterion "
-        "prefers on validation. best: test at the step best on TEST, for comparison with papers that report it.",
-    )
-    table.add_column("recipe", no_wrap=True)
-    for column in ("train", "validation", "test", "selected", "best", "seeds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    labels = list(dict.fromkeys(row.label for row in rows))
-    names = short(labels, datasets[0]) if len(datasets) == 1 else labels  # the title has the rest
-    for label, name in zip(labels, names, strict=True):
-        last, *selected, best = (row for row in rows if row.label == label)
-        chosen = selected[0] if selected else last
-        spreads = (last.train, last.validation, last.test, chosen.test, best.test)
-        table.add_row(escape(f"{name} {last.marks}".strip()), *(s.percent() for s in spreads), str(len(last.seeds)))
     return table

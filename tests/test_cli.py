@@ -33,8 +33,12 @@ def test_run_compare_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["compare", *map(str, places), "--out", "table"]) == 0
     assert "erm" in capsys.readouterr().out
-    tables = {"comparison.md", "comparison.csv", "summary.json"}
-    assert {path.name for path in (tmp_path / "table").iterdir()} == {*tables, "coloured_digits.svg"}
+    tables = {"comparison.md", "comparison.csv", "comparison.tex", "summary.json"}
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {
+        *tables,
+        "coloured_digits.svg",
+        "coloured_digits_bars.svg",
+    }
     assert "erm" in (tmp_path / "table" / "coloured_digits.svg").read_text()
     command = json.loads((tmp_path / "table" / "summary.json").read_text())[0]["command"]
     assert command.startswith("steelyard run coloured_digits/erm --seeds 0 1 --set method.training.steps=4")

@@ -66,6 +66,7 @@ class Batch:
 
     def take(self, positions: Tensor) -> Batch:
         """Return the samples at `positions` ``(k,)`` of this batch (ids or a boolean mask), ids kept."""
+        positions = positions.to(self.index.device)
         return self._map(lambda tensor: tensor[positions])
 
     def to(self, device: torch.device | str) -> Batch:

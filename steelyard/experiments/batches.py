@@ -1,4 +1,7 @@
-"""Where a training run's batches come from: streams that never end, each with a seed of its own."""
+"""Which samples a training run's steps are taken on: streams of positions that never end, each with a seed of its own.
+
+Positions, not samples: a run that is resumed passes over what was done without gathering any of it.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,48 @@ from torch import Tensor
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 
-__all__ = ["expanding", "group_balanced_subset", "sampled", "shuffled"]
+__all__ = ["Gather", "expanding", "group_balanced_subset", "sampled", "shuffled"]
 
 
-def shuffled(data: Batch, size: int, seed: int) -> Iterator[Batch]:
-    """Yield all of `data` for size 0 (or one as large), else batches without replacement, reshuffled each epoch."""
-    if size == 0 or size >= len(data):
+class Gather:
+    """Gathers `data` at positions ``(b,)``.
+
+    The positions of all samples in their order give `data` itself, and the tensor of the call before gives the batch of
+    the call before: a stream of whole batches copies the samples once, or not at all.
+    """
+
+    def __init__(self, data: Batch) -> None:
+        self.data = data
+        self._last: tuple[Tensor, Batch] | None = None
+
+    def __call__(self, rows: Int[Tensor, " b"]) -> Batch:
+        """Return the samples at `rows`."""
+        if self._last is None or self._last[0] is not rows:
+            count = len(self.data)
+            whole = len(rows) == count and torch.equal(rows.cpu(), torch.arange(count))
+            self._last = (rows, self.data if whole else self.data.take(rows))
+        return self._last[1]
+
+
+def shuffled(positions: Int[Tensor, " n"], size: int, seed: int) -> Iterator[Int[Tensor, " b"]]:
+    """Yield all `positions` for size 0 (or one as large), else parts of `size` of them, reshuffled each epoch."""
+    if size == 0 or size >= len(positions):
         while True:
-            yield data
+            yield positions
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(data), generator=generator).to(data.index.device)
-        for start in range(0, len(data) - size + 1, size):  # an epoch's incomplete last batch is left out
-            yield data.take(order[start : start + size])
+        order = torch.randperm(len(positions), generator=generator).to(positions.device)
+        for start in range(0, len(positions) - size + 1, size):  # an epoch's incomplete last batch is left out
+            yield positions[order[start : start + size]]
 
 
-def sampled(data: Batch, size: int, chance: Float[Tensor, " n"], seed: int) -> Iterator[Batch]:
-    """Yield batches of `size` drawn with replacement, a sample with a probability in proportion to its `chance`."""
+def sampled(size: int, chance: Float[Tensor, " n"], seed: int) -> Iterator[Int[Tensor, " b"]]:
+    """Yield `size` positions drawn with replacement, each with a probability in proportion to its `chance`."""
     _check.integer("size", size, low=1)
     generator = torch.Generator().manual_seed(seed)
-    chance = chance.cpu()  # the generator is a CPU one: the same draws on every device
+    device, chance = chance.device, chance.cpu()  # the generator is a CPU one: the same draws on every device
     while True:
-        yield data.take(torch.multinomial(chance, size, True, generator=generator).to(data.index.device))
+        yield torch.multinomial(chance, size, True, generator=generator).to(device)
 
 
 def group_balanced_subset(groups: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, " k"]:
@@ -50,12 +73,12 @@ def group_balanced_subset(groups: Int[Tensor, " n"], generator: torch.Generator)
 
 
 def expanding(
-    data: Batch, first: Int[Tensor, " k"], size: int, *, warm_up: int, every: int, add: int, seed: int
-) -> Iterator[Batch]:
-    """Yield batches of a growing part of `data`: after `warm_up` batches, `add` more samples each `every` batches.
+    count: int, first: Int[Tensor, " k"], size: int, *, warm_up: int, every: int, add: int, seed: int
+) -> Iterator[Int[Tensor, " b"]]:
+    """Yield positions from a growing part of `count`: after `warm_up` batches, `add` more samples each `every` batches.
 
     Args:
-        data: all samples.
+        count: all samples.
         first: positions of those to start with.
         size: samples a batch, 0 for all of the part.
         warm_up: batches from the first part alone.
@@ -64,13 +87,13 @@ def expanding(
         seed: of the additions and the shuffles.
     """
     generator = torch.Generator().manual_seed(seed)
-    left = torch.ones(len(data), dtype=torch.bool)
+    left = torch.ones(count, dtype=torch.bool)
     left[first.cpu()] = False
     waiting = left.nonzero().flatten()
     waiting = waiting[torch.randperm(len(waiting), generator=generator)].to(first.device)
     part, epoch = first, 0
     for length in _stages(warm_up, every):
-        stream = shuffled(data.take(part), size, seed + epoch)
+        stream = shuffled(part, size, seed + epoch)
         for _ in range(length):
             yield next(stream)
         part, waiting, epoch = torch.cat([part, waiting[:add]]), waiting[add:], epoch + 1

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 
-from steelyard._files import write_text
-from steelyard.experiments.errors import RunError
+from steelyard.experiments.data import DataSet
 from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.run import Run
+from steelyard.experiments.run_groups import group_runs, labels
 from steelyard.experiments.selection import best_on_test, criterion
 
-__all__ = ["BEST_ON_TEST", "Row", "Spread", "compare", "footnotes", "group_runs", "labels", "short", "write_comparison"]
+__all__ = ["BEST_ON_TEST", "BRIEF", "GROUP_METRICS", "Row", "Spread", "compare", "footnotes"]
 
 BEST_ON_TEST = "best on test (for comparison with papers only)"
+GROUP_METRICS = ("test adjusted accuracy", "test worst-group accuracy")
+BRIEF = {  # for tables that have one line a method
+    "train accuracy": "train",
+    "validation accuracy": "validation",
+    "test accuracy": "test",
+    "test adjusted accuracy": "adjusted",
+    "test worst-group accuracy": "worst group",
+}
 BELOW, DIVERGED = "†", "‡"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; the deviation of a single run is 0."""
+    """Mean and sample standard deviation over seeds, and their values; the deviation of a single run is 0."""
 
     mean: float
     std: float
     count: int = 1
+    values: tuple[float, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Return the spread of `values`."""
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+        return cls(
+            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values), tuple(values)
+        )
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.std:.3f}" if self.count > 1 else f"{self.mean:.3f}"
@@ -53,6 +60,7 @@ class Row:
     `diverged` those whose loss there is NaN or infinite.
     `test_worst_group` (the accuracy in each run's worst test group) and `test_adjusted` (the average of the groups
     weighted by their sizes in training) are None where the data set has no groups.
+    `oracle` says that the data hides the shortcut, `data_changes` names the data set's settings that are not its own.
     """
 
     recipe: str
@@ -71,6 +79,8 @@ class Row:
     diverged: int
     test_worst_group: Spread | None = None
     test_adjusted: Spread | None = None
+    oracle: bool = False
+    data_changes: tuple[str, ...] = ()
 
     @property
     def marks(self) -> str:
@@ -88,55 +98,6 @@ class Row:
             "test adjusted accuracy": self.test_adjusted,
         }
         return {name: spread for name, spread in known.items() if spread is not None}
-
-
-def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the runs grouped by recipe (all of it but the seed), groups in order of first appearance, by seed.
-
-    Raises:
-        RunError: two of them have the same settings and the same seed.
-    """
-    groups: dict[tuple[str, object], list[Run]] = {}
-    for run in runs:
-        group = groups.setdefault((run.name, replace(run.recipe, seed=0)), [])
-        twin = next((other for other in group if other.recipe.seed == run.recipe.seed), None)
-        if twin is not None:
-            raise RunError(
-                f"{twin.directory} and {run.directory} are the same run of {run.name}, seed {run.recipe.seed}: "
-                "name one of them, or the spread over seeds is wrong"
-            )
-        group.append(run)
-    return [sorted(group, key=lambda run: run.recipe.seed) for group in groups.values()]
-
-
-def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return a label for each group, no two alike: the recipe's name and, of its variants, the overrides that differ.
-
-    Variants that no override tells apart (a recipe file that was edited between runs) are numbered.
-    """
-    variants: dict[str, list[set[str]]] = {}
-    for group in groups:
-        variants.setdefault(group[0].name, []).append(set(group[0].overrides))
-    made: list[str] = []
-    for group in groups:
-        shared = set.intersection(*variants[group[0].name])
-        own = [_brief(override) for override in dict.fromkeys(group[0].overrides) if override not in shared]
-        label = " ".join([group[0].name, *own])
-        count = sum(other == label or other.startswith(f"{label} (") for other in made)
-        made.append(f"{label} ({count + 1})" if count else label)
-    return made
-
-
-def _brief(override: str) -> str:
-    """Return an override with the last two parts of its field: method.training.steps=4 -> training.steps=4."""
-    field, equals, value = override.partition("=")
-    return ".".join(field.split(".")[-2:]) + equals + value
-
-
-def short(names: Sequence[str], dataset: str) -> list[str]:
-    """Return labels of one data set's groups for where its name is given already: without it, if that is no loss."""
-    brief = [name.removeprefix(f"{dataset}/") for name in names]
-    return [one if brief.count(one) == 1 else name for one, name in zip(brief, names, strict=True)]
 
 
 def compare(runs: Sequence[Run]) -> list[Row]:
@@ -179,7 +140,15 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
         diverged=sum(not evaluation.visible.finite for evaluation in chosen),
         test_worst_group=_spread([evaluation.test.worst_group_accuracy for evaluation in chosen]),
         test_adjusted=_spread([evaluation.test.adjusted_accuracy for evaluation in chosen]),
+        oracle=first.recipe.data.grayscale,
+        data_changes=_changes(first.recipe.data),
     )
+
+
+def _changes(data: DataSet) -> tuple[str, ...]:
+    """Return the fields of a data set that differ from its defaults."""
+    own = type(data)()
+    return tuple(one.name for one in fields(data) if getattr(data, one.name) != getattr(own, one.name))
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
@@ -205,74 +174,3 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
 def _spread(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
     return Spread.of(known) if known and len(known) == len(values) else None
-
-
-def write_comparison(rows: Sequence[Row], folder: Path) -> None:
-    """Write `comparison.md`, `comparison.csv` and `summary.json` into `folder`."""
-    write_text(folder / "comparison.md", markdown(rows))
-    write_text(folder / "comparison.csv", comma_separated(rows))
-    write_text(folder / "summary.json", json.dumps(summary(rows), indent=2, ensure_ascii=False) + "\n")
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Return a Markdown table, and below it a note for each row of last steps that is marked."""
-    names = _metric_names(rows)
-    head = ("recipe", "step taken", *names, "seeds")
-    lines = [head, ("---",) * len(head)]
-    lines += [
-        (
-            f"{row.label} {row.marks}".strip(),
-            row.selection,
-            *(str(row.metrics.get(name, "")) for name in names),
-            str(len(row.seeds)),
-        )
-        for row in rows
-    ]
-    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
-    return table + "".join(f"\n{note}\n" for note in footnotes(rows))
-
-
-def comma_separated(rows: Sequence[Row]) -> str:
-    """Return the comparison as CSV, a column for each number."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = _metric_names(rows)
-    columns = [f"{_key(name)}_{number}" for name in names for number in ("mean", "std")]
-    facts = ("recipe", "label", "dataset", "method", "selection")
-    writer.writerow([*facts, *columns, "steps", "seeds", "below_floor", "diverged", "command"])
-    for row in rows:
-        known = [row.metrics.get(name) for name in names]
-        numbers = [number for spread in known for number in (("", "") if spread is None else (spread.mean, spread.std))]
-        steps, seeds = (" ".join(map(str, values)) for values in (row.steps, row.seeds))
-        named = (row.recipe, row.label, row.dataset, row.method, row.selection)
-        writer.writerow([*named, *numbers, steps, seeds, row.below_floor, row.diverged, row.command])
-    return text.getvalue()
-
-
-def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Return the rows of a `summary.json` under results/: one for each metric."""
-    return [
-        {
-            "recipe": row.recipe,
-            "dataset": row.dataset,
-            "method": row.method,
-            "metric": _key(name),
-            "selection": row.selection,
-            "mean": round(spread.mean, 6),
-            "std": round(spread.std, 6),
-            "seeds": list(row.seeds),
-            "command": row.command,
-        }
-        for row in rows
-        for name, spread in row.metrics.items()
-    ]
-
-
-def _metric_names(rows: Sequence[Row]) -> list[str]:
-    """Return the accuracies that any of the rows has, in order."""
-    return list(dict.fromkeys(name for row in rows for name in row.metrics))
-
-
-def _key(name: str) -> str:
-    return name.replace(" ", "_").replace("-", "_")

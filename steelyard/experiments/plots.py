@@ -12,11 +12,11 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "accuracy_curves", "distributions", "outer_steps"]
+__all__ = ["COLOURS", "STYLE", "accuracy_curves", "distributions", "outer_steps", "svg"]
 
 # Okabe and Ito's palette: readers with any common colour vision tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -27,6 +27,7 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e4e7ec",
     "axes.edgecolor": "#98a2b3",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.hashsalt": "steelyard",
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "figure.constrained_layout.use": True,
@@ -45,7 +46,7 @@ def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float |
         y_label: of the axis.
         reference: height of a dashed line, the accuracy of the oracle.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 4.2))
         axes = figure.subplots()
         grid = np.linspace(0, 100, 201)
@@ -61,7 +62,7 @@ def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float |
             axes.axhline(reference, color="#475467", linestyle="--", linewidth=1.2, label="oracle without colour")
         axes.set(xlabel="share of the run done (%)", ylabel=y_label, title=title, xlim=(0, 100), ylim=(0, 1))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def distributions(samples: pandas.DataFrame, fact: str, names: Mapping[bool, str]) -> str:
@@ -72,7 +73,7 @@ def distributions(samples: pandas.DataFrame, fact: str, names: Mapping[bool, str
         fact: the column to split by.
         names: what to call the samples where the fact is true, and where it is false.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.3))
         left, right = figure.subplots(1, 2)
         _histogram(left, samples, "probability", "keep-probability", (0.0, 1.0), fact, names)
@@ -80,7 +81,7 @@ def distributions(samples: pandas.DataFrame, fact: str, names: Mapping[bool, str
         _histogram(right, samples, "weight", "weight", (0.0, top), fact, names)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def outer_steps(histories: Mapping[str, Sequence[Mapping[str, float]]], count: int) -> str:
@@ -91,7 +92,7 @@ def outer_steps(histories: Mapping[str, Sequence[Mapping[str, float]]], count: i
             outer_loss, kept, and NAME_gradient_norm of whatever is learned.
         count: number of training samples, what the share kept is of.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.1))
         risk, kept, norms = figure.subplots(1, 3)
         for colour, (name, rows) in zip(_cycle(len(histories)), histories.items(), strict=True):
@@ -107,7 +108,7 @@ def outer_steps(histories: Mapping[str, Sequence[Mapping[str, float]]], count: i
         if all(np.isfinite(line.get_ydata()).any() and np.nanmin(line.get_ydata()) > 0 for line in norms.get_lines()):
             norms.set_yscale("log")
         figure.legend(*risk.get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _histogram(
@@ -135,7 +136,8 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[k % len(COLOURS)] for k in range(count)]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG text; the caller draws it under `STYLE`."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

@@ -263,15 +263,15 @@ class PriorSettings:
         if not self.scores:
             return None
         terms = [term for term in self.scores if term.weight]
-        priors = [self._probabilities(term, problem, budget) for term in terms]
+        priors = [self._probabilities(k, term, problem, budget) for k, term in enumerate(terms)]
         if not priors:  # all of weight 0: no opinion
             count = len(problem.splits.train)
             priors = [torch.full((count,), budget / count, dtype=torch.float64)]
         pooled = reweight.pool(priors, budget, weights=[term.weight for term in terms] or None)
         return reweight.Prior(pooled, self.start, self.anchor, reweight.CosineDecay(self.anchor_end))
 
-    def _probabilities(self, term: Score, problem: Problem, budget: float | int) -> Tensor:
-        scores = term.scores(problem)
+    def _probabilities(self, number: int, term: Score, problem: Problem, budget: float | int) -> Tensor:
+        scores = problem.journal.once(f"score {number}", lambda journal: term.scores(replace(problem, journal=journal)))
         return reweight.keep_probabilities(
             scores if term.keep == "high" else -scores, budget, temperature=self.temperature
         )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.data import Splits
 from steelyard.experiments.models import HEADS, Head, Model
+from steelyard.journal import Journal
 from steelyard.reweight import Reweighting
 
-__all__ = ["Fitted", "Observer", "Problem"]
+__all__ = ["Fitted", "Latest", "Observer", "Problem", "silent"]
 
 
 @runtime_checkable
@@ -25,6 +26,10 @@ class Observer(Protocol):
         ...
 
 
+def silent(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
+    """Measure nothing: the observer of a training whose model is not yet the method's."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A data set, a model for it, and a seed.
@@ -33,11 +38,14 @@ class Problem:
         splits: the samples, on the device where training happens.
         model_settings: which model.
         seed: of initial parameters and of whatever a method draws. Methods make their own generators from it.
+        journal: where training writes its checkpoints, and reads those of a run that it goes on with; by default
+            nowhere.
     """
 
     splits: Splits
     model_settings: Model
     seed: int
+    journal: Journal = field(default_factory=Journal, compare=False, repr=False)
 
     @property
     def head(self) -> Head:
@@ -54,6 +62,31 @@ class Problem:
         inputs = self.splits.train.inputs
         model = self.model_settings.build(tuple(inputs.shape[1:]), len(self.splits.classes), self.seed)
         return model.to(inputs.device)
+
+
+class Latest:
+    """The latest model of a method whose steps each make one, to be carried by its stage.
+
+    Args:
+        make: makes a model for what was kept.
+
+    Attributes:
+        model: the model; None before the first step.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        self.model: nn.Module | None = None
+        self._make = make
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's state."""
+        return {"model": None if self.model is None else self.model.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        if state["model"] is not None:
+            self.model = self._make()
+            self.model.load_state_dict(state["model"])
 
 
 @dataclass(frozen=True)

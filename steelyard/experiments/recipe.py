@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,13 @@ from typing import Any
 import torch
 
 from steelyard import _check
+from steelyard._toml import tomllib
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods import Method
 from steelyard.experiments.models import Model
 from steelyard.experiments.schema import parse
 from steelyard.experiments.selection import CRITERIA
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same parser, before it went into the standard library
-    import tomli as tomllib
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]
 

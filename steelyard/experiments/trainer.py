@@ -5,26 +5,26 @@ A method is a choice of these; see `steelyard.experiments.methods`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
-from steelyard.experiments.batches import shuffled
+from steelyard.experiments.batches import Gather, shuffled
 from steelyard.experiments.problem import Observer, Problem
+from steelyard.journal import Stateful
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
-__all__ = ["Anneal", "Learner", "OptimizerSettings", "Perturb", "Training", "schedule", "train"]
-
-Perturb = Callable[[nn.Module, Batch, int], Batch]
-"""(model, batch, steps done) -> the batch that the step is taken on; the model is left as it was."""
+__all__ = ["Anneal", "Learner", "OptimizerSettings", "Training", "schedule", "train"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Training:
         batch_size: samples a step, drawn without replacement and reshuffled each epoch; 0 takes all of them.
         l2: the coefficient of the sum of squares of all parameters in the loss.
         evaluate_every: steps between two evaluations; the last step is always evaluated.
+        bfloat16: run the model's forward pass under autocast to bfloat16. Parameters, losses and penalties stay in
+            single precision; evaluation does not use it.
         optimizer: the optimizer.
     """
 
@@ -68,6 +70,7 @@ class Training:
     batch_size: int = 0
     l2: float = 0.0
     evaluate_every: int = 10
+    bfloat16: bool = False
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -99,10 +102,17 @@ class Anneal:
         return self.before if step < self.at else self.weight
 
 
-def schedule(optimizer: torch.optim.Optimizer, *factors: Callable[[int], float]) -> None:
-    """From now on multiply the learning rates: that of each parameter group by its factor of the steps done."""
+def schedule(
+    optimizer: torch.optim.Optimizer, *factors: Callable[[int], float]
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """From now on multiply the learning rates: that of each parameter group by its factor of the steps done.
+
+    Returns:
+        What counts the steps: something that `train` has to `carry`.
+    """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, list(factors))
     optimizer.register_step_post_hook(lambda *unused: scheduler.step())
+    return scheduler
 
 
 class Learner:
@@ -119,7 +129,6 @@ class Learner:
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
         optimizer: over the model's parameters (default: as in the settings).
-        perturb: what each step does to its batch first (default: nothing); see `adversarial.Adversary`.
     """
 
     def __init__(
@@ -132,22 +141,22 @@ class Learner:
         penalty: Risk | None = None,
         anneal: Anneal | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        perturb: Perturb | None = None,
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
-        self.model, self.loss, self.l2 = model, loss, settings.l2
+        self.model, self.loss, self.l2, self.bfloat16 = model, loss, settings.l2, settings.bfloat16
         self.rule = Uniform() if rule is None else rule
         self.penalty, self.anneal = penalty, anneal
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
-        self.perturb = perturb
         self.done = 0
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
-        """Take one step; return its loss and the per-sample losses before it, without a graph."""
-        if self.perturb is not None:
-            batch = self.perturb(self.model, batch, self.done)
-        outputs = self.model(batch.inputs)
+        """Take one step; return its loss and the per-sample losses before it, without a graph.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is NaN or infinite; the parameters are those before the step.
+        """
+        outputs = self._forward(batch.inputs)
         losses = self.loss(outputs, batch.targets)
         total = self.rule.mean(losses, batch)
         if self.l2:
@@ -160,9 +169,50 @@ class Learner:
             total = total / max(1.0, strength)
         self.optimizer.zero_grad()
         total.backward()
+        value, losses = float(total.detach()), losses.detach()
+        if not (math.isfinite(value) and all_finite([p.grad for p in self._trained() if p.grad is not None])):
+            raise self._not_finite(value, losses, batch)
         self.optimizer.step()
         self.done += 1
-        return float(total.detach()), losses.detach()
+        return value, losses
+
+    def _trained(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _not_finite(self, value: float, losses: Tensor, batch: Batch) -> FloatingPointError:
+        """Return an error that names the step, what is NaN or infinite, and the samples."""
+        bad = ~torch.isfinite(losses)
+        if bool(bad.any()):
+            what = f"the loss of {some_ids(batch.index[bad])} is {losses[bad][0].item()}"
+        else:
+            ids = some_ids(batch.index)
+            what = f"the loss of the step is {value}, that of each sample finite, on {ids}"
+            if math.isfinite(value):
+                what = f"the loss is {value:.4g} and its gradient not finite, on {ids}"
+        culprits = named_culprits(self.model, batch.inputs, batch.index)
+        found = f"; NaN or infinite: {culprits}" if culprits else ""
+        return FloatingPointError(f"step {self.done + 1}: {what}{found}; a smaller learning rate may help")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on but the batch."""
+        return {"done": self.done, **{name: part.state_dict() for name, part in self._parts().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.done = state["done"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Stateful]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "rule": self.rule, "penalty": self.penalty}
+        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        if not self.bfloat16:
+            return self.model(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            outputs = self.model(inputs)
+        return outputs.float()  # penalties are small differences of means: eight bits would lose them
 
 
 def train(
@@ -173,12 +223,13 @@ def train(
     rule: Rule | None = None,
     penalty: Risk | None = None,
     anneal: Anneal | None = None,
-    batches: Iterator[Batch] | None = None,
+    data: Batch | None = None,
+    rows: Iterator[Tensor] | None = None,
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    perturb: Perturb | None = None,
+    carry: Mapping[str, Stateful] | None = None,
 ) -> nn.Module:
-    """Train a model of `problem` and return it.
+    """Train a model of `problem` and return it: a stage of the problem's journal.
 
     Args:
         problem: data, model and seed.
@@ -187,26 +238,27 @@ def train(
         rule: the sample weights (default: all the same); see `Learner` for the loss of a step.
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
-        batches: what each step is taken on (default: the training samples, by `settings.batch_size`).
+        data: the samples (default: the training samples of the problem).
+        rows: the positions in `data` that each step is taken on (default: all of them, by `settings.batch_size`).
         model: what is trained, in place (default: a new model of the problem).
         optimizer: over the model's parameters (default: as in the settings).
-        perturb: what each step does to its batch first (default: nothing).
+        carry: what else the steps change: a learning rate's schedule, a generator. What model, optimizer, rule and
+            penalty have as `state_dict` need not be named.
+
+    Raises:
+        FloatingPointError: see `Learner.step`.
     """
     model = problem.model() if model is None else model
-    learner = Learner(
-        model,
-        problem.loss,
-        settings,
-        rule=rule,
-        penalty=penalty,
-        anneal=anneal,
-        optimizer=optimizer,
-        perturb=perturb,
-    )
-    if batches is None:
-        batches = shuffled(problem.splits.train, settings.batch_size, problem.seed)
-    for done in range(1, settings.steps + 1):
-        loss, _ = learner.step(next(batches))
-        if done % settings.evaluate_every == 0 or done == settings.steps:
-            observe(done, model, {"loss": loss})
+    learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
+    gather = Gather(problem.splits.train if data is None else data)
+    if rows is None:
+        rows = shuffled(torch.arange(len(gather.data)), settings.batch_size, problem.seed)
+    with problem.journal.stage(learner=learner, **(carry or {})) as stage:
+        for _ in range(stage.done):
+            next(rows)
+        for done in range(stage.done + 1, settings.steps + 1):
+            loss, _ = learner.step(gather(next(rows)))
+            if done % settings.evaluate_every == 0 or done == settings.steps:
+                observe(done, model, {"loss": loss})
+            stage.step(done, last=done == settings.steps)
     return model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -44,6 +46,14 @@ class BayesianIRM(Risk):
     def __post_init__(self) -> None:
         _check.in_range("spread", float(self.spread), low=0.0)
         _check.integer("draws", self.draws, low=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.generator.set_state(state["generator"])
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""

@@ -38,6 +38,7 @@ class CrossFit:
         _check.integer("folds", folds, low=2)
         if not inner.restart:
             raise ValueError("folds > 1 needs an InnerRun with restart=True: a warm start has seen every fold")
+        self.folds = folds
         self._inners = [inner.fresh() for _ in range(folds)]
 
     def __call__(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from steelyard import _check
+from steelyard._finite import named_culprits, some_ids
 from steelyard.bilevel import Batch, Outer, SampleLoss, Trajectory
 from steelyard.reweight.risk import Risk
 
@@ -83,14 +83,21 @@ def hypergradient(
     has not seen get 0.
 
     Raises:
-        ValueError: the outcome is not finite.
+        FloatingPointError: the outcome is not finite.
     """
     model.eval()
     if len(trajectory.steps) == 1:
         gradient = estimator(trajectory, outer, samples=train)
     else:
         gradient = estimator(trajectory, outer, index=train.index)
-    return _check.finite("hypergradient", gradient)
+    bad = ~torch.isfinite(gradient)
+    if bool(bad.any()):
+        culprits = named_culprits(model, train.inputs, train.index)
+        raise FloatingPointError(
+            f"the hypergradient of {some_ids(train.index[bad])} is {gradient[bad][0].item()}"
+            + (f"; NaN or infinite after the inner run: {culprits}" if culprits else "")
+        )
+    return gradient
 
 
 class Spread:

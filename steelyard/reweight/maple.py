@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel import Batch, Truncated
+from steelyard.journal import Journal, Stateful
 from steelyard.reweight.constraints import ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hypergradient
@@ -150,6 +152,8 @@ class Maple:
         callbacks: Iterable[Callback] = (),
         *,
         state: OuterState | None = None,
+        journal: Journal | None = None,
+        carry: Mapping[str, Stateful] | None = None,
     ) -> Reweighting:
         """Learn the weights of `train`.
 
@@ -159,9 +163,15 @@ class Maple:
                 on `train` itself, as the authors' code does.
             callbacks: called with an `OuterStep` after each step; True stops the run.
             state: start from here (see `begin`); it is updated in place.
+            journal: where checkpoints are written, after steps of which each counts as its inner steps; if it has one
+                of this run, the run is gone on with after that.
+            carry: what else, of the callbacks, is kept with a checkpoint.
 
         Returns:
             The result after the last step, with the history of all steps.
+
+        Raises:
+            FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
         """
         if self.cross_fit is not None and validation is not None:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
@@ -169,14 +179,16 @@ class Maple:
         target = train if validation is None else validation
         outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast)
         callbacks = list(callbacks)
-        while state.step < self.steps:
-            seen = self._step(state, train, outer)
-            if self.cross_fit is not None and callbacks:
-                seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
-            wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
-            stalled = self.patience is not None and state.step - state.best_step >= self.patience
-            if any(wish is True for wish in wishes) or stalled:
-                break
+        with (journal or Journal()).stage(outer=state, inner=self.inner, **(carry or {})) as stage:
+            finished = stage.finished
+            while state.step < self.steps and not finished:
+                seen = self._finite_step(state, train, outer)
+                if self.cross_fit is not None and callbacks:
+                    seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
+                wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
+                stalled = self.patience is not None and state.step - state.best_step >= self.patience
+                finished = any(wish is True for wish in wishes) or stalled or state.step >= self.steps
+                stage.step(state.step, worth=self.inner_steps, last=finished)
         return Reweighting(
             state.weights.detach().clone(), state.probabilities.detach().clone(), list(state.history), train.index
         )
@@ -206,6 +218,20 @@ class Maple:
                 state.weights.copy_(self.constraints.project_weights(prior / prior.mean()))
         return state
 
+    @property
+    def inner_steps(self) -> int:
+        """Optimizer steps of an outer step's inner runs (without the one that cross-fitting makes for callbacks)."""
+        return self.inner.steps * self.draws * (self.cross_fit.folds if self.cross_fit is not None else 1)
+
+    def _finite_step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
+        """Take one outer step; where it meets a NaN or an infinity, leave the state as it was and say the step."""
+        before = state.generator.get_state()
+        try:
+            return self._step(state, train, outer)
+        except FloatingPointError as error:
+            state.generator.set_state(before)
+            raise FloatingPointError(f"outer step {state.step + 1}: {error}") from error
+
     def _step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
         """Take one outer step: draws, mean gradient, clip, update, project, bookkeeping."""
         progress = state.step / self.steps
@@ -216,6 +242,8 @@ class Maple:
             model, gradient = self._hypergradient(state, train, outer, weight.detach())
             found = torch.autograd.grad(weight, list(leaves.values()), gradient.to(weight.dtype))
             spread.add(dict(zip(leaves, found, strict=True)))
+            if not math.isfinite(outer.value):
+                raise FloatingPointError(f"the outer loss is {outer.value}")
             losses.append(outer.value)
             kept.append(float(mask.detach().sum()))
         row: dict[str, Any] = {

@@ -2,15 +2,16 @@
 
 A rule is called as ``rule(losses (b,), batch) -> (b,)`` weights, with losses that carry no gradient. The loss of the
 step is ``sum_i w_i l_i`` over what the rule's `normalise` says. `GroupDRO`, `KLDRO` with memory and
-`RelativeDifficulty` remember from batch to batch: make a new one for each run.
+`RelativeDifficulty` remember from batch to batch: make a new one for each run; their `state_dict` is what a run that is
+gone on with needs.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -188,6 +189,14 @@ class GroupDRO(Rule):
         self.log_q = moved - torch.logsumexp(moved, 0)
         return (self.q / present.clamp(min=1)).to(losses)[groups]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the groups' weights, in logarithms."""
+        return {"log_q": self.log_q}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.log_q = state["log_q"].to(self.log_q)
+
 
 class KLDRO(Rule):
     """KL-regularised DRO: ``w_i`` proportional to ``exp(l_i / temperature)``.
@@ -218,6 +227,14 @@ class KLDRO(Rule):
             log_mean = torch.logaddexp(old, new)
         self.log_normaliser = log_mean
         return torch.exp(scaled - log_mean - math.log(len(losses))).to(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the normaliser's moving average, in logarithms; None before the first batch."""
+        return {"log_normaliser": self.log_normaliser}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.log_normaliser = state["log_normaliser"]
 
 
 class GeneralisedCrossEntropy(Rule):
@@ -268,6 +285,15 @@ class RelativeDifficulty:
         ratios = averaged / largest[batch.targets].T.clamp(min=torch.finfo(averaged.dtype).tiny)
         # Both 0: the debiased model has nothing left to learn from it either way.
         return (ratios[0] / (ratios[0] + ratios[1] + 1e-8)).to(debiased)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages of the losses, and which samples were visited."""
+        return {"averages": self.averages, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.averages.copy_(state["averages"])
+        self.seen.copy_(state["seen"])
 
 
 def group_ids(batch: Batch, by: Field, groups: int) -> Int[Tensor, " b"]:

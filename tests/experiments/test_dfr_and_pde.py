@@ -93,8 +93,8 @@ def test_pde_with_a_warm_up_only_is_erm_on_a_balanced_subset() -> None:
     method = PDE(warm_up=25, every=1, add=100, training=SHORT)
     ours = method.fit(PROBLEM, ignore).model
     data = PROBLEM.splits.train
-    subset = data.take(group_balanced_subset(data.group, torch.Generator().manual_seed(PROBLEM.seed)))
-    theirs = train(PROBLEM, SHORT, ignore, batches=shuffled(subset, 0, 0))
+    subset = group_balanced_subset(data.group, torch.Generator().manual_seed(PROBLEM.seed))
+    theirs = train(PROBLEM, SHORT, ignore, rows=shuffled(subset, 0, 0))
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 

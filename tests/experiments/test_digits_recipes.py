@@ -12,6 +12,7 @@ OWN = {
     "dfr": ["method.retrains=2"],
     "jtt": ["method.identification.steps=3"],
     "maple": ["method.steps=2", "method.inner.steps=3", "model.hidden=[8]"],
+    "mrm": ["method.full.steps=3", "method.search.steps=3"],
     "pde": ["method.warm_up=2", "method.every=2"],
 }
 NAMES = [name.split("/")[1] for name in recipe_names() if name.startswith("coloured_digits/")]

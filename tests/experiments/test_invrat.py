@@ -87,6 +87,17 @@ def test_it_narrows_the_gap_and_leans_less_on_the_shortcut_than_erm() -> None:
     assert ours.visible.validation.vrex < erm.visible.validation.vrex
 
 
+def test_it_trains_in_bfloat16_with_its_heads_in_single_precision() -> None:
+    def gaps(bfloat16: bool) -> list[float]:
+        found: list[float] = []
+        settings = Training(20, evaluate_every=1, bfloat16=bfloat16, optimizer=OptimizerSettings("adam", 0.02))
+        method = InvRat(penalty=Anneal(100.0, 100.0, 0), training=settings)
+        method.fit(NET, lambda step, model, extra: found.append(extra["loss"]))
+        return found
+
+    assert gaps(True) == pytest.approx(gaps(False), rel=0.15)  # the loss holds 100 times a small difference
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="head_rate must be"):
         InvRat(head_rate=0.0)

@@ -7,7 +7,7 @@ import torch
 
 from steelyard import reweight
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.batches import expanding, group_balanced_subset, sampled, shuffled
+from steelyard.experiments.batches import Gather, expanding, group_balanced_subset, sampled, shuffled
 from steelyard.experiments.data import ColouredDigits
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.groups import counts, with_groups
@@ -130,11 +130,10 @@ def test_jtt_retrains_with_the_errors_repeated() -> None:
 def test_balanced_batches_have_groups_in_equal_shares() -> None:
     data = PROBLEM.splits.train
     chance = 1 / torch.bincount(data.group)[data.group]
-    stream = sampled(data, 500, chance, seed=0)
-    drawn = torch.cat([next(stream).group for _ in range(20)])  # 10,000 draws: 4 standard errors are 0.017
+    stream = sampled(500, chance, seed=0)
+    drawn = torch.cat([data.group[next(stream)] for _ in range(20)])  # 10,000 draws: 4 standard errors are 0.017
     assert (torch.bincount(drawn) / len(drawn)).tolist() == pytest.approx([0.25] * 4, abs=0.018)
-    again = sampled(data, 500, chance, seed=0)
-    assert torch.equal(next(again).index, next(sampled(data, 500, chance, seed=0)).index)
+    assert torch.equal(next(sampled(500, chance, seed=0)), next(sampled(500, chance, seed=0)))
 
 
 def test_expanding_starts_with_the_first_part_and_ends_with_all() -> None:
@@ -142,15 +141,15 @@ def test_expanding_starts_with_the_first_part_and_ends_with_all() -> None:
     first = group_balanced_subset(data.group, torch.Generator().manual_seed(0))
     assert len(set(torch.bincount(data.group[first]).tolist())) == 1
     assert torch.bincount(data.group[first])[0] == torch.bincount(data.group).min()
-    stream = expanding(data, first, 0, warm_up=3, every=2, add=100, seed=0)
+    stream = expanding(len(data), first, 0, warm_up=3, every=2, add=100, seed=0)
     sizes, last = [], set()
     for _ in range(17):
-        batch = next(stream)
-        ids = set(batch.index.tolist())
-        assert len(ids) == len(batch)
-        assert last <= ids
-        last = ids
-        sizes.append(len(batch))
+        rows = next(stream)
+        found = set(rows.tolist())
+        assert len(found) == len(rows)
+        assert last <= found
+        last = found
+        sizes.append(len(rows))
     k = len(first)
     assert sizes[:7] == [k] * 3 + [k + 100] * 2 + [k + 200] * 2
     assert sizes[-1] == 600
@@ -202,6 +201,20 @@ def test_settings_out_of_range_are_refused(make) -> None:  # type: ignore[no-unt
         make()
 
 
-def test_full_batches_go_on_for_ever() -> None:
-    stream = shuffled(PROBLEM.splits.train, 0, 0)
-    assert next(stream) is next(stream) is PROBLEM.splits.train
+def test_full_batches_go_on_for_ever_and_copy_nothing() -> None:
+    data = PROBLEM.splits.train
+    gather, stream = Gather(data), shuffled(torch.arange(len(data)), 0, 0)
+    assert gather(next(stream)) is gather(next(stream)) is data
+    repeated = torch.tensor([0, 0, 1])
+    assert gather(repeated) is gather(repeated)
+    assert gather(repeated).index.tolist() == [0, 0, 1]
+    assert torch.equal(gather(torch.arange(len(data)).flip(0)).index, data.index.flip(0))
+
+
+def test_shuffled_gives_each_position_once_an_epoch_and_leaves_out_the_rest() -> None:
+    positions = torch.tensor([7, 3, 9, 1, 5])
+    stream = shuffled(positions, 2, seed=0)
+    for _ in range(20):
+        drawn = torch.cat([next(stream), next(stream)]).tolist()
+        assert len(set(drawn)) == 4
+        assert set(drawn) <= set(positions.tolist())

@@ -160,3 +160,31 @@ def test_a_page_of_two_data_sets(runs: list[Run]) -> None:
     other = load_recipe("colored_mnist/erm")
     page = Page(render([runs[0], replace(runs[0], name="colored_mnist/erm", recipe=other)]))
     assert "coloured_digits and colored_mnist" in page.text
+
+
+def table_rows(html: str) -> list[str]:
+    """The rows of the page's first table."""
+    return re.findall(r"<tr.*?</tr>", html.split("<table>")[1].split("</table>")[0], re.S)
+
+
+def test_groups_and_published_figures_have_columns_of_their_own(runs: list[Run]) -> None:
+    recipe = replace(runs[0].recipe, data=load_recipe("colored_mnist/irmv1").data)
+    mnist = [replace(run, name="colored_mnist/erm", recipe=replace(recipe, seed=run.recipe.seed)) for run in runs[:2]]
+    last = mnist[0].history[-1]
+    worst = replace(last.test, group_right=(1, 9), group_count=(40, 10), adjusted_accuracy=0.345)
+    shifted = [replace(run, history=(replace(last, test=worst),)) for run in mnist]
+    for case, width in ((runs[:2], 9), (mnist, 11), (shifted, 15)):
+        html = render(case)
+        assert {len(re.findall(r"<t[hd]", row)) for row in table_rows(html)[1:]} == {width}
+        first = table_rows(html)[0]
+        spans = [int(span) for span in re.findall(r'colspan="(\d+)"', first)]
+        assert sum(spans) + first.count("<th") - len(spans) == width
+    text = re.sub(r"\s+", " ", Page(render(shifted)).text)
+    assert re.search(r"34\.5 ± 0\.0\s*2\.5 ± 0\.0", text)  # adjusted average, worst group
+    assert re.search(r"87\.4 ± 0\.2 \[1\]\s*17\.1 ± 0\.7 \[1\]", text)
+    assert "[1] as reported: Arjovsky et al. 2019" in text
+    assert "as reported" not in Page(render(runs[:2])).text
+
+
+def test_the_bar_chart_is_on_the_page(runs: list[Run]) -> None:
+    assert 'alt="Test accuracy of each method: mean, standard deviation and every seed"' in render(runs[:1])

@@ -1,5 +1,6 @@
 """The trainer against hand-written loops, and the methods' behaviour on a tiny problem with a shortcut."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from steelyard.experiments.data import Splits
 from steelyard.experiments.evaluation import evaluate
 from steelyard.experiments.methods import ERM, IRMv1, Maple, VREx
 from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
-from steelyard.experiments.models import Logistic
+from steelyard.experiments.models import MLP, Logistic
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
 from steelyard.reweight import Custom
@@ -80,6 +81,33 @@ def test_the_penalty_is_annealed_and_the_loss_divided() -> None:
     assert losses == pytest.approx([mean + 0.5 * variance] * 2 + [(mean + 50 * variance) / 50], rel=1e-5)
     with pytest.raises(ValueError, match="come together"):
         train(PROBLEM, Training(), ignore, penalty=reweight.VREx())
+
+
+@pytest.mark.parametrize("batch_size", [0, 100])
+def test_bfloat16_follows_single_precision_and_keeps_the_parameters_and_the_loss_in_it(batch_size: int) -> None:
+    problem = replace(PROBLEM, model_settings=MLP(hidden=(16,)))
+    kinds: list[tuple[torch.dtype, ...]] = []
+
+    class Spy(reweight.Risk):
+        def __call__(self, outputs, batch, loss):  # type: ignore[no-untyped-def]
+            kinds.append((outputs.dtype, loss(outputs, batch.targets).dtype))
+            return reweight.IRMv1()(outputs, batch, loss)
+
+    def trained(bfloat16: bool) -> tuple[nn.Module, list[float]]:
+        losses: list[float] = []
+        settings = Training(
+            40, batch_size, evaluate_every=1, bfloat16=bfloat16, optimizer=OptimizerSettings("adam", 0.02)
+        )
+        observe = lambda step, model, extra: losses.append(extra["loss"])  # noqa: E731
+        return train(problem, settings, observe, penalty=Spy(), anneal=Anneal(100.0, 1.0, 10)), losses
+
+    (plain, expected), (low, losses) = trained(False), trained(True)
+    assert set(kinds) == {(torch.float32, torch.float32)}
+    assert {p.dtype for p in low.parameters()} == {torch.float32}
+    assert losses != expected  # the forward pass is another one
+    assert losses == pytest.approx(expected, rel=0.05)
+    for ours, theirs in zip(low.parameters(), plain.parameters(), strict=True):
+        assert float((ours - theirs).detach().norm()) < 0.05 * float(theirs.detach().norm()) + 0.02
 
 
 def test_a_rule_weighs_the_samples() -> None:

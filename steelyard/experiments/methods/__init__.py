@@ -15,6 +15,7 @@ from steelyard.experiments.methods.jtt import JTT
 from steelyard.experiments.methods.kl_dro import KLDRO
 from steelyard.experiments.methods.lff import LfF
 from steelyard.experiments.methods.maple import Maple
+from steelyard.experiments.methods.mrm import MRM
 from steelyard.experiments.methods.ordered_sgd import OrderedSGD
 from steelyard.experiments.methods.pde import PDE
 from steelyard.experiments.methods.sparse_irm import SparseIRM
@@ -27,6 +28,7 @@ __all__ = [
     "ERM",
     "JTT",
     "KLDRO",
+    "MRM",
     "PDE",
     "BayesianIRM",
     "CVaRDRO",
@@ -60,4 +62,5 @@ Method = (
     | PDE
     | DFR
     | InvRat
+    | MRM
 )

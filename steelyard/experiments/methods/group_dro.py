@@ -7,7 +7,7 @@ from typing import Literal
 
 from steelyard import _check, reweight
 from steelyard.experiments import groups
-from steelyard.experiments.batches import sampled, shuffled
+from steelyard.experiments.batches import sampled
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Training, train
 
@@ -54,9 +54,8 @@ class GroupDRO:
         data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
         counts = groups.counts(data, self.by)
         rule = reweight.GroupDRO(counts, self.step, self.adjustment, self.by)
-        size = self.training.batch_size
+        rows = None
         if self.balanced:
-            batches = sampled(data, size, reweight.GroupWeights(counts, self.by).of(data), problem.seed)
-        else:
-            batches = shuffled(data, size, problem.seed)
-        return Fitted(train(problem, self.training, observe, rule=rule, batches=batches))
+            chance = reweight.GroupWeights(counts, self.by).of(data)
+            rows = sampled(self.training.batch_size, chance, problem.seed)
+        return Fitted(train(problem, self.training, observe, rule=rule, data=data, rows=rows))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -89,7 +89,18 @@ class EnvironmentGap(reweight.Risk):
         self._handle = layer.register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features = inputs[0]
+        self.features = inputs[0].float() if inputs[0].dtype == torch.bfloat16 else inputs[0]  # under autocast
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the environment heads and their optimizer's state."""
+        return {"heads": [head.detach() for head in self.heads], "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        with torch.no_grad():
+            for head, kept in zip(self.heads, state["heads"], strict=True):
+                head.copy_(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def close(self) -> None:
         """Take the hook off the layer."""

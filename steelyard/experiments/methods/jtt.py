@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.experiments.batches import shuffled
-from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.problem import Fitted, Observer, Problem, silent
 from steelyard.experiments.trainer import Training, train
 
 __all__ = ["JTT", "error_set"]
@@ -49,17 +49,15 @@ class JTT:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train twice and return the second stage's last model; `error_set` is its size in the observed figures."""
-        errors = error_set(problem, train(problem, self.identification, _silent))
+        errors = error_set(problem, train(problem, self.identification, silent))
         size = float(errors.sum())
 
         def told(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
             observe(step, model, {**extra, "error_set": size})
 
-        data = problem.splits.train
-        repeats = torch.where(errors, self.upweight, 1)
-        repeated = data.take(torch.repeat_interleave(torch.arange(len(data), device=repeats.device), repeats))
-        batches = shuffled(repeated, self.training.batch_size, problem.seed)
-        return Fitted(train(problem, self.training, told, batches=batches))
+        repeated = torch.repeat_interleave(torch.where(errors, self.upweight, 1))
+        rows = shuffled(repeated, self.training.batch_size, problem.seed)
+        return Fitted(train(problem, self.training, told, rows=rows))
 
 
 def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
@@ -70,7 +68,3 @@ def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
         predicted = [problem.head.predict(model(chunk.inputs)) for chunk in problem.splits.train.chunks(10_000)]
     model.train(was_training)
     return torch.cat(predicted) != problem.splits.train.targets
-
-
-def _silent(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
-    """Observe nothing: the first stage's model is not the method's."""

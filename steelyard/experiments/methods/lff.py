@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -64,3 +65,12 @@ class _BiasedFirst(reweight.Rule):
     def __call__(self, losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
         _, biased_losses = self.biased.step(batch)
         return self.difficulty(biased_losses, losses, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the biased model's training and the losses' averages."""
+        return {"biased": self.biased.state_dict(), "difficulty": self.difficulty.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.biased.load_state_dict(state["biased"])
+        self.difficulty.load_state_dict(state["difficulty"])

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steelyard import _check, reweight
 from steelyard.bilevel import WeightedLoss
 from steelyard.experiments.prior_scores import PriorSettings
-from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.problem import Fitted, Latest, Observer, Problem
 from steelyard.experiments.trainer import OptimizerSettings
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
@@ -157,21 +157,24 @@ class Maple:
             prior=self.prior.build(problem, self.budget),
             seed=problem.seed,
         )
-        last: list[nn.Module] = []
+        latest = Latest(problem.model)
 
         def watch(step: reweight.OuterStep) -> None:
             assert step.model is not None  # it is there in a callback
             numbers = {key: float(value) for key, value in step.row.items() if isinstance(value, (int, float))}
             observe(step.step + 1, step.model, numbers)
-            last[:] = [step.model]
+            latest.model = step.model
 
         splits = problem.splits
         held_out = splits.validation if self.outer_split == "validation" else None
-        reweighting = maple.fit(splits.train, held_out, callbacks=[watch])
+        reweighting = maple.fit(
+            splits.train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest}
+        )
+        assert latest.model is not None  # there is at least one step
         if self.retrain:
-            last[0], _ = inner(splits.train, reweighting.probabilities * reweighting.weights)
-            observe(self.last_step, last[0], {})
-        return Fitted(last[0], reweighting)
+            latest.model, _ = inner(splits.train, reweighting.probabilities * reweighting.weights)
+            observe(self.last_step, latest.model, {})
+        return Fitted(latest.model, reweighting)
 
     def _adam(self, rate: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
         return partial(torch.optim.Adam, lr=rate, betas=(self.beta1, 0.999), eps=_EPS)

@@ -61,8 +61,8 @@ class PDE:
         labels = data.group if self.by == "group" else data.environment
         assert labels is not None  # counts refuses it
         first = group_balanced_subset(labels, torch.Generator().manual_seed(problem.seed))
-        batches = expanding(
-            data,
+        rows = expanding(
+            len(data),
             first,
             self.training.batch_size,
             warm_up=self.warm_up,
@@ -72,5 +72,16 @@ class PDE:
         )
         model = problem.model()
         optimizer = self.training.optimizer.build(model.parameters())
-        schedule(optimizer, lambda done: 1.0 if done < self.warm_up else self.late_rate)
-        return Fitted(train(problem, self.training, observe, batches=batches, model=model, optimizer=optimizer))
+        scheduler = schedule(optimizer, lambda done: 1.0 if done < self.warm_up else self.late_rate)
+        return Fitted(
+            train(
+                problem,
+                self.training,
+                observe,
+                data=data,
+                rows=rows,
+                model=model,
+                optimizer=optimizer,
+                carry={"schedule": scheduler},
+            )
+        )

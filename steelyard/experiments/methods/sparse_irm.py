@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from steelyard import _check, reweight
 from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.problem import Fitted, Observer, Problem
@@ -58,22 +56,10 @@ class SparseIRM:
         model = MaskedModel(problem.model(), self.budget, problem.seed)
         optimizer = self.training.optimizer.build(model.parameters())
         optimizer.add_param_group({"params": [model.scores], "lr": self.score_rate, "weight_decay": 0.0})
-        schedule(optimizer, lambda done: 1.0, lambda done: 0.5 * (1 + math.cos(math.pi * done / self.training.steps)))
-        taken = 0
-
-        def project(*unused: object) -> None:
-            nonlocal taken
-            taken += 1
-            model.progress = taken / self.training.steps
-            model.project(self.budget)
-
-        optimizer.register_step_post_hook(project)
-        return Fitted(self._train(problem, observe, model, optimizer))
-
-    def _train(
-        self, problem: Problem, observe: Observer, model: MaskedModel, optimizer: torch.optim.Optimizer
-    ) -> torch.nn.Module:
-        return train(
+        steps = self.training.steps
+        scheduler = schedule(optimizer, lambda done: 1.0, lambda done: 0.5 * (1 + math.cos(math.pi * done / steps)))
+        course = model.follow(optimizer, steps, self.budget)
+        trained = train(
             problem,
             self.training,
             observe,
@@ -81,4 +67,6 @@ class SparseIRM:
             anneal=self.penalty,
             model=model,
             optimizer=optimizer,
+            carry={"schedule": scheduler, "mask": course},
         )
+        return Fitted(trained)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard.experiments import groups
-from steelyard.experiments.batches import sampled, shuffled
+from steelyard.experiments.batches import sampled
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Training, train
 
@@ -47,8 +47,6 @@ class UpWeighting:
         data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
         rule = reweight.GroupWeights(groups.counts(data, self.by), self.by)
         if self.balance == "loss":
-            batches = shuffled(data, self.training.batch_size, problem.seed)
-            return Fitted(train(problem, self.training, observe, rule=rule, batches=batches))
-        chance = rule.of(data)
-        batches = sampled(data, self.training.batch_size, chance, problem.seed)
-        return Fitted(train(problem, self.training, observe, batches=batches))
+            return Fitted(train(problem, self.training, observe, rule=rule, data=data))
+        rows = sampled(self.training.batch_size, rule.of(data), problem.seed)
+        return Fitted(train(problem, self.training, observe, data=data, rows=rows))

@@ -1,0 +1,136 @@
+"""The folder of a run: which files it holds, who may write into it, and whose run lies there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from steelyard._files import lock
+from steelyard.experiments.errors import RunError
+from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.schema import plain
+from steelyard.journal import Journal
+
+__all__ = ["begin", "check_directory", "holding", "is_finished", "remove_run", "remove_traces"]
+
+CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
+RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
+CHECKPOINT, LOCK = "checkpoint.safetensors", "run.lock"
+TRACES = tuple(path.name for path in Journal.files(Path(CHECKPOINT)))  # of a run that has not ended well
+FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, *TRACES)
+
+
+def is_finished(directory: Path) -> bool:
+    """Return whether the run in `directory` was carried out to its end."""
+    return (directory / ENVIRONMENT).is_file()
+
+
+def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> None:
+    """Raise RunError if a run cannot be written into `directory`; nothing is changed.
+
+    It must be missing or empty, or (with `overwrite` or `resume`) hold nothing but a run.
+    """
+    try:
+        found = {path.name for path in directory.iterdir()} - {LOCK} if directory.exists() else set()
+    except OSError as error:
+        raise RunError(f"cannot write a run into {directory}: {error}") from error
+    if found and not (overwrite or resume):
+        unfinished = CONFIG in found and not is_finished(directory)
+        go_on = "--resume to go on with the unfinished run in it, " if unfinished else ""
+        raise RunError(f"{directory} is not empty; give another --out, {go_on}or --overwrite to replace the run in it")
+    if others := {name for name in found - set(FILES) if not _is_leftover(name)}:
+        raise RunError(f"{directory} holds more than a run ({min(others)}); give another --out")
+
+
+@contextmanager
+def holding(directory: Path) -> Iterator[None]:
+    """Make `directory` if it is missing and hold its lock, so that no second run writes into it meanwhile.
+
+    Raises:
+        RunError: another process holds it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(directory / LOCK))
+        except BlockingIOError as error:
+            raise RunError(f"{error}; wait for it, or give another --out") from error
+        except OSError as error:
+            raise RunError(f"cannot write a run into {directory}: {error}") from error
+        yield
+
+
+def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
+    """Make `directory`, which is held, ready for a run of `recipe`.
+
+    Only a run's own files are removed: all of them with `overwrite`; with `resume` those that a crash left half written
+    and, where there is no checkpoint yet, all of them.
+
+    Raises:
+        RunError: see `check_directory`; or another recipe's run is there to be gone on with.
+    """
+    check_directory(directory, overwrite, resume)
+    if resume:
+        check_recipe(directory, recipe)
+    kept: set[str] = set()
+    if resume and any((directory / name).exists() for name in TRACES[:2]):
+        kept = {CONFIG, METRICS, *TRACES[:2]}
+    _remove(directory, kept)
+
+
+def check_recipe(directory: Path, recipe: Recipe) -> None:
+    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe`; it names a field."""
+    path = directory / CONFIG
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}); --overwrite begins anew") from error
+    if field := _difference(found, json.loads(json.dumps(plain(recipe)))):
+        raise RunError(
+            f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give "
+            "another --out, or --overwrite to replace it"
+        )
+
+
+def remove_run(directory: Path) -> None:
+    """Remove a run's files and its directory; RunError if that holds anything else, or is being written."""
+    with holding(directory):
+        check_directory(directory, overwrite=True)
+        _remove(directory, set())
+    directory.rmdir()
+
+
+def remove_traces(directory: Path) -> None:
+    """Remove the checkpoints of a run that is finished."""
+    for name in TRACES:
+        (directory / name).unlink(missing_ok=True)
+
+
+def _remove(directory: Path, kept: set[str]) -> None:
+    try:
+        for path in directory.iterdir():
+            if path.name not in {LOCK, *kept}:
+                path.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write a run into {directory}: {error}") from error
+
+
+def _is_leftover(name: str) -> bool:
+    """Return whether `name` is that of a temporary file of a run that was killed."""
+    return name.startswith(tuple(f".{file}." for file in FILES))
+
+
+def _difference(found: Any, wanted: Any, place: str = "recipe") -> str:
+    """Return where two nested tables differ first, and how; "" where they do not."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in {**wanted, **found}:
+            inner = name if place == "recipe" else f"{place}.{name}"
+            if difference := _difference(found.get(name), wanted.get(name), inner):
+                return difference
+        return ""
+    return "" if found == wanted else f"{place} is {found!r} there and {wanted!r} here"

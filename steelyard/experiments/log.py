@@ -1,0 +1,124 @@
+"""What a run writes as it goes: its evaluated steps, a line each, and the checkpoints that agree with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from steelyard import _check
+from steelyard.experiments.directory import CHECKPOINT, METRICS
+from steelyard.experiments.errors import RunError
+from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
+from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.schema import plain
+from steelyard.journal import CheckpointError, Journal
+
+__all__ = ["Log", "read_metrics"]
+
+
+class Log:
+    """The metrics of a run and its journal; where the journal has a checkpoint, the metrics are cut back to it.
+
+    A context manager: on leaving, the file is closed.
+
+    Args:
+        directory: of the run, held by this process.
+        recipe: whose run it is; the checkpoint of another is refused.
+        every: steps between two checkpoints.
+        stop: see `Journal`.
+
+    Attributes:
+        journal: the journal.
+        history: the evaluated steps so far.
+
+    Raises:
+        RunError: the metrics are shorter than the checkpoint says, or damaged.
+        CheckpointError: see `Journal`.
+    """
+
+    def __init__(self, directory: Path, recipe: Recipe, every: int, stop: Callable[[], int]) -> None:
+        text = json.dumps(plain(recipe), sort_keys=True)
+        identity = {"recipe": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
+        path = directory / CHECKPOINT
+        self.journal = Journal(path, identity=identity, every=every, note=self._note, stop=stop)
+        try:
+            steps = _check.integer("steps", self.journal.noted.get("steps", 0), low=0)
+            self._seconds = float(self.journal.noted.get("seconds", 0.0))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path} does not say how many steps were evaluated: {error}") from error
+        self._began = time.perf_counter()
+        self._file = open(directory / METRICS, "a+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        try:
+            self.history = self._cut_back(directory / METRICS, steps)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, those before it was gone on with included."""
+        return self._seconds + time.perf_counter() - self._began
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Write an evaluated step."""
+        self._file.write(json.dumps(_line(evaluation), allow_nan=False) + "\n")
+        self._file.flush()
+        self.history.append(evaluation)
+
+    def _note(self) -> dict[str, Any]:
+        os.fsync(self._file.fileno())  # a checkpoint must not outlive the lines that it counts
+        return {"steps": len(self.history), "seconds": self.seconds}
+
+    def _cut_back(self, path: Path, steps: int) -> list[Evaluation]:
+        """Leave the first `steps` lines of the file, and return what they say."""
+        self._file.seek(0)
+        lines = [line for line in self._file.read().splitlines(keepends=True)[:steps] if line.endswith("\n")]
+        if len(lines) < steps:
+            raise RunError(
+                f"{path} has {len(lines)} whole lines, but the checkpoint was written after {steps} evaluated steps; "
+                "put the file back, or begin anew with --overwrite"
+            )
+        self._file.truncate(len("".join(lines).encode()))
+        return [_parsed(path, row, line) for row, line in enumerate(lines, start=1)]
+
+
+def read_metrics(path: Path) -> tuple[Evaluation, ...]:
+    """Return the evaluated steps in a file of metrics; RunError, with the line, where one is damaged."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(_parsed(path, row, line) for row, line in enumerate(lines, start=1))
+
+
+def _parsed(path: Path, row: int, text: str) -> Evaluation:
+    try:
+        line = json.loads(text)
+        train, validation, test = (SplitMetrics.from_json(line[part]) for part in ("train", "validation", "test"))
+        extra = {key: number(value) for key, value in line["extra"].items()}
+        return Evaluation(Visible(int(line["step"]), train, validation), test, extra)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise RunError(f"{path}, line {row}, is not an evaluated step: {type(error).__name__}: {error}") from error
+
+
+def _line(evaluation: Evaluation) -> Mapping[str, Any]:
+    visible = evaluation.visible
+    return {
+        "step": visible.step,
+        "train": finite_json(asdict(visible.train)),
+        "validation": finite_json(asdict(visible.validation)),
+        "test": finite_json(asdict(evaluation.test)),
+        "extra": finite_json(evaluation.extra),
+    }
