@@ -93,7 +93,7 @@ def test_on_small_batches_the_moving_average_lowers_the_bias_of_the_weights() ->
 
 
 def test_the_hardest_samples_resist_better_than_under_plain_adversarial_training() -> None:
-    """A fifth of the samples have another sign in feature 0: feature 1 alone tells their class, at half the distance."""
+    """A fifth of the samples have another sign in feature 0: feature 1 alone, at half the size, tells their class."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(600) % 2
     sign = 2.0 * targets - 1
