@@ -7,13 +7,14 @@ import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from pandas import DataFrame
 from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -177,9 +178,13 @@ def report(
 
 def recipes() -> None:
     """List the recipes that come with the package."""
+    from steelyard.experiments.active.recipe import active_recipe_names
+
     console = Console()
     for name in recipe_names():
         console.print(name)
+    for name in active_recipe_names():
+        console.print(f"{name} (for `steelyard active`)", highlight=False)
 
 
 def bounds(
@@ -237,12 +242,73 @@ def bounds(
     console.print(f"Written: {out}", markup=False, soft_wrap=True)
 
 
+def active(
+    recipe: tyro.conf.Positional[str],
+    set_: Overrides = (),
+    seeds: tuple[int, ...] = (),
+    selectors: tuple[str, ...] = (),
+    noises: tuple[str, ...] = (),
+    fine_tuning: Literal["recipe", "off", "on", "both"] = "recipe",
+    out: Path | None = None,
+    tables: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    data_root: Path | None = None,
+    download: bool = False,
+    threads: int = 1,
+) -> None:
+    """Carry out an active learning recipe: label, train, select, round after round.
+
+    For instance:
+
+    steelyard active four_moons --selectors conf lhd --seeds 0 1 2
+
+    steelyard active digits --selectors rand conf lhd --noises noisy_blank noisy_class --fine-tuning both
+
+    Args:
+        recipe: a name from `steelyard recipes`, or the path of a .toml file.
+        set_: a field of the recipe to set, as in --set schedule.rounds=3; may be repeated.
+        seeds: seeds to run; the recipe's own if none is given.
+        selectors: who picks, a run for each; the recipe's own if none is given.
+        noises: kinds of noise by name, a run for each; the recipe's own if none is given.
+        fine_tuning: whether rounds end with fine-tuning: as the recipe says, off, on, or a run each way.
+        out: folder; runs go to OUT/<noise>/<selector>[_ft]/seed<k> (default: runs/active/<recipe>).
+        tables: folder for README.md, rounds.csv, summary.json and pictures (default: OUT).
+        resume: go on with runs that were interrupted, after their last whole round; finished ones are kept.
+        overwrite: replace runs that lie there.
+        data_root: where data sets lie (default: $STEELYARD_DATA).
+        download: let the data set be downloaded to the data root.
+        threads: torch threads; small nets gain nothing from more than one. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.active.grid import Grid  # torchvision and matplotlib: seconds
+
+    _set_threads(threads)
+    console = Console()
+    folder = out or Path("runs") / "active" / Path(recipe).stem
+    grid = Grid.of(recipe, set_, folder, seeds=seeds, selectors=selectors, noises=noises, fine_tuning=fine_tuning)
+    grid.check(overwrite=overwrite, resume=resume)
+    with _progress(console) as bars:
+        bar = bars.add_task("starting", total=grid.rounds)
+        written = grid.execute(
+            tables or folder,
+            data_root=_data_root(data_root),
+            download=download,
+            overwrite=overwrite,
+            resume=resume,
+            progress=lambda done, text: bars.update(bar, completed=done, description=text),
+        )
+    for title, table in grid.results():
+        console.print(Markdown(f"**{title}**\n\n{table}"))
+    console.print(f"Written: {tables or folder}/{', '.join(written)}", markup=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
     "compare": compare_runs,
     "report": report,
     "recipes": recipes,
+    "active": active,
     "bounds": bounds,
 }
 

@@ -18,7 +18,7 @@ from steelyard.experiments.models import Model
 from steelyard.experiments.schema import parse
 from steelyard.experiments.selection import CRITERIA
 
-__all__ = ["Recipe", "load_recipe", "recipe_names"]
+__all__ = ["Recipe", "load_recipe", "names_in", "read_table", "recipe_names"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
 
@@ -60,7 +60,12 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes shipped, sorted ("coloured_digits/erm", ...)."""
-    return sorted(path.relative_to(_SHIPPED).with_suffix("").as_posix() for path in _SHIPPED.rglob("*.toml"))
+    return names_in(_SHIPPED)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of the recipes in a folder, sorted: their paths in it without .toml."""
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -79,7 +84,24 @@ def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = Non
         >>> recipe.method.training.steps, recipe.seed
         (20, 3)
     """
-    path = _path(name)
+    table, source = read_table(name, _SHIPPED, overrides, seed)
+    return parse(Recipe, table, source)
+
+
+def read_table(
+    name: str, folder: Path, overrides: Sequence[str] = (), seed: int | None = None
+) -> tuple[dict[str, Any], str]:
+    """Return a recipe's table with its overrides, not parsed yet, and where it comes from, for messages.
+
+    Args:
+        name: one of ``names_in(folder)``, or a path that ends in .toml.
+        folder: where recipes with names lie.
+        overrides, seed: see `load_recipe`.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an override that is none.
+    """
+    path = _path(name, folder)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -88,19 +110,18 @@ def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = Non
         _set(table, override)
     if seed is not None:
         table["seed"] = seed
-    source = f"{path} with {' '.join(f'--set {o}' for o in overrides)}" if overrides else str(path)
-    return parse(Recipe, table, source)
+    return table, f"{path} with {' '.join(f'--set {o}' for o in overrides)}" if overrides else str(path)
 
 
-def _path(name: str) -> Path:
+def _path(name: str, folder: Path) -> Path:
     if name.endswith(".toml"):
         return Path(name)
-    if name not in recipe_names():
+    if name not in (known := names_in(folder)):
         raise RecipeError(
-            f"there is no recipe {name!r}{_check.nearest(name, recipe_names())} "
+            f"there is no recipe {name!r}{_check.nearest(name, known)} "
             "(`steelyard recipes` lists them; a file of your own is named with its .toml)"
         )
-    return _SHIPPED / f"{name}.toml"
+    return folder / f"{name}.toml"
 
 
 def _set(table: dict[str, Any], override: str) -> None:

@@ -50,10 +50,10 @@ def ema(model: nn.Module, decay: float = 0.999, *, bias_corrected: bool = False)
     def update(averages: Tensors, values: Tensors, step: Tensor | int) -> None:
         count = int(step)
         keep = min(1 - 1 / (count + 1), decay) if bias_corrected else decay
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point() or average.is_complex():
-                average.lerp_(value, 1 - keep)
-            else:
-                average.copy_(value)
+        # AveragedModel hands over one dtype at a time. The foreach functions are what its own averages use.
+        if averages[0].is_floating_point() or averages[0].is_complex():
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:
+            torch._foreach_copy_(averages, values)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

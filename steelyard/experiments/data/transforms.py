@@ -9,7 +9,7 @@ import torch
 
 from steelyard.experiments.data.images import Transform
 
-__all__ = ["ImageSet", "evaluation_transform", "training_transform"]
+__all__ = ["ImageSet", "evaluation_transform", "load_v2", "training_transform"]
 
 ImageSet: TypeAlias = Literal["waterbirds", "celeba"]
 
@@ -23,7 +23,7 @@ def evaluation_transform(name: ImageSet) -> Transform:
     Waterbirds: to 256 x 256 whatever the shape, then the 224 x 224 in the centre. CelebA (178 x 218): the 178 x 178 in
     the centre, to 224 x 224. As published with Group DRO (Sagawa et al. 2020), which trains with them too.
     """
-    v2 = _v2()
+    v2 = load_v2()
     shape = {
         "waterbirds": [v2.Resize((256, 256)), v2.CenterCrop(_SIZE)],
         "celeba": [v2.CenterCrop(178), v2.Resize((_SIZE, _SIZE))],
@@ -36,15 +36,16 @@ def training_transform(name: ImageSet) -> Transform:
 
     As published with Group DRO, for both data sets. Its draws are torch's own: `images.batches` says how to seed them.
     """
-    v2 = _v2()
+    v2 = load_v2()
     return v2.Compose([v2.RandomResizedCrop(_SIZE, scale=(0.7, 1.0)), v2.RandomHorizontalFlip(), *_finish()])
 
 
 def _finish() -> list[torch.nn.Module]:
-    v2 = _v2()
+    v2 = load_v2()
     return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
 
 
-def _v2() -> Any:
+def load_v2() -> Any:
+    """Return `torchvision.transforms.v2`, imported beside whatever torch is here."""
     importlib.import_module("steelyard._torchvision")  # first: see there
     return importlib.import_module("torchvision.transforms.v2")

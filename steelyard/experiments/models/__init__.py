@@ -10,19 +10,26 @@ from steelyard.experiments.models.heads import (
     binary_cross_entropy,
     cross_entropy,
 )
+from steelyard.experiments.models.lenet import LeNet5
 from steelyard.experiments.models.mlp import MLP, Logistic
+from steelyard.experiments.models.preact_resnet import PreActResNet18
 from steelyard.experiments.models.resnet import ResNet18
+from steelyard.experiments.models.vgg import VGG8, VGG16
 
 __all__ = [
     "HEADS",
     "MLP",
+    "VGG8",
+    "VGG16",
     "Head",
     "HeadName",
+    "LeNet5",
     "Logistic",
     "Model",
+    "PreActResNet18",
     "ResNet18",
     "binary_cross_entropy",
     "cross_entropy",
 ]
 
-Model = MLP | Logistic | ResNet18
+Model = MLP | Logistic | ResNet18 | LeNet5 | PreActResNet18 | VGG8 | VGG16

@@ -1,0 +1,83 @@
+"""What a folder of results is made of: tables, claims, learning curves, every round's figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from steelyard._files import write_bytes, write_text
+from steelyard.experiments.active import claims, pictures, tables
+from steelyard.experiments.active.moons import FourMoons
+from steelyard.experiments.active.run import ActiveRun
+from steelyard.experiments.active.tables import Cells
+
+__all__ = ["write_active_report"]
+
+
+def write_active_report(runs: Sequence[ActiveRun], folder: Path, command: str) -> list[str]:
+    """Write README.md, rounds.csv, summary.json, curves.svg and, for Four-Moons, moons.png; return their names.
+
+    Args:
+        runs: of one recipe that differ in selector, fine-tuning, noise and seed. folder: made if missing.
+        command: what remakes it, for the README and the summary.
+
+    Raises:
+        RunError: the runs do not make one table.
+    """
+    found = tables.cells(runs)
+    texts = {
+        "README.md": _page(found, runs, command),
+        "rounds.csv": tables.rounds_table(found),
+        "summary.json": json.dumps(tables.summary(found, runs[0].name, command), indent=2) + "\n",
+        "curves.svg": pictures.learning_curves(found),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    if not isinstance(runs[0].recipe.data, FourMoons):
+        return list(texts)
+    first = min(run.recipe.seed for run in runs)
+    write_bytes(folder / "moons.png", pictures.moons_picture([run for run in runs if run.recipe.seed == first]))
+    return [*texts, "moons.png"]
+
+
+def _page(found: Cells, runs: Sequence[ActiveRun], command: str) -> str:
+    recipe = runs[0].recipe
+    seeds = sorted({run.recipe.seed for run in runs})
+    plan = recipe.schedule
+    lines = [
+        f"# Active learning on {found.dataset}\n",
+        f"Made by `{command}`.\n",
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}); mean ± standard deviation over them, in per cent. "
+        f"{plan.initial} samples at the start, {plan.per_round} more in each of {plan.rounds} rounds. Selectors share "
+        "the first round: its samples and its training are the same for all of a column, and were computed once.\n",
+        "## Test accuracy after the last round\n",
+        tables.markdown(found.last("test")),
+    ]
+    if learnable := found.last("test_learnable"):
+        lines += ["## Test accuracy on the three moons that can be learned\n", tables.markdown(learnable)]
+    clean = found.last("clean_share_selected")
+    lines += ["## Share of clean samples among those that the selector picked, all rounds\n", tables.markdown(clean)]
+    lines += ["## Claims, judged by code\n", _claims(found)]
+    lines.append("![learning curves](curves.svg)\n")
+    if isinstance(recipe.data, FourMoons):
+        lines.append(f"![decision regions and labelled points, seed {seeds[0]}](moons.png)\n")
+    return "\n".join(lines)
+
+
+def _claims(found: Cells) -> str:
+    test, learnable, clean = (
+        {cell: spread.mean for cell, spread in found.last(metric).items()}
+        for metric in ("test", "test_learnable", "clean_share_selected")
+    )
+    if learnable:
+        three = claims.moons_claims(learnable, "test accuracy on the three moons that can be learned")
+        return claims.markdown([*claims.moons_claims(test), *three])
+    reported = claims.claims(claims.REPORTED_ACCURACY, claims.REPORTED_CLEAN)
+    theirs = "\n".join(
+        f"- {'held' if claim.held else 'NOT held'} in {sum(judged.held for judged in claim.judgements)} of "
+        f"{len(claim.judgements)} cases: {claim.text}."
+        for claim in reported
+    )
+    note = "The same code on the paper's own Tables 1 and 3 (CIFAR-10, ResNet-18, as reported):\n"
+    return "\n".join([claims.markdown(claims.claims(test, clean)), note, theirs, ""])

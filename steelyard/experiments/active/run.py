@@ -1,0 +1,243 @@
+"""Runs of active learning: carry out a recipe into a directory, go on with one that was interrupted, read one back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelyard import selectors
+from steelyard._files import write_text
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.active.choosing import SELECTORS
+from steelyard.experiments.active.fitting import Learned
+from steelyard.experiments.active.loop import Pool, Round, active_learning
+from steelyard.experiments.active.moons import NOISY_MOON, FourMoons
+from steelyard.experiments.active.recipe import ActiveRecipe
+from steelyard.experiments.active.seeds import generator
+from steelyard.experiments.active.state import first_round_shared, past, read_state, restored, write_state
+from steelyard.experiments.active.view import read
+from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.run import environment
+from steelyard.experiments.schema import parse, plain
+
+__all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
+
+CONFIG, STATE, ROUNDS, ENVIRONMENT = "config.json", "state.safetensors", "rounds.csv", "environment.json"
+FILES = (CONFIG, STATE, ROUNDS, ENVIRONMENT)
+
+_NOISE = 10**6  # the place of the noise among a seed's derived ones, which no round's number reaches
+
+Shared = dict[object, Learned]
+"""First rounds that are known already; runs given the same one share them."""
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run that was carried out.
+
+    Attributes:
+        directory: where it lies. name: the recipe's name, as given. overrides: the recipe's fields set beside it.
+        recipe: the complete recipe.
+        history: each round's figures (see `Round.metrics` and `measured`).
+        picked: the ids labelled in each round.
+        model: parameters and buffers of the main model after the last round, by name.
+    """
+
+    directory: Path
+    name: str
+    overrides: tuple[str, ...]
+    recipe: ActiveRecipe
+    history: tuple[Mapping[str, float], ...]
+    picked: tuple[Tensor, ...]
+    model: Mapping[str, Tensor]
+
+
+def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = False) -> Splits:
+    """Return the recipe's data with its noise: the fact "noisy" says which training samples have random labels.
+
+    Raises:
+        DataError: the data are not there. ValueError: the noise does not fit them.
+    """
+    splits = recipe.data.load(recipe.seed, root, download)
+    return recipe.noise.apply(splits, generator(recipe.seed, _NOISE))
+
+
+def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str, float]:
+    """Return accuracies of the main model (validation, test) and of the average (average_validation, average_test).
+
+    On Four-Moons also test_learnable: the test accuracy on the three moons whose labels are no noise.
+    """
+    figures = {}
+    for part in ("validation", "test"):
+        data: Batch = getattr(splits, part)
+        for prefix, model in (("", learned.model), ("average_", learned.average)):
+            right = (read(model, data.inputs)[0].argmax(1) == data.targets).double()
+            figures[f"{prefix}{part}"] = float(right.mean())
+            if isinstance(recipe.data, FourMoons) and (prefix, part) == ("", "test"):
+                figures["test_learnable"] = float(right[data.targets != NOISY_MOON].mean())
+    return figures
+
+
+def execute_active(
+    recipe: ActiveRecipe,
+    directory: Path,
+    *,
+    name: str,
+    overrides: tuple[str, ...] = (),
+    data_root: Path | None = None,
+    download: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    splits: Splits | None = None,
+    shared: Shared | None = None,
+    progress: Callable[[Round], None] = lambda done: None,
+) -> ActiveRun:
+    """Carry out `recipe` and write the run into `directory`.
+
+    Files: `config.json`, `state.safetensors` (ids, models and figures, written whole after every round), and at the end
+    `rounds.csv` and `environment.json`.
+
+    Args:
+        recipe: what to run.
+        directory: made if missing. name, overrides: kept for tables.
+        data_root, download: where data sets lie that are not installed, and whether they may be downloaded there.
+        overwrite: replace the run that lies in `directory`.
+        resume: go on with the run that lies there after its last whole round; a finished one is read back. The result
+            is that of an uninterrupted run, bit for bit on one machine.
+        splits: the data (`data_of`), if at hand already.
+        shared: first rounds of runs that differ in their selector alone.
+        progress: called after each round.
+
+    Raises:
+        RunError: the directory holds something else, another recipe's run or a damaged one; the device is not there;
+            the recipe's settings do not fit the data, or training failed.
+        DataError: the data are not there.
+    """
+    check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
+    if resume and (directory / ENVIRONMENT).is_file():
+        return read_active_run(directory)
+    if overwrite:
+        _remove(directory)
+    try:
+        splits = data_of(recipe, data_root, download) if splits is None else splits
+        config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
+        write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+        rounds = _rounds(recipe, directory, splits.to(recipe.device), {} if shared is None else shared, progress)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
+    write_text(directory / ROUNDS, _table([done.metrics for done in rounds]))
+    write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")  # last: it says "complete"
+    return read_active_run(directory)
+
+
+def _rounds(
+    recipe: ActiveRecipe, directory: Path, splits: Splits, shared: Shared, progress: Callable[[Round], None]
+) -> list[Round]:
+    pool = Pool(splits.train, splits.facts["noisy"], len(splits.classes))
+    fit = recipe.fit(splits)
+    rounds: list[Round] = []
+    if (directory / STATE).is_file():
+        model = recipe.build(splits, 0)
+        template = Learned(model, selectors.ema(model, recipe.decay, bias_corrected=True))
+        rounds = restored(directory / STATE, read_state(directory / STATE), template, pool)
+    same = replace(recipe, selector="rand")  # all of the recipe but the selector decides the first round
+    loop = active_learning(
+        pool,
+        recipe.schedule,
+        first_round_shared(fit, shared, same),
+        SELECTORS[recipe.selector],
+        recipe.seed,
+        measure=lambda learned: measured(splits, recipe, learned),
+        past=past(rounds),
+    )
+    for done in loop:
+        rounds.append(done)
+        write_state(directory / STATE, plain(recipe), rounds)
+        progress(done)
+    return rounds
+
+
+def read_active_run(directory: Path) -> ActiveRun:
+    """Read a run directory; nothing in it is executed.
+
+    Raises:
+        RunError: not a run directory, an unfinished run, or a damaged file.
+    """
+    if not (directory / CONFIG).is_file() or not (directory / STATE).is_file():
+        raise RunError(f"{directory} is not the directory of an active learning run: it needs {CONFIG} and {STATE}")
+    if not (directory / ENVIRONMENT).is_file():
+        raise RunError(f"the run in {directory} did not finish: it has no {ENVIRONMENT}; go on with it by --resume")
+    config = _config(directory)
+    state = read_state(directory / STATE)
+    return ActiveRun(directory, *config, state.history, state.picked, state.model)
+
+
+def _config(directory: Path) -> tuple[str, tuple[str, ...], ActiveRecipe]:
+    path = directory / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        recipe = parse(ActiveRecipe, config["recipe"], str(path))
+        return str(config["name"]), tuple(map(str, config["overrides"])), recipe
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: bool, resume: bool) -> None:
+    """Raise RunError if a run of `recipe` cannot be written into `directory`; nothing is changed."""
+    if overwrite and resume:
+        raise RunError("--overwrite and --resume exclude each other")
+    _check_device(recipe.device)
+    found = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    leftover = tuple(f".{name}." for name in FILES)  # temporary files of a run that was killed
+    if others := sorted(name for name in found - set(FILES) if not name.startswith(leftover)):
+        raise RunError(f"{directory} holds more than an active learning run ({others[0]}); give another --out")
+    if found and not (overwrite or resume):
+        raise RunError(f"{directory} is not empty: --resume goes on with the run in it, --overwrite replaces it")
+    if resume and (directory / CONFIG).is_file() and (other := _config(directory)[2]) != recipe:
+        raise RunError(
+            f"{directory} holds the run of another recipe ({_difference(other, recipe)}); give another --out, or "
+            "--overwrite to replace it"
+        )
+    if resume and (directory / STATE).is_file():
+        kept = read_state(directory / STATE)
+        if kept.recipe != plain(recipe):
+            raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
+
+
+def _difference(one: ActiveRecipe, other: ActiveRecipe) -> str:
+    a, b = plain(one), plain(other)
+    field = next(key for key in a if a[key] != b[key])
+    return f"its {field} is {a[field]!r}, here it is {b[field]!r}"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        raise RunError(f"device {device!r} cannot be used here: {error}") from error
+
+
+def _remove(directory: Path) -> None:
+    for path in directory.iterdir() if directory.exists() else ():
+        path.unlink()
+
+
+def _table(history: Sequence[Mapping[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["round", *history[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {"round": k, **{key: f"{value:.6g}" for key, value in row.items()}} for k, row in enumerate(history)
+    )
+    return text.getvalue()

@@ -1,0 +1,124 @@
+"""The state of a run between two rounds, in one file: written whole, read without unpickling anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from steelyard._files import atomic_path
+from steelyard.experiments.active.fitting import Fit, Learned
+from steelyard.experiments.active.loop import Past, Pool, Round
+from steelyard.experiments.errors import RunError
+from steelyard.experiments.evaluation import finite_json, number
+
+__all__ = ["State", "first_round_shared", "past", "read_state", "restored", "write_state"]
+
+_PICKED, _MODEL, _AVERAGE = "picked.", "model.", "average."
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file of `write_state` holds.
+
+    Attributes:
+        recipe: of the run, as plain values.
+        history: each round's figures.
+        picked: the ids of each round.
+        model, average: parameters and buffers of the last round's models, by name.
+    """
+
+    recipe: Mapping[str, Any]
+    history: tuple[Mapping[str, float], ...]
+    picked: tuple[Tensor, ...]
+    model: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+
+
+def write_state(path: Path, recipe: Mapping[str, Any], rounds: Sequence[Round]) -> None:
+    """Write the rounds done so far; the file is the old one or the new one, never a half."""
+    learned = rounds[-1].learned
+    tensors = {f"{_PICKED}{done.number:04d}": done.picked for done in rounds}
+    tensors |= {_MODEL + name: value for name, value in learned.model.state_dict().items()}
+    tensors |= {_AVERAGE + name: value for name, value in learned.average.state_dict().items()}
+    history = [finite_json(dict(done.metrics)) for done in rounds]
+    metadata = {"recipe": json.dumps(recipe, sort_keys=True), "history": json.dumps(history, allow_nan=False)}
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+
+
+def read_state(path: Path) -> State:
+    """Read a state.
+
+    Raises:
+        RunError: the file is missing, damaged or no state.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
+        recipe = json.loads(metadata["recipe"])
+        rows = json.loads(metadata["history"])
+        history = tuple({str(key): number(value) for key, value in row.items()} for row in rows)
+        picked = tuple(tensors[name] for name in sorted(tensors) if name.startswith(_PICKED))
+        if not history or len(history) != len(picked) or not isinstance(recipe, dict):
+            raise ValueError(f"it has the figures of {len(history)} rounds and the ids of {len(picked)}")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is not a whole state of an active learning run: {type(error).__name__}: {error}") from (
+            error
+        )
+    parts = ({name[len(p) :]: tensors[name] for name in tensors if name.startswith(p)} for p in (_MODEL, _AVERAGE))
+    return State(recipe, history, picked, next(parts), next(parts))
+
+
+def restored(path: Path, state: State, template: Learned, pool: Pool) -> list[Round]:
+    """Return the rounds of `state`; all of them have the models of the last one, which is what a loop goes on from.
+
+    Args:
+        path: for messages. state: of `read_state`.
+        template: untrained models of the recipe, which take the parameters over. pool: what the ids point into.
+
+    Raises:
+        RunError: ids outside of the pool or picked twice, or parameters of another net.
+    """
+    ids = torch.cat(state.picked)
+    fits = ids.dtype == torch.int64 and bool(((ids >= 0) & (ids < len(pool.data))).all())
+    if not fits or len(ids.unique()) != len(ids):
+        raise RunError(f"{path}: the ids picked are not different samples of a pool of {len(pool.data)}")
+    try:
+        template.model.load_state_dict(state.model)
+        template.average.load_state_dict(state.average)
+    except RuntimeError as error:
+        raise RunError(f"{path} holds the parameters of another net: {error}") from error
+    device = pool.data.index.device
+    pairs = zip(state.picked, state.history, strict=True)
+    return [Round(k, picked.to(device), template, metrics) for k, (picked, metrics) in enumerate(pairs)]
+
+
+def past(rounds: Sequence[Round]) -> Past | None:
+    """Return what `active_learning` goes on from after `rounds`; None after none."""
+    return Past([done.picked for done in rounds], rounds[-1].learned) if rounds else None
+
+
+def first_round_shared(fit: Fit, known: dict[object, Learned], key: object) -> Fit:
+    """Return `fit`, its first round taken from `known` where that has `key`, and put there where it does not.
+
+    The first round depends on neither the selector nor anything else that `key` does not name: what is taken is equal
+    bit for bit to what `fit` would train.
+    """
+
+    def shared(labelled: Any, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+        if start is not None:
+            return fit(labelled, unlabelled, start, seed)
+        if key not in known:
+            known[key] = fit(labelled, unlabelled, None, seed)
+        return known[key].copy()
+
+    return shared
