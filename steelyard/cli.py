@@ -302,6 +302,40 @@ def active(
     console.print(f"Written: {tables or folder}/{', '.join(written)}", markup=False, soft_wrap=True)
 
 
+def disagreement(
+    out: Path = Path("results/active/dr_is"),
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64),
+    share: float = 0.2,
+    threads: int = 1,
+) -> None:
+    """Measure DR-IS, EL2N and AUM on digits whose labels an adversary has corrupted.
+
+    Example: steelyard disagreement --seeds 0 --sizes 2 8 --out /tmp/dr_is
+
+    Args:
+        out: folder for the tables, the picture and README.md.
+        seeds: of split, attack and proxies.
+        sizes: numbers of proxies.
+        share: of the training labels that are corrupted.
+        threads: torch threads; these nets are small, more than one rarely helps. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.disagreement import DisagreementSettings
+    from steelyard.experiments.disagreement_report import disagreement as measure
+
+    _set_threads(threads)
+    words = [f"steelyard disagreement --out {out.as_posix()} --seeds {' '.join(map(str, seeds))}"]
+    words += [f"--sizes {' '.join(map(str, sizes))} --share {share:g}"]
+    try:
+        settings = DisagreementSettings(seeds=seeds, sizes=sizes, share=share)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    console = Console()
+    with console.status("starting") as status:
+        written = measure(out, settings, " ".join(words), status.update)
+    console.print(f"Written: {out}/{', '.join(written)}", markup=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
@@ -310,6 +344,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "active": active,
     "bounds": bounds,
+    "disagreement": disagreement,
 }
 
 
