@@ -73,6 +73,14 @@ def _claims(tables: Tables, settings: DisagreementSettings) -> list[Claim]:
     )
     few, many = min(settings.sizes), max(settings.sizes)
 
+    most = tables["kept"][tables["kept"]["models"] == many].pivot_table("test", "score", "share", "mean")
+    tests = tuple(
+        Judgement(f"{100 * share:.0f} % kept, {SCORES[name]}", a, b, a > b)
+        for share in settings.shares
+        for name in ("random", "el2n", "el2n_low", "aum")
+        for a, b in [(float(most.loc["dr_is", share]), float(most.loc[name, share]))]
+    )
+
     def compare(one: Mapping[int, float], other: Mapping[int, float], sign: int) -> tuple[Judgement, ...]:
         sizes = [(k, float(one[k]), float(other[k])) for k in settings.sizes]
         return tuple(Judgement(f"K = {k}", a, b, sign * (a - b) > 0) for k, a, b in sizes)
@@ -117,6 +125,10 @@ def _claims(tables: Tables, settings: DisagreementSettings) -> list[Claim]:
         Claim(
             "(ours) DR-IS beats EL2N turned round: the half of highest D is less corrupted than that of lowest EL2N",
             compare(dr_is, half.loc["el2n_low"], -1),
+        ),
+        Claim(
+            "(ours) a model trained on the samples of highest D tests better than one on the other scores' choice",
+            tests,
         ),
         Claim(
             "the radius holds: no D_i is further than t from that of another ensemble (in 100 ranks, any seed)",
@@ -166,7 +178,8 @@ def _picture(tables: Tables, settings: DisagreementSettings) -> str:
         radius = gaps.groupby("models")["radius"].first()
         right.plot(radius.index, 100 * radius, "--", color=COLOURS[1], label="certificate's t")
         right.plot(radius.index, 200 * radius, ":", color=COLOURS[1], label="2 t, what a gap must exceed")
-        right.set(xlabel="proxies K", ylabel="in 100 ranks", yscale="log", title="What is certified")
+        right.set(xlabel="proxies K", ylabel="in 100 ranks", yscale="log", title="What is certified", ylim=(0.3, 700))
+        right.set_yticks([1, 10, 100], ["1", "10", "100"])
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, fontsize=9, ncols=2)
         for axes in (left, right):
             axes.set_xscale("log", base=2)
@@ -181,7 +194,9 @@ def _spread(axes: Axes, table: pandas.DataFrame, column: str, colour: str, label
     """Draw a column in per cent over the ensemble sizes: the mean over seeds, and their range."""
     groups = 100 * table.groupby("models")[column].agg(["mean", "min", "max"])
     axes.plot(groups.index, groups["mean"], "o-", color=colour, label=label, linewidth=1.8, markersize=4)
-    axes.fill_between(groups.index, groups["min"], groups["max"], color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        groups.index, groups["min"].clip(lower=0.01), groups["max"], color=colour, alpha=0.15, linewidth=0
+    )
 
 
 def _table(tables: Tables, settings: DisagreementSettings) -> str:
@@ -214,9 +229,9 @@ it can drive highest, their unlikeliest label. Each proxy is an MLP 64-64-10: {t
 batches of {t.batch_size}, its own start and order. The statistic D (mean over pairs of proxies of the difference of a
 sample's loss ranks) and the certificate are ours; the paper gives the idea and the rate. Boundary-clean: the quarter
 of the clean samples with the least clean margin. Bulk-corrupted: corrupted samples whose clean margin was above the
-median. Both are judged by the attacker's models; no score sees that, or any clean label. The proxies' {t.steps} steps
-were settled on seed 0 after a look at 20 to 400 steps and at the corruption of the kept samples: at 50 to 200 steps
-it is about the same, at 20 D and EL2N both find less, at 400 D keeps a little more of the corrupted.
+median. Both are judged by the attacker's models; no score sees that, or any clean label. The default of 100 steps
+was settled after a look at one split (seed 0, without a validation part): in the half of highest D 5, 11, 9, 10 and
+12 % were corrupted at 20, 50, 100, 200 and 400 steps, in that of lowest EL2N 17, 2, 2, 2 and 1 %.
 
 {most} proxies, per cent, mean ± standard deviation over seeds. "Test accuracy" is on clean test labels, of a model
 trained once on the kept samples with the proxies' settings; nothing is chosen by it.
