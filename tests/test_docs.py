@@ -29,7 +29,7 @@ def test_no_placeholder_is_left(name: str) -> None:
 
 def test_every_spread_in_the_readme_is_in_a_summary() -> None:
     known = set()
-    for path in (ROOT / "results").glob("*/summary.json"):
+    for path in (ROOT / "results").rglob("summary.json"):
         for row in json.loads(path.read_text(encoding="utf-8")):
             if row["mean"] is not None and row["std"] is not None:
                 known.add((f"{100 * row['mean']:.1f}", f"{100 * row['std']:.1f}"))
@@ -41,7 +41,7 @@ def test_every_spread_in_the_readme_is_in_a_summary() -> None:
     assert [pair for pair in printed if pair not in known] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/summary.json")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("summary.json")), ids=lambda p: p.parent.name)
 def test_summaries_have_their_columns(path: Path) -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))
     columns = {"recipe", "dataset", "method", "metric", "selection", "mean", "std", "seeds", "command"}

@@ -81,7 +81,7 @@ def _claims(tables: Tables, settings: DisagreementSettings) -> list[Claim]:
         for a, b in [(float(most.loc["dr_is", share]), float(most.loc[name, share]))]
     )
 
-    def compare(one: Mapping[int, float], other: Mapping[int, float], sign: int) -> tuple[Judgement, ...]:
+    def compare(one: pandas.Series, other: pandas.Series, sign: int) -> tuple[Judgement, ...]:
         sizes = [(k, float(one[k]), float(other[k])) for k in settings.sizes]
         return tuple(Judgement(f"K = {k}", a, b, sign * (a - b) > 0) for k, a, b in sizes)
 
@@ -112,7 +112,11 @@ def _claims(tables: Tables, settings: DisagreementSettings) -> list[Claim]:
         ),
         Claim(
             "more proxies filter better: the half of highest D is less corrupted at the largest K than at the least",
-            (Judgement(f"K = {many} against {few}", float(dr_is[many]), float(dr_is[few]), dr_is[many] < dr_is[few]),),
+            (
+                Judgement(
+                    f"K = {many} against {few}", float(dr_is[many]), float(dr_is[few]), bool(dr_is[many] < dr_is[few])
+                ),
+            ),
         ),
         Claim(
             "(ours) DR-IS keeps a larger share of the boundary-clean than AUM does, half of all samples kept",
