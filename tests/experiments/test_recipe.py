@@ -70,7 +70,8 @@ def test_overrides(override: str, value) -> None:  # type: ignore[no-untyped-def
         ("model.hidden=[3, 'a']", r"model.hidden\[1\] must be a whole number"),
         (
             "model.name=mpl",
-            "model.name must be one of mlp, logistic, resnet18, lenet5, preact_resnet18, vgg8, vgg16, got 'mpl'; did you mean 'mlp'",
+            "model.name must be one of mlp, logistic, resnet18, lenet5, preact_resnet18, vgg8, vgg16, got 'mpl'; "
+            "did you mean 'mlp'",
         ),
         ("model.head=one_logits", "did you mean 'one_logit'"),
         ("method.training.optimizer.momentum=0.9", "momentum is a setting of 'sgd'"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
@@ -104,7 +103,7 @@ def pseudo_labelled(
     return Batch.of(inputs[chosen], labels), count
 
 
-def augmented(images: Float[Tensor, "m channels h w"], settings: FineTuning) -> Float[Tensor, "m channels h w"]:
+def augmented(images: Float[Tensor, "m *shape"], settings: FineTuning) -> Float[Tensor, "m *shape"]:
     """Return the images, pixels in [0, 1], each through RandAugment and Cutout once, as Algorithm 2 has it (line 7).
 
     Draws from torch's global random state; see `steelyard.experiments.active.seeds.global_state`.
@@ -120,8 +119,8 @@ def augmented(images: Float[Tensor, "m channels h w"], settings: FineTuning) -> 
     return torch.stack([transform(image) for image in images])
 
 
-def _transform(settings: FineTuning) -> Any:
+def _transform(settings: FineTuning) -> nn.Module:
     v2 = load_v2()
     cutout = [v2.RandomErasing(p=1.0, scale=(settings.cutout,) * 2, ratio=(1.0, 1.0), value=0.5)]
     randaugment = [v2.RandAugment(settings.operations, settings.magnitude)] if settings.operations else []
-    return v2.Compose([*randaugment, *(cutout if settings.cutout else [])])
+    return nn.Sequential(*randaugment, *(cutout if settings.cutout else []))

@@ -32,11 +32,14 @@ class _Images:
     Attributes:
         validation_share: of the training images, held out stratified by class. The loop decides nothing by them; they
             are there to choose settings by without the test split.
+        samples: at most so many training images, drawn by the seed from those not held out; 0 for all.
     """
 
     validation_share: float = 0.02
+    samples: int = 0
 
     def __post_init__(self) -> None:
+        _check.integer("samples", self.samples, low=0)
         _check.in_range("validation_share", self.validation_share, low=0.0, high=1.0, open_low=True, open_high=True)
 
     def _splits(
@@ -48,7 +51,8 @@ class _Images:
         generator: torch.Generator,
     ) -> Splits:
         inputs, targets = train
-        kept, held = deal(targets, self.validation_share, generator)
+        kept, held = deal(targets, self.validation_share, generator)  # each in random order
+        kept = kept[: self.samples or None]
         return Splits(
             name=name,
             train=_batch(inputs[kept], targets[kept]),

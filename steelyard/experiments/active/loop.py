@@ -92,7 +92,7 @@ class Round:
 class Past:
     """What a loop goes on from: the ids picked in each round so far, and what the last of them learned."""
 
-    picked: Sequence[Int[Tensor, " k"]]
+    picked: Sequence[Int[Tensor, " _"]]
     learned: Learned
 
 
