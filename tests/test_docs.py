@@ -41,7 +41,9 @@ def test_every_spread_in_the_readme_is_in_a_summary() -> None:
     assert [pair for pair in printed if pair not in known] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("summary.json")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results").rglob("summary.json")), ids=lambda p: p.parent.relative_to(ROOT).as_posix()
+)
 def test_summaries_have_their_columns(path: Path) -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))
     columns = {"recipe", "dataset", "method", "metric", "selection", "mean", "std", "seeds", "command"}

@@ -46,8 +46,9 @@ def test_curves(runs: Sequence[Run]) -> str | None:
     }
     if not curves:
         return None
-    title = "Test accuracy while training (mean over seeds; band: lowest to highest)"
-    return plots.accuracy_curves(curves, title, "test accuracy", oracle)
+    band = len(curves) <= len(plots.COLOURS)
+    title = f"Test accuracy while training (mean over seeds{'; band: lowest to highest' * band})"
+    return plots.accuracy_curves(curves, title, "test accuracy", oracle, band)
 
 
 def test_bars(runs: Sequence[Run]) -> str:

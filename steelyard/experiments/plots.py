@@ -16,6 +16,7 @@ __all__ = ["COLOURS", "STYLE", "accuracy_curves", "distributions", "outer_steps"
 
 # Okabe and Ito's palette: readers with any common colour vision tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")  # past the last colour: the same ones again, dashed
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
@@ -37,27 +38,30 @@ Curves = Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]
 """Name -> one (steps, values) for each seed."""
 
 
-def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float | None = None) -> str:
-    """Draw values over the share of the run that is done, a colour for each name: the mean over seeds, and their range.
+def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float | None = None, band: bool = True) -> str:
+    """Draw values over the share of the run that is done, a line for each name: the mean over seeds, and their range.
 
     Args:
         curves: the values, accuracies in [0, 1].
         title: of the plot.
         y_label: of the axis.
         reference: height of a dashed line, the accuracy of the oracle.
+        band: draw the range; the bands of many names hide each other.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 4.2))
+        figure = Figure(figsize=(9.2, max(4.2, 0.27 * (len(curves) + 2))))  # as high as the legend
         axes = figure.subplots()
         grid = np.linspace(0, 100, 201)
-        for colour, (name, seeds) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        for number, (colour, (name, seeds)) in enumerate(zip(_cycle(len(curves)), curves.items(), strict=True)):
             values = np.stack([np.interp(grid, 100 * np.array(x) / x[-1], y) for x, y in seeds])
             first = max(100 * x[0] / x[-1] for x, _ in seeds)  # no line before the first evaluation
             shown = grid >= first
-            axes.plot(grid[shown], values.mean(0)[shown], color=colour, label=name, linewidth=2)
-            axes.fill_between(
-                grid[shown], values.min(0)[shown], values.max(0)[shown], color=colour, alpha=0.15, linewidth=0
-            )
+            line = LINES[number // len(COLOURS) % len(LINES)]
+            dot = "o" if shown.sum() == 1 else None  # evaluated once: a line of one point is not seen
+            mean, low, high = values.mean(0)[shown], values.min(0)[shown], values.max(0)[shown]
+            axes.plot(grid[shown], mean, line, color=colour, label=name, linewidth=2, marker=dot, clip_on=dot is None)
+            if band:
+                axes.fill_between(grid[shown], low, high, color=colour, alpha=0.15, linewidth=0)
         if reference is not None:
             axes.axhline(reference, color="#475467", linestyle="--", linewidth=1.2, label="oracle without colour")
         axes.set(xlabel="share of the run done (%)", ylabel=y_label, title=title, xlim=(0, 100), ylim=(0, 1))

@@ -1,13 +1,11 @@
-"""Group figures, intervals and calibration against brute force and scipy."""
+"""Group figures against brute force, selection by the worst group, a run on a group problem."""
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import binom, binomtest
 
 from steelyard.experiments.data import Adult
 from steelyard.experiments.errors import RecipeError
@@ -15,9 +13,6 @@ from steelyard.experiments.evaluation import (
     Evaluation,
     SplitMetrics,
     Visible,
-    binomial_interval,
-    calibration_error,
-    confidence,
     evaluate,
 )
 from steelyard.experiments.models import Logistic
@@ -76,53 +71,6 @@ def test_empty_groups_have_no_accuracy_and_are_not_the_worst() -> None:
     assert metrics.worst_group == 1
     assert metrics.group_intervals()[0] == (0.0, 1.0)
     assert SplitMetrics(0.5, 0.0).worst_group_accuracy is None
-
-
-@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
-@pytest.mark.parametrize(("right", "count"), [(0, 1), (0, 56), (1, 56), (28, 56), (56, 56), (640, 642)])
-def test_intervals_are_wilsons(right: int, count: int, level: float) -> None:
-    peer = binomtest(right, count).proportion_ci(level, method="wilson")
-    assert binomial_interval(right, count, level) == pytest.approx((peer.low, peer.high), abs=1e-12)
-
-
-def test_the_intervals_cover() -> None:
-    """Exact coverage, averaged over shares: Wilson's interval holds its level on average, not for each share."""
-    shares = torch.linspace(0.05, 0.95, 19).tolist()
-    covered = [
-        sum(binom.pmf(k, 50, p) for k in range(51) if (i := binomial_interval(k, 50))[0] <= p <= i[1]) for p in shares
-    ]
-    assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.01)
-    assert min(covered) > 0.9
-
-
-@pytest.mark.parametrize("call", [partial(binomial_interval, 3, 2), partial(binomial_interval, 1, 2, 1.0)])
-def test_impossible_intervals_are_refused(call: partial) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        call()
-
-
-def test_confidence_of_one_logit_and_of_two_agree() -> None:
-    logit = torch.tensor([[-2.0], [0.5], [9.0]])
-    torch.testing.assert_close(confidence(logit), confidence(torch.cat([torch.zeros(3, 1), logit], 1)))
-
-
-def test_calibration_error_by_brute_force() -> None:
-    generator = torch.Generator().manual_seed(0)
-    probability, right = torch.rand(300, generator=generator), torch.rand(300, generator=generator) < 0.6
-    probability[:2] = torch.tensor([0.0, 1.0])
-    total = 0.0
-    for k in range(10):
-        low, high = k / 10, (k + 1) / 10
-        member = (probability > low) & (probability <= high) if k else probability <= high
-        if member.any():
-            total += int(member.sum()) * abs(float(right[member].double().mean() - probability[member].double().mean()))
-    assert calibration_error(probability, right, bins=10) == pytest.approx(total / 300, abs=1e-6)
-
-
-def test_a_calibrated_model_has_no_error() -> None:
-    probability = torch.full((10,), 0.7)
-    assert calibration_error(probability, torch.arange(10) < 7) == pytest.approx(0.0, abs=1e-7)
-    assert calibration_error(probability, torch.arange(10) < 3) == pytest.approx(0.4, abs=1e-7)
 
 
 def seen(step: int, accuracy: float, rights: tuple[int, int]) -> Visible:

@@ -188,3 +188,10 @@ def test_groups_and_published_figures_have_columns_of_their_own(runs: list[Run])
 
 def test_the_bar_chart_is_on_the_page(runs: list[Run]) -> None:
     assert 'alt="Test accuracy of each method: mean, standard deviation and every seed"' in render(runs[:1])
+
+
+def test_more_methods_than_colours_have_other_lines() -> None:
+    curves = {f"method {k}": [([1, 2], [0.1, 0.2 + k / 20])] for k in range(len(plots.COLOURS) + 1)}
+    styles = set(re.findall(r'style="fill: none; (stroke[^"]*)"', plots.accuracy_curves(curves, "", "")))
+    both = {style for style in styles if plots.COLOURS[0].lower() in style}
+    assert len({"dasharray" in style for style in both}) == 2
