@@ -28,8 +28,7 @@ Figures = Mapping[str, Mapping[str, float]]
 Attacked = Mapping[tuple[str, str, int], float]
 """(task, selector, seed) -> accuracy under the attack library."""
 
-_COLUMNS = (("standard", "test"), ("standard", "robust_test"), ("robust", "test"), ("robust", "robust_test"))
-_COLUMNS += (("retraining", "test"), ("retraining", "robust_test"))
+_COLUMNS = [(task, metric) for task in ("standard", "robust", "retraining") for metric in ("test", "robust_test")]
 _SHOWN = {"rand": COLOURS[6], "ent": COLOURS[1], "dre": COLOURS[0]}
 
 
