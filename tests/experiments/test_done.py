@@ -16,6 +16,7 @@ from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.run import execute
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.journal import Stopped
 from steelyard.reweight import KLDRO
 from tests.experiments.biased import biased_problem
 
@@ -111,18 +112,36 @@ def test_the_hardest_samples_resist_better_than_under_plain_adversarial_training
     assert worst[0.3] > worst[1e4] + 0.1
 
 
-def test_a_recipe_runs_end_to_end(tmp_path: Path) -> None:
-    recipe = tmp_path / "done.toml"
-    recipe.write_text(
-        'data = { name = "coloured_digits", grayscale = true }\nmodel = { name = "mlp", hidden = [8] }\n'
-        '[method]\nname = "done"\ntemperature = 0.5\nattack = { epsilon = 0.1, step = 0.05, steps = 2 }\n'
-        "training = { steps = 4, batch_size = 64, evaluate_every = 2 }\n"
-    )
-    run = execute(load_recipe(str(recipe)), tmp_path / "run", name="done")
+RECIPE = """data = { name = "coloured_digits", grayscale = true }
+model = { name = "mlp", hidden = [8] }
+[method]
+name = "done"
+temperature = 0.5
+attack = { epsilon = 0.1, step = 0.05, steps = 2 }
+training = { steps = 4, batch_size = 64, evaluate_every = 2 }
+"""
+
+
+def test_a_recipe_runs_end_to_end_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "done.toml"
+    path.write_text(RECIPE)
+    recipe = load_recipe(str(path))
+    run = execute(recipe, tmp_path / "run", name="done")
     assert [evaluation.visible.step for evaluation in run.history] == [2, 4]
     for evaluation in run.history:
         assert 0 <= evaluation.extra["robust_validation"] <= evaluation.visible.validation.accuracy
         assert 0 <= evaluation.extra["robust_test"] <= evaluation.test.accuracy
+    asked: list[int] = []
+
+    def after_three() -> int:
+        asked.append(1)
+        return int(len(asked) == 3)
+
+    with pytest.raises(Stopped):
+        execute(recipe, tmp_path / "stopped", name="done", stop=after_three)
+    execute(recipe, tmp_path / "stopped", name="done", resume=True)
+    one, two = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("run", "stopped"))
+    assert one == two
 
 
 @pytest.mark.parametrize(("field", "value"), [("temperature", 0.0), ("memory", 1.0)])

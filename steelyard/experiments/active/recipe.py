@@ -45,7 +45,8 @@ class ActiveRecipe:
         epochs: how long a round trains (Algorithm 1).
         decay: of the moving average of the weights.
         start: whether each round trains a new net ("scratch") or goes on with the one before ("warm").
-        attack: against each step of a round's training (robust active learning); of radius 0, the default, none.
+        attack: against each step of a round's training, not of its fine-tuning (robust active learning); of radius 0,
+            the default, none.
         measure: the attack under which a round's accuracy is measured too; of radius 0, the default, it is not.
         fine_tune: whether a round ends with Algorithm 2.
         fine_tuning: its settings.
