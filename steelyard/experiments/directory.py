@@ -14,7 +14,7 @@ from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import plain
 from steelyard.journal import Journal
 
-__all__ = ["begin", "check_directory", "holding", "is_finished", "remove_run", "remove_traces"]
+__all__ = ["LOCK", "begin", "check_directory", "check_recipe", "holding", "is_finished", "remove_run", "remove_traces"]
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
@@ -81,8 +81,8 @@ def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Non
     _remove(directory, kept)
 
 
-def check_recipe(directory: Path, recipe: Recipe) -> None:
-    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe`; it names a field."""
+def check_recipe(directory: Path, recipe: object) -> None:
+    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe` (of any kind)."""
     path = directory / CONFIG
     if not path.is_file():
         return

@@ -48,13 +48,15 @@ def _page(found: Cells, runs: Sequence[ActiveRun], command: str) -> str:
     lines = [
         f"# Active learning on {found.dataset}\n",
         f"Made by `{command}`.\n",
-        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}); mean ± standard deviation over them, in per cent. "
-        f"{plan.initial} samples at the start, {plan.per_round} more in each of {plan.rounds} rounds. Selectors share "
-        "the first round: its samples and its training are the same for all of a column, and were computed once.\n",
+        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over them, in per cent. {plan.initial} samples "
+        f"at the start, {plan.per_round} more in each of {plan.rounds} rounds; all other settings, and where they come "
+        f"from, are in the recipe `{runs[0].name}`. Selectors share the first round: its samples and its training are "
+        "the same for all methods of a column (with fine-tuning, for all of those with it), and were computed once.\n",
         "## Test accuracy after the last round\n",
         tables.markdown(found.last("test")),
     ]
     if learnable := found.last("test_learnable"):
+        lines.append("Least confidence 53.67, LHD 84.68, as reported (Khosla et al., Figure 1; one run each).\n")
         lines += ["## Test accuracy on the three moons that can be learned\n", tables.markdown(learnable)]
     clean = found.last("clean_share_selected")
     lines += ["## Share of clean samples among those that the selector picked, all rounds\n", tables.markdown(clean)]

@@ -26,6 +26,7 @@ from steelyard.experiments.active.state import first_round_shared, past, read_st
 from steelyard.experiments.active.view import read
 from steelyard.experiments.adversarial import robust_accuracy
 from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.directory import CONFIG, ENVIRONMENT, LOCK, check_recipe, holding, is_finished
 from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.models import HEADS
 from steelyard.experiments.run import environment
@@ -33,7 +34,7 @@ from steelyard.experiments.schema import parse, plain
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
 
-CONFIG, STATE, ROUNDS, ENVIRONMENT = "config.json", "state.safetensors", "rounds.csv", "environment.json"
+STATE, ROUNDS = "state.safetensors", "rounds.csv"
 FILES = (CONFIG, STATE, ROUNDS, ENVIRONMENT)
 
 _NOISE = 10**6  # the place of the noise among a seed's derived ones, which no round's number reaches
@@ -124,27 +125,28 @@ def execute_active(
         progress: called after each round.
 
     Raises:
-        RunError: the directory holds something else, another recipe's run or a damaged one; the device is not there;
-            the recipe's settings do not fit the data, or training failed.
+        RunError: the directory holds something else, another recipe's run or a damaged one, or is being written by
+            another process; the device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
     """
-    check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
-    if resume and (directory / ENVIRONMENT).is_file():
+    with holding(directory):
+        check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
+        if resume and is_finished(directory):
+            return read_active_run(directory)
+        if overwrite:
+            _remove(directory)
+        try:
+            splits = data_of(recipe, data_root, download) if splits is None else splits
+            config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
+            write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+            rounds = _rounds(recipe, directory, splits.to(recipe.device), {} if shared is None else shared, progress)
+        except UserError:
+            raise
+        except (ValueError, RuntimeError, FloatingPointError) as error:
+            raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
+        write_text(directory / ROUNDS, _table([done.metrics for done in rounds]))
+        write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")  # last: it says "complete"
         return read_active_run(directory)
-    if overwrite:
-        _remove(directory)
-    try:
-        splits = data_of(recipe, data_root, download) if splits is None else splits
-        config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
-        write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-        rounds = _rounds(recipe, directory, splits.to(recipe.device), {} if shared is None else shared, progress)
-    except UserError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
-    write_text(directory / ROUNDS, _table([done.metrics for done in rounds]))
-    write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")  # last: it says "complete"
-    return read_active_run(directory)
 
 
 def _rounds(
@@ -182,7 +184,7 @@ def read_active_run(directory: Path) -> ActiveRun:
     """
     if not (directory / CONFIG).is_file() or not (directory / STATE).is_file():
         raise RunError(f"{directory} is not the directory of an active learning run: it needs {CONFIG} and {STATE}")
-    if not (directory / ENVIRONMENT).is_file():
+    if not is_finished(directory):
         raise RunError(f"the run in {directory} did not finish: it has no {ENVIRONMENT}; go on with it by --resume")
     config = _config(directory)
     state = read_state(directory / STATE)
@@ -204,27 +206,18 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
     if overwrite and resume:
         raise RunError("--overwrite and --resume exclude each other")
     _check_device(recipe.device)
-    found = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    found = {path.name for path in directory.iterdir()} - {LOCK} if directory.exists() else set()
     leftover = tuple(f".{name}." for name in FILES)  # temporary files of a run that was killed
     if others := sorted(name for name in found - set(FILES) if not name.startswith(leftover)):
         raise RunError(f"{directory} holds more than an active learning run ({others[0]}); give another --out")
     if found and not (overwrite or resume):
         raise RunError(f"{directory} is not empty: --resume goes on with the run in it, --overwrite replaces it")
-    if resume and (directory / CONFIG).is_file() and (other := _config(directory)[2]) != recipe:
-        raise RunError(
-            f"{directory} holds the run of another recipe ({_difference(other, recipe)}); give another --out, or "
-            "--overwrite to replace it"
-        )
+    if resume:
+        check_recipe(directory, recipe)
     if resume and (directory / STATE).is_file():
         kept = read_state(directory / STATE)
         if kept.recipe != plain(recipe):
             raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
-
-
-def _difference(one: ActiveRecipe, other: ActiveRecipe) -> str:
-    a, b = plain(one), plain(other)
-    field = next(key for key in a if a[key] != b[key])
-    return f"its {field} is {a[field]!r}, here it is {b[field]!r}"
 
 
 def _check_device(device: str) -> None:
@@ -235,8 +228,9 @@ def _check_device(device: str) -> None:
 
 
 def _remove(directory: Path) -> None:
-    for path in directory.iterdir() if directory.exists() else ():
-        path.unlink()
+    for path in directory.iterdir():
+        if path.name != LOCK:
+            path.unlink()
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:

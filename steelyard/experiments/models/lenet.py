@@ -25,8 +25,8 @@ class LeNet5(ConvNet):
     name: Literal["lenet5"] = "lenet5"
 
     def _net(self, shape: tuple[int, ...], width: int) -> nn.Module:
-        padding = 2 if shape[1:] == (28, 28) else 0
         at_least("lenet5", shape, 16)
+        padding = 2 if shape[1:] == (28, 28) else 0
         rest = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in shape[1:]]
         return nn.Sequential(
             *(nn.Conv2d(shape[0], 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
