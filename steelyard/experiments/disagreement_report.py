@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from steelyard._files import write_text
 from steelyard.experiments.active.claims import Claim, Judgement, markdown
+from steelyard.experiments.active.images import Digits
 from steelyard.experiments.disagreement import SCORES, DisagreementSettings, disagreement_tables
 from steelyard.experiments.plots import COLOURS, STYLE, svg
 from steelyard.theory.concentration import proxies_needed
@@ -21,7 +22,6 @@ from steelyard.theory.concentration import proxies_needed
 __all__ = ["disagreement"]
 
 Tables = Mapping[str, pandas.DataFrame]
-_SAMPLES = 1213  # of the training split
 _HALF = 0.5  # the share of kept samples that claims and picture are about
 
 
@@ -220,14 +220,15 @@ def _table(tables: Tables, settings: DisagreementSettings) -> str:
 def _page(tables: Tables, settings: DisagreementSettings, command: str) -> str:
     t, most = settings.training, max(settings.sizes)
     gaps = tables["gaps"][tables["gaps"]["models"] == most]
+    samples = len(Digits().load(settings.seeds[0]).train)
     gap, order = float(gaps["gap"].mean()), 100 * gaps["order"].mean()
-    needed = f"{proxies_needed(_SAMPLES, gap, settings.delta):,}" if gap > 0 else "no number of"
+    needed = f"{proxies_needed(samples, gap, settings.delta):,}" if gap > 0 else "no number of"
     seeds, share, rate = len(settings.seeds), f"{100 * settings.share:.0f} %", f"{t.optimizer.learning_rate:g}"
     return f"""# DR-IS under adversarial high-norm label corruption
 
 Made by `{command}`.
 
-Scikit-learn's digits ({_SAMPLES:,} training images, {seeds} seeds). An attacker with the mean output of
+Scikit-learn's digits ({samples:,} training images, {seeds} seeds). An attacker with the mean output of
 {settings.attacker} models trained on clean labels gives {share} of the samples, those whose gradient norm ||p - y||
 it can drive highest, their unlikeliest label. Each proxy is an MLP 64-64-10: {t.steps} Adam steps ({rate}) on
 batches of {t.batch_size}, its own start and order. The statistic D (mean over pairs of proxies of the difference of a
