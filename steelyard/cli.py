@@ -289,14 +289,18 @@ def active(
     grid.check(overwrite=overwrite, resume=resume)
     with _progress(console) as bars:
         bar = bars.add_task("starting", total=grid.rounds)
-        written = grid.execute(
-            tables or folder,
-            data_root=_data_root(data_root),
-            download=download,
-            overwrite=overwrite,
-            resume=resume,
-            progress=lambda done, text: bars.update(bar, completed=done, description=text),
-        )
+        try:
+            written = grid.execute(
+                tables or folder,
+                data_root=_data_root(data_root),
+                download=download,
+                overwrite=overwrite,
+                resume=resume,
+                progress=lambda done, text: bars.update(bar, completed=done, description=text),
+            )
+        except KeyboardInterrupt:
+            console.print("Every whole round is kept: give the same command with --resume to go on.", markup=False)
+            raise
     for title, table in grid.results():
         console.print(Markdown(f"**{title}**\n\n{table}"))
     console.print(f"Written: {tables or folder}/{', '.join(written)}", markup=False, soft_wrap=True)

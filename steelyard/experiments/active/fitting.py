@@ -18,7 +18,7 @@ from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy
 from steelyard.experiments.trainer import Learner, Perturb, Training
 
-__all__ = ["Epochs", "Fit", "Fitting", "Learned", "train_epochs"]
+__all__ = ["Epochs", "Fit", "Fitting", "Learned", "first_round_shared", "train_epochs"]
 
 
 @dataclass(frozen=True)
@@ -161,3 +161,20 @@ class Fitting:
             adversary = Adversary(self.attack, cross_entropy, derived(seed, 5)) if self.attack.epsilon else None
             epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order, adversary)
         return Learned(model, average, {"epochs": float(epochs), "fit_accuracy": accuracy})
+
+
+def first_round_shared(fit: Fit, known: dict[object, Learned], key: object) -> Fit:
+    """Return `fit`, its first round taken from `known` where that has `key`, and put there where it does not.
+
+    The first round depends on neither the selector nor anything else that `key` does not name: what is taken is equal
+    bit for bit to what `fit` would train.
+    """
+
+    def shared(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+        if start is not None:
+            return fit(labelled, unlabelled, start, seed)
+        if key not in known:
+            known[key] = fit(labelled, unlabelled, None, seed)
+        return known[key].copy()
+
+    return shared

@@ -76,7 +76,7 @@ class Digits(_Images):
     """Scikit-learn's 1,797 digits, 1 x 8 x 8: the offline default.
 
     Splits: dealt by `seed`, stratified by digit: `test_share` (449 by default) is the test split, `validation_share` of
-        the rest (135) validation; 1,213 images train.
+        the rest (134) validation; 1,214 images train.
     Citation: E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
         Repository, doi:10.24432/C50P49 (its test part).
     Licence: CC BY 4.0 (UCI); distributed with scikit-learn.
@@ -84,7 +84,7 @@ class Digits(_Images):
     Example:
         >>> splits = Digits().load(seed=0)
         >>> len(splits.train), len(splits.validation), len(splits.test), tuple(splits.train.inputs.shape[1:])
-        (1213, 135, 449, (1, 8, 8))
+        (1214, 134, 449, (1, 8, 8))
     """
 
     needs_root: ClassVar[bool] = False

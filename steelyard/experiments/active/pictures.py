@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steelyard.experiments.active.run import ActiveRun, data_of
-from steelyard.experiments.active.tables import Cells
+from steelyard.experiments.active.tables import Cells, noise_title
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.plots import COLOURS, STYLE, svg
 
@@ -37,7 +37,7 @@ def learning_curves(found: Cells, metric: str = "test", label: str = "test accur
             for panel, noise in zip(axes, noises, strict=True):
                 for k, selector in enumerate(selectors):
                     _curve(panel, found.runs.get((selector, tuned, noise), ()), metric, k, selector.upper())
-                panel.set_title(noise + (", with fine-tuning" if tuned else ""))
+                panel.set_title(noise_title(noise) + (", with fine-tuning" if tuned else ""))
             axes[0].set_ylabel(label)
         for panel in grid[-1]:
             panel.set_xlabel("labelled samples")

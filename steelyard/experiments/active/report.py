@@ -56,7 +56,11 @@ def _page(found: Cells, runs: Sequence[ActiveRun], command: str) -> str:
         tables.markdown(found.last("test")),
     ]
     if learnable := found.last("test_learnable"):
-        lines.append("Least confidence 53.67, LHD 84.68, as reported (Khosla et al., Figure 1; one run each).\n")
+        lines.append(
+            "As reported (Khosla et al., Figure 1, one run each): least confidence 53.67, LHD 84.68. The fourth moon "
+            "counts by its own label, which training never shows: three moons solved and the fourth guessed are 81.25 "
+            "in expectation.\n"
+        )
         lines += ["## Test accuracy on the three moons that can be learned\n", tables.markdown(learnable)]
     clean = found.last("clean_share_selected")
     lines += ["## Share of clean samples among those that the selector picked, all rounds\n", tables.markdown(clean)]

@@ -17,12 +17,12 @@ from steelyard import selectors
 from steelyard._files import write_text
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.choosing import SELECTORS
-from steelyard.experiments.active.fitting import Learned
+from steelyard.experiments.active.fitting import Learned, first_round_shared
 from steelyard.experiments.active.loop import Pool, Round, active_learning
 from steelyard.experiments.active.moons import NOISY_MOON, FourMoons
 from steelyard.experiments.active.recipe import ActiveRecipe
 from steelyard.experiments.active.seeds import generator
-from steelyard.experiments.active.state import first_round_shared, past, read_state, restored, write_state
+from steelyard.experiments.active.state import past, read_state, restored, write_state
 from steelyard.experiments.active.view import read
 from steelyard.experiments.adversarial import robust_accuracy
 from steelyard.experiments.data.splits import Splits

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steelyard._files import atomic_path
-from steelyard.experiments.active.fitting import Fit, Learned
+from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Past, Pool, Round
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import finite_json, number
 
-__all__ = ["State", "first_round_shared", "past", "read_state", "restored", "write_state"]
+__all__ = ["State", "past", "read_state", "restored", "write_state"]
 
 _PICKED, _MODEL, _AVERAGE = "picked.", "model.", "average."
 
@@ -105,20 +105,3 @@ def restored(path: Path, state: State, template: Learned, pool: Pool) -> list[Ro
 def past(rounds: Sequence[Round]) -> Past | None:
     """Return what `active_learning` goes on from after `rounds`; None after none."""
     return Past([done.picked for done in rounds], rounds[-1].learned) if rounds else None
-
-
-def first_round_shared(fit: Fit, known: dict[object, Learned], key: object) -> Fit:
-    """Return `fit`, its first round taken from `known` where that has `key`, and put there where it does not.
-
-    The first round depends on neither the selector nor anything else that `key` does not name: what is taken is equal
-    bit for bit to what `fit` would train.
-    """
-
-    def shared(labelled: Any, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
-        if start is not None:
-            return fit(labelled, unlabelled, start, seed)
-        if key not in known:
-            known[key] = fit(labelled, unlabelled, None, seed)
-        return known[key].copy()
-
-    return shared

@@ -11,7 +11,7 @@ from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.errors import RunError
 
-__all__ = ["Cell", "Cells", "cells", "markdown", "rounds_table", "summary"]
+__all__ = ["Cell", "Cells", "cells", "markdown", "noise_title", "rounds_table", "summary"]
 
 Cell = tuple[str, bool, str]
 """Selector, with fine-tuning or not, kind of noise."""
@@ -69,11 +69,16 @@ def markdown(values: Mapping[Cell, Spread]) -> str:
     """Return a table in per cent, mean ± standard deviation over seeds; the rows with fine-tuning come last."""
     noises = list(dict.fromkeys(noise for _, _, noise in values))
     methods = sorted(dict.fromkeys((selector, tuned) for selector, tuned, _ in values), key=lambda method: method[1])
-    lines = [["method", *noises], ["---"] * (1 + len(noises))]
+    lines = [["method", *map(noise_title, noises)], ["---"] * (1 + len(noises))]
     for selector, tuned in methods:
         row = [values.get((selector, tuned, noise)) for noise in noises]
         lines.append([_label(selector, tuned), *("" if spread is None else spread.percent() for spread in row)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def noise_title(noise: str) -> str:
+    """Return what a kind of noise is called over a column or a panel."""
+    return "no noise added" if noise == "none" else noise
 
 
 def _label(selector: str, tuned: bool) -> str:

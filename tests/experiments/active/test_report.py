@@ -57,6 +57,21 @@ def test_fine_tuning_both_ways_runs_each_method_twice(tmp_path: Path) -> None:
     assert grid.command.endswith("--fine-tuning both")
 
 
+def test_an_interrupted_command_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["active", "digits", *TINY, "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("steelyard.experiments.active.loop.View", interrupted)  # in the second round's selection
+        assert main(command) == 130
+    assert "--resume" in capsys.readouterr().out
+    assert main([*command, "--resume"]) == 0
+    assert len((tmp_path / "rounds.csv").read_text().splitlines()) == 4
+
+
 def test_four_moons_has_its_picture(tmp_path: Path) -> None:
     small = ["--set", "data.samples=200", "--set", "epochs.epochs=1", "--set", "schedule.rounds=1"]
     small += ["--set", "schedule.per_round=10", "--out", str(tmp_path)]
