@@ -13,8 +13,9 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.experiments.data.photographs import Photographs
 
-__all__ = ["Gather", "expanding", "group_balanced_subset", "sampled", "shuffled"]
+__all__ = ["Gather", "expanding", "gathered", "group_balanced_subset", "sampled", "shuffled"]
 
 
 class Gather:
@@ -35,6 +36,18 @@ class Gather:
             whole = len(rows) == count and torch.equal(rows.cpu(), torch.arange(count))
             self._last = (rows, self.data if whole else self.data.take(rows))
         return self._last[1]
+
+
+def gathered(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int = 0) -> Iterator[Batch]:
+    """Yield the samples of `data` at each of `rows`; images that stay on disk are decoded ahead.
+
+    Args:
+        data: the samples.
+        rows: positions, a tensor for each batch.
+        seed: of the augmentation of images; others have none.
+        first: the number of the first batch in the run, for one that goes on where another stopped.
+    """
+    return data.stream(rows, seed, first) if isinstance(data, Photographs) else map(Gather(data), rows)
 
 
 def shuffled(positions: Int[Tensor, " n"], size: int, seed: int) -> Iterator[Int[Tensor, " b"]]:

@@ -59,9 +59,9 @@ class Problem:
 
     def model(self) -> nn.Module:
         """Return a new model; each call gives the same initial parameters."""
-        inputs = self.splits.train.inputs
-        model = self.model_settings.build(tuple(inputs.shape[1:]), len(self.splits.classes), self.seed)
-        return model.to(inputs.device)
+        train = self.splits.train
+        model = self.model_settings.build(tuple(train.inputs.shape[1:]), len(self.splits.classes), self.seed)
+        return model.to(train.index.device)  # where the samples are; images that stay on disk are nowhere
 
 
 class Latest:

@@ -37,6 +37,7 @@ from steelyard.experiments.directory import (
 from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.evaluation import Evaluation, evaluate
 from steelyard.experiments.log import Log, read_metrics
+from steelyard.experiments.models import PretrainedResNet
 from steelyard.experiments.problem import Fitted, Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
@@ -131,6 +132,8 @@ def execute(
         progress(done.history[-1])
         return done
     check_directory(directory, overwrite, resume)
+    if isinstance(recipe.model, PretrainedResNet):
+        recipe.model.backbone.state(download)  # weights that are missing are said before anything is written
     if splits is None:
         with _blamed_on(recipe, name):
             splits = recipe.data.load(recipe.seed, data_root, download)

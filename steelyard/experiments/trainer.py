@@ -5,6 +5,7 @@ A method is a choice of these; see `steelyard.experiments.methods`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from steelyard import _check
 from steelyard._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
-from steelyard.experiments.batches import Gather, shuffled
+from steelyard.experiments.batches import gathered, shuffled
 from steelyard.experiments.problem import Observer, Problem
 from steelyard.journal import Stateful
 from steelyard.reweight import Risk
@@ -269,14 +270,13 @@ def train(
         optimizer=optimizer,
         perturb=perturb,
     )
-    gather = Gather(problem.splits.train if data is None else data)
+    data = problem.splits.train if data is None else data
     if rows is None:
-        rows = shuffled(torch.arange(len(gather.data)), settings.batch_size, problem.seed)
+        rows = shuffled(torch.arange(len(data)), settings.batch_size, problem.seed)
     with problem.journal.stage(learner=learner, **(carry or {})) as stage:
-        for _ in range(stage.done):
-            next(rows)
+        batches = gathered(data, itertools.islice(rows, stage.done, settings.steps), problem.seed, stage.done)
         for done in range(stage.done + 1, settings.steps + 1):
-            loss, _ = learner.step(gather(next(rows)))
+            loss, _ = learner.step(next(batches))
             if done % settings.evaluate_every == 0 or done == settings.steps:
                 observe(done, model, {"loss": loss})
             stage.step(done, last=done == settings.steps)

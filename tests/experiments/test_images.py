@@ -1,7 +1,7 @@
 """Waterbirds and CelebA in every published layout: what metadata say, and what is refused before any training."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from steelyard.experiments.data import CelebA, Waterbirds
-from steelyard.experiments.data.images import ImageList, batches
+from steelyard.experiments.data.images import ImageList, decode, worker_context
 from steelyard.experiments.data.transforms import evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
 from tests.experiments.layouts import (
@@ -174,9 +174,8 @@ def test_the_data_set_itself_may_be_a_link(tmp_path: Path) -> None:
 
 
 def load_all(images: ImageList, workers: int) -> torch.Tensor:
-    rows = torch.arange(len(images))
-    transform = evaluation_transform("waterbirds")
-    return torch.cat([batch.inputs for batch in batches(images, rows, transform, size=5, workers=workers)])
+    rows = torch.arange(len(images)).split(5)
+    return torch.cat(list(decode(images, rows, evaluation_transform("waterbirds"), workers=workers)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -194,6 +193,17 @@ def test_a_damaged_image_names_its_file_and_line(tmp_path: Path, damage: str, wo
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.parametrize("factor", [1.5, 3.0])  # Pillow itself warns of the first and refuses the second
+def test_an_image_past_pillows_limit_is_refused(tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_waterbirds(tmp_path)
+    images = Waterbirds().read(tmp_path)
+    width, height = images.open(7).size
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(width * height / factor))
+    with pytest.raises(DataError, match=r"line 9. cannot be decoded: .*exceeds limit") as caught:
+        images.open(7)
+    assert str(caught.value).startswith(str(folder / images.files[7]))
+
+
 def test_workers_give_what_the_main_process_gives(tmp_path: Path) -> None:
     write_waterbirds(tmp_path)
     images = Waterbirds().read(tmp_path)
@@ -202,22 +212,33 @@ def test_workers_give_what_the_main_process_gives(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_batches_carry_positions_groups_and_environments(tmp_path: Path) -> None:
+class Parent:
+    """A transform that says which process the worker was started from."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.tensor(os.getppid())
+
+
+@pytest.mark.skipif(worker_context().get_start_method() != "forkserver", reason="no server to start workers from")
+def test_workers_are_no_copies_of_this_process(tmp_path: Path) -> None:
     write_waterbirds(tmp_path)
-    images = Waterbirds().read(tmp_path)
-    rows = images.parts[2]
-    generator = torch.Generator().manual_seed(0)
-    transform = evaluation_transform("waterbirds")
-    found = list(batches(images, rows, transform, size=5, shuffle=generator))
-    index = torch.cat([batch.index for batch in found])
-    assert [len(batch) for batch in found] == [5, 5, 2]
-    assert sorted(index.tolist()) == list(range(12))
-    assert index.tolist() != list(range(12))
-    for batch in found:
-        assert torch.equal(batch.targets, images.groups.targets[rows[batch.index]])
-        assert torch.equal(batch.environment, images.groups.attribute[rows[batch.index]])
-        assert torch.equal(batch.group, images.groups.ids[rows[batch.index]])
-        assert torch.equal(batch.inputs[0], transform(images.open(int(rows[batch.index[0]]))))
+    (parents,) = decode(Waterbirds().read(tmp_path), [torch.arange(2)], Parent(), workers=1)
+    assert os.getpid() not in parents.tolist()
+
+
+def test_rows_are_asked_for_only_a_little_ahead(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path)
+    asked = []
+
+    def endless() -> Iterator[torch.Tensor]:
+        while True:
+            asked.append(len(asked))
+            yield torch.tensor([len(asked) % 36])
+
+    found = decode(Waterbirds().read(tmp_path), endless(), evaluation_transform("waterbirds"), workers=1)
+    first = next(found)
+    assert first.shape == (1, 3, 224, 224)
+    assert len(asked) <= 1 + 2 + 1
 
 
 def standardised(image: Image.Image) -> torch.Tensor:
@@ -239,20 +260,31 @@ def test_transforms_are_the_published_ones(tmp_path: Path) -> None:
     torch.testing.assert_close(evaluation_transform("celeba")(face), standardised(square))
 
 
-def test_augmentation_is_repeatable_through_the_workers(tmp_path: Path) -> None:
+def test_augmentation_depends_on_seed_batch_and_place_alone(tmp_path: Path) -> None:
     write_waterbirds(tmp_path)
     images = Waterbirds().read(tmp_path)
+    batches = [torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([2, 1])]
 
-    def epoch(seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
+    def decoded(workers: int, seed: int = 0, first: int = 0) -> torch.Tensor:
         transform = training_transform("waterbirds")
-        found = batches(images, images.parts[0], transform, size=8, workers=1, shuffle=generator)
-        return torch.cat([batch.inputs for batch in found])
+        return torch.cat(list(decode(images, batches[first:], transform, workers=workers, seed=seed, first=first)))
 
-    one = epoch(0)
-    assert one.shape == (16, 3, 224, 224)
-    assert torch.equal(one, epoch(0))
-    assert not torch.equal(one, epoch(1))
+    whole = decoded(0)
+    assert torch.equal(whole, decoded(2))
+    assert torch.equal(whole[2:], decoded(0, first=1))
+    assert not torch.equal(whole, decoded(0, seed=1))
+    assert not torch.equal(whole[0], whole[2])  # the same image in another batch
+    assert not torch.equal(whole[2], whole[3])  # and in another place
+
+
+def test_a_few_of_each_group(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path)
+    few = Waterbirds().read(tmp_path).few(2)
+    few.check()
+    assert [torch.bincount(few.groups.ids[part]).tolist() for part in few.parts] == [[2, 2, 2, 2]] * 3
+    everything = Waterbirds().read(tmp_path)
+    assert (few.files[:2], few.lines[:2]) == (everything.files[:2], everything.lines[:2])
+    assert everything.few(100).files == everything.files
 
 
 def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:

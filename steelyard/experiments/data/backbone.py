@@ -1,12 +1,13 @@
-"""Frozen backbones: torchvision's residual networks up to the last layer, with its weights or ones of a file."""
+"""Backbones: torchvision's residual networks up to the last layer, with its weights or ones of a file."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from steelyard import _check
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Backbone"]
+__all__ = ["Architecture", "Backbone"]
+
+Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 
 _FILES = (".pth", ".pt", ".safetensors")
 
@@ -35,7 +38,7 @@ class Backbone:
         device: where the network computes, a torch device.
     """
 
-    model: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    model: Architecture = "resnet50"
     weights: str = "IMAGENET1K_V1"
     batch_size: int = 64
     workers: int = 2
@@ -74,18 +77,26 @@ class Backbone:
         Raises:
             DataError: weights missing, not to be had, damaged, or those of another model.
         """
+        return self.network(lambda features: nn.Identity(), download).eval().requires_grad_(False)
+
+    def network(self, head: Callable[[int], nn.Module], download: bool = False) -> nn.Module:
+        """Return the network with these weights and another last layer, `head` of the number of features.
+
+        Args and errors are those of `build`.
+        """
         from steelyard._torchvision import torchvision
 
-        source, state = self._state(download)
+        source, state = self.state(download)
         with torch.random.fork_rng(devices=[]):  # the constructor draws parameters that the weights replace
             network = torchvision.models.get_model(self.model, weights=None)
-        network.fc = nn.Identity()
+        features, network.fc = network.fc.in_features, nn.Identity()
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
             raise DataError(f"{source} does not hold the weights of a {self.model}: {error}") from error
-        return network.eval().requires_grad_(False)
+        network.fc = head(features)
+        return network
 
     def _published(self) -> Any:
         """Return torchvision's entry for `weights`."""
@@ -100,8 +111,8 @@ class Backbone:
             )
         return entries[self.weights]
 
-    def _state(self, download: bool) -> tuple[str, dict[str, Tensor]]:
-        """Return where the weights come from and the state dict."""
+    def state(self, download: bool = False) -> tuple[str, dict[str, Tensor]]:
+        """Return where the weights come from and the state dict; args and errors are those of `build`."""
         if self.file is not None:
             return str(self.file), _load(self.file)
         entry = self._published()

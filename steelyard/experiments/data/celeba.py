@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from steelyard.experiments.data.backbone import Backbone
-from steelyard.experiments.data.features import features
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.data.images import ImageList, find_folder
-from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.data.photographs import ImageProblem
 from steelyard.experiments.data.table import Table, read_csv, read_spaced
-from steelyard.experiments.data.transforms import evaluation_transform
 from steelyard.experiments.errors import DataError
 
 __all__ = ["CelebA"]
@@ -25,11 +22,11 @@ _IMAGES = "img_align_celeba"
 
 
 @dataclass(frozen=True)
-class CelebA:
+class CelebA(ImageProblem):
     """CelebA: faces of celebrities, aligned and cropped to 178 x 218.
 
-    Input: what the frozen `backbone` makes of the 224 x 224 image: 2,048 features with a ResNet-50. The images
-        themselves are behind `read`.
+    Input: by default what the frozen `backbone` makes of the 224 x 224 image, 2,048 features with a ResNet-50; or the
+        images themselves. The settings are those of `ImageProblem`.
     Label: 1 for blond hair (the attribute Blond_Hair).
     Metadata: attribute (and environment) 0 female, 1 male (the attribute Male); group ``2 * label + attribute``. Blond
         men are the smallest group.
@@ -49,7 +46,6 @@ class CelebA:
     needs_root: ClassVar[bool] = True
     grayscale: ClassVar[bool] = False
     name: Literal["celeba"] = "celeba"
-    backbone: Backbone = field(default_factory=Backbone)
 
     def read(self, root: Path | None) -> ImageList:
         """Return the images and groups that the attribute files say; no image is opened or looked for.
@@ -73,22 +69,6 @@ class CelebA:
         place = nested if nested.is_dir() else folder / _IMAGES
         names = tuple(attributes.columns["image_id"])
         return ImageList(self.name, attributes.path, place, names, tuple(attributes.lines), groups, split)
-
-    def load(self, seed: int, root: Path | None = None, download: bool = False) -> Splits:
-        """Return the published splits, each image as the features that the backbone makes of it.
-
-        Args:
-            seed: not used: the splits are published.
-            root: the data root; required.
-            download: let torchvision download the backbone's weights. The images are not downloaded.
-
-        Raises:
-            DataError: data or weights missing or damaged; see `ImageList.check` and `features`.
-        """
-        images = self.read(root)
-        images.check()
-        inputs = features(images, self.backbone, evaluation_transform(self.name), download=download)
-        return images.groups.splits(self.name, inputs, images.parts, images.table)
 
 
 def _csv(attributes: Path, partition: Path) -> tuple[Table, Table]:

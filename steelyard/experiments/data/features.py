@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steelyard._files import atomic_path
 from steelyard.experiments.data.backbone import Backbone
-from steelyard.experiments.data.images import ImageList, Transform, batches
+from steelyard.experiments.data.images import ImageList, Transform, decode
 from steelyard.experiments.errors import DataError
 
 __all__ = ["cache_folder", "features", "key"]
@@ -83,11 +83,10 @@ def cache_folder() -> Path:
 
 def _compute(images: ImageList, backbone: Backbone, transform: Transform, download: bool) -> Float[Tensor, "n d"]:
     network = backbone.build(download).to(backbone.device)
-    everything = torch.arange(len(images))
-    found = []
+    rows = torch.arange(len(images)).split(backbone.batch_size)
     with torch.no_grad():
-        for batch in batches(images, everything, transform, size=backbone.batch_size, workers=backbone.workers):
-            found.append(network(batch.inputs.to(backbone.device)).cpu())
+        decoded = decode(images, rows, transform, workers=backbone.workers)
+        found = [network(inputs.to(backbone.device)).cpu() for inputs in decoded]
     return torch.cat(found)
 
 

@@ -67,4 +67,8 @@ class Groups:
         train, validation, test = (
             Batch.of(inputs[at], self.targets[at], environment=self.attribute[at], group=self.ids[at]) for at in parts
         )
+        return self.of(name, train, validation, test)
+
+    def of(self, name: str, train: Batch, validation: Batch, test: Batch) -> Splits:
+        """Return the `Splits` of samples that have these groups."""
         return Splits(name, train, validation, test, self.classes, self.attributes, groups=self.names)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from steelyard import _check
-from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.errors import DataError
 
-__all__ = ["ImageList", "Transform", "batches", "find_folder"]
+__all__ = ["ImageList", "ImageSet", "Transform", "decode", "find_folder", "worker_context"]
 
+ImageSet: TypeAlias = Literal["waterbirds", "celeba"]
 Transform = Callable[[Image.Image], Tensor]
 SHOWN = 5  # missing files that an error names
 
@@ -38,7 +43,7 @@ class ImageList:
         split: ``(n,)`` 0 training, 1 validation, 2 test.
     """
 
-    name: str
+    name: ImageSet
     table: Path
     folder: Path
     files: tuple[str, ...]
@@ -81,86 +86,98 @@ class ImageList:
                     f"{self.table}, line {self.lines[row]}: {file!r} is a link that leaves the folder {self.folder}"
                 )
 
+    def few(self, count: int) -> ImageList:
+        """Return the first `count` images of each group in each split."""
+        taken: Counter[tuple[int, int]] = Counter()
+        rows = []
+        for row, key in enumerate(zip(self.groups.ids.tolist(), self.split.tolist(), strict=True)):
+            taken[key] += 1
+            if taken[key] <= count:
+                rows.append(row)
+        groups = replace(self.groups, targets=self.groups.targets[rows], attribute=self.groups.attribute[rows])
+        return replace(
+            self,
+            files=tuple(self.files[row] for row in rows),
+            lines=tuple(self.lines[row] for row in rows),
+            groups=groups,
+            split=self.split[rows],
+        )
+
     def open(self, row: int) -> Image.Image:
-        """Return the image in `row`, decoded to RGB; DataError if it is unreadable or truncated."""
-        path = self.folder / self.files[row]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        # a damaged file makes PIL's decoders raise nearly anything
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} ({self.table}, line {self.lines[row]}) cannot be decoded: {error}") from error
+        """Return the image in `row`, decoded to RGB; DataError if it is unreadable, truncated or too large."""
+        from steelyard.experiments.data._worker import open_image
+
+        return open_image(self.folder / self.files[row], f"{self.table}, line {self.lines[row]}")
 
 
-def batches(
+def decode(
     images: ImageList,
-    rows: Int[Tensor, " k"],
+    rows: Iterable[Int[Tensor, " _"]],
     transform: Transform,
     *,
-    size: int,
     workers: int = 0,
-    shuffle: torch.Generator | None = None,
-) -> Iterator[Batch]:
-    """Yield the images at `rows` as batches, decoded and transformed in worker processes.
+    seed: int = 0,
+    first: int = 0,
+) -> Iterator[Shaped[Tensor, "_ *shape"]]:
+    """Yield the images at each of `rows`, decoded and transformed, in order.
 
-    A batch's `index` holds positions in `rows`, so that for ``rows = images.parts[0]`` these are the ids of the
-    training samples; `environment` is the attribute.
+    Workers are two batches each ahead of what was asked for. They are started afresh (a forked copy of a process with
+    threads can deadlock; the server that they are forked from has imported torch and nothing more), so a script that
+    asks for any needs the guard ``if __name__ == "__main__":``.
 
     Args:
         images: the data set.
-        rows: positions in it.
-        transform: PIL image -> tensor.
-        size: images a batch; the last one may be smaller.
+        rows: positions in it, a tensor for each batch; may be endless.
+        transform: PIL image -> tensor. What it draws from torch's generator is decided by `seed`, the number of the
+            batch and the place in it, so neither workers nor an interruption change it.
         workers: processes that decode; 0 decodes here.
-        shuffle: draws the order, and the seeds of the workers' random transforms (with ``workers = 0`` random
-            transforms draw from torch's global generator); None keeps the order.
+        seed: of the transform's draws.
+        first: the number of the first batch, for rows that go on where others stopped.
 
     Raises:
         DataError: an image is damaged; the message is the one of `ImageList.open`, whichever process it arose in.
     """
-    _check.integer("size", size, low=1)
+    from steelyard.experiments.data import _worker
+
     loader = DataLoader(
-        _Decoded(images, rows.tolist(), transform),
-        batch_size=size,
-        shuffle=shuffle is not None,
-        generator=shuffle or torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
-        num_workers=workers,
-        collate_fn=_collate,
+        _worker.Decoded(images.folder, images.files, str(images.table), images.lines, transform),
+        batch_sampler=_Wanted(rows, seed, first),
+        generator=torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
+        num_workers=_check.integer("workers", workers, low=0),
+        collate_fn=_worker.collate,
+        multiprocessing_context=worker_context() if workers else None,
     )
-    groups = images.groups
     for found in loader:
         if isinstance(found, str):
             raise DataError(found)
-        inputs, positions = found
-        at = rows[positions]
-        yield Batch(inputs, groups.targets[at], positions, groups.attribute[at], groups.ids[at])
+        yield found
 
 
 @dataclass(frozen=True)
-class _Decoded(Dataset[tuple[Tensor, int] | str]):
-    """Item k is an image and k, or the message of the error: an exception would come with the worker's traceback."""
+class _Wanted:
+    """Lists of (row, seed) for the batches from number `first` on."""
 
-    images: ImageList
-    rows: list[int]
-    transform: Transform
+    rows: Iterable[Tensor]
+    seed: int
+    first: int
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, k: int) -> tuple[Tensor, int] | str:
-        try:
-            return self.transform(self.images.open(self.rows[k])), k
-        except DataError as error:
-            return str(error)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number, rows in enumerate(self.rows, start=self.first):
+            yield [(row, _draw(self.seed, number, place)) for place, row in enumerate(rows.tolist())]
 
 
-def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
-    pairs = []
-    for item in items:
-        if isinstance(item, str):
-            return item
-        pairs.append(item)
-    return torch.stack([image for image, _ in pairs]), torch.tensor([k for _, k in pairs])
+def _draw(*numbers: int) -> int:
+    """Return a seed for torch made of these numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def worker_context() -> BaseContext:
+    """Return how worker processes are started: from a server where the platform has one, otherwise each afresh."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "steelyard.experiments.data._worker"])  # else each imports torch
+    return context
 
 
 def find_folder(

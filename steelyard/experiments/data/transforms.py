@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 
-from steelyard.experiments.data.images import Transform
+from steelyard.experiments.data.images import ImageSet, Transform
 
-__all__ = ["ImageSet", "evaluation_transform", "load_v2", "training_transform"]
+__all__ = ["SIZE", "evaluation_transform", "load_v2", "training_transform"]
 
-ImageSet: TypeAlias = Literal["waterbirds", "celeba"]
-
-_SIZE = 224
+SIZE = 224  # pixels, the width and the height that both transforms give
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -25,8 +23,8 @@ def evaluation_transform(name: ImageSet) -> Transform:
     """
     v2 = load_v2()
     shape = {
-        "waterbirds": [v2.Resize((256, 256)), v2.CenterCrop(_SIZE)],
-        "celeba": [v2.CenterCrop(178), v2.Resize((_SIZE, _SIZE))],
+        "waterbirds": [v2.Resize((256, 256)), v2.CenterCrop(SIZE)],
+        "celeba": [v2.CenterCrop(178), v2.Resize((SIZE, SIZE))],
     }[name]
     return v2.Compose([*shape, *_finish()])
 
@@ -34,10 +32,11 @@ def evaluation_transform(name: ImageSet) -> Transform:
 def training_transform(name: ImageSet) -> Transform:
     """Return the transform with augmentation: a crop of 0.7 to 1 of the image to 224 x 224, and a flip half the time.
 
-    As published with Group DRO, for both data sets. Its draws are torch's own: `images.batches` says how to seed them.
+    As published with Group DRO, for both data sets. It draws from torch's generator, which `images.decode`
+    seeds for each image.
     """
     v2 = load_v2()
-    return v2.Compose([v2.RandomResizedCrop(_SIZE, scale=(0.7, 1.0)), v2.RandomHorizontalFlip(), *_finish()])
+    return v2.Compose([v2.RandomResizedCrop(SIZE, scale=(0.7, 1.0)), v2.RandomHorizontalFlip(), *_finish()])
 
 
 def _finish() -> list[torch.nn.Module]:

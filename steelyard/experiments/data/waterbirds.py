@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from steelyard.experiments.data.backbone import Backbone
-from steelyard.experiments.data.features import features
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.data.images import ImageList, find_folder
-from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.data.photographs import ImageProblem
 from steelyard.experiments.data.table import read_csv
-from steelyard.experiments.data.transforms import evaluation_transform
 
 __all__ = ["Waterbirds"]
 
@@ -23,11 +20,11 @@ _FOLDERS = (
 
 
 @dataclass(frozen=True)
-class Waterbirds:
+class Waterbirds(ImageProblem):
     """Waterbirds: birds cut out of CUB photographs, on backgrounds of land or water.
 
-    Input: what the frozen `backbone` makes of the 224 x 224 image: 2,048 features with a ResNet-50. The images
-        themselves are behind `read`.
+    Input: by default what the frozen `backbone` makes of the 224 x 224 image, 2,048 features with a ResNet-50; or the
+        images themselves. The settings are those of `ImageProblem`.
     Label: 1 for a waterbird, 0 for a landbird.
     Metadata: attribute (and environment) 0 land, 1 water; group ``2 * label + attribute``. In training 95% of the birds
         stand on their usual background: the groups have 3,498, 184, 56 and 1,057 images.
@@ -48,7 +45,6 @@ class Waterbirds:
     needs_root: ClassVar[bool] = True
     grayscale: ClassVar[bool] = False
     name: Literal["waterbirds"] = "waterbirds"
-    backbone: Backbone = field(default_factory=Backbone)
 
     def read(self, root: Path | None) -> ImageList:
         """Return the images and groups that metadata.csv says; no image is opened or looked for.
@@ -65,19 +61,3 @@ class Waterbirds:
         split = table.codes("split", {"0": 0, "1": 1, "2": 2})
         files = tuple(table.columns["img_filename"])
         return ImageList(self.name, table.path, folder, files, tuple(table.lines), groups, split)
-
-    def load(self, seed: int, root: Path | None = None, download: bool = False) -> Splits:
-        """Return the published splits, each image as the features that the backbone makes of it.
-
-        Args:
-            seed: not used: the splits are published.
-            root: the data root; required.
-            download: let torchvision download the backbone's weights. The images are not downloaded.
-
-        Raises:
-            DataError: data or weights missing or damaged; see `ImageList.check` and `features`.
-        """
-        images = self.read(root)
-        images.check()
-        inputs = features(images, self.backbone, evaluation_transform(self.name), download=download)
-        return images.groups.splits(self.name, inputs, images.parts, images.table)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from steelyard import _check, reweight
-from steelyard.bilevel import WeightedLoss
+from steelyard.bilevel import Truncated, WeightedLoss
+from steelyard.experiments import groups
 from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Latest, Observer, Problem
 from steelyard.experiments.trainer import OptimizerSettings
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
 
+_PENALTIES = {"vrex": reweight.VREx, "irmv1": reweight.IRMv1, "group_worst": reweight.GroupWorst}
 _EPS = 1e-12  # of Adam: hypergradients of single samples can be far below its default, 1e-8
 
 
@@ -46,23 +48,23 @@ class InnerSettings:
 
 @dataclass(frozen=True)
 class OuterRisk:
-    """The outer risk: a penalty on differences between environments, reshaped, and a share of the mean loss.
+    """The outer risk: a penalty on differences between environments (or the worst group), and a share of the mean loss.
 
     Attributes:
-        penalty: "vrex" or "irmv1".
+        penalty: "vrex" or "irmv1" over environments, or "group_worst", the loss of the worst group.
         shape: "sqrt" (the default), "log" or "plain". The penalties are squares, whose gradients fade as they fall; the
             square root's gradient keeps its size (V-REx's, for two environments, is half the difference of their
-            risks), the logarithm's grows without bound near zero.
+            risks), the logarithm's grows without bound near zero. The worst group's loss is no square: take "plain".
         mean: coefficient of the mean loss, added.
     """
 
-    penalty: Literal["vrex", "irmv1"] = "vrex"
+    penalty: Literal["vrex", "irmv1", "group_worst"] = "vrex"
     shape: Literal["sqrt", "log", "plain"] = "sqrt"
     mean: float = 0.0
 
     def build(self) -> reweight.Risk:
         """Return the risk."""
-        risk: reweight.Risk = reweight.VREx() if self.penalty == "vrex" else reweight.IRMv1()
+        risk: reweight.Risk = _PENALTIES[self.penalty]()
         if self.shape != "plain":
             risk = reweight.Sqrt(risk) if self.shape == "sqrt" else reweight.Log(risk)
         return risk + self.mean * reweight.MeanRisk() if self.mean else risk
@@ -72,9 +74,10 @@ class OuterRisk:
 class Maple:
     """MAPLE (Zhou et al. 2022, Algorithm 1), by `steelyard.reweight.Maple`.
 
-    Labels needed: class and environment, in training. Each outer step trains the inner model on a draw of the kept
-    samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the last
-    outer step shows in the saved weights but in no model, unless `retrain` makes one.)
+    Labels needed: class and environment (or group), in training. Each outer step trains the inner model on a draw of
+    the kept samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the
+    last outer step shows in the saved weights but in no model, unless `retrain` makes one.) A net with BatchNorm is
+    differentiated with the statistics of chunks of the samples in the place of the last batch's.
 
     Attributes:
         budget: K, the number of training samples that are kept on average.
@@ -154,6 +157,7 @@ class Maple:
             weight_optimizer=self._adam(self.weight_rate),
             clip=self.clip or None,
             schedule=reweight.CosineDecay() if self.schedule == "cosine" else _constant,
+            estimator=Truncated(coupled="chunk"),
             prior=self.prior.build(problem, self.budget),
             seed=problem.seed,
         )
@@ -165,14 +169,14 @@ class Maple:
             observe(step.step + 1, step.model, numbers)
             latest.model = step.model
 
-        splits = problem.splits
-        held_out = splits.validation if self.outer_split == "validation" else None
-        reweighting = maple.fit(
-            splits.train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest}
-        )
+        parts = (problem.splits.train, problem.splits.validation)
+        by_group = self.risk.penalty == "group_worst"
+        train, validation = (groups.with_groups(part) if by_group else part for part in parts)
+        held_out = validation if self.outer_split == "validation" else None
+        reweighting = maple.fit(train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest})
         assert latest.model is not None  # there is at least one step
         if self.retrain:
-            latest.model, _ = inner(splits.train, reweighting.probabilities * reweighting.weights)
+            latest.model, _ = inner(train, reweighting.probabilities * reweighting.weights)
             observe(self.last_step, latest.model, {})
         return Fitted(latest.model, reweighting)
 

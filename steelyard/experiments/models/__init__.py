@@ -13,6 +13,7 @@ from steelyard.experiments.models.heads import (
 from steelyard.experiments.models.lenet import LeNet5
 from steelyard.experiments.models.mlp import MLP, Logistic
 from steelyard.experiments.models.preact_resnet import PreActResNet18
+from steelyard.experiments.models.pretrained import PretrainedResNet
 from steelyard.experiments.models.resnet import ResNet18
 from steelyard.experiments.models.vgg import VGG8, VGG16
 
@@ -27,9 +28,10 @@ __all__ = [
     "Logistic",
     "Model",
     "PreActResNet18",
+    "PretrainedResNet",
     "ResNet18",
     "binary_cross_entropy",
     "cross_entropy",
 ]
 
-Model = MLP | Logistic | ResNet18 | LeNet5 | PreActResNet18 | VGG8 | VGG16
+Model = MLP | Logistic | ResNet18 | PretrainedResNet | LeNet5 | PreActResNet18 | VGG8 | VGG16

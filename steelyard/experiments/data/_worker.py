@@ -1,0 +1,70 @@
+"""What runs in the processes that decode images.
+
+A module of its own, imported late: unpickling a torchvision transform imports torchvision, which has to go through
+`steelyard._torchvision`, and that import takes a second.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from steelyard._torchvision import torchvision as _torchvision  # noqa: F401  before the transform is unpickled
+from steelyard.experiments.errors import DataError
+
+__all__ = ["Decoded", "Wanted", "collate", "open_image"]
+
+Wanted = tuple[int, int]  # the row of an image, and the seed of the transform's draws
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Decoded(Dataset[Tensor | str]):
+    """Item (row, seed) is the transformed image, or the message of the error: an exception would come with the
+    worker's traceback.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    source: str  # the metadata file, for messages
+    lines: tuple[int, ...]
+    transform: Callable[[Image.Image], Tensor]
+
+    def __getitem__(self, wanted: Wanted) -> Tensor | str:
+        row, seed = wanted
+        try:
+            image = open_image(self.folder / self.files[row], f"{self.source}, line {self.lines[row]}")
+        except DataError as error:
+            return str(error)
+        with torch.random.fork_rng(devices=[]):  # the draws are the sample's, in whichever process it is decoded
+            torch.manual_seed(seed)
+            return self.transform(image)
+
+
+def collate(items: list[Tensor | str]) -> Tensor | str:
+    """Return the images stacked, or the first message."""
+    found = [item for item in items if isinstance(item, Tensor)]
+    return torch.stack(found) if len(found) == len(items) else next(item for item in items if isinstance(item, str))
+
+
+def open_image(path: Path, where: str) -> Image.Image:
+    """Return an image decoded to RGB; DataError, which names `where` it was asked for, if it cannot be decoded.
+
+    One with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow only warns, is refused too, before it is
+    unpacked: a file of a few bytes can say that it is gigabytes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.convert("RGB")
+    # a damaged file makes PIL's decoders raise nearly anything
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, *_BOMBS) as error:
+        raise DataError(f"{path} ({where}) cannot be decoded: {error}") from error
