@@ -68,11 +68,7 @@ def test_overrides(override: str, value) -> None:  # type: ignore[no-untyped-def
         ("method.training.steps=0", "method.training: steps must be >= 1"),
         ("model.hidden=3", "model.hidden must be a list"),
         ("model.hidden=[3, 'a']", r"model.hidden\[1\] must be a whole number"),
-        (
-            "model.name=mpl",
-            "model.name must be one of mlp, logistic, resnet18, lenet5, preact_resnet18, vgg8, vgg16, got 'mpl'; "
-            "did you mean 'mlp'",
-        ),
+        ("model.name=mpl", "model.name must be one of mlp, logistic, resnet18, .*, got 'mpl'; did you mean 'mlp'"),
         ("model.head=one_logits", "did you mean 'one_logit'"),
         ("method.training.optimizer.momentum=0.9", "momentum is a setting of 'sgd'"),
         ("selection=test", "selection must be one of"),
