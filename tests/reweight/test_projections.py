@@ -114,7 +114,7 @@ def test_against_a_quadratic_program(seed, case):
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 500},
     )
-    assert solved.success
+    # Not `solved.success`: at the optimum its line search may give up by a rounding error, on some machines.
     torch.testing.assert_close(project(x), torch.from_numpy(solved.x), rtol=0, atol=1e-5)
 
 
