@@ -319,6 +319,94 @@ def active(
     console.print(f"Written: {tables or folder}/{', '.join(written)}", markup=False, soft_wrap=True)
 
 
+def disagreement(
+    out: Path = Path("results/active/dr_is"),
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64),
+    share: float = 0.2,
+    threads: int = 1,
+) -> None:
+    """Measure DR-IS, EL2N and AUM on digits whose labels an adversary has corrupted.
+
+    Example: steelyard disagreement --seeds 0 --sizes 2 8 --out /tmp/dr_is
+
+    Args:
+        out: folder for the tables, the picture and README.md.
+        seeds: of split, attack and proxies.
+        sizes: numbers of proxies.
+        share: of the training labels that are corrupted.
+        threads: torch threads; these nets are small, more than one rarely helps. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.disagreement import DisagreementSettings
+    from steelyard.experiments.disagreement_report import disagreement as measure
+
+    _set_threads(threads)
+    words = [f"steelyard disagreement --out {out.as_posix()} --seeds {' '.join(map(str, seeds))}"]
+    words += [f"--sizes {' '.join(map(str, sizes))} --share {share:g}"]
+    try:
+        settings = DisagreementSettings(seeds=seeds, sizes=sizes, share=share)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    console = Console()
+    with console.status("starting") as status:
+        written = measure(out, settings, " ".join(words), status.update)
+    console.print(f"Written: {out}/{', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def robust(
+    out: Path = Path("results/active/robust"),
+    runs: Path = Path("runs/robust"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    selectors: tuple[str, ...] = (),
+    set_: Overrides = (),
+    library: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int = 1,
+) -> None:
+    """Robust active learning on digits: with and without adversarial training, and test selection for retraining.
+
+    Example: steelyard robust --selectors rand ent dre --seeds 0 --out /tmp/robust --runs /tmp/robust/runs
+
+    Args:
+        out: folder for README.md, the tables and the picture.
+        runs: folder for the runs, RUNS/<task>/none/<selector>/seed<k>.
+        seeds: a run of every task and selector for each.
+        selectors: who picks; rand, ent and dre must be among them (default: the paper's eleven and dre).
+        set_: a field to set in all recipes, as in --set schedule.rounds=1; may be repeated.
+        library: attack final models with the attack library too (the extra `attacks`).
+        resume: go on with runs that were interrupted; finished ones are kept.
+        overwrite: replace runs that lie there.
+        threads: torch threads; small nets gain nothing from more than one. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.active.robust import ELEVEN
+    from steelyard.experiments.active.robust import robust as run_robust
+
+    _set_threads(threads)
+    chosen = selectors or (*ELEVEN, "dre")
+    if missing := [name for name in ("rand", "ent", "dre") if name not in chosen]:
+        raise UserError(f"--selectors needs {missing[0]!r}: the claims compare rand, ent and dre")
+    words = ["steelyard", "robust", "--out", out.as_posix(), "--seeds", *map(str, seeds)]
+    words += ["--selectors", *selectors] if selectors else []
+    words += [word for field in set_ for word in ("--set", field)] + (["--library"] if library else [])
+    console = Console()
+    with _progress(console) as bars:
+        bar = bars.add_task("starting", total=1)
+        written = run_robust(
+            out,
+            runs,
+            seeds=seeds,
+            selectors=chosen,
+            overrides=set_,
+            library=library,
+            overwrite=overwrite,
+            resume=resume,
+            command=" ".join(words),
+            progress=lambda done, total, text: bars.update(bar, completed=done, total=total, description=text),
+        )
+    console.print(f"Written: {out}/{', '.join(written)}", markup=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
@@ -327,6 +415,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "active": active,
     "bounds": bounds,
+    "disagreement": disagreement,
+    "robust": robust,
 }
 
 

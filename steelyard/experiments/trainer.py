@@ -25,7 +25,10 @@ from steelyard.journal import Stateful
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
-__all__ = ["Anneal", "Learner", "OptimizerSettings", "Training", "schedule", "train"]
+__all__ = ["Anneal", "Learner", "OptimizerSettings", "Perturb", "Training", "schedule", "train"]
+
+Perturb = Callable[[nn.Module, Batch, int], Batch]
+"""(model, batch, steps done) -> the batch that the step is taken on; the model is left as it was."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Learner:
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
         optimizer: over the model's parameters (default: as in the settings).
+        perturb: what each step does to its batch first (default: nothing); see `adversarial.Adversary`.
     """
 
     def __init__(
@@ -142,6 +146,7 @@ class Learner:
         penalty: Risk | None = None,
         anneal: Anneal | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        perturb: Perturb | None = None,
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
@@ -149,6 +154,7 @@ class Learner:
         self.rule = Uniform() if rule is None else rule
         self.penalty, self.anneal = penalty, anneal
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
+        self.perturb = perturb
         self.done = 0
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
@@ -157,6 +163,8 @@ class Learner:
         Raises:
             FloatingPointError: a loss or a gradient is NaN or infinite; the parameters are those before the step.
         """
+        if self.perturb is not None:
+            batch = self.perturb(self.model, batch, self.done)
         outputs = self._forward(batch.inputs)
         losses = self.loss(outputs, batch.targets)
         total = self.rule.mean(losses, batch)
@@ -229,6 +237,7 @@ def train(
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     carry: Mapping[str, Stateful] | None = None,
+    perturb: Perturb | None = None,
 ) -> nn.Module:
     """Train a model of `problem` and return it: a stage of the problem's journal.
 
@@ -245,12 +254,22 @@ def train(
         optimizer: over the model's parameters (default: as in the settings).
         carry: what else the steps change: a learning rate's schedule, a generator. What model, optimizer, rule and
             penalty have as `state_dict` need not be named.
+        perturb: what each step does to its batch first (default: nothing).
 
     Raises:
         FloatingPointError: see `Learner.step`.
     """
     model = problem.model() if model is None else model
-    learner = Learner(model, problem.loss, settings, rule=rule, penalty=penalty, anneal=anneal, optimizer=optimizer)
+    learner = Learner(
+        model,
+        problem.loss,
+        settings,
+        rule=rule,
+        penalty=penalty,
+        anneal=anneal,
+        optimizer=optimizer,
+        perturb=perturb,
+    )
     data = problem.splits.train if data is None else data
     if rows is None:
         rows = shuffled(torch.arange(len(data)), settings.batch_size, problem.seed)

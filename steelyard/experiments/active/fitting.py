@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from steelyard import _check, selectors
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.seeds import derived, global_state
+from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy
-from steelyard.experiments.trainer import Learner, Training
+from steelyard.experiments.trainer import Learner, Perturb, Training
 
 __all__ = ["Epochs", "Fit", "Fitting", "Learned", "first_round_shared", "train_epochs"]
 
@@ -87,7 +88,12 @@ class Epochs:
 
 
 def train_epochs(
-    model: nn.Module, average: AveragedModel, data: Batch, settings: Epochs, generator: torch.Generator
+    model: nn.Module,
+    average: AveragedModel,
+    data: Batch,
+    settings: Epochs,
+    generator: torch.Generator,
+    perturb: Perturb | None = None,
 ) -> tuple[int, float]:
     """Train `model` in place on `data`, updating `average` after every step; return epochs and the last accuracy.
 
@@ -95,14 +101,16 @@ def train_epochs(
         model: returns logits ``(b, classes)``. average: of `selectors.ema`.
         data: at least one sample. settings: how long.
         generator: of the order of the samples, on the CPU.
+        perturb: what each step does to its batch first; the accuracy is then that on what it makes.
     """
     # fused: the update of all tensors in one call, half of a small net's step otherwise
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    learner = Learner(model, cross_entropy, Training(), optimizer=optimizer)
+    learner = Learner(model, cross_entropy, Training(), optimizer=optimizer, perturb=perturb)
     decisions: list[Tensor] = []
 
     def listen(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        decisions.append(outputs.detach().argmax(1))
+        if module.training:  # an attack asks the model too, in evaluation mode
+            decisions.append(outputs.detach().argmax(1))
 
     hook = model.register_forward_hook(listen)  # the trainer's step hands back losses alone
     model.train()
@@ -131,12 +139,14 @@ class Fitting:
         epochs: how long.
         decay: of the average; the decay of step k (from 0) is min(1 - 1 / (k + 1), decay).
         start: whether a round trains a new model or goes on with that of the round before.
+        attack: against each step's batch: adversarial training; the default, of radius 0, is none.
     """
 
     build: Callable[[int], nn.Module]
     epochs: Epochs = field(default_factory=Epochs)
     decay: float = 0.999
     start: Literal["scratch", "warm"] = "scratch"
+    attack: PGD = field(default_factory=lambda: PGD(epsilon=0.0))
 
     def __call__(self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
         """Return the trained model and its average; see `Fit`."""
@@ -148,7 +158,8 @@ class Fitting:
                 model = self.build(derived(seed, 1))
                 average = selectors.ema(model, self.decay, bias_corrected=True)
             order = torch.Generator().manual_seed(derived(seed, 2))
-            epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order)
+            adversary = Adversary(self.attack, cross_entropy, derived(seed, 5)) if self.attack.epsilon else None
+            epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order, adversary)
         return Learned(model, average, {"epochs": float(epochs), "fit_accuracy": accuracy})
 
 

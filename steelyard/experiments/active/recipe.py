@@ -19,6 +19,7 @@ from steelyard.experiments.active.loop import Schedule
 from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.noise import Noise, NoNoise
 from steelyard.experiments.active.view import last_linear
+from steelyard.experiments.adversarial import PGD
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.models import Model
 from steelyard.experiments.recipe import names_in, read_table
@@ -44,6 +45,9 @@ class ActiveRecipe:
         epochs: how long a round trains (Algorithm 1).
         decay: of the moving average of the weights.
         start: whether each round trains a new net ("scratch") or goes on with the one before ("warm").
+        attack: against each step of a round's training, not of its fine-tuning (robust active learning); of radius 0,
+            the default, none.
+        measure: the attack under which a round's accuracy is measured too; of radius 0, the default, it is not.
         fine_tune: whether a round ends with Algorithm 2.
         fine_tuning: its settings.
         dropout: probability of the dropout in front of the net's last layer; 0: none. BALD and dropout entropy need it.
@@ -59,6 +63,8 @@ class ActiveRecipe:
     epochs: Epochs = field(default_factory=Epochs)
     decay: float = 0.999
     start: Literal["scratch", "warm"] = "scratch"
+    attack: PGD = field(default_factory=lambda: PGD(epsilon=0.0))
+    measure: PGD = field(default_factory=lambda: PGD(epsilon=0.0))
     fine_tune: bool = False
     fine_tuning: FineTuning = field(default_factory=FineTuning)
     dropout: float = 0.0
@@ -94,7 +100,7 @@ class ActiveRecipe:
 
     def fit(self, splits: Splits) -> Fit:
         """Return how a round of this recipe trains, on the device of `splits`."""
-        first = Fitting(lambda seed: self.build(splits, seed), self.epochs, self.decay, self.start)
+        first = Fitting(lambda seed: self.build(splits, seed), self.epochs, self.decay, self.start, self.attack)
         return FineTuned(first, self.fine_tuning) if self.fine_tune else first
 
 

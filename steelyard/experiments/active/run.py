@@ -24,9 +24,11 @@ from steelyard.experiments.active.recipe import ActiveRecipe
 from steelyard.experiments.active.seeds import generator
 from steelyard.experiments.active.state import past, read_state, restored, write_state
 from steelyard.experiments.active.view import read
+from steelyard.experiments.adversarial import robust_accuracy
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.directory import CONFIG, ENVIRONMENT, LOCK, check_recipe, holding, is_finished
 from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.models import HEADS
 from steelyard.experiments.run import environment
 from steelyard.experiments.schema import parse, plain
 
@@ -75,7 +77,8 @@ def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = Fal
 def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str, float]:
     """Return accuracies of the main model (validation, test) and of the average (average_validation, average_test).
 
-    On Four-Moons also test_learnable: the test accuracy on the three moons whose labels are no noise.
+    On Four-Moons also test_learnable: the test accuracy on the three moons whose labels are no noise. Where the recipe
+    measures under an attack, also robust_validation and robust_test, of the main model.
     """
     figures = {}
     for part in ("validation", "test"):
@@ -85,6 +88,9 @@ def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str
             figures[f"{prefix}{part}"] = float(right.mean())
             if isinstance(recipe.data, FourMoons) and (prefix, part) == ("", "test"):
                 figures["test_learnable"] = float(right[data.targets != NOISY_MOON].mean())
+        if recipe.measure.epsilon:
+            head, seed = HEADS[recipe.model.head], recipe.seed
+            figures[f"robust_{part}"] = robust_accuracy(learned.model, data, recipe.measure, head, seed=seed)
     return figures
 
 

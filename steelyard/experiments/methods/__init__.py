@@ -6,6 +6,7 @@ Each page states its paper, its equation, and the labels that it needs.
 from steelyard.experiments.methods.bayesian_irm import BayesianIRM
 from steelyard.experiments.methods.cvar_dro import CVaRDRO
 from steelyard.experiments.methods.dfr import DFR
+from steelyard.experiments.methods.done import DONE
 from steelyard.experiments.methods.erm import ERM
 from steelyard.experiments.methods.group_dro import GroupDRO
 from steelyard.experiments.methods.invrat import InvRat
@@ -23,6 +24,7 @@ from steelyard.experiments.methods.vrex import VREx
 
 __all__ = [
     "DFR",
+    "DONE",
     "ERM",
     "JTT",
     "KLDRO",
@@ -51,6 +53,7 @@ Method = (
     | CVaRDRO
     | GroupDRO
     | KLDRO
+    | DONE
     | OrderedSGD
     | LfF
     | JTT

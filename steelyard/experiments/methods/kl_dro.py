@@ -17,8 +17,8 @@ class KLDRO:
     """KL-regularised DRO: ``min_theta max_w sum_i w_i l_i - t sum_i w_i log(n w_i) = t log mean exp(l / t)``.
 
     So w_i is proportional to ``exp(l_i / t)`` (`reweight.KLDRO`; Hu and Hong 2013; Qi et al. 2021, arXiv:2006.10138,
-    for the moving average; Li et al. 2021, arXiv:2007.01162, as tilted risk with tilt 1 / t). The doubly robust
-    instance-reweighted adversarial training of Sow et al. has these weights over adversarial losses.
+    for the moving average; Li et al. 2021, arXiv:2007.01162, as tilted risk with tilt 1 / t). `DONE` has these
+    weights over adversarial losses.
     Labels needed: class. t is a hyperparameter of each problem; no published value holds for the data sets here.
 
     Attributes:
