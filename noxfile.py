@@ -1,7 +1,7 @@
 """The tests over the declared range: ``pip install nox && nox`` (or ``nox -s "tests(python='3.12', torch='2.13')"``).
 
-Each session installs its own torch, a download of hundreds of megabytes; interpreters that are not here are passed over.
-Which were run, and where, is in results/reliability.md.
+Each session installs its own torch, a download of hundreds of megabytes; missing interpreters are passed over. Which
+sessions were run, and where, is in results/reliability.md.
 """
 
 import nox

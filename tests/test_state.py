@@ -49,11 +49,13 @@ def same(one: object, two: object) -> bool:
 
 
 @given(STATES)
+@settings(deadline=None)
 def test_state_comes_back_as_it_was(state: object) -> None:
     assert same(decode(encode(state, KIND), KIND), state)
 
 
 @given(STATES, st.data())
+@settings(deadline=None)
 def test_any_changed_byte_is_noticed(state: object, data: st.DataObject) -> None:
     whole = encode(state, KIND)
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -66,6 +68,7 @@ def test_any_changed_byte_is_noticed(state: object, data: st.DataObject) -> None
 
 
 @given(STATES, st.data())
+@settings(deadline=None)
 def test_a_file_that_was_cut_short_is_refused(state: object, data: st.DataObject) -> None:
     whole = encode(state, KIND)
     with pytest.raises(StateError):
@@ -86,14 +89,14 @@ TREES = st.one_of(
     st.binary()
     | st.builds(lambda size, rest: size.to_bytes(8, "little") + rest, st.integers(0, 2**64 - 1), st.binary())
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(StateError):
         decode(data, KIND)
 
 
 @given(TREES)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_tree_with_the_right_digest_is_read_or_refused(tree: str) -> None:
     """Someone may well compute the digest: then the tree is all that stands between the bytes and us."""
     tensors = {"0": torch.zeros(2)}
