@@ -236,7 +236,7 @@ def _reused(run: Trajectory, step: Step, along: Tensors) -> Tensor | None:
     if step.tape is None:
         return None
     device = step.batch.index.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False):
         if step.separable:
             with suppress(Unusable, RuntimeError):  # torch's forward mode has no rule for an operator
                 found = ghost(step.tape, step.parameters, along)
@@ -250,7 +250,7 @@ def _reused(run: Trajectory, step: Step, along: Tensors) -> Tensor | None:
 def _agrees(run: Trajectory, step: Step, along: Tensors, found: Tensor) -> bool:
     """Whether the two largest values are those of the two samples alone: samples may couple, or not come first."""
     rows = found.abs().topk(min(2, len(found))).indices
-    alone = torch.cat([_tangents(run, step, step.parameters, along, step.batch.take(row[None])) for row in rows])
+    alone = _tangents(run, step, step.parameters, along, step.batch.take(rows))
     tolerance = (5e-2 if step.autocast else 1e-3) * float(found.abs().max())
     return bool(((alone - found[rows]).abs() <= tolerance).all())
 

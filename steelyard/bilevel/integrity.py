@@ -38,10 +38,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
 
     Versions do not see every write: fused optimizers and ``p.data`` leave them alone.
     """
-    sums = [
-        torch.stack([piece.double().sum() for piece in pieces(tensor)]).sum().cpu()
-        for tensor in tensors
-    ]
+    sums = [torch.stack([piece.double().sum() for piece in pieces(tensor)]).sum().cpu() for tensor in tensors]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
 
 

@@ -25,6 +25,7 @@ from steelyard.bilevel.trajectory import Tensors
 __all__ = ["ghost", "tangents"]
 
 
+@torch.no_grad()
 def tangents(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
     """Return t_i ``(batch,)`` by a tangent pass over the tape.
 
@@ -45,6 +46,7 @@ def tangents(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
     return found
 
 
+@torch.no_grad()
 def ghost(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
     """Return t_i ``(batch,)`` for losses that do not depend on each other's samples, which the caller makes sure of.
 

@@ -5,7 +5,7 @@ tensors that its derivative reads (`tangents`): references, as autograd keeps th
 taken from autograd itself (``requires_grad``), so `detach` and `no_grad` mean what they mean there. Whatever
 the notes cannot follow, a tape is given up for, and the estimator takes its plain path: a write in place to a tensor
 that is needed, a `torch.autograd.Function` (whose backward may be anything), random operators without a rule,
-tensors made by an earlier forward pass, transformations of `torch.func` inside of the model.
+tensors made by an earlier forward pass.
 """
 
 from __future__ import annotations
@@ -181,8 +181,6 @@ class Recording(TorchDispatchMode):
     def _note(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             raise Unusable(f"a tensor subclass, {types}")
-        if torch._C._functorch.maybe_current_level() is not None:
-            raise Unusable("a transformation of torch.func inside of the model")
         written = _written(func, args, kwargs)
         if func is torch.ops.aten.detach.default:
             return func(*args, **kwargs)
