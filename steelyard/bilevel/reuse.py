@@ -97,9 +97,9 @@ class _Pass:
             self.left[slot] -= 1
             if not self.left[slot] and slot in self.moved:
                 self.memory[_memory(self.moved.pop(slot))] -= 1
-        for slot, output in zip(note.slots, outputs, strict=False):
-            if slot is not None and output is not None:
-                self.moved[slot] = output
+        for place, output in zip(note.slots, outputs, strict=False):
+            if place is not None and output is not None:
+                self.moved[place] = output
                 self.memory[_memory(output)] += 1
 
     def of(self, note: Note) -> Sequence[Tensor | None]:

@@ -27,7 +27,7 @@ class Call:
     Attributes:
         op: the operator.
         args, kwargs: its arguments; tensors that its rule does not keep are None.
-        tangents: of its positional arguments, aligned with `args`; None where there is none. A list argument has a list.
+        tangents: of its positional arguments, aligned with `args`; None where there is none; for a list, a list.
         outputs: its outputs; those that its rule does not keep are None.
         shapes: of its outputs.
         spare: positions of tangents that nothing reads afterwards, which a rule may write into.
@@ -170,7 +170,8 @@ def _batch_norm(call: Call) -> Sequence[Tensor | None]:
     moved, moved_weight, moved_bias = call.tangents[:3]
     if training:
         _, mean, scale = call.outputs
-        assert mean is not None and scale is not None
+        assert mean is not None
+        assert scale is not None
         variance = scale.pow(-2) - eps
     total = None
     if moved is not None and training:

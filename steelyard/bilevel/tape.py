@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steelyard.bilevel.tangents import Call, Rule, rule_for
+from steelyard.bilevel.tangents import Rule, rule_for
 
 __all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable"]
 
 
-class Unusable(Exception):  # noqa: N818 -- a finding, not an error: the plain path answers
+class Unusable(Exception):
     """The tape cannot answer."""
 
 

@@ -210,7 +210,7 @@ def test_a_home_made_norm_that_couples_samples_is_noticed() -> None:
             return (x - x.mean(0)) / x.std(0)
 
     run = record(lambda: nn.Sequential(nn.Linear(SIDE**2, 5), Norm(), nn.Linear(5, CLASSES)))
-    at, along = directions(run)
+    _, along = directions(run)
     assert run.steps[-1].separable
     found = answer(run, along)
     assert relative(found, truth(run, along)) < 1e-12
@@ -349,8 +349,8 @@ def test_activations_go_with_the_trajectory_and_with_a_failed_forward_pass() -> 
     model = Watched().double()
     model.fail = True
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY), reuse=True) as recorder:
-        with pytest.raises(ValueError, match="stop"):
-            recorder.loss(Batch.of(torch.randn(4, SIDE**2).double(), torch.zeros(4, dtype=torch.long)), torch.ones(4))
+    recorder = Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY), reuse=True)
+    with pytest.raises(ValueError, match="stop"):
+        recorder.loss(Batch.of(torch.randn(4, SIDE**2).double(), torch.zeros(4, dtype=torch.long)), torch.ones(4))
     gc.collect()
     assert not [one for one in gc.get_objects() if type(one) is Tensor and one.shape == (4, 5)]
