@@ -5,7 +5,7 @@
     python -m benchmarks.hypergradient --report              # the table again from what was measured
 
 A cell is MODEL/BATCH/T/OPTIMIZER. Every figure is of a fresh process on one thread that warms up (the method on four
-samples, then a plain step) and runs a plain step, the method, a plain step (small nets: the median of 21 such). `ratio`
+samples) and runs a plain step, the method, a plain step (small nets: the median of 21 such). `ratio`
 is the CPU time of {T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods
 take turns. Memory is the peak above what was resident before, in a process of its own. Error is relative, in float32,
 to `Truncated` in float64, which the tests compare with finite differences.
@@ -192,7 +192,6 @@ def worker(cell: str, method: str, what: str, out: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     if what == "time":
         METHODS[method](Problem.of(small(cell), torch.float32))
-        plain(Problem.of(cell, torch.float32))
         pairs = sorted(_pair(cell, method) for _ in range(21 if cell.startswith("mlp") else 1))
         return dict(zip(("ratio", "plain"), pairs[len(pairs) // 2], strict=True))
     problem = Problem.of(cell, torch.float64 if what == "reference" else torch.float32)
@@ -206,29 +205,41 @@ def worker(cell: str, method: str, what: str, out: str) -> dict[str, Any]:
     return {}
 
 
-def measure(cell: str, wanted: list[str], runs: int, errors: bool) -> list[dict[str, Any]]:
-    """Measure one cell, methods in turn."""
+def measure(cell: str, wanted: list[str], runs: int, errors: bool) -> None:
+    """Measure one cell, methods in turn; every figure is kept as it comes."""
     steps = int(cell.split("/")[2])
     methods = [name for name in wanted if steps == 1 or name != "reuse"]
-    found: dict[str, dict[str, Any]] = {name: {"cell": cell, "method": name, "ratios": []} for name in methods}
     for _ in range(runs):
         for name in methods:
             got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "time", "-")
-            found[name].setdefault("failed", got["failed"]) if "failed" in got else found[name]["ratios"].append(got)
+            _keep(cell, name, {"failed": got["failed"]} if "failed" in got else {"ratios": [got]})
+    for name in methods:
+        _keep(cell, name, _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory", "-"))
+    if not errors:
+        return
     with TemporaryDirectory() as folder:
-        for name in methods:
-            found[name].update(_measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory", "-"))
         reference = Path(folder) / "reference.pt"
-        if errors:
-            _measure.fresh("benchmarks.hypergradient", "--worker", cell, "truncated", "reference", str(reference))
-            truth = torch.load(reference, weights_only=True)
-            for name in methods:
-                out = Path(folder) / f"{name}.pt"
-                _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "error", str(out))
-                if out.exists():
-                    value = torch.load(out, weights_only=True).double()
-                    found[name]["error"] = float((value - truth).norm() / truth.norm())
-    return list(found.values())
+        _measure.fresh("benchmarks.hypergradient", "--worker", cell, "truncated", "reference", str(reference))
+        truth = torch.load(reference, weights_only=True)
+        for name in methods:
+            out = Path(folder) / f"{name}.pt"
+            _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "error", str(out))
+            if out.exists():
+                value = torch.load(out, weights_only=True).double()
+                _keep(cell, name, {"error": float((value - truth).norm() / truth.norm())})
+
+
+def _keep(cell: str, method: str, found: dict[str, Any]) -> None:
+    """Add figures to those of a cell and method; ratios are collected, others replaced."""
+    rows = json.loads(RAW.read_text()) if RAW.exists() else []
+    row = next((one for one in rows if (one["cell"], one["method"]) == (cell, method)), None)
+    if row is None:
+        row = {"cell": cell, "method": method, "ratios": []}
+        rows.append(row)
+    row["ratios"] += found.pop("ratios", [])
+    row.update(found)
+    RAW.parent.mkdir(parents=True, exist_ok=True)
+    RAW.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def report() -> None:
@@ -276,18 +287,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--no-errors", action="store_true", help="leave out the comparison with float64")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(worker(*arguments.worker)))
         return
+    if arguments.fresh:
+        RAW.unlink(missing_ok=True)
     for cell in [] if arguments.report else dict.fromkeys(arguments.only):
-        measured = measure(cell, arguments.methods, arguments.runs, not arguments.no_errors)
-        new = {(one["cell"], one["method"]) for one in measured}
-        old = json.loads(RAW.read_text()) if RAW.exists() else []
-        kept = [one for one in old if (one["cell"], one["method"]) not in new]
-        RAW.parent.mkdir(parents=True, exist_ok=True)
-        RAW.write_text(json.dumps(kept + measured, indent=1) + "\n")
+        measure(cell, arguments.methods, arguments.runs, not arguments.no_errors)
         report()
     if arguments.report:
         report()

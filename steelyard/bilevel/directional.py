@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from steelyard import _check
@@ -24,7 +25,7 @@ from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.reuse import ghost, tangents
-from steelyard.bilevel.tape import Unusable
+from steelyard.bilevel.tape import Recording, Unusable
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed", "mixes_samples"]
@@ -76,8 +77,7 @@ class ForwardMode:
             found = _reused(run, step, along)
             if found is not None:
                 return found
-        # A dual pass holds a tangent beside every activation.
-        size = _chunk(run, step, at, batch, self.memory // 2)
+        size = _chunk(run, step, at, batch, self.memory, kept=True)
         with _remedy():
             return torch.cat([_tangents(run, step, at, along, piece) for piece in batch.chunks(size)])
 
@@ -207,7 +207,7 @@ def mixes_samples(run: Trajectory, step: Step, at: Tensors, batch: Batch) -> boo
     return not torch.allclose(together, apart, rtol=2e-2 if step.autocast else 1e-3, atol=1e-5)
 
 
-def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int) -> int | None:
+def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int, kept: bool = False) -> int | None:
     """Return how many samples at a time fit into `memory` bytes of activations; None: take the batch whole."""
     whole = batch is step.batch and (not step.separable or mixes_samples(run, step, at, batch))
     if whole or len(batch) <= 4:
@@ -216,7 +216,7 @@ def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int) 
     def probe(samples: int) -> Callable[[], Tensor]:
         return lambda: run.sample_losses(step, at, next(batch.chunks(samples)))
 
-    return max(1, memory // bytes_per_sample(probe))
+    return max(1, memory // bytes_per_sample(probe, kept))
 
 
 @contextmanager
@@ -256,8 +256,29 @@ def _agrees(run: Trajectory, step: Step, along: Tensors, found: Tensor) -> bool:
 
 
 def _tangents(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
+    """Return t_i by a tape of a replay, which is faster than torch's forward mode, or by that."""
+    if step.traceable:
+        with suppress(Unusable, RuntimeError):
+            return _replayed(run, step, at, along, batch)
+        step.traceable = False
     with torch.no_grad():
         return jvp(lambda parameters: run.sample_losses(step, parameters, batch), (at,), (along,))[1]
+
+
+def _replayed(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
+    """Note the replay, and take the tangents from the notes; autograd marks the path and saves nothing."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad(), saved_tensors_hooks(_drop, _drop), Recording(leaves) as recording:
+        losses = run.sample_losses(step, leaves, batch)
+    tape = recording.tape(losses)
+    if tape is None:
+        raise Unusable("no tape")
+    with torch.autocast(batch.index.device.type, enabled=False):
+        return tangents(tape, at, along)
+
+
+def _drop(tensor: Tensor | None) -> None:
+    return None
 
 
 def _detached(tensors: Tensors) -> Tensors:

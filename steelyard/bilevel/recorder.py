@@ -166,7 +166,7 @@ class Recorder:
         tapes: list[Tape | None] = []
 
         def noting(model: nn.Module, batch: Batch) -> Tensor:
-            with Recording({name: p for p, name in self._names.items()}) as recording:  # type: ignore[misc]
+            with Recording({name: p for p, name in self._names.items()}, listen=True) as recording:
                 losses = objective.sample_losses(model, batch)
             tapes.append(recording.tape(losses))
             return losses

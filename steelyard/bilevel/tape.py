@@ -132,10 +132,12 @@ class Recording(TorchDispatchMode):
 
     Args:
         parameters: the optimised parameters by name.
+        listen: note gradients as well when `backward` comes by (`Tape.gradients`).
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], listen: bool = False) -> None:
         super().__init__()
+        self._listens = listen
         self._notes: list[Note] = []
         self._slots: dict[tuple[Any, ...], int] = {}
         self._names: dict[int, str] = {}
@@ -251,7 +253,7 @@ class Recording(TorchDispatchMode):
         slot = self._slots.get(_key(value))
         if slot is None:
             raise Unusable("a tensor that this forward pass did not make")
-        if slot in self._frontier and slot not in self._heard:
+        if self._listens and slot in self._frontier and slot not in self._heard:
             self._heard.add(slot)
             self._ear.listen(value, slot)
         return slot
@@ -314,8 +316,9 @@ class Recording(TorchDispatchMode):
                     raise Unusable("an activation that is needed was written to later")
                 held.settle()
         tape = Tape(notes[::-1], {s: n for s, n in self._names.items() if s in needed}, last, len(losses))
-        self._ear.listen(losses, last)
-        self._ear.tape = tape
+        if self._listens:
+            self._ear.listen(losses, last)
+            self._ear.tape = tape
         return tape
 
 

@@ -47,6 +47,7 @@ class Step:
             parameters that this optimizer does not train.
         gradient: references (no copies) to the gradients and their versions, for the newest step only.
         tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
+        traceable: no replay of the step has failed to give a tape.
     """
 
     batch: Batch
@@ -64,6 +65,7 @@ class Step:
     skipped: frozenset[str] = frozenset()
     gradient: dict[str, tuple[Tensor, int]] | None = None
     tape: Tape | None = None
+    traceable: bool = True
     connected: bool = False
     guards: list[Guard] = field(default_factory=list)
 
