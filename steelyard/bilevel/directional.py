@@ -52,7 +52,7 @@ class Direction(Protocol):
 
 
 class ForwardMode:
-    """Forward-mode: t_i by one dual forward pass, H u by forward-over-reverse.
+    """Forward-mode: t_i by one tangent pass, H u by forward-over-reverse.
 
     Reverse-over-forward would give H u too and looks as cheap, but in torch 2.13 its result through training-mode
     BatchNorm is wrong (`tests/bilevel/test_torch_facts.py`), so it is not used anywhere here.
@@ -68,7 +68,7 @@ class ForwardMode:
         self.memory = _check.integer("memory", memory, low=1)
 
     def losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
-        """One dual forward pass, in chunks where the samples allow it, without a graph; or by the step's tape.
+        """One forward pass and its tangents, in chunks where the samples allow it; or by the step's tape.
 
         Three forward units: a layer whose input and weight both have tangents multiplies three times. By the tape two,
         or one where samples do not couple.
