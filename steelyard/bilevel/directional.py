@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -277,8 +277,8 @@ def _replayed(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: B
         return tangents(tape, at, along)
 
 
-def _drop(tensor: Tensor | None) -> None:
-    return None
+def _drop(tensor: Any) -> Any:
+    """Save nothing: no backward pass will follow."""
 
 
 def _detached(tensors: Tensors) -> Tensors:

@@ -193,6 +193,22 @@ def test_the_estimator_answers_alike_with_and_without_reuse(model: str) -> None:
     assert relative(one, other) < 1e-12
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_fresh_sweep_is_the_derivative_too(model: str) -> None:
+    """Also through no_grad ("detached"), which torch's forward mode does not respect."""
+    run = record(MODELS[model], reuse=False)
+    _, along = directions(run)
+    assert relative(answer(run, along), truth(run, along)) < 1e-12
+    assert run.steps[-1].traceable
+
+
+def test_a_function_with_rules_of_its_own_goes_through_them() -> None:
+    run = record(lambda: Untraceable("function"))
+    _, along = directions(run)
+    assert relative(answer(run, along), truth(run, along)) < 1e-12
+    assert not run.steps[-1].traceable
+
+
 def test_outputs_that_are_not_laid_out_by_samples_are_noticed() -> None:
     """The ghost product adds up the wrong rows there; the sum over samples would not show it."""
     run = record(TimeFirst)
@@ -234,8 +250,12 @@ class Rounded(torch.autograd.Function):
     """Forward: a step function; backward: whatever. Its derivative is what its author says, not the operators'."""
 
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]
+    def forward(x):  # type: ignore[no-untyped-def]
         return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        pass
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
