@@ -13,30 +13,36 @@ from torch.utils._pytree import tree_iter
 __all__ = ["bytes_per_sample"]
 
 
-class _Widest(TorchDispatchMode):
-    """Notes the most bytes that one operator touches (its inputs and outputs)."""
+class _Bytes(TorchDispatchMode):
+    """Notes the most bytes that one operator touches (inputs and outputs), and those of all outputs together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.widest = self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        tensors = (one for one in tree_iter((args, kwargs, result)) if isinstance(one, Tensor))
-        self.bytes = max(self.bytes, sum(one.numel() * one.element_size() for one in tensors))
+        self.widest = max(self.widest, _bytes((args, kwargs, result)))
+        if not func.is_view and not func._schema.is_mutable:
+            self.total += _bytes(result)
         return result
 
 
-def bytes_per_sample(probe: Callable[[int], Callable[[], Tensor]]) -> int:
-    """Return how the widest operator's bytes grow with a sample, at least 1.
+def _bytes(values: Any) -> int:
+    return sum(one.numel() * one.element_size() for one in tree_iter(values) if isinstance(one, Tensor))
+
+
+def bytes_per_sample(probe: Callable[[int], Callable[[], Tensor]], kept: bool = False) -> int:
+    """Return how the widest operator's bytes, or where all is `kept` those of all, grow with a sample, at least 1.
 
     Args:
+        kept: whether activations stay until the end.
         probe: for a number of samples, what evaluates so many of them. From four and two of them the parameters' share
             cancels, whatever the layout of the activations.
     """
-    widest = []
+    found = []
     for samples in (4, 2):
-        with torch.no_grad(), _Widest() as mode:
+        with torch.no_grad(), _Bytes() as mode:
             probe(samples)()
-        widest.append(mode.bytes)
-    return max(1, (widest[0] - widest[1]) // 2)
+        found.append(mode.widest + mode.total if kept else mode.widest)
+    return max(1, (found[0] - found[1]) // 2)

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from steelyard import _check
 from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.reuse import ghost, tangents
+from steelyard.bilevel.tape import Recording, Unusable
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed", "mixes_samples"]
@@ -48,7 +52,7 @@ class Direction(Protocol):
 
 
 class ForwardMode:
-    """Forward-mode: t_i by one dual forward pass, H u by forward-over-reverse.
+    """Forward-mode: t_i by one tangent pass, H u by forward-over-reverse.
 
     Reverse-over-forward would give H u too and looks as cheap, but in torch 2.13 its result through training-mode
     BatchNorm is wrong (`tests/bilevel/test_torch_facts.py`), so it is not used anywhere here.
@@ -64,12 +68,16 @@ class ForwardMode:
         self.memory = _check.integer("memory", memory, low=1)
 
     def losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
-        """One dual forward pass, in chunks where the samples allow it, without a graph.
+        """One forward pass and its tangents, in chunks where the samples allow it; or by the step's tape.
 
-        Three forward units: a layer whose input and weight both have tangents multiplies three times.
+        Three forward units: a layer whose input and weight both have tangents multiplies three times. By the tape two,
+        or one where samples do not couple.
         """
-        # A dual pass holds a tangent beside every activation.
-        size = _chunk(run, step, at, batch, self.memory // 2)
+        if batch is step.batch and at is step.parameters:
+            found = _reused(run, step, along)
+            if found is not None:
+                return found
+        size = _chunk(run, step, at, batch, self.memory, kept=True)
         with _remedy():
             return torch.cat([_tangents(run, step, at, along, piece) for piece in batch.chunks(size)])
 
@@ -182,7 +190,8 @@ def mixed(
 
 def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Return the inner product over all parameters, accumulated in float64."""
-    return torch.stack([(one[name].double() * other[name].double()).sum() for name in one]).sum()
+    pairs = (pair for name in one for pair in zip(pieces(one[name]), pieces(other[name]), strict=True))
+    return torch.stack([torch.dot(first.double(), second.double()) for first, second in pairs]).sum()
 
 
 def mixes_samples(run: Trajectory, step: Step, at: Tensors, batch: Batch) -> bool:
@@ -198,7 +207,7 @@ def mixes_samples(run: Trajectory, step: Step, at: Tensors, batch: Batch) -> boo
     return not torch.allclose(together, apart, rtol=2e-2 if step.autocast else 1e-3, atol=1e-5)
 
 
-def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int) -> int | None:
+def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int, kept: bool = False) -> int | None:
     """Return how many samples at a time fit into `memory` bytes of activations; None: take the batch whole."""
     whole = batch is step.batch and (not step.separable or mixes_samples(run, step, at, batch))
     if whole or len(batch) <= 4:
@@ -207,7 +216,7 @@ def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int) 
     def probe(samples: int) -> Callable[[], Tensor]:
         return lambda: run.sample_losses(step, at, next(batch.chunks(samples)))
 
-    return max(1, memory // bytes_per_sample(probe))
+    return max(1, memory // bytes_per_sample(probe, kept))
 
 
 @contextmanager
@@ -222,9 +231,54 @@ def _remedy() -> Iterator[None]:
         ) from error
 
 
+def _reused(run: Trajectory, step: Step, along: Tensors) -> Tensor | None:
+    """Return the t_i of the step's batch by its tape; None where there is none that can answer."""
+    if step.tape is None:
+        return None
+    device = step.batch.index.device.type
+    with torch.autocast(device, enabled=False):
+        if step.separable:
+            with suppress(Unusable, RuntimeError):  # torch's forward mode has no rule for an operator
+                found = ghost(step.tape, step.parameters, along)
+                if _agrees(run, step, along, found):
+                    return found
+        with suppress(Unusable, RuntimeError):
+            return tangents(step.tape, step.parameters, along)
+    return None
+
+
+def _agrees(run: Trajectory, step: Step, along: Tensors, found: Tensor) -> bool:
+    """Whether the two largest values are those of the two samples alone: samples may couple, or not come first."""
+    rows = found.abs().topk(min(2, len(found))).indices
+    alone = _tangents(run, step, step.parameters, along, step.batch.take(rows))
+    tolerance = (5e-2 if step.autocast else 1e-3) * float(found.abs().max())
+    return bool(((alone - found[rows]).abs() <= tolerance).all())
+
+
 def _tangents(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
+    """Return t_i by a tape of a replay, which is faster than torch's forward mode, or by that."""
+    if step.traceable:
+        with suppress(Unusable, RuntimeError):
+            return _replayed(run, step, at, along, batch)
+        step.traceable = False
     with torch.no_grad():
         return jvp(lambda parameters: run.sample_losses(step, parameters, batch), (at,), (along,))[1]
+
+
+def _replayed(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch) -> Tensor:
+    """Note the replay, and take the tangents from the notes; autograd marks the path and saves nothing."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad(), saved_tensors_hooks(_drop, _drop), Recording(leaves) as recording:
+        losses = run.sample_losses(step, leaves, batch)
+    tape = recording.tape(losses)
+    if tape is None:
+        raise Unusable("no tape")
+    with torch.autocast(batch.index.device.type, enabled=False):
+        return tangents(tape, at, along)
+
+
+def _drop(tensor: Any) -> Any:
+    """Save nothing: no backward pass will follow."""
 
 
 def _detached(tensors: Tensors) -> Tensors:

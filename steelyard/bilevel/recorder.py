@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from types import TracebackType
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards
-from steelyard.bilevel.objective import Objective
+from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.pullback import pullback_for
+from steelyard.bilevel.tape import Recording, Tape
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, random_state
 
 __all__ = ["Recorder"]
@@ -40,6 +42,10 @@ class Recorder:
         objective: the inner loss, usually a `WeightedLoss`.
         steps: T, how many steps to keep.
         full_state: also copy the optimizer state that only `Unrolled` needs.
+        reuse: also keep, for the newest step, the activations that its backward pass needed (and where samples do not
+            couple, the output gradients of the layers), by reference. ``Truncated(steps=1)`` on that step's own samples
+            then takes two forward passes in the place of three, or one where samples do not couple. Memory: one
+            batch's activations, until the trajectory is dropped.
 
     Raises:
         TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one).
@@ -72,6 +78,7 @@ class Recorder:
         objective: Objective,
         steps: int = 1,
         full_state: bool = False,
+        reuse: bool = False,
     ) -> None:
         self._pullback = pullback_for(optimizer)
         _refuse_several_ranks(model)
@@ -79,7 +86,7 @@ class Recorder:
         self._module = unwrap(model)
         self._optimizer = optimizer
         self._objective = objective
-        self._full_state = full_state
+        self._full_state, self._reuse = full_state, reuse
         self._names = _names(self._module, optimizer)
         self._window: deque[Step] = deque(maxlen=_check.integer("steps", steps, low=1))
         self._pending: Step | None = None
@@ -138,14 +145,36 @@ class Recorder:
             guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed]),
         )
         versions = [buffer._version for buffer in self._module.buffers()]
-        value = self._objective(self._model, batch, weight)
+        value, step.tape = self._evaluate(batch, weight)
         # Detected by effect, not by class, so that functional dropout and home-made norms are seen too.
         step.stochastic = not _same_state(step.rng, random_state(self._module))
         step.coupled = versions != [buffer._version for buffer in self._module.buffers()] or _has_batch_norm(
             self._module
         )
+        if step.tape is not None:
+            step.tape.listening = not step.coupled
         self._pending = step
         return value
+
+    def _evaluate(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tape | None]:
+        """Return the inner loss and, where asked for and possible, the tape of its forward pass."""
+        objective = self._objective
+        usual = isinstance(objective, WeightedLoss) and type(objective).__call__ is WeightedLoss.__call__
+        if not (self._reuse and usual and self._model is self._module):
+            return objective(self._model, batch, weight), None
+        assert isinstance(objective, WeightedLoss)
+        tapes: list[Tape | None] = []
+
+        def noting(model: nn.Module, batch: Batch) -> Tensor:
+            with Recording({name: p for p, name in self._names.items()}, listen=True) as recording:
+                losses = objective.sample_losses(model, batch)
+            tapes.append(recording.tape(losses))
+            return losses
+
+        noted = copy.copy(objective)
+        noted.sample_losses = noting  # type: ignore[method-assign, assignment]
+        value = noted(self._model, batch, weight)
+        return value, tapes[0]
 
     def trajectory(self) -> Trajectory:
         """Return the record and start a new, empty one.
@@ -211,7 +240,7 @@ class Recorder:
                 "before step()"
             )
         if self._window:
-            self._window[-1].gradient = None
+            self._window[-1].gradient = self._window[-1].tape = None
         self._window.append(step)
         self._after = guards((name, p) for p, name in self._names.items())
 

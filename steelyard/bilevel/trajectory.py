@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss
+from steelyard.bilevel.tape import Tape
 
 __all__ = ["Step", "Tensors", "Trajectory"]
 
@@ -45,6 +46,8 @@ class Step:
         guards: what is held by reference, or read live, and must not change: inputs, targets, weights, and the
             parameters that this optimizer does not train.
         gradient: references (no copies) to the gradients and their versions, for the newest step only.
+        tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
+        traceable: no replay of the step has failed to give a tape.
     """
 
     batch: Batch
@@ -61,6 +64,8 @@ class Step:
     full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: frozenset[str] = frozenset()
     gradient: dict[str, tuple[Tensor, int]] | None = None
+    tape: Tape | None = None
+    traceable: bool = True
     connected: bool = False
     guards: list[Guard] = field(default_factory=list)
 

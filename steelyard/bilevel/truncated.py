@@ -35,8 +35,9 @@ class Truncated:
     Time, in forward passes over the window's batches, beside the gradient of the outer loss: T = 1 costs 3 (a layer
     whose input and weight both have tangents multiplies three times), and 3 more with an adaptive optimizer whose last
     gradient has been cleared; each further step costs 9, and 3 more with an adaptive optimizer, whose adjoint needs
-    the gradient. `FiniteDifference` costs 2 where this costs 3, and 6 where this costs 9. Memory: one chunk's
-    activations at T = 1, one batch's activations at T > 1, never T of them.
+    the gradient. On the newest step's own samples T = 1 costs 2, or 1 where samples do not couple, after
+    ``Recorder(..., reuse=True)``. `FiniteDifference` costs 2 where this costs 3, and 6 where this costs 9. Memory:
+    one chunk's activations at T = 1, one batch's activations at T > 1, never T of them.
 
     Args:
         steps: T; at most as many as were recorded.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import Direction
+from steelyard.bilevel.directional import Direction, dot
 from steelyard.bilevel.statistics import differentiable_statistics
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
@@ -171,7 +171,7 @@ def check_gradient(run: Trajectory, step: Step, at: Tensors, along: Tensors, rec
     if weighted.regulariser is not None:
         share = _along_regulariser(run, step, along)
         expected, scale = expected + share, scale + abs(share)
-    used = float(torch.stack([(along[name].double() * g.double()).sum() for name, g in held.items()]).sum())
+    used = float(dot(held, along))
     if abs(used - expected) > (0.2 if step.autocast else 0.02) * max(scale, abs(used)):
         raise RuntimeError(
             f"the optimizer's gradient is not that of the recorded loss: along the hypergradient's direction it is "

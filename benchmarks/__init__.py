@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers; each module is one command, ``python -m benchmarks.NAME``."""

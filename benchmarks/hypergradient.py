@@ -1,0 +1,306 @@
+"""Hypergradients of per-sample weights: time, memory and error beside higher, TorchOpt and plain unrolling.
+
+    python -m benchmarks.hypergradient                       # every cell of `CELLS` (hours on a busy core)
+    python -m benchmarks.hypergradient --only resnet18/128/1/sgd --runs 5
+    python -m benchmarks.hypergradient --report              # the table again from what was measured
+
+A cell is MODEL/BATCH/T/OPTIMIZER. Every figure is of a fresh process on one thread that warms up (the method on four
+samples) and runs a plain step, the method, a plain step (small nets: the median of 21 such). `ratio`
+is the CPU time of {T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods
+take turns. Memory is the peak above what was resident before, in a process of its own. Error is relative, in float32,
+to `Truncated` in float64, which the tests compare with finite differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import _measure
+from steelyard.bilevel import Batch, FiniteDifference, Recorder, Truncated, WeightedLoss
+
+MUSTS = ["resnet18/128/1/sgd", "resnet18/32/1/sgd", "resnet18-gn/128/1/sgd"]
+CELLS = [
+    *MUSTS,
+    *(f"mlp/{batch}/{steps}/{kind}" for batch in (32, 128) for steps in (1, 5, 20) for kind in ("sgd", "adam")),
+    *(f"resnet18/32/{steps}/{kind}" for steps in (1, 5, 20) for kind in ("sgd", "adam")),
+    *(f"resnet18/128/{steps}/{kind}" for steps in (1, 5) for kind in ("sgd", "adam")),
+]
+FLOORS = {"reuse": 8 / 6, "reuse, no BatchNorm": 7 / 6, "truncated": 9 / 6, "difference": 8 / 6}
+CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
+SPREAD = WeightedLoss(CROSS_ENTROPY)
+RAW = _measure.RESULTS / "hypergradient_raw.json"
+
+
+@dataclass
+class Problem:
+    """T batches, their weights, an outer batch, and a model at a fixed start."""
+
+    model: nn.Module
+    kind: str
+    data: Batch
+    weight: Tensor
+    outer_inputs: Tensor
+    outer_targets: Tensor
+    steps: int
+    batch: int
+
+    @classmethod
+    def of(cls, cell: str, dtype: torch.dtype) -> Problem:
+        """Build the problem of a cell."""
+        name, batch, steps, kind = cell.split("/")
+        torch.manual_seed(0)
+        model, shape = (_mlp(), (784,)) if name == "mlp" else (_resnet(name), (3, 32, 32))
+        rows, side = int(batch) * int(steps), int(batch)
+        data = Batch.of(torch.randn(rows, *shape).to(dtype), torch.randint(0, 10, (rows,)))
+        weight = (0.5 + torch.rand(rows)).to(dtype)
+        outer = torch.randn(side, *shape).to(dtype), torch.randint(0, 10, (side,))
+        return cls(model.to(dtype).train(), kind, data, weight, *outer, int(steps), side)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Make torch's optimizer."""
+        if self.kind == "sgd":
+            return torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        return torch.optim.Adam(self.model.parameters(), lr=1e-3)
+
+    def outer(self, model: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the outer loss, in training mode like the inner one."""
+        return F.cross_entropy(model(self.outer_inputs), self.outer_targets)
+
+    def batches(self, weight: Tensor) -> list[tuple[Batch, Tensor]]:
+        """Return the batches and weights of the steps."""
+        return list(zip(self.data.chunks(self.batch), weight.split(self.batch), strict=True))
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+
+
+def _resnet(name: str) -> nn.Module:
+    from steelyard._torchvision import torchvision
+
+    norm = {} if name == "resnet18" else {"norm_layer": lambda width: nn.GroupNorm(8, width)}
+    model = torchvision.models.resnet18(num_classes=10, **norm)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return model
+
+
+def plain(problem: Problem) -> None:
+    """Take one ordinary training step."""
+    optimizer = problem.optimizer()
+    batch, weight = problem.batches(problem.weight)[0]
+    SPREAD(problem.model, batch, weight).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def steelyard(problem: Problem, estimator: Any, reuse: bool = False) -> Tensor:
+    """Record T steps, then ask the estimator."""
+    optimizer = problem.optimizer()
+    with Recorder(problem.model, optimizer, SPREAD, steps=problem.steps, reuse=reuse) as recorder:
+        for batch, weight in problem.batches(problem.weight):
+            optimizer.zero_grad()
+            recorder.loss(batch, weight).backward()
+            optimizer.step()
+        return estimator(recorder.trajectory(), problem.outer)
+
+
+def by_higher(problem: Problem) -> Tensor:
+    """Unroll with higher."""
+    import higher
+
+    weight = problem.weight.clone().requires_grad_()
+    optimizer = problem.optimizer()
+    with higher.innerloop_ctx(problem.model, optimizer, copy_initial_weights=False) as (model, inner):
+        for batch, part in problem.batches(weight):
+            inner.step(SPREAD(model, batch, part))
+        return torch.autograd.grad(problem.outer(model), weight)[0]
+
+
+def by_torchopt(problem: Problem) -> Tensor:
+    """Unroll with TorchOpt's differentiable optimizers."""
+    import torchopt
+
+    weight = problem.weight.clone().requires_grad_()
+    kind = {"sgd": partial(torchopt.MetaSGD, lr=0.01, momentum=0.9), "adam": partial(torchopt.MetaAdam, lr=1e-3)}
+    optimizer = kind[problem.kind](problem.model)
+    for batch, part in problem.batches(weight):
+        optimizer.step(SPREAD(problem.model, batch, part))
+    return torch.autograd.grad(problem.outer(problem.model), weight)[0]
+
+
+def unrolled(problem: Problem) -> Tensor:
+    """Unroll by hand: `functional_call`, gradients with a graph, the update written out (cold start)."""
+    weight = problem.weight.clone().requires_grad_()
+    parameters = dict(problem.model.named_parameters())
+    first = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    second = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for count, (batch, part) in enumerate(problem.batches(weight), start=1):
+        losses = CROSS_ENTROPY(torch.func.functional_call(problem.model, parameters, batch.inputs), batch.targets)
+        loss = (part * losses).sum() / part.sum()
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        for name, gradient in zip(list(parameters), gradients, strict=True):
+            if problem.kind == "sgd":
+                first[name] = 0.9 * first[name] + gradient
+                step = 0.01 * first[name]
+            else:
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient.square()
+                root = (second[name] / (1 - 0.999**count)).sqrt()
+                step = 1e-3 * first[name] / (1 - 0.9**count) / (root + 1e-8)
+            parameters[name] = parameters[name] - step
+    value = problem.outer(lambda inputs: torch.func.functional_call(problem.model, parameters, inputs))
+    return torch.autograd.grad(value, weight)[0]
+
+
+METHODS: dict[str, Callable[[Problem], Tensor]] = {
+    "reuse": lambda problem: steelyard(problem, Truncated(), reuse=True),
+    "truncated": lambda problem: steelyard(problem, Truncated(problem.steps)),
+    "difference": lambda problem: steelyard(problem, FiniteDifference(problem.steps)),
+    "higher": by_higher,
+    "torchopt": by_torchopt,
+    "unrolled": unrolled,
+}
+
+
+def small(cell: str) -> str:
+    """Return the cell with batches of four samples."""
+    name, _, *rest = cell.split("/")
+    return "/".join([name, "4", *rest])
+
+
+def _pair(cell: str, method: str) -> tuple[float, float]:
+    before, problem, after = (Problem.of(cell, torch.float32) for _ in range(3))
+    first, _ = _measure.seconds(lambda: plain(before))
+    spent, _ = _measure.seconds(lambda: METHODS[method](problem))
+    last, _ = _measure.seconds(lambda: plain(after))
+    return spent / ((problem.steps + 1) * (first + last) / 2), (first + last) / 2
+
+
+def worker(cell: str, method: str, what: str, out: str) -> dict[str, Any]:
+    """Measure one thing in this process."""
+    torch.set_num_threads(1)
+    if what == "time":
+        METHODS[method](Problem.of(small(cell), torch.float32))
+        pairs = sorted(_pair(cell, method) for _ in range(21 if cell.startswith("mlp") else 1))
+        return dict(zip(("ratio", "plain"), pairs[len(pairs) // 2], strict=True))
+    problem = Problem.of(cell, torch.float64 if what == "reference" else torch.float32)
+    if what == "memory":
+        METHODS[method](Problem.of(small(cell), torch.float32))  # libraries and kernels load
+        before_bytes = _measure.resident()
+        _measure.reset_peak()
+        METHODS[method](problem)
+        return {"memory": (_measure.peak() - before_bytes) / 2**20}
+    torch.save(METHODS[method](problem), out)
+    return {}
+
+
+def measure(cell: str, wanted: list[str], runs: int, errors: bool) -> None:
+    """Measure one cell, methods in turn; every figure is kept as it comes."""
+    steps = int(cell.split("/")[2])
+    methods = [name for name in wanted if steps == 1 or name != "reuse"]
+    for _ in range(runs):
+        for name in methods:
+            got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "time", "-")
+            _keep(cell, name, {"failed": got["failed"]} if "failed" in got else {"ratios": [got]})
+    for name in methods:
+        _keep(cell, name, _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory", "-"))
+    if not errors:
+        return
+    with TemporaryDirectory() as folder:
+        reference = Path(folder) / "reference.pt"
+        _measure.fresh("benchmarks.hypergradient", "--worker", cell, "truncated", "reference", str(reference))
+        truth = torch.load(reference, weights_only=True)
+        for name in methods:
+            out = Path(folder) / f"{name}.pt"
+            _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "error", str(out))
+            if out.exists():
+                value = torch.load(out, weights_only=True).double()
+                _keep(cell, name, {"error": float((value - truth).norm() / truth.norm())})
+
+
+def _keep(cell: str, method: str, found: dict[str, Any]) -> None:
+    """Add figures to those of a cell and method; ratios are collected, others replaced."""
+    rows = json.loads(RAW.read_text()) if RAW.exists() else []
+    row = next((one for one in rows if (one["cell"], one["method"]) == (cell, method)), None)
+    if row is None:
+        row = {"cell": cell, "method": method, "ratios": []}
+        rows.append(row)
+    row["ratios"] += found.pop("ratios", [])
+    row.update(found)
+    RAW.parent.mkdir(parents=True, exist_ok=True)
+    RAW.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def report() -> None:
+    """Write the table of all that was measured."""
+    rows = []
+    for one in json.loads(RAW.read_text()):
+        name, batch, steps, kind = one["cell"].split("/")
+        floor = FLOORS.get("reuse, no BatchNorm" if one["method"] == "reuse" and name != "resnet18" else one["method"])
+        got = _measure.middle([pair["ratio"] for pair in one["ratios"]]) if one["ratios"] else {}
+        rows.append(
+            {
+                "model": name,
+                "batch": int(batch),
+                "T": int(steps),
+                "optimizer": kind,
+                "method": one["method"],
+                "ratio": got.get("median"),
+                "low": got.get("low"),
+                "high": got.get("high"),
+                "runs": got.get("runs"),
+                "floor": floor if steps == "1" else None,
+                "memory MiB": one.get("memory"),
+                "error": one.get("error"),
+                "note": one.get("failed", ""),
+            }
+        )
+    missing = [
+        cell for cell in dict.fromkeys(CELLS) if cell not in {one["cell"] for one in json.loads(RAW.read_text())}
+    ]
+    notes = [
+        "Ratio: CPU time of {T training steps, outer gradient, hypergradient} over T + 1 plain steps, medians of",
+        "fresh processes. Floor: forward-pass units over 6, for T = 1. `reuse`, `truncated`, `difference` are",
+        "Steelyard's; error is relative to float64. Betty: not run (REFERENCE: only the last batch gets a gradient).",
+        f"Cells not measured: {', '.join(missing) or 'none'}.",
+    ]
+    columns = ["model", "batch", "T", "optimizer", "method", "ratio", "low", "high", "runs", "floor", "memory MiB"]
+    _measure.write("hypergradient", "Hypergradient of sample weights", notes, rows, [*columns, "error", "note"])
+
+
+def main() -> None:
+    """Parse, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worker", nargs=4, metavar=("CELL", "METHOD", "WHAT", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", default=CELLS, help="cells")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--no-errors", action="store_true", help="leave out the comparison with float64")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(worker(*arguments.worker)))
+        return
+    if arguments.fresh:
+        RAW.unlink(missing_ok=True)
+    for cell in [] if arguments.report else dict.fromkeys(arguments.only):
+        measure(cell, arguments.methods, arguments.runs, not arguments.no_errors)
+        report()
+    if arguments.report:
+        report()
+
+
+if __name__ == "__main__":
+    main()

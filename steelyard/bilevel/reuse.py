@@ -1,0 +1,166 @@
+"""Per-sample derivatives of the newest step from the tape of its forward pass.
+
+Two ways, by what the samples do to each other:
+
+- coupled (BatchNorm): a tangent pass over the tape, two multiplications a layer where torch's forward mode has three;
+- each for itself: t_i = <u, grad l_i> is the sum over the layers of <g_i, what u alone makes of the layer's input>,
+  with g_i what `backward` sent to the layer's output, one multiplication a layer (the "ghost" dot product; Goodfellow
+  2015 has the norm). `backward` was of sum c_i l_i, whatever c_i: it is read off the losses and divided out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelyard.bilevel.tangents import Call
+from steelyard.bilevel.tape import Held, Link, Note, Tape, Unusable
+from steelyard.bilevel.trajectory import Tensors
+
+__all__ = ["ghost", "tangents"]
+
+
+@torch.no_grad()
+def tangents(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
+    """Return t_i ``(batch,)`` by a tangent pass over the tape.
+
+    Args:
+        tape: of the step.
+        at: its parameters, those that the tape was recorded at.
+        along: u.
+
+    Raises:
+        Unusable: something that the tape holds was written to since, or an operator has no derivative.
+    """
+    state = _Pass(tape, at, along)
+    for note in tape.notes:
+        state.take(note)
+    found = state.moved.get(tape.losses)
+    if found is None:
+        raise Unusable("the losses do not move with the parameters")
+    return found
+
+
+@torch.no_grad()
+def ghost(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
+    """Return t_i ``(batch,)`` for losses that do not depend on each other's samples, which the caller makes sure of.
+
+    Raises:
+        Unusable: as `tangents`; or `backward` has not been through all of it, or an output is not laid out by samples,
+            or some c_i is 0.
+    """
+    scale = _gradient(tape, tape.losses)
+    if not bool((torch.isfinite(scale) & (scale != 0)).all()):
+        raise Unusable("a sample of weight 0 has left no trace in the gradient")
+    state, total = _Pass(tape, at, along), torch.zeros_like(scale)
+    read = {slot for note in tape.notes for slot in note.reads()} | {tape.losses}
+    for note in tape.notes:
+        if note.parametric:
+            state.take(note)
+            continue
+        outputs = state.of(note)
+        for slot, output in zip(note.slots, outputs, strict=False):
+            if output is not None and slot in read:
+                total += _per_sample(output, _gradient(tape, slot), tape.samples)
+    return total / scale
+
+
+@dataclass
+class _Pass:
+    """Values of parameters and their views, and tangents, by slot; a tangent goes after its last reader."""
+
+    tape: Tape
+    at: Tensors
+    along: Tensors
+    values: dict[int, Tensor] = field(default_factory=dict)
+    moved: dict[int, Tensor] = field(default_factory=dict)
+    left: Counter[int] = field(default_factory=Counter)
+    memory: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for note in self.tape.notes:
+            self.left.update(note.reads())
+        for slot, name in self.tape.names.items():
+            self.values[slot], self.moved[slot] = self.at[name], self.along[name]
+            self.left[slot] += 1  # they are the caller's: never given up, never written over
+            self.memory[_memory(self.along[name])] += 1
+
+    def take(self, note: Note) -> None:
+        """Enter the tangents of the outputs of `note`."""
+        outputs = self.of(note)
+        for slot in note.reads():
+            self.left[slot] -= 1
+            if not self.left[slot] and slot in self.moved:
+                self.memory[_memory(self.moved.pop(slot))] -= 1
+        for place, output in zip(note.slots, outputs, strict=False):
+            if place is not None and output is not None:
+                self.moved[place] = output
+                self.memory[_memory(output)] += 1
+
+    def of(self, note: Note) -> Sequence[Tensor | None]:
+        """Return the tangents of the outputs of `note`, as far as its arguments have any."""
+        values = tuple(self._value(one) for one in note.args)
+        if note.view:
+            made = note.op(*values, **note.kwargs)
+            views = made if isinstance(made, (list, tuple)) else (made,)
+            self.values.update((slot, one) for slot, one in zip(note.slots, views, strict=True) if slot is not None)
+        moved = tuple(self._moved(one) for one in note.args)
+        if all(one is None for one in moved):
+            return ()
+        outputs = tuple(None if one is None else one.value() for one in note.outputs)
+        call = Call(note.op, values, note.kwargs, moved, outputs, note.shapes, self._spare(note))
+        found = note.rule.tangents(call)
+        for one, shape in zip(found, note.shapes, strict=False):
+            if one is not None and one.shape != shape:
+                raise Unusable(f"the tangent of {note.op} has another shape than its output")
+        return found
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, Link):
+            return self.values.get(value.slot) if value.held is None else value.held.value()
+        if isinstance(value, Held):
+            return value.value()
+        return [self._value(one) for one in value] if isinstance(value, list) else value
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, Link):
+            return self.moved.get(value.slot)
+        if isinstance(value, list):
+            found = [self._moved(one) for one in value]
+            return found if any(one is not None for one in found) else None
+        return None
+
+    def _spare(self, note: Note) -> frozenset[int]:
+        """Positions whose tangents are read here for the last time, alone in their memory and filling it."""
+        found = set()
+        for position, one in enumerate(note.args):
+            moved = self.moved.get(one.slot) if isinstance(one, Link) else None
+            if moved is None or self.left[one.slot] != 1 or self.memory[_memory(moved)] != 1:
+                continue
+            if moved.numel() * moved.element_size() == moved.untyped_storage().nbytes():
+                found.add(position)
+        return frozenset(found)
+
+
+def _gradient(tape: Tape, slot: int | None) -> Tensor:
+    held = None if slot is None else tape.gradients.get(slot)
+    if held is None:
+        raise Unusable("no gradient has come by: backward has not run")
+    return held.value()
+
+
+def _per_sample(output: Tensor, gradient: Tensor, samples: int) -> Tensor:
+    if gradient.shape != output.shape or output.shape[:1] == () or output.shape[0] % samples:
+        raise Unusable("an output that is not laid out by samples")
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    rows, others = (one.reshape(samples, -1).to(dtype) for one in (output, gradient))
+    return torch.linalg.vecdot(rows, others)
+
+
+def _memory(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)

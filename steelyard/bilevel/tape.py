@@ -1,0 +1,369 @@
+"""What the forward pass of a recorded step computed, kept so that its derivative needs not compute it again.
+
+A dispatch mode around the per-sample losses notes every operator that something optimised flows through, with the
+tensors that its derivative reads (`tangents`): references, as autograd keeps them. Which tensors those are is
+taken from autograd itself (``requires_grad``), so `detach` and `no_grad` mean what they mean there. Whatever
+the notes cannot follow, a tape is given up for, and the estimator takes its plain path: a write in place to a tensor
+that is needed, a `torch.autograd.Function` (whose backward may be anything), random operators without a rule,
+tensors made by an earlier forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from steelyard.bilevel.tangents import Rule, rule_for
+
+__all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable"]
+
+
+class Unusable(Exception):
+    """The tape cannot answer."""
+
+
+@dataclass
+class Held:
+    """A reference to a tensor, which must stay as it is.
+
+    Attributes:
+        tensor: the tensor; without its graph once the forward pass is over (`settle`).
+        memory: what names its storage, and `writes`, how often the tape had seen that written to.
+        version: torch's count of writes at the end of the forward pass.
+    """
+
+    tensor: Tensor
+    memory: int
+    writes: int = 0
+    version: int = 0
+
+    def settle(self) -> None:
+        """Let go of the graph. (Inside of a dispatch mode `detach` would not share the version.)"""
+        self.tensor = self.tensor.detach()
+        self.version = self.tensor._version
+
+    def value(self) -> Tensor:
+        """Return the tensor; `Unusable` if it was written to since."""
+        if self.tensor._version != self.version:
+            raise Unusable("an activation was written to after the forward pass")
+        return self.tensor
+
+
+class Link(NamedTuple):
+    """An argument on the path of the derivative: its slot, and its value where a rule reads it."""
+
+    slot: int
+    held: Held | None
+
+
+@dataclass
+class Note:
+    """One operator call.
+
+    Attributes:
+        op, rule: the operator and how it is differentiated.
+        args, kwargs: its arguments; tensors are `Link` (on the path), `Held` or None (not needed).
+        slots: of its outputs; None for an output that is no floating-point tensor.
+        outputs: the outputs that the rule reads.
+        shapes: of its outputs.
+        parametric: it reads parameters (and what was made of them) only.
+        view: a view of a parameter, which is taken anew because the parameter has moved on since.
+    """
+
+    op: Any
+    rule: Rule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    slots: tuple[int | None, ...]
+    outputs: tuple[Held | None, ...]
+    shapes: tuple[torch.Size, ...]
+    parametric: bool
+    view: bool
+
+    def reads(self) -> list[int]:
+        """Return the slots of its arguments."""
+        return [one.slot for one in _flat(self.args) if isinstance(one, Link)]
+
+
+@dataclass
+class Tape:
+    """The operators between the optimised parameters and the per-sample losses, in order.
+
+    Attributes:
+        notes: the operators that the losses depend on.
+        names: parameter name by slot.
+        losses: the slot of the losses.
+        samples: how many they are.
+        gradients: what `backward` sent to an output where parameters enter, by slot, and to the losses.
+        listening: whether such gradients are kept.
+    """
+
+    notes: list[Note]
+    names: dict[int, str]
+    losses: int
+    samples: int
+    gradients: dict[int, Held] = field(default_factory=dict)
+    listening: bool = False
+
+
+class _Ear:
+    """Keeps gradients as `backward` passes by. Not the recording's own: the graph owns it, and would own that too."""
+
+    def __init__(self) -> None:
+        self.tape: Tape | None = None
+
+    def listen(self, value: Tensor, slot: int) -> None:
+        def note(gradient: Tensor) -> None:
+            if self.tape is not None and self.tape.listening:
+                held = self.tape.gradients[slot] = Held(gradient, _memory(gradient))
+                held.settle()
+
+        value.register_hook(note)
+
+
+class Recording(TorchDispatchMode):
+    """Notes a forward pass; afterwards `tape(losses)`.
+
+    Args:
+        parameters: the optimised parameters by name.
+        listen: note gradients as well when `backward` comes by (`Tape.gradients`).
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], listen: bool = False) -> None:
+        super().__init__()
+        self._listens = listen
+        self._notes: list[Note] = []
+        self._slots: dict[tuple[Any, ...], int] = {}
+        self._names: dict[int, str] = {}
+        self._leaves: dict[Tensor, int] = {}
+        self._parametric: set[int] = set()
+        self._frontier: set[int] = set()
+        self._alive: list[Tensor] = []  # memory that is given back would be mistaken for what it was before
+        self._writes: dict[int, int] = {}
+        self._count = 0
+        self._trouble: str | None = None
+        self._ear = _Ear()
+        self._heard: set[int] = set()
+        self._owned: set[int] = set()
+        for name, parameter in parameters.items():
+            slot = self._leaf(parameter)
+            self._names[slot] = name
+            self._parametric.add(slot)
+            self._owned.add(_memory(parameter))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._trouble is not None:
+            return func(*args, **kwargs)
+        try:
+            return self._note(func, types, args, kwargs)
+        except Unusable as trouble:
+            self._give_up(str(trouble))
+            return func(*args, **kwargs)
+
+    def tape(self, losses: Tensor) -> Tape | None:
+        """Return the tape of `losses` ``(batch,)``, or None where it was given up."""
+        try:
+            if self._trouble is None and not losses.requires_grad:
+                self._trouble = "the losses depend on no parameter"
+            return self._finish(losses) if self._trouble is None else None
+        except Unusable as trouble:
+            self._trouble = str(trouble)
+            return None
+        finally:
+            self._notes.clear()
+            self._alive.clear()
+
+    def _note(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(kind not in (Tensor, nn.Parameter) for kind in types):
+            raise Unusable(f"a tensor subclass, {types}")
+        written = _written(func, args, kwargs)
+        if func is torch.ops.aten.detach.default:
+            return func(*args, **kwargs)
+        slots = {id(one): self._slot(one) for one in _flat(args) if isinstance(one, Tensor) and one.requires_grad}
+        moving = any(isinstance(one, Tensor) and one.requires_grad for one in _flat(kwargs.values())) or bool(slots)
+        if not moving or not torch.is_grad_enabled():
+            if any(one.requires_grad for one in written):
+                raise Unusable("a write in place without gradients")
+            result = func(*args, **kwargs)
+            self._wrote(written)
+            return result
+        return self._run(func, args, kwargs, slots, written)
+
+    def _run(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], slots: dict[int, int], written: list[Tensor]
+    ) -> Any:
+        rule = rule_for(func, args)
+        if rule is None:
+            raise Unusable(f"{func} draws random numbers")
+        if any(isinstance(one, Tensor) and one.requires_grad for one in _flat(kwargs.values())):
+            raise Unusable(f"{func} has tensors in keyword arguments")
+        if written and (len(written) > 1 or written[0] is not args[0]):
+            raise Unusable(f"{func} writes to more than its first argument")
+        keep = set(rule.keep(args))
+        links = tuple(self._link(one, slots, position in keep, bool(written)) for position, one in enumerate(args))
+        result = func(*args, **kwargs)
+        self._wrote(written)
+        outputs = tuple(result) if isinstance(result, (list, tuple)) else (result,)
+        parametric = all(slots.get(id(one)) in self._parametric for one in _flat(args) if _counts(one))
+        named = any(slot in self._parametric for slot in slots.values())
+        marks = tuple(self._new(one, parametric) if _moves(one) else None for one in outputs)
+        note = Note(
+            op=func,
+            rule=rule,
+            args=links,
+            kwargs=kwargs,
+            slots=marks,
+            outputs=tuple(self._held(one) if i in rule.outputs else None for i, one in enumerate(outputs)),
+            shapes=tuple(one.shape if isinstance(one, Tensor) else torch.Size() for one in outputs),
+            parametric=parametric,
+            view=any(isinstance(one, Tensor) and _memory(one) in self._owned for one in outputs),
+        )
+        if note.view and (written or not parametric):
+            raise Unusable("a parameter was written to in the forward pass")
+        if named and not parametric:
+            self._frontier.update(one for one in marks if one is not None)
+        self._notes.append(note)
+        return self._hold(result)
+
+    def _link(self, value: Any, slots: dict[int, int], keep: bool, copy: bool) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._link(one, slots, keep, copy) for one in value]
+        if not isinstance(value, Tensor):
+            return value
+        # What is about to be written over is kept as a copy.
+        held = self._held(value.detach().clone() if copy else value) if keep else None
+        parameter = _memory(value) in self._owned
+        if id(value) in slots:
+            return Link(slots[id(value)], None if parameter else held)
+        if keep and parameter:
+            raise Unusable("a parameter that is read as a constant")
+        return held
+
+    def _slot(self, value: Tensor) -> int:
+        """Return the slot of a tensor that autograd follows; the first reader of a frontier output listens there."""
+        if value.is_leaf:
+            return self._leaf(value)
+        slot = self._slots.get(_key(value))
+        if slot is None:
+            raise Unusable("a tensor that this forward pass did not make")
+        if self._listens and slot in self._frontier and slot not in self._heard:
+            self._heard.add(slot)
+            self._ear.listen(value, slot)
+        return slot
+
+    def _leaf(self, value: Tensor) -> int:
+        slot = self._leaves.get(value)
+        if slot is None:
+            slot = self._leaves[value] = self._next()
+        return slot
+
+    def _new(self, output: Tensor, parametric: bool) -> int:
+        slot = self._slots[_key(output)] = self._next()
+        if parametric:
+            self._parametric.add(slot)
+        return slot
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _held(self, value: Any) -> Held | None:
+        if not isinstance(value, Tensor):
+            return None
+        memory = _memory(value)
+        return Held(value, memory, self._writes.get(memory, 0))
+
+    def _hold(self, result: Any) -> Any:
+        self._alive += [one.detach() for one in _flat([result]) if isinstance(one, Tensor)]
+        return result
+
+    def _wrote(self, written: Iterable[Tensor]) -> None:
+        """Count the write; other views of that memory are no longer what their slots say."""
+        for one in written:
+            memory = _memory(one)
+            self._writes[memory] = self._writes.get(memory, 0) + 1
+            for key in [key for key in self._slots if key[0] == memory]:
+                del self._slots[key]
+
+    def _give_up(self, why: str) -> None:
+        self._trouble = why
+        self._notes.clear()
+        self._alive.clear()
+
+    def _finish(self, losses: Tensor) -> Tape:
+        if any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in _graph(losses)):
+            raise Unusable("a torch.autograd.Function")
+        last = self._slots.get(_key(losses))
+        if last is None:
+            raise Unusable("losses that this forward pass did not make")
+        needed, notes = {last}, []
+        for note in reversed(self._notes):
+            if any(slot in needed for slot in note.slots):
+                needed.update(note.reads())
+                notes.append(note)
+        for note in notes:
+            for held in chain(note.outputs, (one.held if isinstance(one, Link) else one for one in _flat(note.args))):
+                if not isinstance(held, Held):
+                    continue
+                if self._writes.get(held.memory, 0) != held.writes:
+                    raise Unusable("an activation that is needed was written to later")
+                held.settle()
+        tape = Tape(notes[::-1], {s: n for s, n in self._names.items() if s in needed}, last, len(losses))
+        if self._listens:
+            self._ear.listen(losses, last)
+            self._ear.tape = tape
+        return tape
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    if not func._schema.is_mutable:
+        return []
+    found: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            found += [one for one in _flat([value]) if isinstance(one, Tensor)]
+    return found
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)) and not isinstance(value, (Link, Held, torch.Size)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _memory(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
+
+
+def _key(value: Tensor) -> tuple[Any, ...]:
+    return (_memory(value), value.storage_offset(), value.shape, value.stride(), value.dtype)
+
+
+def _counts(value: Any) -> bool:
+    """A number, or a tensor of one, does not make a parameter's value anything else than a parameter's."""
+    return isinstance(value, Tensor) and (value.requires_grad or value.numel() > 1)
+
+
+def _moves(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _graph(losses: Tensor) -> Iterator[Any]:
+    seen, stack = set(), [losses.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack += [following for following, _ in node.next_functions]
