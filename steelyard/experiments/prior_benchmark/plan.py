@@ -1,0 +1,142 @@
+"""What the benchmark of priors runs: cells of data x method x seed, in the order in which they matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steelyard.experiments.recipe import Recipe, load_recipe
+
+__all__ = ["ABLATIONS", "CONDITIONS", "METHODS", "Cell", "ablation_cells", "cell", "main_cells", "noise_cells"]
+
+# (kind, share), the most telling first; without corruption the kind does not matter.
+CONDITIONS = (
+    ("adversarial", 0.2),
+    ("uniform", 0.0),
+    ("uniform", 0.2),
+    ("noisy_class", 0.2),
+    ("adversarial", 0.4),
+    ("uniform", 0.4),
+    ("noisy_class", 0.4),
+    ("adversarial", 0.1),
+    ("uniform", 0.1),
+    ("noisy_class", 0.1),
+)
+FLOOR = 0.52  # with wrong labels an invariant model is not far above chance on the labels it is given
+
+_LONG = "training = {steps = 100, optimizer = {learning_rate = 1e-3}}"
+LHD, DR_IS = '{name = "lhd"}', '{name = "rank_disagreement"}'
+# Chosen on validation (results/priors/README.md): within the errors of a short run it is the low ||lh|| that are right.
+OWN_LHD = '{name = "lhd", keep = "low", training = {steps = 100, optimizer = {learning_rate = 1e-2}}}'
+OWN_DR_IS = f'{{name = "rank_disagreement", {_LONG}}}'
+OWN_EL2N = f'{{name = "el2n", {_LONG}}}'
+
+
+def prior(*scores: str, within: str = "errors", **fields: object) -> tuple[str, ...]:
+    """Return the overrides that give a recipe a prior of these scores; `fields` of `PriorSettings`."""
+    settings = [f"method.prior.{name}={value}" for name, value in fields.items()]
+    return (f"method.prior.scores=[{', '.join(scores)}]", f'method.prior.within="{within}"', *settings)
+
+
+# label -> (recipe, overrides)
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ERM": ("erm", ()),
+    "IRMv1": ("irmv1", ()),
+    "Group DRO": ("group_dro", ()),
+    "JTT": ("jtt", ()),
+    "LHD alone": ("subset", prior(LHD, within="all")),
+    "DR-IS alone": ("subset", prior(DR_IS, within="all")),
+    "MAPLE": ("maple", ()),
+    "MAPLE + LHD": ("maple", prior(OWN_LHD)),
+    "MAPLE + DR-IS": ("maple", prior(OWN_DR_IS)),
+    "MAPLE + both": ("maple", prior(OWN_LHD, OWN_DR_IS)),
+    "MAPLE + EL2N": ("maple", prior(OWN_EL2N)),
+}
+_ABLATED = ("adversarial", 0.2), ("uniform", 0.0)
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "start": prior(OWN_EL2N),  # the row of the main table
+    "anchor 0.1": prior(OWN_EL2N, anchor=0.1, start="none"),
+    "start and anchor 0.01": prior(OWN_EL2N, anchor=0.01),
+    "start and anchor 0.1": prior(OWN_EL2N, anchor=0.1),
+    "start and anchor 1": prior(OWN_EL2N, anchor=1.0),
+    "among all": prior(OWN_EL2N, within="all"),
+    "balanced errors": prior(OWN_EL2N, within="balanced_errors"),
+    "LHD among all": prior(LHD, within="all"),
+    "DR-IS among all": prior(DR_IS, within="all"),
+    "2 proxies": prior(OWN_EL2N[:-1] + ", models = 2}"),
+    "40 proxies": prior(OWN_EL2N[:-1] + ", models = 40}"),
+    "2 mask draws": (*prior(OWN_EL2N), "method.draws=2"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        kind, share: of the corruption.
+        noise: the data set's own label noise.
+        method: the row of the table.
+        recipe: its name.
+        overrides: fields of the recipe, the data's among them.
+        seed: of the run.
+    """
+
+    kind: str
+    share: float
+    noise: float
+    method: str
+    recipe: str
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def place(self) -> Path:
+        """Where the run lies, below the folder of runs."""
+        condition = f"{self.kind}-{self.share:g}" if self.share else "clean"
+        noise = "" if self.noise == 0.25 else f"-noise{self.noise:g}"
+        return Path(condition + noise) / self.method.replace(" ", "_") / f"seed{self.seed}"
+
+    def load(self) -> Recipe:
+        """Return the recipe."""
+        return load_recipe(self.recipe, self.overrides, self.seed)
+
+
+def cell(kind: str, share: float, method: str, recipe: str, own: Sequence[str], seed: int, noise: float = 0.25) -> Cell:
+    """Return the cell of a recipe for coloured digits with its `own` overrides on corrupted data."""
+    data = [f'data.corruption={{kind = "{kind}", share = {share}}}', f"train_floor={FLOOR}"] if share else []
+    data += [f"data.label_noise={noise}"] if noise != 0.25 else []
+    return Cell(kind, share, noise, method, f"coloured_digits/{recipe}", (*own, *data), seed)
+
+
+def main_cells(
+    seeds: Sequence[int], conditions: Sequence[tuple[str, float]] = CONDITIONS, methods: Sequence[str] = tuple(METHODS)
+) -> list[Cell]:
+    """Return the cells of the main table: condition by condition, within one method by method."""
+    return [
+        cell(kind, share, method, METHODS[method][0], METHODS[method][1], seed)
+        for kind, share in conditions
+        for method in methods
+        for seed in seeds
+    ]
+
+
+def noise_cells(seeds: Sequence[int]) -> list[Cell]:
+    """Return cells on data whose labels are right but for the corruption."""
+    methods = ("ERM", "MAPLE", "MAPLE + both", "MAPLE + EL2N")
+    return [
+        cell(*CONDITIONS[0], method, METHODS[method][0], METHODS[method][1], seed, noise=0.0)
+        for method in methods
+        for seed in seeds
+    ]
+
+
+def ablation_cells(seeds: Sequence[int]) -> list[Cell]:
+    """Return the ablations of MAPLE + EL2N, at 20 % adversarial corruption and without corruption."""
+    found = []
+    for kind, share in _ABLATED:
+        for name, overrides in ABLATIONS.items():
+            shared = "MAPLE + EL2N" if overrides == METHODS["MAPLE + EL2N"][1] else f"MAPLE, {name}"
+            found += [cell(kind, share, shared, "maple", overrides, seed) for seed in seeds]
+    return found
