@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from steelyard.cli import main
@@ -75,11 +76,23 @@ def test_a_run_of_other_settings_is_refused(done: tuple) -> None:
         carry_out([other], runs)
 
 
+def balanced(run) -> float:  # type: ignore[no-untyped-def]
+    """Mean accuracy of the saved net, by hand, over test images of the label's colour and of the other one."""
+    parameters = load_file(run.directory / "model.safetensors")
+    test = run.recipe.data.load(run.recipe.seed).test
+    hidden = (test.inputs.flatten(1) @ parameters["1.weight"].T + parameters["1.bias"]).clamp(min=0)
+    right = (hidden @ parameters["3.weight"].T + parameters["3.bias"] > 0)[:, 0].long() == test.targets
+    colour = test.inputs.flatten(2).amax(2).argmax(1)
+    parts = [right[colour == test.targets], right[colour != test.targets]]
+    return sum(float(part.double().mean()) for part in parts) / 2
+
+
 def test_figures_are_those_of_the_run(done: tuple) -> None:
     runs, table = done
     for cell, row in zip(CELLS, table.to_dict("records"), strict=True):
         run = read_run(runs / cell.place)
         assert row["test_last"] == run.history[-1].test.accuracy
+        assert row["test_balanced"] == pytest.approx(balanced(run))
         assert (row["method"], row["seed"], row["share"]) == (cell.method, cell.seed, 0.2)
         if run.samples is None:
             assert pandas.isna(row["aligned"])

@@ -24,7 +24,7 @@ __all__ = ["PARTS", "priors"]
 KEYS = {
     "main": ("kind", "share", "method"),
     "noise": ("noise", "kind", "share", "method"),
-    "ablation": ("kind", "share", "method"),
+    "ablation": ("noise", "kind", "share", "method"),
 }
 PARTS = (*KEYS, "scores")
 _SCORED = CONDITIONS[:4]
@@ -50,7 +50,7 @@ def priors(
         parts: of `PARTS`, what to run; of the others what is there is tabulated. "main": the methods over kinds and
             shares of corruption; "noise": labels that are right but for the corruption; "ablation": start, anchor,
             ensemble size, draws, what is ranked among what; "scores": what scores tell apart.
-        seeds: of "main"; "noise" and "ablation" take the first three and two, "scores" the first three.
+        seeds: of "main" and "noise"; "ablation" takes the first two, "scores" the first three.
         complete: False to tabulate what is there and run nothing.
         watch: called before each run.
 
@@ -61,7 +61,7 @@ def priors(
         raise RecipeError(f"parts must be among {', '.join(PARTS)}, and seeds at least one; got {parts} and {seeds}")
     folder, place = Path(output), Path(runs)
     command = f"steelyard priors --out {shlex.quote(folder.as_posix())}"
-    plan = {"main": main_cells(seeds), "noise": noise_cells(seeds[:3]), "ablation": ablation_cells(seeds[:2])}
+    plan = {"main": main_cells(seeds), "noise": noise_cells(seeds), "ablation": ablation_cells(seeds[:2])}
     tables: dict[str, pandas.DataFrame] = {}
     rows: list[dict[str, Any]] = []
     for part, cells in plan.items():

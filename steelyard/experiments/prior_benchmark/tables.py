@@ -14,8 +14,10 @@ __all__ = ["FIGURES", "grouped", "markdown", "summary", "with_common_level"]
 
 # column of `figures` -> heading
 FIGURES = {
+    "train_last": "train, last",
     "test_last": "test, last",
     "test_selected": "test, selected",
+    "test_balanced": "test, colours balanced",
     "aligned": "aligned",
     "wrong": "wrong",
     "corrupted": "corrupted",
