@@ -423,7 +423,7 @@ def priors(
         out: folder for the tables and plots.
         runs: folder of the run directories.
         parts: which parts to run.
-        seeds: of the main and noise parts; the others take the first two or three.
+        seeds: of the main and noise parts; the others take the first two.
         tabulate: only make the tables of the runs that are there.
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """

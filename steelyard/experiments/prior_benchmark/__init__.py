@@ -27,7 +27,7 @@ KEYS = {
     "ablation": ("noise", "kind", "share", "method"),
 }
 PARTS = (*KEYS, "scores")
-_SCORED = CONDITIONS[:4]
+_SCORED = CONDITIONS[:2]
 
 
 def priors(
@@ -50,8 +50,8 @@ def priors(
         parts: of `PARTS`, what to run; of the others what is there is tabulated. "main": the methods over kinds and
             shares of corruption; "noise": labels that are right but for the corruption; "ablation": start, anchor,
             ensemble size, draws, what is ranked among what; "scores": what scores tell apart.
-        seeds: of "main" and "noise"; "ablation" takes the first two, "scores" the first three.
-        complete: False to tabulate what is there and run nothing.
+        seeds: of "main" and "noise"; "ablation" and "scores" take the first two.
+        complete: False to tabulate the runs that are there and run nothing.
         watch: called before each run.
 
     Raises:
@@ -71,8 +71,8 @@ def priors(
             tables[part] = grouped(found, KEYS[part])
             rows += summary(tables[part], KEYS[part], f"{command} --parts {part}")
             _write(part, tables[part], found, folder)
-    if "scores" in parts:
-        tables["scores"] = separation(_SCORED, seeds[:3])
+    if complete and "scores" in parts:
+        tables["scores"] = separation(_SCORED, seeds[:2])
         _files.write_text(folder / "scores.csv", tables["scores"].to_csv(index=False, float_format="%.4f"))
         _files.write_text(folder / "scores.md", _plain_markdown(tables["scores"]))
     _files.write_text(folder / "summary.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
