@@ -407,6 +407,42 @@ def robust(
     console.print(f"Written: {out}/{', '.join(written)}", markup=False, soft_wrap=True)
 
 
+def priors(
+    out: Path = Path("results/priors"),
+    runs: Path = Path("runs/priors"),
+    parts: tuple[str, ...] = ("main", "noise", "ablation", "scores"),
+    seeds: tuple[int, ...] = (5, 6, 7, 8, 9),
+    tabulate: bool = False,
+    threads: int = 1,
+) -> None:
+    """Compare MAPLE with and without priors on coloured digits whose labels are corrupted.
+
+    Stopped and started again it goes on where it was: runs that are complete are read.
+
+    Args:
+        out: folder for the tables and plots.
+        runs: folder of the run directories.
+        parts: which parts to run.
+        seeds: of the main and noise parts; the others take the first two.
+        tabulate: only make the tables of the runs that are there.
+        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.prior_benchmark import priors as run_priors
+
+    _set_threads(threads)
+    console = Console()
+    with console.status("") as status:
+        run_priors(
+            out,
+            runs,
+            parts=parts,
+            seeds=seeds,
+            complete=not tabulate,
+            watch=lambda cell: status.update(escape(str(cell.place))),
+        )
+    console.print(f"Written: {out}", markup=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
@@ -417,6 +453,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bounds": bounds,
     "disagreement": disagreement,
     "robust": robust,
+    "priors": priors,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from steelyard._files import lock
 from steelyard.experiments.errors import RunError
+from steelyard.experiments.prior_scores import PRIOR
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import plain
 from steelyard.journal import Journal
@@ -20,7 +21,7 @@ CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl
 RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
 CHECKPOINT, LOCK = "checkpoint.safetensors", "run.lock"
 TRACES = tuple(path.name for path in Journal.files(Path(CHECKPOINT)))  # of a run that has not ended well
-FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, *TRACES)
+FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, PRIOR, *TRACES)
 
 
 def is_finished(directory: Path) -> bool:
@@ -77,7 +78,7 @@ def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Non
         check_recipe(directory, recipe)
     kept: set[str] = set()
     if resume and any((directory / name).exists() for name in TRACES[:2]):
-        kept = {CONFIG, METRICS, *TRACES[:2]}
+        kept = {CONFIG, METRICS, PRIOR, *TRACES[:2]}
     _remove(directory, kept)
 
 

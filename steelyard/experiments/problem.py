@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -40,12 +41,14 @@ class Problem:
         seed: of initial parameters and of whatever a method draws. Methods make their own generators from it.
         journal: where training writes its checkpoints, and reads those of a run that it goes on with; by default
             nowhere.
+        directory: the run's, where a method may file what it computed before training; None: nothing is filed.
     """
 
     splits: Splits
     model_settings: Model
     seed: int
     journal: Journal = field(default_factory=Journal, compare=False, repr=False)
+    directory: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def head(self) -> Head:

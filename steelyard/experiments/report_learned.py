@@ -16,6 +16,7 @@ from steelyard.experiments import plots
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.splits import pictures
 from steelyard.experiments.errors import DataError
+from steelyard.experiments.prior_report import prior_section
 from steelyard.experiments.run import Run
 
 __all__ = ["learned", "svg_source"]
@@ -24,6 +25,7 @@ FACTS = {
     "colour_agrees": ("Colour and label", {True: "colour agrees with the label", False: "colour disagrees"}),
     "digit_agrees": ("Digit and label", {True: "digit agrees with the label", False: "digit disagrees"}),
     "label_flipped": ("Label noise", {True: "label flipped by noise", False: "label right"}),
+    "label_corrupted": ("Corrupted labels", {True: "label corrupted", False: "label left as it was"}),
 }
 GALLERY = 24  # images in each of the two rows of the gallery
 
@@ -52,6 +54,7 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
         "budget": float(samples["probability"].sum()) / len(group),
         "count": len(samples) // len(group),
         "facts": facts,
+        "prior": prior_section(group, FACTS),
         "steps": _outer_steps(group, len(samples) // len(group)),
         "coloured": not first.recipe.data.grayscale,
         "gallery": gallery,

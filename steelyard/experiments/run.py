@@ -95,7 +95,8 @@ def execute(
     Files: `config.json` (the complete recipe), `environment.json`, `metrics.jsonl` (a line for each evaluated step,
     written as it happens; null for a number that is NaN or infinite) and `model.safetensors` (parameters of the final
     model); of methods that learn sample weights also `result.parquet` (a row for each training sample) and
-    `reweighting.safetensors` (for `Reweighting.load`). All but the metrics are written whole or not at all. While it
+    `reweighting.safetensors` (for `Reweighting.load`); of methods with a prior `prior.safetensors`, filed before their
+    first step (for `prior_scores.ComputedPrior.load`). All but the metrics are written whole or not at all. While it
     goes on, and if it ends early, `checkpoint.safetensors` and the one before it (`steelyard.journal.Journal`); a run
     that is finished has none.
 
@@ -155,7 +156,7 @@ def execute(
                 progress(evaluation)
 
             with _blamed_on(recipe, name):
-                problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal)
+                problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal, directory)
                 fitted = recipe.method.fit(problem, observe)
         samples = _write_outcome(directory, fitted, splits)
         facts = {**environment(), "seconds": round(log.seconds, 3)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
@@ -23,10 +23,16 @@ from steelyard.reweight.outer import CosineDecay
 __all__ = ["Prior", "bernoulli_kl", "bernoulli_kl_gradient", "keep_probabilities", "pool"]
 
 _CERTAIN = 20.0  # log-odds that 0 and 1 (and whatever lies beyond) count as: odds of 5e8, still a float32 below 1
+_MOST = 0.9  # of a stratum: were it all kept, its scores would not count
 
 
 def keep_probabilities(
-    scores: Float[Tensor, " n"], budget: float | int, *, temperature: float | int = 0.2
+    scores: Float[Tensor, " n"],
+    budget: float | int,
+    *,
+    temperature: float | int = 0.2,
+    strata: Int[Tensor, " n"] | None = None,
+    balanced: bool = False,
 ) -> Float[Tensor, " n"]:
     """Return pi_i = sigmoid((z_i - tau) / T): z the ranks of the scores, tau such that sum pi = K.
 
@@ -40,12 +46,18 @@ def keep_probabilities(
         budget: K in [0, n]; need not be whole.
         temperature: T. The log-odds of the best and the worst sample differ by 1 / T; by default 5, so that no
             sample is certain (with K = n / 2 the ends are at 0.92 and 0.08). T -> 0 keeps the K best.
+        strata: ``(n,)`` where samples can be compared only with their like: ranks are taken within each stratum, and
+            the probabilities of a stratum of n_c samples sum to K n_c / n. So the prior says nothing of one stratum
+            against another. None: all samples are one.
+        balanced: give the strata equal shares of the budget instead, as far as nine tenths of a stratum's samples go
+            (what it cannot take goes to the others; a budget above nine tenths of all is shared by size).
 
     Returns:
-        ``(n,)`` float64 (log-odds near 0 and 1 need its digits), sum K to rounding; not falling in the score.
+        ``(n,)`` float64 (log-odds near 0 and 1 need its digits), sum K to rounding; not falling in the score (of a
+        stratum).
 
     Raises:
-        ValueError: no scores, a budget outside [0, n], temperature <= 0.
+        ValueError: no scores, a budget outside [0, n], temperature <= 0, strata of another length.
 
     Example:
         >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
@@ -54,6 +66,15 @@ def keep_probabilities(
     count = len(scores)
     _check_budget(budget, count)
     _check.in_range("temperature", float(temperature), low=0.0, open_low=True)
+    if strata is not None:
+        _check.same_length(scores=scores, strata=strata)
+        result = torch.empty(count, dtype=torch.float64, device=scores.device)
+        ids, sizes = strata.unique(return_counts=True)
+        shares = _stratum_budgets(sizes.tolist(), float(budget), balanced)
+        for stratum, share in zip(ids, shares, strict=True):
+            member = strata == stratum
+            result[member] = keep_probabilities(scores[member], share, temperature=temperature)
+        return result
     known = ~scores.isnan()
     values = scores.detach()[known].double()
     ordered = values.sort().values
@@ -179,6 +200,18 @@ class Prior:
     def coefficient(self, progress: float | int) -> float:
         """Return beta_t at `progress` in [0, 1]."""
         return self.anchor * self.decay(progress) if self.anchor else 0.0
+
+
+def _stratum_budgets(sizes: Sequence[int], budget: float, balanced: bool) -> list[float]:
+    """Return each stratum's share of the budget: by size, or equal up to `_MOST` of its samples."""
+    total = sum(sizes)
+    if not balanced or budget >= _MOST * total:
+        return [min(budget / total, 1.0) * size for size in sizes]
+    shares, left = [0.0] * len(sizes), len(sizes)
+    for place in sorted(range(len(sizes)), key=sizes.__getitem__):  # the smallest first: what it cannot take is known
+        shares[place] = min(budget / left, _MOST * sizes[place])
+        budget, left = budget - shares[place], left - 1
+    return shares
 
 
 def _check_budget(budget: float | int, count: int) -> None:

@@ -9,10 +9,10 @@ from steelyard import reweight
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.batches import Gather, expanding, group_balanced_subset, sampled, shuffled
 from steelyard.experiments.data import ColouredDigits
+from steelyard.experiments.error_set import error_set
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.groups import counts, with_groups
 from steelyard.experiments.methods import ERM, JTT, KLDRO, CVaRDRO, GroupDRO, LfF, OrderedSGD, UpWeighting
-from steelyard.experiments.methods.jtt import error_set
 from steelyard.experiments.trainer import Learner, OptimizerSettings, Training, train
 from tests.experiments.biased import biased_problem, plain_loss, worst_group
 

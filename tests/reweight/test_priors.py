@@ -345,3 +345,50 @@ def test_errors(call, message):
 def test_many_scores():
     pi = keep_probabilities(torch.from_numpy(np.random.default_rng(0).normal(size=200_000)), 123.4)
     assert met(pi, 123.4)
+
+
+@quick
+@given(VECTORS, SHARE, TEMPERATURE, st.integers(1, 4), st.integers(0, 100))
+def test_strata_have_their_shares_and_are_ranked_apart(scores, share, temperature, number, seed):
+    n, budget = len(scores), share * len(scores)
+    strata = torch.randint(number, (n,), generator=torch.Generator().manual_seed(seed))
+    pi = keep_probabilities(scores, budget, temperature=temperature, strata=strata)
+    assert met(pi, budget)
+    for stratum in strata.unique():
+        member = strata == stratum
+        assert met(pi[member], share * int(member.sum()))
+        alone = keep_probabilities(scores[member], share * int(member.sum()), temperature=temperature)
+        torch.testing.assert_close(pi[member], alone, rtol=1e-9, atol=1e-12)
+
+
+@quick
+@given(hnp.arrays("float64", st.integers(1, 30), elements=st.integers(-4, 4).map(float)).map(torch.from_numpy), SHARE)
+def test_a_difference_between_strata_is_none(scores, share):
+    strata = torch.arange(len(scores)) % 3
+    pi = keep_probabilities(scores, share * len(scores), strata=strata)
+    assert torch.equal(keep_probabilities(scores - 100.0 * strata, share * len(scores), strata=strata), pi)
+
+
+def test_one_stratum_is_none():
+    scores = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(keep_probabilities(scores, 7, strata=torch.full((30,), 5)), keep_probabilities(scores, 7))
+    with pytest.raises((ValueError, TypeError), match="strata"):
+        keep_probabilities(scores, 7, strata=torch.zeros(29, dtype=torch.int64))
+
+
+@quick
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), SHARE, st.integers(0, 100))
+def test_balanced_strata_share_the_budget_equally_as_far_as_they_go(sizes, share, seed):
+    """Shares are those of water filling: equal, or at the cap; and no capped stratum could have taken more."""
+    n = sum(sizes)
+    strata = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    scores = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pi = keep_probabilities(scores, share * n, strata=strata, balanced=True)
+    assert met(pi, share * n)
+    found = [float(pi[strata == k].sum()) for k in range(len(sizes))]
+    if share >= 0.9:
+        assert found == pytest.approx([share * size for size in sizes], rel=1e-6)
+        return
+    level = max(found)
+    for mine, size in zip(found, sizes, strict=True):
+        assert mine == pytest.approx(min(level, 0.9 * size), rel=1e-6, abs=1e-12)

@@ -25,12 +25,14 @@ class Coloured:
         targets: ``(n,)`` int64, the noisy label: 1 for digits below five.
         label_flipped: ``(n,)``, where the noisy label is not the digit's.
         colour_agrees: ``(n,)``, where the colour is the noisy label's.
+        label_corrupted: ``(n,)``, which labels `Corruption` chose; None before it, or without it.
     """
 
     inputs: Float[Tensor, "n 2 h w"]
     targets: Int[Tensor, " n"]
     label_flipped: Bool[Tensor, " n"]
     colour_agrees: Bool[Tensor, " n"]
+    label_corrupted: Bool[Tensor, " n"] | None = None
 
 
 def colour(

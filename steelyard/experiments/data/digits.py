@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ import torch
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.colour import STORY, Coloured, colour
+from steelyard.experiments.data.corrupted import Corruption, corrupted_facts
 from steelyard.experiments.data.splits import Splits, deal
 
 __all__ = ["ColouredDigits"]
@@ -29,7 +30,9 @@ class ColouredDigits:
         default), validation takes `validation_share` of the rest (269), training keeps 1,079; training and
         validation are halved into the two environments. No image is in two splits. At this size one split's
         accuracy has a standard error of 2 points on the test, 2.5 on validation: average over seeds.
-    Facts: label_flipped, colour_agrees (training samples).
+    Corruption: `corruption` makes labels of training and validation wrong on top of that, after colouring; never of the
+        test split, whose samples are the same with and without it.
+    Facts: label_flipped, colour_agrees, and with corruption label_corrupted (training samples).
     Citation: E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
         Repository, doi:10.24432/C50P49 (its test part). Colouring: Arjovsky et al. (2019), Invariant Risk
         Minimization, arXiv:1907.02893.
@@ -50,6 +53,7 @@ class ColouredDigits:
     test_share: float = 0.25
     validation_share: float = 0.2
     grayscale: bool = False  # the oracle's view: colour removed
+    corruption: Corruption = field(default_factory=Corruption)
 
     def __post_init__(self) -> None:
         _check.in_range("label_noise", self.label_noise, low=0.0, high=1.0)
@@ -85,6 +89,8 @@ class ColouredDigits:
         learned = coloured(train, flips[environment])
         held = coloured(validation, flips[held_environment])
         shifted = coloured(test, torch.full((len(test),), self.test_flip))
+        parts = [(learned, digits[train]), (held, digits[validation])]
+        learned, held = self.corruption.apply(parts, generator)  # drawn last: all else is as without it
         splits = Splits(
             name=self.name,
             train=Batch.of(learned.inputs, learned.targets, environment=environment),
@@ -92,6 +98,6 @@ class ColouredDigits:
             test=Batch.of(shifted.inputs, shifted.targets),
             classes=("5 to 9", "0 to 4"),
             environments=tuple(f"colour flip {flip:g}" for flip in self.train_flips),
-            facts={"label_flipped": learned.label_flipped, "colour_agrees": learned.colour_agrees},
+            facts=corrupted_facts(learned),
         )
         return splits.grayscale() if self.grayscale else splits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.colour import STORY, Coloured, colour
+from steelyard.experiments.data.corrupted import Corruption, corrupted_facts
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.errors import DataError
@@ -37,7 +38,9 @@ class ColoredMNIST:
         "t10k": MNIST's 10,000 test images, which the published protocol leaves unused, labelled and coloured like
         the training environments, so that all 50,000 published training samples train;
         "holdout": the last `holdout` of the 50,000 shuffled samples, which then do not train.
-    Facts: label_flipped, colour_agrees (training samples).
+    Corruption: `corruption` makes labels of training and validation wrong on top of that, after colouring; never of the
+        test split, whose samples are the same with and without it.
+    Facts: label_flipped, colour_agrees, and with corruption label_corrupted (training samples).
     Citation: M. Arjovsky, L. Bottou, I. Gulrajani, D. Lopez-Paz (2019), Invariant Risk Minimization, arXiv:1907.02893;
         Y. LeCun, C. Cortes, C. J. C. Burges, The MNIST database of handwritten digits.
     Licence: CC BY-SA 3.0 (MNIST).
@@ -52,6 +55,7 @@ class ColoredMNIST:
     train_flips: tuple[float, ...] = (0.1, 0.2)
     test_flip: float = 0.9
     grayscale: bool = False  # the oracle's view: colour removed
+    corruption: Corruption = field(default_factory=Corruption)
 
     def __post_init__(self) -> None:
         for rate in (self.label_noise, self.test_flip, *self.train_flips):
@@ -75,21 +79,27 @@ class ColoredMNIST:
         generator = torch.Generator().manual_seed(seed)
         first = len(digits) * 5 // 6  # 50,000 of 60,000; a smaller file (a test's) keeps the proportion
         shuffle = torch.randperm(first, generator=generator)
-        train, facts = self._environments(images[shuffle], digits[shuffle], generator)
+        environments = [self._environments(images[shuffle], digits[shuffle], generator)]
         flip = torch.full((len(digits) - first,), self.test_flip)
         shifted = self._colour(images[first:], digits[first:], flip, generator)
+        labels = [digits[shuffle]]
+        if self.validation == "t10k":
+            held_images, held_digits = read_mnist(root, "t10k")
+            environments.append(self._environments(held_images, held_digits, generator))
+            labels.append(held_digits)
+        made = self.corruption.apply(list(zip(environments, labels, strict=True)), generator)  # drawn last
+        train, *rest = map(self._batch, made)
+        facts = corrupted_facts(made[0])
         if self.validation == "holdout":
             fewest = len(self.train_flips)  # a sample of each environment in either part
             kept = first - _check.integer("holdout", self.holdout, low=fewest, high=first - fewest)
             held = train.take(torch.arange(kept, first))
-            held = Batch.of(held.inputs, held.targets, environment=held.environment)  # ids of its own, from 0
+            rest = [Batch.of(held.inputs, held.targets, environment=held.environment)]  # ids of its own, from 0
             train, facts = train.take(torch.arange(kept)), {name: fact[:kept] for name, fact in facts.items()}
-        else:
-            held, _ = self._environments(*read_mnist(root, "t10k"), generator)
         splits = Splits(
             name=self.name,
             train=train,
-            validation=held,
+            validation=rest[0],
             test=Batch.of(shifted.inputs, shifted.targets),
             classes=("5 to 9", "0 to 4"),
             environments=tuple(f"colour flip {flip:g}" for flip in self.train_flips),
@@ -97,14 +107,16 @@ class ColoredMNIST:
         )
         return splits.grayscale() if self.grayscale else splits
 
-    def _environments(
-        self, images: Tensor, digits: Tensor, generator: torch.Generator
-    ) -> tuple[Batch, dict[str, Tensor]]:
-        """Return samples dealt in turn to the training environments, and their facts."""
-        environment = torch.arange(len(digits)) % len(self.train_flips)
-        made = self._colour(images, digits, torch.tensor(self.train_flips)[environment], generator)
-        facts = {"label_flipped": made.label_flipped, "colour_agrees": made.colour_agrees}
-        return Batch.of(made.inputs, made.targets, environment=environment), facts
+    def _environments(self, images: Tensor, digits: Tensor, generator: torch.Generator) -> Coloured:
+        """Return samples coloured for the training environments, to which they are dealt in turn."""
+        flips = torch.tensor(self.train_flips)[self._dealt(len(digits))]
+        return self._colour(images, digits, flips, generator)
+
+    def _batch(self, made: Coloured) -> Batch:
+        return Batch.of(made.inputs, made.targets, environment=self._dealt(len(made.targets)))
+
+    def _dealt(self, count: int) -> Tensor:
+        return torch.arange(count) % len(self.train_flips)
 
     def _colour(self, images: Tensor, digits: Tensor, flip: Tensor, generator: torch.Generator) -> Coloured:
         small = images[:, ::2, ::2].float() / 255

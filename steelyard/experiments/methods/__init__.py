@@ -19,6 +19,7 @@ from steelyard.experiments.methods.mrm import MRM
 from steelyard.experiments.methods.ordered_sgd import OrderedSGD
 from steelyard.experiments.methods.pde import PDE
 from steelyard.experiments.methods.sparse_irm import SparseIRM
+from steelyard.experiments.methods.subset import Subset
 from steelyard.experiments.methods.upweighting import UpWeighting
 from steelyard.experiments.methods.vrex import VREx
 
@@ -40,6 +41,7 @@ __all__ = [
     "Method",
     "OrderedSGD",
     "SparseIRM",
+    "Subset",
     "UpWeighting",
     "VREx",
 ]
@@ -63,4 +65,5 @@ Method = (
     | DFR
     | InvRat
     | MRM
+    | Subset
 )

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from steelyard import _check
 from steelyard.experiments.batches import shuffled
+from steelyard.experiments.error_set import error_set
 from steelyard.experiments.problem import Fitted, Observer, Problem, silent
 from steelyard.experiments.trainer import Training, train
 
-__all__ = ["JTT", "error_set"]
+__all__ = ["JTT"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,3 @@ class JTT:
         repeated = torch.repeat_interleave(torch.where(errors, self.upweight, 1))
         rows = shuffled(repeated, self.training.batch_size, problem.seed)
         return Fitted(train(problem, self.training, told, rows=rows))
-
-
-def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
-    """Return which training samples `model` gets wrong, in evaluation mode; it is left in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        predicted = [problem.head.predict(model(chunk.inputs)) for chunk in problem.splits.train.chunks(10_000)]
-    model.train(was_training)
-    return torch.cat(predicted) != problem.splits.train.targets

@@ -1,0 +1,21 @@
+"""Which training samples a model gets wrong: JTT's error set, and a stand-in for who contradicts a shortcut."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from steelyard.experiments.problem import Problem
+
+__all__ = ["error_set"]
+
+
+def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
+    """Return which training samples `model` gets wrong, in evaluation mode; it is left in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        predicted = [problem.head.predict(model(chunk.inputs)) for chunk in problem.splits.train.chunks(10_000)]
+    model.train(was_training)
+    return torch.cat(predicted) != problem.splits.train.targets

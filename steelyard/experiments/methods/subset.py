@@ -1,0 +1,56 @@
+"""A prior alone: keep the samples it puts first, and train on these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from steelyard import _check
+from steelyard.experiments.prior_scores import PriorSettings
+from steelyard.experiments.problem import Fitted, Observer, Problem
+from steelyard.experiments.trainer import Training, train
+from steelyard.reweight import Reweighting
+
+__all__ = ["Subset"]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Keep the `budget` samples of highest prior, and minimise their mean loss: what a score does without MAPLE.
+
+    Labels needed: class labels.
+
+    Attributes:
+        budget: K, the number of training samples kept (all, if there are no more); of equal priors the earlier ones.
+        prior: the scores, pooled as for MAPLE. Nothing begins at the prior or is anchored: leave `start` and `anchor`.
+        training: on the samples kept.
+    """
+
+    budget: int
+    name: Literal["subset"] = "subset"
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check.integer("budget", self.budget, low=1)
+        if not self.prior.scores:
+            raise ValueError("prior.scores is empty: name the scores that choose the subset")
+        if self.prior.anchor or self.prior.start != "probabilities":
+            raise ValueError("prior.start and prior.anchor are for MAPLE: a subset is chosen once")
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Choose, train, and return the last model with the choice: weight 1, keep-probability 1 or 0."""
+        data = problem.splits.train
+        budget = min(self.budget, len(data))
+        prior = self.prior.compute(problem, budget).probabilities
+        kept = prior.argsort(descending=True, stable=True)[:budget].sort().values
+        model = train(problem, self.training, observe, data=data.take(kept))
+        chosen = torch.zeros(len(data), device=kept.device).index_fill_(0, kept, 1.0)
+        return Fitted(model, Reweighting(torch.ones_like(chosen), chosen, [], data.index))

@@ -1,0 +1,96 @@
+"""`steelyard priors`: MAPLE with and without priors on digits that have a spurious colour and corrupted labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from steelyard import _files
+from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.prior_benchmark import plots
+from steelyard.experiments.prior_benchmark.cells import carry_out, collect
+from steelyard.experiments.prior_benchmark.plan import CONDITIONS, Cell, ablation_cells, main_cells, noise_cells
+from steelyard.experiments.prior_benchmark.separation import separation
+from steelyard.experiments.prior_benchmark.tables import grouped, markdown, summary, with_common_level
+
+__all__ = ["PARTS", "priors"]
+
+KEYS = {
+    "main": ("kind", "share", "method"),
+    "noise": ("noise", "kind", "share", "method"),
+    "ablation": ("noise", "kind", "share", "method"),
+}
+PARTS = (*KEYS, "scores")
+_SCORED = CONDITIONS[:2]
+
+
+def priors(
+    output: str | os.PathLike[str],
+    runs: str | os.PathLike[str],
+    *,
+    parts: Sequence[str] = PARTS,
+    seeds: Sequence[int] = (5, 6, 7, 8, 9),
+    complete: bool = True,
+    watch: Callable[[Cell], None] = lambda cell: None,
+) -> dict[str, pandas.DataFrame]:
+    """Carry out the benchmark and write its tables and figures to `output`; return the tables by name.
+
+    A cell (corruption x method x seed) is a run directory under `runs`; those that are complete there are read, so that
+    the command can be stopped and started again.
+
+    Args:
+        output: folder for tables (Markdown, CSV), figures (SVG) and `summary.json`; made if it is not there.
+        runs: folder of the run directories.
+        parts: of `PARTS`, what to run; of the others what is there is tabulated. "main": the methods over kinds and
+            shares of corruption; "noise": labels that are right but for the corruption; "ablation": start, anchor,
+            ensemble size, draws, what is ranked among what; "scores": what scores tell apart.
+        seeds: of "main" and "noise"; "ablation" and "scores" take the first two.
+        complete: False to tabulate the runs that are there and run nothing.
+        watch: called before each run.
+
+    Raises:
+        RecipeError: an unknown part, or no seeds. RunError: a directory under `runs` holds a run of other settings.
+    """
+    if not seeds or set(parts) - set(PARTS):
+        raise RecipeError(f"parts must be among {', '.join(PARTS)}, and seeds at least one; got {parts} and {seeds}")
+    folder, place = Path(output), Path(runs)
+    command = f"steelyard priors --out {shlex.quote(folder.as_posix())}"
+    plan = {"main": main_cells(seeds), "noise": noise_cells(seeds), "ablation": ablation_cells(seeds[:2])}
+    tables: dict[str, pandas.DataFrame] = {}
+    rows: list[dict[str, Any]] = []
+    for part, cells in plan.items():
+        found = carry_out(cells, place, watch) if complete and part in parts else collect(cells, place)
+        if len(found):
+            found = with_common_level(found)
+            tables[part] = grouped(found, KEYS[part])
+            rows += summary(tables[part], KEYS[part], f"{command} --parts {part}")
+            _write(part, tables[part], found, folder)
+    if complete and "scores" in parts:
+        tables["scores"] = separation(_SCORED, seeds[:2])
+        _files.write_text(folder / "scores.csv", tables["scores"].to_csv(index=False, float_format="%.4f"))
+        _files.write_text(folder / "scores.md", _plain_markdown(tables["scores"]))
+    _files.write_text(folder / "summary.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    return tables
+
+
+def _write(part: str, table: pandas.DataFrame, cells: pandas.DataFrame, folder: Path) -> None:
+    keys = KEYS[part]
+    _files.write_text(folder / f"{part}.md", markdown(table, keys))
+    _files.write_text(folder / f"{part}.csv", table.to_csv(index=False, float_format="%.6g"))
+    _files.write_text(folder / f"{part}_runs.csv", cells.drop(columns="curve").to_csv(index=False, float_format="%.6g"))
+    if part == "main":
+        _files.write_text(folder / "main.svg", plots.accuracies(table))
+        _files.write_text(folder / "steps.svg", plots.curves(cells, CONDITIONS[:2]))
+
+
+def _plain_markdown(table: pandas.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns)]
+    for row in table.itertuples(index=False):
+        lines.append([f"{x:.2f}" if isinstance(x, float) and x == x else "" if x != x else str(x) for x in row])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

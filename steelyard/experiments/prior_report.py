@@ -1,0 +1,69 @@
+"""What a report shows of the priors that runs filed: the scores, whom they favour, DR-IS's certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas
+import torch
+from torch import Tensor
+
+from steelyard.experiments.prior_scores import PRIOR, ComputedPrior
+from steelyard.experiments.run import Run
+
+__all__ = ["prior_section"]
+
+Names = Mapping[str, tuple[str, Mapping[bool, str]]]
+
+
+def prior_section(runs: Sequence[Run], facts: Names) -> dict[str, Any] | None:
+    """Return what `templates/prior.html.j2` shows of one recipe's runs; None if they have no prior.
+
+    Args:
+        runs: of one recipe, with their samples.
+        facts: fact -> (title, {True: name, False: name}); those that the samples lack are passed over.
+
+    Raises:
+        RunError: a prior's file is damaged.
+    """
+    found = [
+        (ComputedPrior.load(run.directory / PRIOR), run.samples)
+        for run in runs
+        if run.samples is not None and (run.directory / PRIOR).is_file()
+    ]
+    if not found:
+        return None
+    first, samples = found[0]
+    known = {fact: names for fact, (_, names) in facts.items() if fact in samples}
+    groups = [(fact, value, name) for fact, names in known.items() for value, name in names.items()]
+    terms = [[one.probabilities for one in prior.scores] for prior, _ in found]
+    pooled = [prior.probabilities for prior, _ in found]
+    frames = [frame for _, frame in found]
+    rows = [
+        {"name": one.name, "weight": one.weight, "keep": one.keep}
+        | {"means": _means([term[k] for term in terms], frames, groups)}
+        for k, one in enumerate(first.scores)
+    ]
+    rows.append({"name": "the prior", "weight": None, "keep": "", "means": _means(pooled, frames, groups)})
+    return {"groups": [name for _, _, name in groups], "rows": rows, "certificates": _certificates(found)}
+
+
+def _means(
+    probabilities: Sequence[Tensor], frames: Sequence[pandas.DataFrame], groups: Sequence[tuple[str, bool, str]]
+) -> list[float | None]:
+    """Return each group's mean probability over all seeds' samples; None for a group without a sample."""
+    together, table = torch.cat(list(probabilities)).numpy(), pandas.concat(frames)
+    members = [(table[fact] == value).to_numpy() for fact, value, _ in groups]
+    return [float(together[member].mean()) if member.any() else None for member in members]
+
+
+def _certificates(found: Sequence[tuple[ComputedPrior, pandas.DataFrame]]) -> list[str]:
+    """Return a sentence for each certificate among the scores of each seed."""
+    return [
+        f"{one.name}: the widest gap of the scores is {one.figures['gap']:.3f}, the certificate needs more than "
+        f"2 t = {2 * one.figures['radius']:.3f}: it {'holds' if one.figures['holds'] else 'does not hold'}"
+        for prior, _ in found
+        for one in prior.scores
+        if "radius" in one.figures
+    ]

@@ -1,0 +1,40 @@
+"""Scores of training samples, computed by short runs before MAPLE begins, and the prior that a recipe makes of them.
+
+In a recipe::
+
+    [method.prior]
+    anchor = 0.01
+    within = "errors"
+    [[method.prior.scores]]
+    name = "lhd"
+    [[method.prior.scores]]
+    name = "rank_disagreement"
+    weight = 0.5
+
+Each score is a page of settings with ``scores(problem) -> (n,)``. Only training samples are looked at.
+"""
+
+from __future__ import annotations
+
+from steelyard.experiments.prior_scores.aum import AUM
+from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore
+from steelyard.experiments.prior_scores.el2n import EL2N
+from steelyard.experiments.prior_scores.ensemble import train_ensemble
+from steelyard.experiments.prior_scores.lhd import LHD
+from steelyard.experiments.prior_scores.rank_disagreement import RankDisagreement
+from steelyard.experiments.prior_scores.score_file import ScoreFile
+from steelyard.experiments.prior_scores.settings import PriorSettings, Score
+
+__all__ = [
+    "AUM",
+    "EL2N",
+    "LHD",
+    "PRIOR",
+    "ComputedPrior",
+    "ComputedScore",
+    "PriorSettings",
+    "RankDisagreement",
+    "Score",
+    "ScoreFile",
+    "train_ensemble",
+]
