@@ -16,7 +16,7 @@ __all__ = ["Cell", "Cells", "cells", "markdown", "noise_title", "rounds_table", 
 Cell = tuple[str, bool, str]
 """Selector, with fine-tuning or not, kind of noise."""
 
-_SUMMARISED = ("test", "test_learnable", "average_test", "validation", "clean_share_selected")
+_SUMMARISED = ("test", "robust_test", "test_learnable", "average_test", "validation", "clean_share_selected")
 
 
 @dataclass(frozen=True)
