@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,15 @@ RUN = [
 ]
 
 
-def test_the_first_signal_is_noted_and_the_second_acts() -> None:
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """A process that a shell has put in the background ignores SIGINT, and so would what runs in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_is_noted_and_the_second_acts(python_handles_sigint: None) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     told: list[str] = []
     with noted_signals(lambda: told.append("told")) as came:

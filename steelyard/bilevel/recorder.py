@@ -222,6 +222,8 @@ class Recorder:
         }
         for group in optimizer.param_groups:
             settings = {key: _plain(value) for key, value in group.items() if key != "params"}
+            if isinstance(optimizer, torch.optim.AdamW):  # whose groups do not say so before torch 2.7
+                settings["decoupled_weight_decay"] = True
             for p in group["params"]:
                 name = self._names[p]
                 step.groups[name] = settings
