@@ -8,6 +8,7 @@ import signal
 import sys
 import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -107,8 +108,6 @@ def run(
         threads: torch threads; 0 leaves torch's own choice.
     """
     _set_threads(threads)
-    if checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every must be at least 1, got {checkpoint_every}")
     console = Console()
     recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
@@ -116,7 +115,7 @@ def run(
     for place in places:  # all of them before the first hour of training, not after it
         check_directory(place, overwrite, resume)
     runs = []
-    with _progress(console) as bars, noted_signals(lambda: bars.console.print("Finishing the step ...")) as stop:
+    with _progress(console) as bars, _stoppable(bars) as stop:
         watch = _watcher(bars, len(recipes))
         for one, place in zip(recipes, places, strict=True):
 
@@ -133,7 +132,7 @@ def run(
                     download=download,
                     overwrite=overwrite,
                     resume=resume,
-                    checkpoint_every=checkpoint_every,
+                    checkpoint_every=_every(checkpoint_every),
                     progress=progress,
                     stop=stop,
                 )
@@ -265,6 +264,7 @@ def active(
     out: Path | None = None,
     tables: Path | None = None,
     resume: bool = False,
+    checkpoint_every: int = 200,
     overwrite: bool = False,
     data_root: Path | None = None,
     download: bool = False,
@@ -287,7 +287,8 @@ def active(
         fine_tuning: whether rounds end with fine-tuning: as the recipe says, off, on, or a run each way.
         out: folder; runs go to OUT/<noise>/<selector>[_ft]/seed<k> (default: runs/active/<recipe>).
         tables: folder for README.md, rounds.csv, summary.json and pictures (default: OUT).
-        resume: go on with runs that were interrupted, after their last whole round; finished ones are kept.
+        resume: go on with runs that were interrupted, after their last checkpoint; finished ones are kept.
+        checkpoint_every: optimizer steps between two checkpoints, which come after whole epochs.
         overwrite: replace runs that lie there.
         data_root: where data sets lie (default: $STEELYARD_DATA).
         download: let the data set be downloaded to the data root.
@@ -300,20 +301,18 @@ def active(
     folder = out or Path("runs") / "active" / Path(recipe).stem
     grid = Grid.of(recipe, set_, folder, seeds=seeds, selectors=selectors, noises=noises, fine_tuning=fine_tuning)
     grid.check(overwrite=overwrite, resume=resume)
-    with _progress(console) as bars:
+    with _progress(console) as bars, _stoppable(bars) as stop:
         bar = bars.add_task("starting", total=grid.rounds)
-        try:
-            written = grid.execute(
-                tables or folder,
-                data_root=_data_root(data_root),
-                download=download,
-                overwrite=overwrite,
-                resume=resume,
-                progress=lambda done, text: bars.update(bar, completed=done, description=text),
-            )
-        except KeyboardInterrupt:
-            console.print("Every whole round is kept: give the same command with --resume to go on.", markup=False)
-            raise
+        written = grid.execute(
+            tables or folder,
+            data_root=_data_root(data_root),
+            download=download,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=_every(checkpoint_every),
+            progress=lambda done, text: bars.update(bar, completed=done, description=text),
+            stop=stop,
+        )
     for title, table in grid.results():
         console.print(Markdown(f"**{title}**\n\n{table}"))
     console.print(f"Written: {tables or folder}/{', '.join(written)}", markup=False, soft_wrap=True)
@@ -390,7 +389,7 @@ def robust(
     words += ["--selectors", *selectors] if selectors else []
     words += [word for field in set_ for word in ("--set", field)] + (["--library"] if library else [])
     console = Console()
-    with _progress(console) as bars:
+    with _progress(console) as bars, _stoppable(bars) as stop:
         bar = bars.add_task("starting", total=1)
         written = run_robust(
             out,
@@ -403,6 +402,7 @@ def robust(
             resume=resume,
             command=" ".join(words),
             progress=lambda done, total, text: bars.update(bar, completed=done, total=total, description=text),
+            stop=stop,
         )
     console.print(f"Written: {out}/{', '.join(written)}", markup=False, soft_wrap=True)
 
@@ -494,6 +494,16 @@ _DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probabil
 
 Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one,
 `steelyard --version` says which version this is."""
+
+
+def _every(steps: int) -> int:
+    if steps < 1:
+        raise UserError(f"--checkpoint-every must be at least 1, got {steps}")
+    return steps
+
+
+def _stoppable(bars: Progress) -> AbstractContextManager[Callable[[], int]]:
+    return noted_signals(lambda: bars.console.print("Finishing the step ..."))
 
 
 def _set_threads(threads: int) -> None:

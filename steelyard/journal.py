@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import steelyard
 from steelyard import _check, _files, _state
@@ -27,8 +27,6 @@ from steelyard._random import random_state, restore_random_state
 __all__ = ["CheckpointError", "Journal", "Stage", "Stateful", "Stopped"]
 
 _KIND = "steelyard.checkpoint.1"
-
-T = TypeVar("T")
 
 
 @runtime_checkable
@@ -102,7 +100,6 @@ class Journal:
         self.noted: dict[str, Any] = {}
         self._note, self._stop = note, stop
         self._stages: list[dict[str, Any]] = []
-        self._results: dict[str, Any] = {}
         self._begun = 0
         if self.path is not None:
             if self.path.suffix != ".safetensors":
@@ -128,19 +125,6 @@ class Journal:
             stage.restore(copy.deepcopy(self._stages[number]))
         return stage
 
-    def once(self, name: str, compute: Callable[[Journal], T]) -> T:
-        """Return what `compute` gives (tensors and plain values), computed once and kept from then on.
-
-        It is given a journal that keeps nothing, for stages of its own: killed while it computes, it begins anew.
-        """
-        if self.path is None:
-            return compute(self)
-        if name not in self._results:
-            self._results[name] = _state.clone({"value": compute(Journal(stop=self._stop)), "random": random_state()})
-            self.save()
-        restore_random_state(self._results[name]["random"])
-        return copy.deepcopy(self._results[name]["value"])
-
     def keep(self, number: int, state: dict[str, Any]) -> None:
         """Take `state` as that of stage `number`, and save."""
         self._stages[number:] = [_state.clone(state)]
@@ -154,7 +138,7 @@ class Journal:
         """
         if self.path is None:
             return
-        state = {"identity": self.identity, "stages": self._stages, "results": self._results, "note": self._note()}
+        state = {"identity": self.identity, "stages": self._stages, "note": self._note()}
         newest, previous, _ = self.files(self.path)
         data = _state.encode(state, _KIND)
         try:
@@ -199,9 +183,9 @@ class Journal:
             remedy = f"the one before it is whole: {left}; remove {newest} to go on from it" if left else "begin anew"
             raise CheckpointError(f"{error}; {remedy}") from error
         try:
-            found, stages, results, noted = (state[key] for key in ("identity", "stages", "results", "note"))
+            found, stages, noted = (state[key] for key in ("identity", "stages", "note"))
             # All that reads them below relies on these.
-            sound = all(isinstance(item, dict) for item in (found, results, noted, *stages)) and type(stages) is list
+            sound = all(isinstance(item, dict) for item in (found, noted, *stages)) and type(stages) is list
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{place} is no checkpoint: {type(error).__name__}: {error}") from error
         if not sound:
@@ -212,7 +196,7 @@ class Journal:
                     f"{place} is of another computation: its {name} is {found.get(name)!r}, here it is "
                     f"{self.identity.get(name)!r}; go on with it as it was begun, or begin anew elsewhere"
                 )
-        self._stages, self._results, self.noted = stages, results, noted
+        self._stages, self.noted = stages, noted
 
 
 class Stage:

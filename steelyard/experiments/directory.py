@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,17 @@ from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import plain
 from steelyard.journal import Journal
 
-__all__ = ["LOCK", "begin", "check_directory", "check_recipe", "holding", "is_finished", "remove_run", "remove_traces"]
+__all__ = [
+    "LOCK",
+    "begin",
+    "check_directory",
+    "check_recipe",
+    "holding",
+    "identity_of",
+    "is_finished",
+    "remove_run",
+    "remove_traces",
+]
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
@@ -96,6 +107,12 @@ def check_recipe(directory: Path, recipe: object) -> None:
             f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give "
             "another --out, or --overwrite to replace it"
         )
+
+
+def identity_of(recipe: object) -> dict[str, str]:
+    """Return what a `Journal` is told to know the checkpoints of `recipe` (of any kind) by."""
+    text = json.dumps(plain(recipe), sort_keys=True)
+    return {"recipe": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
 
 
 def remove_run(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -13,11 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from steelyard import _check
-from steelyard.experiments.directory import CHECKPOINT, METRICS
+from steelyard.experiments.directory import CHECKPOINT, METRICS, identity_of
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
 from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.schema import plain
 from steelyard.journal import CheckpointError, Journal
 
 __all__ = ["Log", "read_metrics"]
@@ -44,10 +42,8 @@ class Log:
     """
 
     def __init__(self, directory: Path, recipe: Recipe, every: int, stop: Callable[[], int]) -> None:
-        text = json.dumps(plain(recipe), sort_keys=True)
-        identity = {"recipe": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
         path = directory / CHECKPOINT
-        self.journal = Journal(path, identity=identity, every=every, note=self._note, stop=stop)
+        self.journal = Journal(path, identity=identity_of(recipe), every=every, note=self._note, stop=stop)
         try:
             steps = _check.integer("steps", self.journal.noted.get("steps", 0), low=0)
             self._seconds = float(self.journal.noted.get("seconds", 0.0))

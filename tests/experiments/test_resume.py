@@ -8,17 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from steelyard._state import encode
 from steelyard._state import read as read_state
 from steelyard.experiments import run as run_module
+from steelyard.experiments.active.run import read_active_run
 from steelyard.experiments.data import DataSet, Splits
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.log import Log
@@ -364,12 +366,30 @@ def test_a_run_that_meets_nan_says_where_and_leaves_its_state(tmp_path: Path) ->
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path) -> None:
     """SIGKILL at 20 seeded random moments of five methods' runs, in processes of their own; each is gone on with."""
-    command = [sys.executable, "-m", "tests.experiments.kills", str(tmp_path)]
+    for place in killed_runs(tmp_path):
+        assert_same_run(place.parent / "whole", place)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_active_learning(tmp_path: Path) -> None:
+    """The same with runs of active learning, within rounds and between them; their seconds differ, nothing else."""
+    for place in killed_runs(tmp_path, "--active"):
+        whole, resumed = (read_active_run(folder) for folder in (place.parent / "whole", place))
+        assert [lasting(row) for row in resumed.history] == [lasting(row) for row in whole.history]
+        assert all(torch.equal(a, b) for a, b in zip(resumed.picked, whole.picked, strict=True))
+        assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
+
+
+def lasting(row: Mapping[str, float]) -> dict[str, str]:
+    return {key: repr(value) for key, value in row.items() if not key.startswith("seconds")}  # repr: NaN is NaN
+
+
+def killed_runs(folder: Path, *options: str) -> Iterator[Path]:
+    """Kill 20 runs below `folder`, go on with each, and yield where they lie."""
+    command = [sys.executable, "-m", "tests.experiments.kills", str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert sum(kill["killed"] for kill in kills) == 20
     assert sum(kill["checkpoint"] and kill["killed"] for kill in kills) >= 5
-    for kill in kills:
-        place = Path(kill["place"])
-        assert_same_run(place.parent / "whole", place)
+    yield from (Path(kill["place"]) for kill in kills)

@@ -14,6 +14,7 @@ from steelyard.experiments.active.fitting import Epochs, Fit, Learned, train_epo
 from steelyard.experiments.active.seeds import derived, global_state
 from steelyard.experiments.active.view import read
 from steelyard.experiments.data.transforms import load_v2
+from steelyard.journal import Journal
 
 __all__ = ["FineTuned", "FineTuning", "augmented", "pseudo_labelled"]
 
@@ -66,9 +67,12 @@ class FineTuned:
     first: Fit
     settings: FineTuning
 
-    def __call__(self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+    def __call__(
+        self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int, journal: Journal | None = None
+    ) -> Learned:
         """Return the fine-tuned models; see `Fit`. Facts: those of `first`, confident, tuned, tuned_epochs."""
-        base = self.first(labelled, unlabelled, start, seed)
+        journal = journal or Journal()
+        base = self.first(labelled, unlabelled, start, seed, journal)
         learned = base.copy()
         order = torch.Generator().manual_seed(derived(seed, 3))
         data, confident = pseudo_labelled(learned, unlabelled, self.settings, order)
@@ -76,7 +80,8 @@ class FineTuned:
         if len(data) > 1:
             with global_state(derived(seed, 4), unlabelled.device):
                 data = Batch.of(augmented(data.inputs, self.settings), data.targets)
-                epochs, _ = train_epochs(learned.model, learned.average, data, self.settings.epochs, order)
+                tuned = self.settings.epochs
+                epochs, _ = train_epochs(learned.model, learned.average, data, tuned, order, journal=journal)
         facts = {"confident": float(confident), "tuned": float(len(data)), "tuned_epochs": float(epochs)}
         return Learned(learned.model, learned.average, {**learned.facts, **facts})
 

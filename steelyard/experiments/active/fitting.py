@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from steelyard.experiments.active.seeds import derived, global_state
 from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy
 from steelyard.experiments.trainer import Learner, Perturb, Training
+from steelyard.journal import Journal
 
 __all__ = ["Epochs", "Fit", "Fitting", "Learned", "first_round_shared", "train_epochs"]
 
@@ -44,7 +45,9 @@ class Learned:
 class Fit(Protocol):
     """How a round trains. Plain training, fine-tuning and adversarial training are all of this form."""
 
-    def __call__(self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+    def __call__(
+        self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int, journal: Journal
+    ) -> Learned:
         """Return what was learned; must not change `start`.
 
         Args:
@@ -52,6 +55,7 @@ class Fit(Protocol):
             unlabelled: ``(m, ...)`` inputs of the rest of the pool.
             start: the round before, None in the first round.
             seed: of this round's training; nothing else may be random.
+            journal: of this round; each training is a stage of it.
         """
         ...
 
@@ -87,6 +91,20 @@ class Epochs:
         _check.in_range("stop_accuracy", self.stop_accuracy, low=0.0, open_low=True)
 
 
+class _Progress:
+    """What training by epochs carries from one to the next beside model, average and optimizer."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator, self.accuracy = generator, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "accuracy": self.accuracy}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.accuracy = float(state["accuracy"])
+
+
 def train_epochs(
     model: nn.Module,
     average: AveragedModel,
@@ -94,14 +112,21 @@ def train_epochs(
     settings: Epochs,
     generator: torch.Generator,
     perturb: Perturb | None = None,
+    journal: Journal | None = None,
 ) -> tuple[int, float]:
     """Train `model` in place on `data`, updating `average` after every step; return epochs and the last accuracy.
+
+    A stage of `journal` whose steps are epochs.
 
     Args:
         model: returns logits ``(b, classes)``. average: of `selectors.ema`.
         data: at least one sample. settings: how long.
         generator: of the order of the samples, on the CPU.
         perturb: what each step does to its batch first; the accuracy is then that on what it makes.
+        journal: what is kept of the training, to go on with it (default: nothing).
+
+    Raises:
+        Stopped: the journal was asked to stop; the epoch is saved.
     """
     # fused: the update of all tensors in one call, half of a small net's step otherwise
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
@@ -115,19 +140,23 @@ def train_epochs(
     hook = model.register_forward_hook(listen)  # the trainer's step hands back losses alone
     model.train()
     average.train()
-    accuracy, epoch = 0.0, 0
+    batches = -(-len(data) // settings.batch_size)
+    progress = _Progress(generator)
     try:
-        while epoch < settings.epochs and accuracy < settings.stop_accuracy:
-            decisions.clear()
-            order = torch.randperm(len(data), generator=generator).to(data.targets.device)
-            for rows in order.tensor_split(-(-len(data) // settings.batch_size)):
-                learner.step(data.take(rows))
-                average.update_parameters(model)
-            accuracy = float((torch.cat(decisions) == data.targets[order]).double().mean())
-            epoch += 1
+        with (journal or Journal()).stage(learner=learner, average=average, progress=progress) as stage:
+            while not stage.finished:
+                decisions.clear()
+                order = torch.randperm(len(data), generator=generator).to(data.targets.device)
+                for rows in order.tensor_split(batches):
+                    learner.step(data.take(rows))
+                    average.update_parameters(model)
+                progress.accuracy = float((torch.cat(decisions) == data.targets[order]).double().mean())
+                epoch = stage.done + 1
+                enough = progress.accuracy >= settings.stop_accuracy
+                stage.step(epoch, worth=batches, last=enough or epoch == settings.epochs)
     finally:
         hook.remove()
-    return epoch, accuracy
+    return stage.done, progress.accuracy
 
 
 @dataclass(frozen=True)
@@ -148,7 +177,9 @@ class Fitting:
     start: Literal["scratch", "warm"] = "scratch"
     attack: PGD = field(default_factory=lambda: PGD(epsilon=0.0))
 
-    def __call__(self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+    def __call__(
+        self, labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int, journal: Journal | None = None
+    ) -> Learned:
         """Return the trained model and its average; see `Fit`."""
         with global_state(derived(seed, 0), labelled.targets.device):
             if start is not None and self.start == "warm":
@@ -159,7 +190,7 @@ class Fitting:
                 average = selectors.ema(model, self.decay, bias_corrected=True)
             order = torch.Generator().manual_seed(derived(seed, 2))
             adversary = Adversary(self.attack, cross_entropy, derived(seed, 5)) if self.attack.epsilon else None
-            epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order, adversary)
+            epochs, accuracy = train_epochs(model, average, labelled, self.epochs, order, adversary, journal)
         return Learned(model, average, {"epochs": float(epochs), "fit_accuracy": accuracy})
 
 
@@ -170,11 +201,11 @@ def first_round_shared(fit: Fit, known: dict[object, Learned], key: object) -> F
     bit for bit to what `fit` would train.
     """
 
-    def shared(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+    def shared(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int, journal: Journal) -> Learned:
         if start is not None:
-            return fit(labelled, unlabelled, start, seed)
+            return fit(labelled, unlabelled, start, seed, journal)
         if key not in known:
-            known[key] = fit(labelled, unlabelled, None, seed)
+            known[key] = fit(labelled, unlabelled, None, seed, journal)
         return known[key].copy()
 
     return shared

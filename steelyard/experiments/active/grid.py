@@ -102,12 +102,15 @@ class Grid:
         download: bool,
         overwrite: bool,
         resume: bool,
+        checkpoint_every: int = 200,
         progress: Callable[[int, str], None] = lambda done, text: None,
+        stop: Callable[[], int] = lambda: 0,
     ) -> list[str]:
         """Carry out all runs and write their tables into `folder`; return the names of the files.
 
         Args:
-            folder: for the tables. data_root, download, overwrite, resume: see `execute_active`.
+            folder: for the tables.
+            data_root, download, overwrite, resume, checkpoint_every, stop: see `execute_active`.
             progress: called with the trainings done and a line of text.
         """
         done = 0
@@ -128,7 +131,9 @@ class Grid:
                     resume=resume,
                     splits=splits,
                     shared=shared,
+                    checkpoint_every=checkpoint_every,
                     progress=told,
+                    stop=stop,
                 )
                 self.runs.append(run)
                 done += plan.recipe.schedule.rounds + 1

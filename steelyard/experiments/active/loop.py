@@ -17,6 +17,7 @@ from steelyard.experiments.active.choosing import Selector
 from steelyard.experiments.active.fitting import Fit, Learned
 from steelyard.experiments.active.seeds import derived, generator
 from steelyard.experiments.active.view import View
+from steelyard.journal import Journal
 
 __all__ = ["Measure", "Past", "Pool", "Round", "Schedule", "active_learning"]
 
@@ -105,6 +106,7 @@ def active_learning(
     *,
     measure: Measure = lambda learned: {},
     past: Past | None = None,
+    journal: Callable[[int], Journal] = lambda number: Journal(),
 ) -> Iterator[Round]:
     """Yield round after round.
 
@@ -117,10 +119,12 @@ def active_learning(
         seed: of everything random.
         measure: called after each training.
         past: the rounds that are done already (default: none).
+        journal: number of a round -> its journal, to go on with a training that was cut short (default: none is kept).
 
     Raises:
         ValueError: the pool is smaller than what the schedule labels, or a selector returned something other than
             different candidates.
+        Stopped: a journal was asked to stop; the epoch is saved.
 
     Example:
         >>> from steelyard.experiments.active import SELECTORS, Epochs, Fitting
@@ -146,7 +150,7 @@ def active_learning(
         picked.append(_pick(pool, schedule, select, seed, number, picked, learned))
         chosen = time.perf_counter()
         labelled, rest = _parts(pool, picked)
-        learned = fit(labelled, rest.inputs, learned, derived(seed, number, _TRAIN))
+        learned = fit(labelled, rest.inputs, learned, derived(seed, number, _TRAIN), journal(number))
         trained = time.perf_counter()
         metrics = {
             **_facts(pool, picked),

@@ -58,6 +58,7 @@ def robust(
     resume: bool = False,
     command: str,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    stop: Callable[[], int] = lambda: 0,
 ) -> list[str]:
     """Carry out the grids of `TASKS` and write what they show into `output`; return the names of the files.
 
@@ -69,6 +70,7 @@ def robust(
         overwrite, resume: see `execute_active`.
         command: what remakes it.
         progress: called with the trainings done, all of them, and a line of text.
+        stop: see `execute_active`.
 
     Raises:
         AttackLibraryError: `library`, and it is not installed. RunError, RecipeError: see `Grid`.
@@ -85,7 +87,15 @@ def robust(
         def told(done: int, text: str, task: str = task, before: int = before) -> None:
             progress(before + done, total, f"{task}: {text}")
 
-        grid.execute(runs / task, data_root=None, download=False, overwrite=overwrite, resume=resume, progress=told)
+        grid.execute(
+            runs / task,
+            data_root=None,
+            download=False,
+            overwrite=overwrite,
+            resume=resume,
+            progress=told,
+            stop=stop,
+        )
         before += grid.rounds
     found = {task: grid.runs for task, grid in grids.items()}
     attacked = {}

@@ -26,16 +26,28 @@ from steelyard.experiments.active.state import past, read_state, restored, write
 from steelyard.experiments.active.view import read
 from steelyard.experiments.adversarial import robust_accuracy
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.directory import CONFIG, ENVIRONMENT, LOCK, check_recipe, holding, is_finished
+from steelyard.experiments.directory import (
+    CHECKPOINT,
+    CONFIG,
+    ENVIRONMENT,
+    LOCK,
+    TRACES,
+    check_recipe,
+    holding,
+    identity_of,
+    is_finished,
+    remove_traces,
+)
 from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.models import HEADS
 from steelyard.experiments.run import environment
 from steelyard.experiments.schema import parse, plain
+from steelyard.journal import Journal
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
 
 STATE, ROUNDS = "state.safetensors", "rounds.csv"
-FILES = (CONFIG, STATE, ROUNDS, ENVIRONMENT)
+FILES = (CONFIG, STATE, ROUNDS, ENVIRONMENT, *TRACES)
 
 _NOISE = 10**6  # the place of the noise among a seed's derived ones, which no round's number reaches
 
@@ -106,28 +118,35 @@ def execute_active(
     resume: bool = False,
     splits: Splits | None = None,
     shared: Shared | None = None,
+    checkpoint_every: int = 200,
     progress: Callable[[Round], None] = lambda done: None,
+    stop: Callable[[], int] = lambda: 0,
 ) -> ActiveRun:
     """Carry out `recipe` and write the run into `directory`.
 
     Files: `config.json`, `state.safetensors` (ids, models and figures, written whole after every round), and at the end
-    `rounds.csv` and `environment.json`.
+    `rounds.csv` and `environment.json`. Within a round `checkpoint.safetensors` and the one before it
+    (`steelyard.journal.Journal`), after whole epochs.
 
     Args:
         recipe: what to run.
         directory: made if missing. name, overrides: kept for tables.
         data_root, download: where data sets lie that are not installed, and whether they may be downloaded there.
         overwrite: replace the run that lies in `directory`.
-        resume: go on with the run that lies there after its last whole round; a finished one is read back. The result
-            is that of an uninterrupted run, bit for bit on one machine.
+        resume: go on with the run that lies there after its last checkpoint; a finished one is read back. With the same
+            torch, device and number of threads the result is that of an uninterrupted run, bit for bit, but for the
+            seconds of the round that was cut short.
         splits: the data (`data_of`), if at hand already.
         shared: first rounds of runs that differ in their selector alone.
+        checkpoint_every: optimizer steps between two checkpoints; there is always one at the end of a training.
         progress: called after each round.
+        stop: asked after each epoch; a number other than 0 ends the run, saved, by `steelyard.journal.Stopped`.
 
     Raises:
         RunError: the directory holds something else, another recipe's run or a damaged one, or is being written by
             another process; the device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
+        Stopped: the run was asked to stop.
     """
     with holding(directory):
         check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
@@ -139,7 +158,9 @@ def execute_active(
             splits = data_of(recipe, data_root, download) if splits is None else splits
             config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
             write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-            rounds = _rounds(recipe, directory, splits.to(recipe.device), {} if shared is None else shared, progress)
+            journals = _Journals(directory, identity_of(recipe), checkpoint_every, stop)
+            known = {} if shared is None else shared
+            rounds = _rounds(recipe, directory, splits.to(recipe.device), known, journals, progress)
         except UserError:
             raise
         except (ValueError, RuntimeError, FloatingPointError) as error:
@@ -149,8 +170,34 @@ def execute_active(
         return read_active_run(directory)
 
 
+@dataclass(frozen=True)
+class _Journals:
+    """The journal of each round, one after the other in the same file."""
+
+    directory: Path
+    identity: Mapping[str, str]
+    every: int
+    stop: Callable[[], int]
+
+    def __call__(self, number: int) -> Journal:
+        journal = self._open(number)
+        if journal.noted.get("round", number) != number:  # a crash came after that round and before `remove`
+            remove_traces(self.directory)
+            journal = self._open(number)
+        return journal
+
+    def _open(self, number: int) -> Journal:
+        place, note = self.directory / CHECKPOINT, lambda: {"round": number}
+        return Journal(place, identity=self.identity, every=self.every, note=note, stop=self.stop)
+
+
 def _rounds(
-    recipe: ActiveRecipe, directory: Path, splits: Splits, shared: Shared, progress: Callable[[Round], None]
+    recipe: ActiveRecipe,
+    directory: Path,
+    splits: Splits,
+    shared: Shared,
+    journals: Callable[[int], Journal],
+    progress: Callable[[Round], None],
 ) -> list[Round]:
     pool = Pool(splits.train, splits.facts["noisy"], len(splits.classes))
     fit = recipe.fit(splits)
@@ -168,10 +215,12 @@ def _rounds(
         recipe.seed,
         measure=lambda learned: measured(splits, recipe, learned),
         past=past(rounds),
+        journal=journals,
     )
     for done in loop:
         rounds.append(done)
         write_state(directory / STATE, plain(recipe), rounds)
+        remove_traces(directory)
         progress(done)
     return rounds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def _file_name(entry: Any) -> str:
 # What torch's restricted unpickler and its zip reader raise on damaged bytes (found by tests/fuzz).
 _UNREADABLE = (
     *(OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError),
-    *(ArithmeticError, MemoryError, pickle.UnpicklingError, SafetensorError),
+    *(ArithmeticError, MemoryError, pickle.UnpicklingError, struct.error, SafetensorError),
 )
 
 

@@ -11,6 +11,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning, augmented, pseudo_labelled
 from steelyard.experiments.active.fitting import Epochs, Fitting, Learned
 from steelyard.experiments.active.seeds import global_state
+from steelyard.journal import Journal
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -91,7 +92,7 @@ def stripes(n: int) -> Batch:
 def test_fine_tuning_trains_on_and_leaves_the_first_training_as_it_was() -> None:
     data, made = stripes(60), []
 
-    def first(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+    def first(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int, journal: Journal) -> Learned:
         made.append(
             Fitting(lambda s: linear(torch.zeros(2, 64)), Epochs(30, 8, 1e-2))(labelled, unlabelled, None, seed)
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active import SELECTORS, Fitting, Learned, Past, Pool, Round, Schedule, active_learning
+from steelyard.journal import Journal
 
 PLAN = Schedule(initial=12, per_round=6, rounds=3)
 
@@ -49,9 +50,9 @@ def test_every_selector_labels_each_sample_once_and_asks_before_it_looks(
 def test_a_round_trains_on_the_oracles_labels_and_sees_the_rest_without(pool: Pool, fit: Fitting) -> None:
     calls: list[tuple[Batch, Tensor]] = []
 
-    def spy(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int) -> Learned:
+    def spy(labelled: Batch, unlabelled: Tensor, start: Learned | None, seed: int, journal: Journal) -> Learned:
         calls.append((labelled, unlabelled))
-        return fit(labelled, unlabelled, start, seed)
+        return fit(labelled, unlabelled, start, seed, journal)
 
     rounds = list(active_learning(pool, PLAN, spy, SELECTORS["marg"], 0))
     ids = torch.cat([done.picked for done in rounds])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -13,6 +16,7 @@ from steelyard.experiments.active import tables
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.report import write_active_report
 from steelyard.experiments.active.run import read_active_run
+from steelyard.experiments.active.view import View
 from steelyard.experiments.errors import RunError, UserError
 
 TINY = ["--set", "data.samples=60", "--set", "noise.share=0.5", "--set", "epochs.epochs=2"]
@@ -60,14 +64,15 @@ def test_fine_tuning_both_ways_runs_each_method_twice(tmp_path: Path) -> None:
 def test_an_interrupted_command_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*arguments: Any, **options: Any) -> View:
+        signal.raise_signal(signal.SIGINT)
+        return View(*arguments, **options)
 
     command = ["active", "digits", *TINY, "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr("steelyard.experiments.active.loop.View", interrupted)  # in the second round's selection
         assert main(command) == 130
-    assert "--resume" in capsys.readouterr().out
+    assert f"go on with: steelyard active digits {shlex.join(command[2:])} --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert len((tmp_path / "rounds.csv").read_text().splitlines()) == 4
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from steelyard.experiments.active import run as run_module
 from steelyard.experiments.active.finetuning import FineTuning
 from steelyard.experiments.active.fitting import Epochs
 from steelyard.experiments.active.images import Digits
@@ -17,8 +18,10 @@ from steelyard.experiments.active.loop import Round, Schedule
 from steelyard.experiments.active.noise import NoisyBlank, NoisyClass
 from steelyard.experiments.active.recipe import ActiveRecipe
 from steelyard.experiments.active.run import ActiveRun, data_of, execute_active, read_active_run
+from steelyard.experiments.adversarial import PGD
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP
+from steelyard.journal import Stopped
 
 FEW = Epochs(epochs=2, batch_size=32, learning_rate=1e-2)
 RECIPE = ActiveRecipe(
@@ -33,7 +36,7 @@ RECIPE = ActiveRecipe(
 VARIANTS = {
     "scratch": RECIPE,
     "warm": replace(RECIPE, start="warm", selector="bald"),
-    "tuned": replace(RECIPE, fine_tune=True, fine_tuning=FineTuning(confidence=0.2, samples=16, epochs=FEW)),
+    "tuned": replace(RECIPE, fine_tune=True, fine_tuning=FineTuning(confidence=0.0, samples=16, epochs=FEW)),
 }
 
 
@@ -67,6 +70,77 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, varian
     assert [lasting(row) for row in resumed.history] == [lasting(row) for row in whole.history]
     assert all(torch.equal(a, b) for a, b in zip(resumed.picked, whole.picked, strict=True))
     assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
+
+
+class Killed(BaseException):
+    """What a test raises where a process would die: nothing in the code catches it."""
+
+
+def stopping_at(count: int, how: type[BaseException] | None) -> Callable[[], int]:
+    """A `stop` that at its `count`-th question raises `how`, or asks to stop."""
+    asked = 0
+
+    def stop() -> int:
+        nonlocal asked
+        asked += 1
+        if asked == count and how is not None:
+            raise how
+        return 15 if asked >= count else 0
+
+    return stop
+
+
+@pytest.mark.parametrize("how", [None, Killed], ids=["asked", "killed"])
+@pytest.mark.parametrize("variant", [*VARIANTS, "attacked"])
+def test_a_run_that_ends_within_a_round_goes_on_to_the_same_result(
+    tmp_path: Path, variant: str, how: type[BaseException] | None
+) -> None:
+    attacked = replace(RECIPE, attack=PGD(epsilon=0.1, step=0.1, steps=1))
+    recipe = replace({**VARIANTS, "attacked": attacked}[variant], schedule=Schedule(20, 10, 1))
+    splits = data_of(recipe)
+    questions = 0
+
+    def counting() -> int:
+        nonlocal questions
+        questions += 1
+        return 0
+
+    whole = execute(recipe, tmp_path / "whole", splits=splits, stop=counting)
+    trainings = 4 if recipe.fine_tune else 2
+    assert questions == trainings * (FEW.epochs + 1)  # before a training, and after each of its epochs
+    for count in range(1, questions + 1):
+        place = tmp_path / f"stopped{count}"
+        with pytest.raises(how or Stopped):
+            execute(recipe, place, splits=splits, checkpoint_every=1, stop=stopping_at(count, how))
+        torch.manual_seed(99)
+        before, questions = questions, 0
+        resumed = execute(recipe, place, splits=splits, resume=True, stop=counting)
+        assert questions < before or count <= 2  # what was saved is not done again
+        questions = before
+        assert [lasting(row) for row in resumed.history] == [lasting(row) for row in whole.history]
+        assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
+        assert {path.name for path in place.iterdir()} == {path.name for path in whole.directory.iterdir()}
+
+
+def test_a_checkpoint_of_a_round_that_is_done_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = execute(RECIPE, tmp_path / "whole")
+    with monkeypatch.context() as patch:  # a crash between the round's end and the removal of its checkpoint
+        patch.setattr(run_module, "remove_traces", _die)
+        with pytest.raises(Killed):
+            execute(RECIPE, tmp_path / "killed")
+    assert (tmp_path / "killed" / "checkpoint.safetensors").is_file()
+    resumed = execute(RECIPE, tmp_path / "killed", resume=True)
+    assert [lasting(row) for row in resumed.history] == [lasting(row) for row in whole.history]
+
+
+def _die(directory: Path) -> None:
+    raise Killed
+
+
+def test_a_training_that_fails_leaves_its_state_and_says_where(tmp_path: Path) -> None:
+    broken = replace(RECIPE, epochs=replace(FEW, learning_rate=1e38))
+    with pytest.raises(RunError, match=r"seed 0: step .*the state before that step is in .*checkpoint\.failed"):
+        execute(broken, tmp_path / "run")
 
 
 def test_a_shared_first_round_changes_nothing(tmp_path: Path) -> None:
