@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steelyard import theory
 from steelyard.experiments.errors import DataError, UserError
+from steelyard.experiments.parquet import read_parquet
 from steelyard.theory import _conditions
 
 __all__ = ["ConditionError", "read_losses", "terms_of_losses"]
@@ -48,8 +49,8 @@ def read_losses(path: Path) -> Float[Tensor, "m n"]:
         names: list[str] | None = None
     elif path.suffix in (".parquet", ".pq"):
         try:
-            frame = pandas.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are among these
+            frame = read_parquet(path)
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         names = [str(name) for name in frame.columns]
         for name, kind in zip(names, frame.dtypes, strict=True):

@@ -38,6 +38,7 @@ from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.evaluation import Evaluation, evaluate
 from steelyard.experiments.log import Log, read_metrics
 from steelyard.experiments.models import PretrainedResNet
+from steelyard.experiments.parquet import read_parquet
 from steelyard.experiments.problem import Fitted, Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
@@ -218,7 +219,7 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 
 def _read_samples(path: Path) -> pandas.DataFrame:
-    frame = pandas.read_parquet(path)
+    frame = read_parquet(path)
     if missing := [name for name in SAMPLE_COLUMNS if name not in frame]:
         raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)})")
     return frame

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard.experiments.errors import DataError, RecipeError
+from steelyard.experiments.parquet import read_parquet
 from steelyard.experiments.prior_scores._term import Term
 from steelyard.experiments.problem import Problem
 
@@ -45,10 +46,10 @@ class ScoreFile(Term):
             DataError: the file cannot be read.
             RecipeError: a column is missing or not numeric, an id is repeated, or no training sample has a row.
         """
-        read = pandas.read_csv if self.path.endswith(".csv") else pandas.read_parquet
+        read = pandas.read_csv if self.path.endswith(".csv") else read_parquet
         try:
             table = read(self.path)
-        except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.path} cannot be read as a table of scores: {error}") from error
         for name in ("index", self.column):
             if name not in table or not pandas.api.types.is_numeric_dtype(table[name]):
