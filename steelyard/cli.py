@@ -413,6 +413,7 @@ def priors(
     parts: tuple[str, ...] = ("main", "noise", "ablation", "scores"),
     seeds: tuple[int, ...] = (5, 6, 7, 8, 9),
     tabulate: bool = False,
+    data_root: Path | None = None,
     threads: int = 1,
 ) -> None:
     """Compare MAPLE with and without priors on coloured digits whose labels are corrupted.
@@ -422,9 +423,10 @@ def priors(
     Args:
         out: folder for the tables and plots.
         runs: folder of the run directories.
-        parts: which parts to run.
+        parts: which parts to run; mnist needs MNIST below the data root.
         seeds: of the main and noise parts; the others take the first two.
         tabulate: only make the tables of the runs that are there.
+        data_root: where data sets lie (default: $STEELYARD_DATA).
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
     from steelyard.experiments.prior_benchmark import priors as run_priors
@@ -438,6 +440,7 @@ def priors(
             parts=parts,
             seeds=seeds,
             complete=not tabulate,
+            data_root=_data_root(data_root),
             watch=lambda cell: status.update(escape(str(cell.place))),
         )
     console.print(f"Written: {out}", markup=False, soft_wrap=True)

@@ -15,18 +15,27 @@ from steelyard import _files
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.prior_benchmark import plots
 from steelyard.experiments.prior_benchmark.cells import carry_out, collect
-from steelyard.experiments.prior_benchmark.plan import CONDITIONS, Cell, ablation_cells, main_cells, noise_cells
+from steelyard.experiments.prior_benchmark.plan import (
+    CONDITIONS,
+    Cell,
+    ablation_cells,
+    main_cells,
+    mnist_cells,
+    noise_cells,
+)
 from steelyard.experiments.prior_benchmark.separation import separation
 from steelyard.experiments.prior_benchmark.tables import grouped, markdown, summary, with_common_level
 
-__all__ = ["PARTS", "priors"]
+__all__ = ["OFFLINE", "PARTS", "priors"]
 
 KEYS = {
     "main": ("kind", "share", "method"),
     "noise": ("noise", "kind", "share", "method"),
     "ablation": ("noise", "kind", "share", "method"),
+    "mnist": ("kind", "share", "method"),
 }
 PARTS = (*KEYS, "scores")
+OFFLINE = tuple(part for part in PARTS if part != "mnist")
 _SCORED = CONDITIONS[:2]
 
 
@@ -34,9 +43,10 @@ def priors(
     output: str | os.PathLike[str],
     runs: str | os.PathLike[str],
     *,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = OFFLINE,
     seeds: Sequence[int] = (5, 6, 7, 8, 9),
     complete: bool = True,
+    data_root: str | os.PathLike[str] | None = None,
     watch: Callable[[Cell], None] = lambda cell: None,
 ) -> dict[str, pandas.DataFrame]:
     """Carry out the benchmark and write its tables and figures to `output`; return the tables by name.
@@ -49,23 +59,33 @@ def priors(
         runs: folder of the run directories.
         parts: of `PARTS`, what to run; of the others what is there is tabulated. "main": the methods over kinds and
             shares of corruption; "noise": labels that are right but for the corruption; "ablation": start, anchor,
-            ensemble size, draws, what is ranked among what; "scores": what scores tell apart.
-        seeds: of "main" and "noise"; "ablation" and "scores" take the first two.
+            ensemble size, draws, what is ranked among what; "scores": what scores tell apart; "mnist": Colored MNIST,
+            for which `data_root` must hold MNIST.
+        seeds: of "main" and "noise"; the others take the first two.
         complete: False to tabulate the runs that are there and run nothing.
+        data_root: where MNIST lies.
         watch: called before each run.
 
     Raises:
         RecipeError: an unknown part, or no seeds. RunError: a directory under `runs` holds a run of other settings.
+        DataError: MNIST is not there.
     """
     if not seeds or set(parts) - set(PARTS):
         raise RecipeError(f"parts must be among {', '.join(PARTS)}, and seeds at least one; got {parts} and {seeds}")
     folder, place = Path(output), Path(runs)
     command = f"steelyard priors --out {shlex.quote(folder.as_posix())}"
-    plan = {"main": main_cells(seeds), "noise": noise_cells(seeds), "ablation": ablation_cells(seeds[:2])}
+    root = None if data_root is None else Path(data_root)
+    plan = {
+        "main": main_cells(seeds),
+        "noise": noise_cells(seeds),
+        "ablation": ablation_cells(seeds[:2]),
+        "mnist": mnist_cells(seeds[:2]),
+    }
     tables: dict[str, pandas.DataFrame] = {}
     rows: list[dict[str, Any]] = []
     for part, cells in plan.items():
-        found = carry_out(cells, place, watch) if complete and part in parts else collect(cells, place)
+        run = complete and part in parts
+        found = carry_out(cells, place, watch, root) if run else collect(cells, place, root)
         if len(found):
             found = with_common_level(found)
             tables[part] = grouped(found, KEYS[part])

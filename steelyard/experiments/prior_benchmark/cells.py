@@ -19,10 +19,13 @@ __all__ = ["carry_out", "collect"]
 Watch = Callable[[Cell], None]
 
 
-def carry_out(cells: Sequence[Cell], runs: Path, watch: Watch = lambda cell: None) -> pandas.DataFrame:
+def carry_out(
+    cells: Sequence[Cell], runs: Path, watch: Watch = lambda cell: None, data_root: Path | None = None
+) -> pandas.DataFrame:
     """Run what is missing of `cells` under `runs`, and return the table of all of them, see `collect`.
 
-    A run that was cut short is gone on with. `watch` is called before each cell.
+    A run that was cut short is gone on with. `watch` is called before each cell; `data_root` is where data lie that are
+    not installed.
 
     Raises:
         RunError: a directory holds a run of other settings, or is being written by another process.
@@ -30,20 +33,21 @@ def carry_out(cells: Sequence[Cell], runs: Path, watch: Watch = lambda cell: Non
     rows = []
     for cell in cells:
         watch(cell)
-        rows.append(_row(cell, _run(cell, runs)))
+        rows.append(_row(cell, _run(cell, runs, data_root), data_root))
     return pandas.DataFrame(rows)
 
 
-def collect(cells: Sequence[Cell], runs: Path) -> pandas.DataFrame:
+def collect(cells: Sequence[Cell], runs: Path, data_root: Path | None = None) -> pandas.DataFrame:
     """Return a row for each of `cells` that is complete under `runs`: the cell's fields and its `figures`."""
     done = [cell for cell in cells if is_finished(runs / cell.place)]
-    return pandas.DataFrame([_row(cell, _run(cell, runs)) for cell in done])
+    return pandas.DataFrame([_row(cell, _run(cell, runs, data_root), data_root) for cell in done])
 
 
-def _run(cell: Cell, runs: Path) -> Run:
-    return execute(cell.load(), runs / cell.place, name=cell.recipe, overrides=cell.overrides, resume=True)
+def _run(cell: Cell, runs: Path, root: Path | None) -> Run:
+    place = runs / cell.place
+    return execute(cell.load(), place, name=cell.recipe, overrides=cell.overrides, resume=True, data_root=root)
 
 
-def _row(cell: Cell, run: Run) -> dict[str, Any]:
+def _row(cell: Cell, run: Run, root: Path | None) -> dict[str, Any]:
     fields = {key: value for key, value in asdict(cell).items() if key not in ("overrides", "place")}
-    return {**fields, **figures(run), "overrides": " ".join(cell.overrides)}
+    return {**fields, **figures(run, root), "overrides": " ".join(cell.overrides)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -18,7 +19,7 @@ from steelyard.experiments.selection import criterion
 __all__ = ["figures", "steps_to"]
 
 
-def figures(run: Run) -> dict[str, Any]:
+def figures(run: Run, data_root: Path | None = None) -> dict[str, Any]:
     """Return accuracies, and what was kept, as shares of the kept set (of the sum of probability x weight).
 
     Keys: test_last, test_selected (at the step that the recipe's criterion chooses on validation), train_last,
@@ -38,7 +39,7 @@ def figures(run: Run) -> dict[str, Any]:
         "test_last": last.test.accuracy,
         "test_selected": chosen.test.accuracy,
         "train_last": last.visible.train.accuracy,
-        "test_balanced": _balanced(run),
+        "test_balanced": _balanced(run, data_root),
         "validation_last": last.visible.validation.accuracy,
         "corrupted": _share(run.samples, "label_corrupted"),
         "wrong": _share(run.samples, "label_flipped"),
@@ -70,9 +71,9 @@ def _share(samples: pandas.DataFrame | None, fact: str) -> float | None:
 
 
 @torch.no_grad()
-def _balanced(run: Run) -> float:
+def _balanced(run: Run, root: Path | None) -> float:
     recipe = run.recipe
-    problem = Problem(recipe.data.load(recipe.seed), recipe.model, recipe.seed)
+    problem = Problem(recipe.data.load(recipe.seed, root), recipe.model, recipe.seed)
     model = problem.model().eval()
     model.load_state_dict(load_file(run.directory / MODEL))
     test = with_groups(problem.splits.test)  # 2 label + colour

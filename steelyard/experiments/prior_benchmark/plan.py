@@ -17,6 +17,7 @@ __all__ = [
     "ablation_cells",
     "cell",
     "main_cells",
+    "mnist_cells",
     "noise_cells",
 ]
 
@@ -33,6 +34,7 @@ CONDITIONS = (
     ("uniform", 0.1),
     ("noisy_class", 0.1),
 )
+DIGITS, MNIST = "coloured_digits", "colored_mnist"
 FLOOR = 0.52  # with wrong labels an invariant model is not far above chance on the labels it is given
 
 _LONG = "training = {steps = 100, optimizer = {learning_rate = 1e-3}}"
@@ -81,6 +83,27 @@ ABLATIONS: dict[str, tuple[str, ...]] = {  # of the last of these, on the same d
     "2 mask draws": (*prior(OWN_EL2N), "method.draws=2"),
 }
 
+# Short runs see the 50,000 images in minibatches, and there are fewer proxies: the prior costs less than an outer step.
+_BATCHES = "steps = 100, batch_size = 2000"
+MNIST_LHD = f'{{name = "lhd", keep = "low", training = {{{_BATCHES}, optimizer = {{learning_rate = 1e-2}}}}}}'
+MNIST_DR_IS = (
+    f'{{name = "rank_disagreement", models = 4, training = {{{_BATCHES}, optimizer = {{learning_rate = 1e-3}}}}}}'
+)
+_MNIST_ERRORS = (
+    "method.prior.identification={steps = 30, batch_size = 2000, optimizer = {name = 'adam', learning_rate = 1e-2}}"
+)
+MNIST_CONDITIONS = (*CONDITIONS[:1], CONDITIONS[2], CONDITIONS[1])
+MNIST_METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ERM": ("erm", ()),
+    "IRMv1": ("irmv1", ()),
+    "Group DRO": ("group_dro", ()),
+    "JTT": ("jtt", ()),
+    "MAPLE": ("maple", ()),
+    "MAPLE + LHD": ("maple", (*prior(MNIST_LHD), _MNIST_ERRORS)),
+    "MAPLE + DR-IS": ("maple", (*prior(MNIST_DR_IS), _MNIST_ERRORS)),
+    "MAPLE + both": ("maple", (*prior(MNIST_LHD, MNIST_DR_IS), _MNIST_ERRORS)),
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -104,22 +127,37 @@ class Cell:
     seed: int
 
     @property
+    def dataset(self) -> str:
+        """The data set of the recipe."""
+        return self.recipe.partition("/")[0]
+
+    @property
     def place(self) -> Path:
         """Where the run lies, below the folder of runs."""
         condition = f"{self.kind}-{self.share:g}" if self.share else "clean"
         noise = "" if self.noise == 0.25 else f"-noise{self.noise:g}"
-        return Path(condition + noise) / self.method.replace(" ", "_") / f"seed{self.seed}"
+        data = "" if self.dataset == DIGITS else f"{self.dataset}-"
+        return Path(data + condition + noise) / self.method.replace(" ", "_") / f"seed{self.seed}"
 
     def load(self) -> Recipe:
         """Return the recipe."""
         return load_recipe(self.recipe, self.overrides, self.seed)
 
 
-def cell(kind: str, share: float, method: str, recipe: str, own: Sequence[str], seed: int, noise: float = 0.25) -> Cell:
-    """Return the cell of a recipe for coloured digits with its `own` overrides on corrupted data."""
+def cell(
+    kind: str,
+    share: float,
+    method: str,
+    recipe: str,
+    own: Sequence[str],
+    seed: int,
+    noise: float = 0.25,
+    dataset: str = DIGITS,
+) -> Cell:
+    """Return the cell of a recipe for `dataset` with its `own` overrides on corrupted data."""
     data = [f'data.corruption={{kind = "{kind}", share = {share}}}', f"train_floor={FLOOR}"] if share else []
     data += [f"data.label_noise={noise}"] if noise != 0.25 else []
-    return Cell(kind, share, noise, method, f"coloured_digits/{recipe}", (*own, *data), seed)
+    return Cell(kind, share, noise, method, f"{dataset}/{recipe}", (*own, *data), seed)
 
 
 def main_cells(
@@ -140,6 +178,16 @@ def noise_cells(seeds: Sequence[int]) -> list[Cell]:
         cell(*CONDITIONS[0], method, recipe, overrides, seed, noise=0.0)
         for method, (recipe, overrides) in NOISE_METHODS.items()
         for seed in seeds
+    ]
+
+
+def mnist_cells(seeds: Sequence[int]) -> list[Cell]:
+    """Return cells on Colored MNIST: condition by condition, within one seed by seed."""
+    return [
+        cell(kind, share, method, recipe, overrides, seed, dataset=MNIST)
+        for kind, share in MNIST_CONDITIONS
+        for seed in seeds
+        for method, (recipe, overrides) in MNIST_METHODS.items()
     ]
 
 

@@ -14,6 +14,8 @@ from steelyard.experiments.prior_benchmark.tables import PLAIN
 
 __all__ = ["accuracies", "curves"]
 
+_ACROSS = 5
+
 
 def accuracies(table: pandas.DataFrame) -> str:
     """Draw the last models' test accuracy, a panel for each condition, a row for each method; as SVG.
@@ -26,9 +28,12 @@ def accuracies(table: pandas.DataFrame) -> str:
     panels = list(table.groupby(["kind", "share"], sort=False))
     methods = list(dict.fromkeys(table["method"]))
     with matplotlib.rc_context(plots.STYLE):
-        drawing = Figure(figsize=(2.6 + 2.3 * len(panels), 1.3 + 0.3 * len(methods)))
-        axes = drawing.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, ((kind, share), rows) in zip(axes, panels, strict=True):
+        lines, across = -(-len(panels) // _ACROSS), min(len(panels), _ACROSS)
+        drawing = Figure(figsize=(2.6 + 2.3 * across, 0.7 + (0.7 + 0.3 * len(methods)) * lines))
+        axes = drawing.subplots(lines, across, sharex=True, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, ((kind, share), rows) in zip(axes, panels, strict=False):
             where = [methods.index(method) for method in rows["method"]]
             mean, std = 100 * rows["test_balanced_mean"].to_numpy(), 100 * rows["test_balanced_std"].to_numpy()
             colour = [plots.COLOURS[0 if method.startswith(PLAIN) else 6] for method in rows["method"]]
@@ -37,7 +42,10 @@ def accuracies(table: pandas.DataFrame) -> str:
             axis.scatter(mean, where, c=colour, s=28, zorder=2, label="colours balanced")
             last = 100 * rows["test_last_mean"].to_numpy()
             axis.scatter(last, where, s=28, facecolors="none", edgecolors=colour, zorder=2, label="test split as it is")
-            axis.set(title=_title(kind, share), xlim=(0, 100), xlabel="test accuracy (%)")
+            axis.set(title=_title(kind, share), xlim=(0, 100))
+        for axis in axes[max(0, len(panels) - across) : len(panels)]:
+            axis.set_xlabel("test accuracy (%)")
+            axis.xaxis.set_tick_params(labelbottom=True)
         axes[0].set_yticks(range(len(methods)), methods)
         axes[0].invert_yaxis()
         drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)

@@ -88,7 +88,12 @@ def summary(table: pandas.DataFrame, keys: Sequence[str], command: str) -> list[
         for name in FIGURES:
             if row[f"{name}_count"]:
                 rows.append(
-                    {"recipe": row["recipe"], "dataset": "coloured_digits", "method": method, "metric": name}
+                    {
+                        "recipe": row["recipe"],
+                        "dataset": row["recipe"].partition("/")[0],
+                        "method": method,
+                        "metric": name,
+                    }
                     | {"selection": SELECTED if name == "test_selected" else "last"}
                     | {"mean": round(row[f"{name}_mean"], 6), "std": round(row[f"{name}_std"], 6)}
                     | {"seeds": [int(seed) for seed in row["seeds"].split()], "command": command}
