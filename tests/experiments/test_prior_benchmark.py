@@ -18,9 +18,9 @@ from steelyard.experiments.directory import ENVIRONMENT
 from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.prior_benchmark import priors
 from steelyard.experiments.prior_benchmark.cells import carry_out, collect
-from steelyard.experiments.prior_benchmark.plan import METHODS, ablation_cells, main_cells, noise_cells
+from steelyard.experiments.prior_benchmark.plan import METHODS, ablation_cells, main_cells, mnist_cells, noise_cells
 from steelyard.experiments.prior_benchmark.separation import area
-from steelyard.experiments.prior_benchmark.tables import grouped, markdown, summary, with_common_level
+from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, summary, with_common_level
 from steelyard.experiments.run import read_run
 
 TINY = {
@@ -52,6 +52,10 @@ def test_every_cell_has_a_recipe_and_a_place_of_its_own() -> None:
         assert cell.load().data.corruption.share == cell.share
         assert cell.load().data.label_noise == cell.noise
     assert len(main_cells((5, 6))) == 2 * 10 * len(METHODS)
+    mnist = {cell.place: cell.load() for cell in mnist_cells((5, 6))}
+    assert len(mnist) == 2 * 3 * 8
+    assert not set(mnist) & set(cells)
+    assert {recipe.data.name for recipe in mnist.values()} == {"colored_mnist"}
 
 
 def test_cells_that_are_there_are_read_and_a_cut_run_is_done_again(done: tuple, tmp_path: Path) -> None:
@@ -149,6 +153,16 @@ def test_mean_and_spread() -> None:
     assert [row["metric"] for row in rows if row["method"].endswith("ERM")] == ["test_last"]
 
 
+def test_what_a_prior_changes_seed_by_seed() -> None:
+    rows = [("MAPLE", 1, 0.5, 0.30), ("MAPLE", 2, 0.6, 0.40), ("MAPLE + x", 1, 0.7, 0.25), ("MAPLE + x", 2, 0.5, 0.20)]
+    cells = pandas.DataFrame(rows, columns=["method", "seed", "test_last", "wrong"])
+    cells = cells.assign(kind="uniform", share=0.2, noise=0.25, test_selected=cells["test_last"], test_balanced=0.5)
+    last = paired(cells).splitlines()[-1]
+    change = f"+5.0 ± {np.std([20, -10], ddof=1):.1f} (1 of 2)"
+    wrong = f"-12.5 ± {np.std([-5, -20], ddof=1):.1f} (0 of 2)"
+    assert last == f"| uniform | 0.2 | MAPLE + x | {change} | {change} | +0.0 ± 0.0 (0 of 2) | {wrong} |"
+
+
 def test_area_is_the_auc() -> None:
     g = torch.Generator().manual_seed(0)
     values, members = torch.randint(6, (80,), generator=g).double(), torch.rand(80, generator=g) < 0.3
@@ -161,7 +175,7 @@ def test_the_files(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tables = priors(tmp_path, runs, parts=("main",), seeds=(1, 2))
     assert list(tables) == ["main"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("main.csv", "main.md", "main.svg", "main_runs.csv", "steps.svg", "summary.json")
+        *("main.csv", "main.md", "main.svg", "main_paired.md", "main_runs.csv", "steps.svg", "summary.json")
     ]
     columns = {"recipe", "dataset", "method", "metric", "selection", "mean", "std", "seeds", "command"}
     rows = json.loads((tmp_path / "summary.json").read_text())

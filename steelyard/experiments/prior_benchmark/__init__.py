@@ -24,7 +24,7 @@ from steelyard.experiments.prior_benchmark.plan import (
     noise_cells,
 )
 from steelyard.experiments.prior_benchmark.separation import separation
-from steelyard.experiments.prior_benchmark.tables import grouped, markdown, summary, with_common_level
+from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, summary, with_common_level
 
 __all__ = ["OFFLINE", "PARTS", "priors"]
 
@@ -104,6 +104,8 @@ def _write(part: str, table: pandas.DataFrame, cells: pandas.DataFrame, folder: 
     _files.write_text(folder / f"{part}.md", markdown(table, keys))
     _files.write_text(folder / f"{part}.csv", table.to_csv(index=False, float_format="%.6g"))
     _files.write_text(folder / f"{part}_runs.csv", cells.drop(columns="curve").to_csv(index=False, float_format="%.6g"))
+    if part in ("main", "mnist"):
+        _files.write_text(folder / f"{part}_paired.md", paired(cells))
     if part == "main":
         _files.write_text(folder / "main.svg", plots.accuracies(table))
         _files.write_text(folder / "steps.svg", plots.curves(cells, CONDITIONS[:2]))

@@ -10,7 +10,7 @@ import pandas
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.prior_benchmark.figures import steps_to
 
-__all__ = ["FIGURES", "grouped", "markdown", "summary", "with_common_level"]
+__all__ = ["FIGURES", "grouped", "markdown", "paired", "summary", "with_common_level"]
 
 # column of `figures` -> heading
 FIGURES = {
@@ -99,3 +99,24 @@ def summary(table: pandas.DataFrame, keys: Sequence[str], command: str) -> list[
                     | {"seeds": [int(seed) for seed in row["seeds"].split()], "command": command}
                 )
     return rows
+
+
+def paired(cells: pandas.DataFrame) -> str:
+    """Return what priors change, seed by seed, as Markdown: mean ± standard deviation of (figure - plain MAPLE's).
+
+    Points of per cent; in brackets on how many of the seeds it is above 0. Same data and seed in each pair.
+    """
+    twin = ["kind", "share", "noise", "seed"]
+    shown = ("test_last", "test_selected", "test_balanced", "wrong")
+    plain = cells[cells["method"] == PLAIN].set_index(twin)
+    lines = [["kind", "share", "method", *(FIGURES[name] for name in shown)], ["---"] * (3 + len(shown))]
+    others = cells[cells["method"].str.startswith(f"{PLAIN} +")]
+    for (kind, share, method), group in others.groupby(["kind", "share", "method"], sort=False):
+        rows = group.set_index(twin)
+        lines.append([kind, f"{share:g}", method])
+        for name in shown:
+            change = (100 * (rows[name] - plain[name])).dropna()
+            spread = Spread.of(list(change)) if len(change) else None
+            up = f" ({int((change > 0).sum())} of {len(change)})"
+            lines[-1].append("" if spread is None else f"{spread.mean:+.1f} ± {spread.std:.1f}{up}")
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
