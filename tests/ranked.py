@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from steelyard import _state
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
 from steelyard.distributed import ALONE, Processes, Ranks
+from steelyard.journal import Journal
+from steelyard.reweight import CubicBudget, InnerRun, IRMv1, Maple, Mask, MeanRisk, Prior, Reweighting, Sqrt, VREx
 
 from .bilevel.problems import CROSS_ENTROPY, OPTIMIZERS
+from .reweight.problems import spurious
 
 Case = Callable[[Ranks], dict[str, Tensor]]
 
@@ -104,7 +107,59 @@ def truncated(ranks: Ranks, **options: Any) -> dict[str, Tensor]:
     }
 
 
-CASES: dict[str, Case] = {f"truncated {name}": partial(truncated, optimizer=name) for name in OPTIMIZERS}
+def learned(result: Reweighting) -> dict[str, Tensor]:
+    figures = [[float(value) for value in row.values() if value is not None] for row in result.history]
+    return {
+        "weights": result.weights,
+        "probabilities": result.probabilities,
+        "index": result.index,
+        "history": torch.tensor(figures, dtype=torch.float64),
+    }
+
+
+def inner_run(ranks: Ranks, steps: int = 8, **options: Any) -> InnerRun:
+    make = partial(nn.Linear, 2, 2, dtype=torch.float64)
+    optimizer = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    return InnerRun(make, optimizer, WeightedLoss(CROSS_ENTROPY, ranks=ranks), steps, **options)
+
+
+def maple(ranks: Ranks, run: dict[str, Any], validate: bool = False, lopsided: bool = False, **options: Any) -> Any:
+    """Five outer steps from weights that move, on 61 samples."""
+    train, _ = spurious(61)
+    own = ranks.share(61)
+    if lopsided and ranks.size > 1:  # all on the second rank
+        own = torch.arange(61 * ranks.rank)
+    validation = spurious(31, seed=5)[0].take(ranks.share(31)) if validate else None
+    settings = {"risk": Sqrt(VREx()), "budget": 20, "steps": 5, **options}
+    return learned(Maple(inner_run(ranks, **run), **settings).fit(train.take(own), validation))
+
+
+def prior() -> Prior:
+    guess = torch.rand(61, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return Prior(guess, start="both", anchor=0.3)
+
+
+CASES: dict[str, Case] = {
+    "maple": partial(maple, run={}, draws=2),
+    "maple, batches": partial(maple, run={"batch_size": 5, "steps": 12}, clip=0.1, patience=2, validate=True),
+    "maple, all on one rank": partial(maple, run={"batch_size": 16}, lopsided=True),
+    "maple, folds": partial(maple, run={"batch_size": 7}, folds=2, outer_chunk=10),
+    "maple, T = 3 and a warm start": partial(
+        maple, run={"window": 3, "restart": False}, estimator=Truncated(3), risk=IRMv1(unbiased=True) + MeanRisk()
+    ),
+    "maple, prior and constraints": partial(
+        maple,
+        run={},
+        prior=prior(),
+        budget=CubicBudget(40, 12),
+        equality=False,
+        radius=15.0,
+        p=1,
+        mask=Mask("relaxed"),
+        validate=True,
+    ),
+}
+CASES |= {f"truncated {name}": partial(truncated, optimizer=name) for name in OPTIMIZERS}
 CASES |= {f"truncated {kind}": partial(truncated, normalise=kind) for kind in ("batch", "none")}
 CASES |= {"truncated without gradients": partial(truncated, optimizer="adam", clear=True)}
 

@@ -305,7 +305,9 @@ class Maple:
         """Return pi of this rank's `count` samples at `progress`; the prior is one of the samples of all ranks."""
         start, total = self.inner.ranks.place(count)
         if len(prior.probabilities) != total:
-            raise ValueError(f"prior has {len(prior.probabilities)} probabilities, and train has {total} samples")
+            raise ValueError(
+                f"these need the same first dimension: train has {total}, prior has {len(prior.probabilities)}"
+            )
         return prior.under(self.constraints, progress)[start : start + count]
 
     def _hypergradient(
