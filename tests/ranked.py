@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +19,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard import _state
-from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
+from steelyard.bilevel import (
+    Batch,
+    FiniteDifference,
+    Implicit,
+    Recorder,
+    Trajectory,
+    Truncated,
+    Unrolled,
+    WeightedLoss,
+)
 from steelyard.distributed import ALONE, Processes, Ranks
 from steelyard.journal import Journal
-from steelyard.reweight import CubicBudget, InnerRun, IRMv1, Maple, Mask, MeanRisk, Prior, Reweighting, Sqrt, VREx
+from steelyard.reweight import (
+    CubicBudget,
+    InnerRun,
+    IRMv1,
+    Maple,
+    Mask,
+    MeanRisk,
+    OuterStep,
+    Prior,
+    Reweighting,
+    Sqrt,
+    VREx,
+)
 
-from .bilevel.problems import CROSS_ENTROPY, OPTIMIZERS
+from .bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm
 from .reweight.problems import spurious
 
 Case = Callable[[Ranks], dict[str, Tensor]]
@@ -107,6 +129,21 @@ def truncated(ranks: Ranks, **options: Any) -> dict[str, Tensor]:
     }
 
 
+def whole_run(ranks: Ranks) -> dict[str, Tensor]:
+    """The hypergradient through all of the window, and central differences of the run of all ranks."""
+    own, outer, start, size = ranks.share(SAMPLES), outer_loss(ranks), start_weight(), 1e-5
+    _, run = loop(ranks, start, "adam")
+    found = ranks.gather(Truncated(3)(run, outer, own))
+    truth = torch.zeros(SAMPLES, dtype=torch.float64)
+    for sample in range(SAMPLES):
+        for signed in (size, -size):
+            weight = start.clone()
+            weight[sample] += signed
+            module, _ = loop(ranks, weight, "adam")
+            truth[sample] += ranks.total(outer(module)) / ranks.size / (2 * signed)
+    return {"T=3": found, "differences of the run": truth}
+
+
 def learned(result: Reweighting) -> dict[str, Tensor]:
     figures = [[float(value) for value in row.values() if value is not None] for row in result.history]
     return {
@@ -159,7 +196,11 @@ CASES: dict[str, Case] = {
         validate=True,
     ),
 }
-CASES |= {f"truncated {name}": partial(truncated, optimizer=name) for name in OPTIMIZERS}
+CASES |= {"whole run": whole_run}
+CASES |= {
+    f"truncated {name}": partial(truncated, optimizer=name)
+    for name in ("sgd-nesterov", "adam", "adamw-amsgrad", "nadam-decoupled", "rmsprop-centered", "adagrad")
+}
 CASES |= {f"truncated {kind}": partial(truncated, normalise=kind) for kind in ("batch", "none")}
 CASES |= {"truncated without gradients": partial(truncated, optimizer="adam", clear=True)}
 
@@ -202,8 +243,80 @@ def started(
 
 
 def all_cases(ranks: Ranks, folder: Path) -> None:
-    """Every case, its result in a file a rank."""
-    _state.write(folder / f"found.{ranks.rank}", {name: case(ranks) for name, case in CASES.items()}, "found")
+    """Every case, the killed run gone on with, the refusals, and what is said of a silent rank; a file a rank."""
+    found = {name: case(ranks) for name, case in CASES.items()}
+    found["resumed"] = uninterrupted(ranks, folder / "run.safetensors")
+    said = {name: _said(partial(call, ranks)) for name, call in REFUSED.items()}
+    waited = Processes(dist.new_group(timeout=timedelta(seconds=1)))
+    said["silent"] = _said(lambda: waited.sum(torch.ones(1))) if ranks.rank == 0 else ""
+    _state.write(folder / f"found.{ranks.rank}", {"found": found, "said": said}, "found")
+
+
+def _said(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 (what a test looks at)
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _record(ranks: Ranks, of_objective: Ranks, of_model: Ranks, make: Callable[[], nn.Module] = net) -> None:
+    module = make().double()
+    stepper = torch.optim.SGD(module.parameters(), lr=0.1)
+    objective = WeightedLoss(CROSS_ENTROPY, ranks=of_objective)
+    with Recorder(of_model.wrap(module), stepper, objective) as recorder:
+        recorder.loss(data().take(ranks.share(SAMPLES)), start_weight()[ranks.share(SAMPLES)])
+
+
+def _negative(ranks: Ranks) -> None:
+    train = spurious(8)[0].take(ranks.share(8))
+    inner_run(ranks)(train, torch.ones(4, dtype=torch.float64) - 2 * ranks.rank)
+
+
+def _diverged(ranks: Ranks) -> None:
+    """One sample of the second rank, which no mask keeps, is infinite: its hypergradient is NaN there alone."""
+    train = spurious(8)[0].take(ranks.share(8))
+    train.inputs[3] *= torch.inf if ranks.rank else 1
+    maple = Maple(inner_run(ranks), MeanRisk(), budget=6, steps=1)
+    start = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    maple.fit(train, train.take(torch.arange(3)), state=maple.begin(train, start))
+
+
+def _journal_of_one(ranks: Ranks) -> None:
+    train = spurious(8)[0].take(ranks.share(8))
+    Maple(inner_run(ranks), MeanRisk(), budget=4, steps=1).fit(train, journal=Journal("nothing_here.safetensors"))
+
+
+REFUSED: dict[str, Callable[[Ranks], object]] = {
+    "no ranks": lambda ranks: _record(ranks, ALONE, ranks),
+    "no average": lambda ranks: _record(ranks, ranks, ALONE),
+    "batch norm": lambda ranks: _record(ranks, ranks, ranks, batch_norm),
+    "implicit": lambda ranks: Implicit()(loop(ranks, start_weight())[1], outer_loss(ranks)),
+    "unrolled": lambda ranks: Unrolled(3)(loop(ranks, start_weight())[1], outer_loss(ranks)),
+    "tensors": lambda ranks: Truncated(3).tensors(loop(ranks, start_weight())[1], outer_loss(ranks), []),
+    "negative": _negative,
+    "diverged": _diverged,
+    "journal of one": _journal_of_one,
+}
+
+
+def killed(ranks: Ranks, folder: Path) -> None:
+    """Outer steps, a checkpoint each; the second rank is killed in the fourth."""
+
+    def kill(step: OuterStep) -> None:
+        if step.step == 3 and ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    uninterrupted(ranks, folder / "run.safetensors", [kill])
+
+
+def uninterrupted(ranks: Ranks, path: Path | None = None, callbacks: Any = ()) -> dict[str, Tensor]:
+    journal = Journal(path, every=1, ranks=ranks)
+    maple = Maple(inner_run(ranks, restart=False), Sqrt(VREx()), budget=20, steps=6)
+    return learned(maple.fit(spurious(61)[0].take(ranks.share(61)), callbacks=callbacks, journal=journal))
+
+
+CASES |= {"uninterrupted": uninterrupted}
 
 
 def alone(name: str) -> dict[str, Tensor]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +14,115 @@ import pytest
 import torch
 
 from steelyard import _state
+from steelyard.distributed import ALONE, Processes
+from steelyard.reweight import Reweighting
 
-from .ranked import CASES, all_cases, alone, started
+from .ranked import CASES, all_cases, alone, killed, started, uninterrupted
+
+ROOT = Path(__file__).parent.parent
+
+_PATIENCE = 400  # seconds until a test gives up on processes that take some ten on a free machine
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose second rank was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    with started(2, folder, killed, seconds=3600) as processes:
+        processes[1].join(_PATIENCE)
+        processes[0].join(_PATIENCE / 4)  # it notices at once, not after the hour that it would wait for a silent one
+        assert [process.exitcode for process in processes] == [1, -9]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(killed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What either of two processes finds."""
     folder = tmp_path_factory.mktemp("ranks")
+    shutil.copy(killed_run / "run.safetensors", folder)
     with started(2, folder, all_cases) as processes:
         for process in processes:
-            process.join(120)
+            process.join(_PATIENCE)
         errors = "".join(path.read_text() for path in folder.glob("error.*"))
         assert [process.exitcode for process in processes] == [0, 0], errors
     return [_state.read(folder / f"found.{rank}", "found") for rank in (0, 1)]
 
 
+def close(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-11) -> None:
+    assert set(found) == set(expected)
+    for what, value in expected.items():
+        size = 1e-6 if "differences" in what else tolerance
+        torch.testing.assert_close(found[what], value, rtol=size, atol=size, msg=lambda m, what=what: f"{what}: {m}")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_give_what_one_gives(name: str, found: list[dict[str, Any]]) -> None:
+    """To 1e-11 in float64; where a central difference is taken, to 1e-6."""
     expected = alone(name)
     for of_rank in found:
-        assert set(of_rank[name]) == set(expected)
-        for what, value in expected.items():
-            tolerance = 1e-6 if "differences" in what else 1e-11
-            torch.testing.assert_close(
-                of_rank[name][what], value, rtol=tolerance, atol=tolerance, msg=lambda m, what=what: f"{what}: {m}"
-            )
+        close(of_rank["found"][name], expected)
+
+
+def test_the_hypergradient_of_two_processes_is_that_of_central_differences(found: list[dict[str, Any]]) -> None:
+    result = found[0]["found"]["whole run"]
+    assert result["T=3"][:6].any()  # of both shares
+    assert result["T=3"][6:].any()
+    torch.testing.assert_close(result["T=3"], result["differences of the run"], rtol=1e-6, atol=1e-9)
+
+
+SAID = {
+    "no ranks": "ValueError: under DistributedDataParallel on 2 ranks the inner loss must be that of the whole batch",
+    "no average": "ValueError: objective.ranks are 2 processes, but the gradients of the model are averaged over 1",
+    "batch norm": "RuntimeError: the forward pass wrote to a buffer or normalised by its batch",
+    "implicit": "NotImplementedError: Implicit works in one process",
+    "unrolled": "NotImplementedError: Unrolled works in one process",
+    "tensors": "NotImplementedError: the general path",
+    "negative": ("RankError: rank 1: ValueError: weight must be >= 0", "ValueError: weight must be >= 0"),
+    "diverged": ("RankError: rank 1: FloatingPointError: the hypergradient of", "FloatingPointError: outer step 1"),
+    "journal of one": "ValueError: journal is kept by 1 processes, not 2",
+    "silent": ("RankError: rank 0 of 2 lost another rank, which ended or did not answer in time", ""),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_cannot_be_right_is_refused_on_every_rank(name: str, found: list[dict[str, Any]]) -> None:
+    expected = SAID[name]
+    for rank, of_rank in enumerate(found):
+        assert of_rank["said"][name].startswith(expected if isinstance(expected, str) else expected[rank])
+
+
+def test_a_killed_rank_ends_the_run_and_the_run_goes_on(
+    killed_run: Path, found: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """To the bits of the uninterrupted run; and on another number of processes, to rounding."""
+    assert "RankError: rank 0 of 2 lost another rank" in (killed_run / "error.0").read_text()
+    path = killed_run / "run.safetensors"
+    assert _state.read(path, "steelyard.checkpoint.1")["stages"][0]["done"] == 3
+    whole = found[0]["found"]["uninterrupted"]
+    for of_rank in found:
+        assert all(torch.equal(of_rank["found"]["resumed"][name], value) for name, value in whole.items())
+    close(uninterrupted(ALONE, Path(shutil.copy(path, tmp_path))), whole)
+
+
+def test_the_readme_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "reweigh.py").write_text(script)
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "reweigh.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    result = Reweighting.load(tmp_path / "weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.safetensors").unlink()
+    one = script.replace("Processes()", "ALONE").replace("import Processes", "import ALONE")
+    one = re.sub(r"torch\.distributed\.\w+\(.*?\)", "None", one)
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(compile(one, "README.md", "exec"), names)
+    torch.testing.assert_close(result.weights, names["result"].weights, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.probabilities, names["result"].probabilities, rtol=0, atol=1e-5)
+
+
+def test_there_must_be_a_group() -> None:
+    with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group"):
+        Processes()

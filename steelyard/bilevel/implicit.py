@@ -18,7 +18,15 @@ from steelyard.bilevel.directional import Direction, ForwardMode, dot, mixed
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Tensors, Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import OuterGradient, add_rows, check_alone, check_detached, ids_of, outer_gradient, virtual
+from steelyard.bilevel.window import (
+    OuterGradient,
+    add_rows,
+    check_alone,
+    check_detached,
+    ids_of,
+    outer_gradient,
+    virtual,
+)
 
 __all__ = ["Implicit", "SolverReport", "SolverWarning"]
 

@@ -131,9 +131,7 @@ class WeightedLoss:
         if self.normalise == "batch":
             return max(1, sum(self.ranks.lengths(len(weight))))
         if weight.requires_grad:
-            raise TypeError(
-                'on several ranks normalise="weights" takes weights that require no gradient: detach them'
-            )
+            raise TypeError('on several ranks normalise="weights" takes weights that require no gradient: detach them')
         total = self.ranks.sum(weight.sum())
         if not bool(total > 0):
             raise ValueError(

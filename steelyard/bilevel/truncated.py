@@ -15,7 +15,15 @@ from steelyard.bilevel.directional import CentralDifference, Direction, ForwardM
 from steelyard.bilevel.pullback import pullback_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
-from steelyard.bilevel.window import add_rows, check_alone, check_detached, check_gradient, ids_of, outer_gradient, virtual
+from steelyard.bilevel.window import (
+    add_rows,
+    check_alone,
+    check_detached,
+    check_gradient,
+    ids_of,
+    outer_gradient,
+    virtual,
+)
 
 __all__ = ["FiniteDifference", "Outer", "Truncated"]
 

@@ -14,7 +14,16 @@ from steelyard.bilevel.directional import Direction, dot
 from steelyard.bilevel.statistics import differentiable_statistics
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["OuterGradient", "add_rows", "check_alone", "check_detached", "check_gradient", "ids_of", "outer_gradient", "virtual"]
+__all__ = [
+    "OuterGradient",
+    "add_rows",
+    "check_alone",
+    "check_detached",
+    "check_gradient",
+    "ids_of",
+    "outer_gradient",
+    "virtual",
+]
 
 
 class OuterGradient(NamedTuple):

@@ -179,9 +179,12 @@ class Maple:
             FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
             RankError: another rank failed or is gone; the run can be gone on with from its journal.
         """
-        ranks, journal = self.inner.ranks, journal or Journal()
-        if journal.path is not None and journal.ranks.size != ranks.size:
-            raise ValueError(f"journal is kept by {journal.ranks.size} processes, not {ranks.size}: Journal(..., ranks=)")
+        ranks = self.inner.ranks
+        journal = journal or Journal(ranks=ranks)
+        if journal.ranks.size != ranks.size:
+            raise ValueError(
+                f"journal is kept by {journal.ranks.size} processes, not {ranks.size}: Journal(..., ranks=)"
+            )
         if self.cross_fit is not None and validation is not None:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
         state = self.begin(train) if state is None else state

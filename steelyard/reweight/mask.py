@@ -151,9 +151,7 @@ class Mask:
         return torch.sigmoid((torch.logit(inside) + noise) / temperature).to(probabilities.dtype)
 
 
-def _uniform(
-    shape: tuple[int, ...], generator: torch.Generator, device: torch.device, ranks: Ranks = ALONE
-) -> Tensor:
+def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device, ranks: Ranks = ALONE) -> Tensor:
     """Draw on the generator's device, in float64: float32 has 2^-24 steps, too coarse for Bernoulli(1e-8)."""
     if ranks.size == 1:
         return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(device)

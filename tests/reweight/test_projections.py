@@ -249,9 +249,7 @@ def test_shares_of_the_box_simplex_are_those_of_one_process(x, share, equality, 
 @given(VECTORS, st.floats(0, 100), st.sampled_from([1, 2]), CUTS)
 def test_shares_of_the_ball_are_those_of_one_process(x, radius, p, cuts):
     found, asked = on_shares(lambda w, ranks: project_ball(w, radius, p=p, ranks=ranks), x, cuts)
-    torch.testing.assert_close(
-        found, project_ball(x, radius, p=p), rtol=1e-14, atol=1e-14 * (1 + x.abs().max().item())
-    )
+    torch.testing.assert_close(found, project_ball(x, radius, p=p), rtol=1e-14, atol=1e-14 * (1 + x.abs().max().item()))
     assert asked <= 4 * math.log2(2 * len(x)) + 6
 
 
