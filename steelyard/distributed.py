@@ -134,7 +134,7 @@ class Ranks:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Make what torch raises where another rank is gone a `RankError`, for a body that asks others through torch."""
+        """Make what torch raises where another rank is gone a `RankError`, for a body that asks through torch."""
         yield
 
 

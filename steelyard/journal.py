@@ -74,8 +74,8 @@ class Journal:
             of a stage always has one.
         note: called before each checkpoint, for what is to be kept with it; there it makes durable what the
             checkpoint relies on, such as a file of figures.
-        stop: asked after each step; a number other than 0 ends the computation, saved, by `Stopped` (on all ranks, if any
-            rank is told so).
+        stop: asked after each step; a number other than 0 ends the computation, saved, by `Stopped` (on all ranks, if
+            any is told so).
         ranks: the processes that compute together. All read the file, so it must be where all can see it; the first
             writes it. Parts must give the same state on every rank, and the global generators go on as the first's.
 

@@ -268,8 +268,8 @@ class Recorder:
 
 _COUPLED = (
     "the forward pass wrote to a buffer or normalised by its batch (BatchNorm or SyncBatchNorm in training mode): on "
-    "several ranks each has a share of the batch only, and the derivative of the whole is not known; put such layers in "
-    "eval mode, use GroupNorm or LayerNorm, or record in one process"
+    "several ranks each has a share of the batch only, and the derivative of the whole is not known; put such layers "
+    "in eval mode, use GroupNorm or LayerNorm, or record in one process"
 )
 
 
@@ -284,12 +284,12 @@ def _check_ranks(model: nn.Module, objective: Objective) -> None:
         return
     if ranks == 1:
         raise ValueError(
-            f"under DistributedDataParallel on {averaged} ranks the inner loss must be that of the whole batch, of which "
-            "each rank has a share: give a WeightedLoss(..., ranks=Processes()) (steelyard.distributed)"
+            f"under DistributedDataParallel on {averaged} ranks the inner loss must be that of the whole batch, of "
+            "which each rank has a share: give a WeightedLoss(..., ranks=Processes()) (steelyard.distributed)"
         )
     raise ValueError(
-        f"objective.ranks are {ranks} processes, but the gradients of the model are averaged over {averaged}: wrap it in "
-        "DistributedDataParallel over the same group, or leave out ranks"
+        f"objective.ranks are {ranks} processes, but the gradients of the model are averaged over {averaged}: wrap it "
+        "in DistributedDataParallel over the same group, or leave out ranks"
     )
 
 

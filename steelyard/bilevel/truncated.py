@@ -244,5 +244,5 @@ def _gradient_of(run: Trajectory, step: Step) -> Tensors:
     """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
     held = step.held_gradient()
     # All ranks or none: one alone would wait for the others' share.
-    lost = sum(run.ranks.lengths(int(held is None)))
+    lost = any(run.ranks.lengths(int(held is None)))
     return run.ranks.mean(gradient(run, step, step.parameters)) if lost or held is None else held

@@ -187,7 +187,7 @@ def check_gradient(run: Trajectory, step: Step, at: Tensors, along: Tensors, rec
         RuntimeError: they differ by more than rounding explains.
     """
     held = step.held_gradient()
-    if at is not step.parameters or sum(run.ranks.lengths(int(held is None))):
+    if at is not step.parameters or any(run.ranks.lengths(int(held is None))):
         return
     assert held is not None
     weighted, weight = step.objective or run.weighted, step.weight.to(recorded.dtype)

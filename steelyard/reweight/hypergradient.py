@@ -59,8 +59,8 @@ class OuterRisk:
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the risk of `model`, a scalar with a graph to its parameters.
 
-        On several ranks the graph is that through this rank's samples, such that the mean over ranks of the gradients is
-        the gradient of the risk.
+        On several ranks the graph is that through this rank's samples, such that the mean over ranks of the gradients
+        is the gradient of the risk.
         """
         return self.of(self.outputs(model, self.samples.inputs))
 
@@ -91,13 +91,13 @@ def _labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
     """Return the samples of all ranks with inputs that have a shape and no values."""
     if ranks.size == 1:
         return samples
-    fields = {
-        name: None if value is None else ranks.gather(value)
-        for name, value in vars(samples).items()
-        if name != "inputs"
-    }
-    shape = (len(fields["index"]), *samples.inputs.shape[1:])
-    return Batch(inputs=torch.empty(shape, dtype=samples.inputs.dtype, device="meta"), **fields)
+
+    def maybe(labels: Tensor | None) -> Tensor | None:
+        return None if labels is None else ranks.gather(labels)
+
+    index = ranks.gather(samples.index)
+    inputs = torch.empty(len(index), *samples.inputs.shape[1:], dtype=samples.inputs.dtype, device="meta")
+    return Batch(inputs, ranks.gather(samples.targets), index, maybe(samples.environment), maybe(samples.group))
 
 
 def hypergradient(

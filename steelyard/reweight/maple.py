@@ -84,8 +84,8 @@ class Maple:
 
     Where ``inner.objective`` has ``ranks=Processes()``, every rank gives its share of the samples to `fit` and all end
     with the result that one process has for all of them, to rounding: masks and batches are those of one process,
-    and sums (norms, the projections' thresholds, the outer gradient) are over all ranks. Each keeps w, s and the optimizers'
-    moments of its own samples. A risk is given the outputs of all samples, and not their inputs.
+    and sums (norms, the projections' thresholds, the outer gradient) are over all ranks. Each keeps w, s and the
+    optimizers' moments of its own samples. A risk is given the outputs of all samples, and not their inputs.
 
     Raises:
         ValueError: an argument out of range; an anchor where s is not learned; at `fit`: a budget above n, a mask that
@@ -163,7 +163,8 @@ class Maple:
         """Learn the weights of `train`.
 
         Args:
-            train: ``n`` samples with distinct ids; on several ranks this one's share, as in `validation`. (What `OuterStep` shows a callback is then of this share, its `row` of all.)
+            train: ``n`` samples with distinct ids; on several ranks this one's share, as in `validation`.
+                (What `OuterStep` shows a callback is then of this share, its `row` of all.)
             validation: where the outer risk is evaluated (the paper holds out a tenth of the training data); None:
                 on `train` itself, as the authors' code does.
             callbacks: called with an `OuterStep` after each step; True (on any rank) stops the run.

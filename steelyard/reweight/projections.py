@@ -5,9 +5,9 @@ Newton's method lands on the root once it is on the right piece. A bracket makes
 not convex, and the median of the breakpoints left in it, where Newton dawdles, halves them: O(n) work in the
 worst case, a few passes over shrinking data in practice. It stops when the piece is right; no tolerance.
 
-Over shares of several ranks the same search runs on all of them at once: a round asks for one all-reduce of four numbers,
-and the median is the weighted median of the ranks' own, which leaves at most three quarters of the breakpoints. So the
-rounds are logarithmic in n in the worst case, and the result is that of one process to rounding.
+Over shares of several ranks the same search runs on all of them at once: a round asks for one all-reduce of four
+numbers, and the median is the weighted median of the ranks' own, which leaves at most three quarters of the
+breakpoints. So the rounds are logarithmic in n in the worst case, and the result is that of one process to rounding.
 """
 
 from __future__ import annotations

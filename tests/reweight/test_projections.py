@@ -265,7 +265,7 @@ HARD = {
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("share", [1e-3, 0.3, 0.999])
 def test_collectives_are_logarithmic_in_n(name, share):
-    """The scalars of 4 log2(2n) + 6 collectives at most; a bisection to float64's precision would need some 60 to 1000."""
+    """A bisection to float64's precision would need 60 to 1000 of them, as the scale of the numbers has it."""
     x = HARD[name]
     asked = {}
     for kind, project in {
