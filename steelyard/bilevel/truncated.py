@@ -94,7 +94,7 @@ class Truncated:
         steps = self._window(trajectory)
         weighted = trajectory.weighted
         if samples is not None:
-            self._check_samples(trajectory, index, steps[-1], samples)
+            trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
             along, _, _ = self._pull(trajectory, steps[-1], adjoint, {})
             return virtual(trajectory, steps[-1], steps[-1].parameters, along, samples, self.direction)

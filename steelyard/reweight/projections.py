@@ -140,10 +140,9 @@ def _threshold(values: Tensor, total: float | int, upper: float, ranks: Ranks) -
 
 def _extent(values: Tensor) -> Tensor:
     """Return the least and the greatest entry, how many there are, and their sum ``(4,)``; there may be none."""
-    least, greatest = (
-        values.aminmax() if values.numel() else (values.new_tensor(math.inf), values.new_tensor(-math.inf))
-    )
-    return torch.stack([least, greatest, *_count_and_sum(values)])
+    infinite = values.new_tensor(math.inf)
+    ends = values.aminmax() if values.numel() else (infinite, -infinite)
+    return torch.stack([*ends, *_count_and_sum(values)])
 
 
 def _count_and_sum(values: Tensor) -> Tensor:
