@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from steelyard import _state
-from steelyard.distributed import ALONE, Processes
-from steelyard.reweight import Reweighting
+from steelyard.distributed import ALONE, Processes, RankError, Ranks
+from steelyard.journal import CheckpointError, Journal
+from steelyard.reweight import Mask, Reweighting
 
 from .ranked import CASES, all_cases, alone, killed, started, uninterrupted
+from .shares import Threads, in_threads
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,3 +128,85 @@ def test_the_readme_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_there_must_be_a_group() -> None:
     with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group"):
         Processes()
+
+
+def test_what_ranks_ask_each_other() -> None:
+    shares = [torch.tensor([3.0, -4.0]), torch.zeros(0), torch.tensor([12.0])]
+
+    def body(ranks: Threads) -> list[Any]:
+        own = shares[ranks.rank]
+        means = ranks.mean({"a": torch.full((2, 1), float(ranks.rank)), "b": torch.tensor(3 * ranks.rank)})
+        return [
+            ranks.gather(own).tolist(),
+            ranks.gather(own[:, None].expand(-1, 2)).shape,
+            ranks.place(len(own)),
+            (ranks.total(own), ranks.average(own), ranks.norm(own), ranks.norm(own, 1)),
+            {name: value.tolist() for name, value in means.items()},
+            ranks.share(8).tolist(),
+            ranks.together(lambda: ranks.rank),
+        ]
+
+    same = [[3.0, -4.0, 12.0], (3, 2)], [(11.0, 11 / 3, 13.0, 19.0), {"a": [[1.0], [1.0]], "b": 3.0}]
+    parts = [(0, 3), [0, 1, 2]], [(2, 3), [3, 4, 5]], [(2, 3), [6, 7]]
+    for rank, (found, (place, positions)) in enumerate(zip(in_threads(3, body), parts, strict=True)):
+        assert found == [*same[0], place, *same[1], positions, rank]
+
+
+def test_a_failure_of_one_rank_is_told_on_all() -> None:
+    def body(ranks: Threads) -> None:
+        def check() -> None:
+            if ranks.rank:
+                raise OverflowError(f"größer than {ranks.rank}")
+
+        ranks.together(check)
+
+    first, second, third = in_threads(3, body)
+    assert isinstance(first, RankError)
+    assert str(first) == "rank 1: OverflowError: größer than 1"
+    assert (type(second), str(second)) == (OverflowError, "größer than 1")
+    assert (type(third), str(third)) == (OverflowError, "größer than 2")
+
+
+@pytest.mark.parametrize("mask", [Mask(), Mask("relaxed", temperature=0.5)], ids=["identity", "relaxed"])
+def test_masks_do_not_depend_on_the_number_of_ranks(mask: Mask) -> None:
+    s = torch.rand(23, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def body(ranks: Ranks) -> Any:
+        g = torch.Generator().manual_seed(5)
+        own = s[ranks.share(23)].requires_grad_()
+        drawn = [mask(own, g, ranks=ranks), mask(own, g, draws=3, ranks=ranks)]
+        (slope,) = torch.autograd.grad(drawn[0].sum(), own)
+        return drawn[0].detach(), drawn[1].detach(), slope
+
+    one = body(ALONE)
+    for number, found in enumerate(zip(*in_threads(4, body), strict=True)):
+        assert torch.equal(torch.cat(found, -1), one[number])
+
+
+def test_a_journal_of_several_ranks(tmp_path: Path) -> None:
+    """The first writes; a wish to stop on one is one on all; and all must see the same file."""
+
+    def run(ranks: Threads, stops: bool) -> None:
+        layer = torch.nn.Linear(1, 1)
+        path = tmp_path / "run.safetensors"
+        journal = Journal(path, every=1, ranks=ranks, stop=lambda: 15 * int(stops and path.exists() and ranks.rank))
+        with journal.stage(layer=layer) as stage:
+            for done in range(stage.done + 1, 4):
+                stage.step(done, last=done == 3)
+
+    stopped = in_threads(2, lambda ranks: run(ranks, stops=True))
+    assert [str(error) for error in stopped] == ["stopped (reason 15)"] * 2
+    assert in_threads(2, lambda ranks: run(ranks, stops=False)) == [None, None]
+    places = [tmp_path / "run.safetensors", tmp_path / "nowhere.safetensors"]
+    refused = in_threads(2, lambda ranks: Journal(places[ranks.rank], ranks=ranks))
+    assert all(isinstance(e, CheckpointError) and "not the same file on every rank" in str(e) for e in refused)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+
+    def write(ranks: Threads) -> None:
+        Journal(blocked / "run.safetensors", ranks=ranks).save()
+
+    first, second = in_threads(2, write)
+    assert isinstance(first, CheckpointError)
+    assert isinstance(second, RankError)
+    assert "rank 0: CheckpointError" in str(second)
