@@ -45,7 +45,7 @@ from steelyard.reweight import (
     VREx,
 )
 
-from .bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm
+from .bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm, dropout
 from .reweight.problems import spurious
 
 Case = Callable[[Ranks], dict[str, Tensor]]
@@ -76,7 +76,7 @@ def outer_loss(ranks: Ranks) -> Callable[[nn.Module], Tensor]:
     own = ranks.share(7)
 
     def outer(model: nn.Module) -> Tensor:
-        return F.cross_entropy(model(inputs[own]), targets[own], reduction="sum") * ranks.size / 7
+        return F.cross_entropy(model.eval()(inputs[own]), targets[own], reduction="sum") * ranks.size / 7
 
     return outer
 
@@ -129,18 +129,18 @@ def truncated(ranks: Ranks, **options: Any) -> dict[str, Tensor]:
     }
 
 
-def whole_run(ranks: Ranks) -> dict[str, Tensor]:
+def whole_run(ranks: Ranks, make: Callable[[], nn.Module] = net) -> dict[str, Tensor]:
     """The hypergradient through all of the window, and central differences of the run of all ranks."""
     own, outer, start, size = ranks.share(SAMPLES), outer_loss(ranks), start_weight(), 1e-5
-    _, run = loop(ranks, start, "adam")
+    _, run = loop(ranks, start, "adam", make=make)
     found = ranks.gather(Truncated(3)(run, outer, own))
     truth = torch.zeros(SAMPLES, dtype=torch.float64)
     for sample in range(SAMPLES):
         for signed in (size, -size):
             weight = start.clone()
             weight[sample] += signed
-            module, _ = loop(ranks, weight, "adam")
-            truth[sample] += ranks.total(outer(module)) / ranks.size / (2 * signed)
+            module, _ = loop(ranks, weight, "adam", make=make)
+            truth[sample] += ranks.total(outer(module.eval())) / ranks.size / (2 * signed)
     return {"T=3": found, "differences of the run": truth}
 
 
@@ -245,11 +245,23 @@ def started(
 def all_cases(ranks: Ranks, folder: Path) -> None:
     """Every case, the killed run gone on with, the refusals, and what is said of a silent rank; a file a rank."""
     found = {name: case(ranks) for name, case in CASES.items()}
+    with torch.random.fork_rng():
+        found["dropout"] = whole_run(ranks, _dropout)
     found["resumed"] = uninterrupted(ranks, folder / "run.safetensors")
     said = {name: _said(partial(call, ranks)) for name, call in REFUSED.items()}
     waited = Processes(dist.new_group(timeout=timedelta(seconds=1)))
     said["silent"] = _said(lambda: waited.sum(torch.ones(1))) if ranks.rank == 0 else ""
     _state.write(folder / f"found.{ranks.rank}", {"found": found, "said": said}, "found")
+
+
+def _dropout() -> nn.Module:
+    """A net whose noise is another one on every rank, and the same in every run."""
+    model = dropout().double()
+    with torch.no_grad():
+        for number, p in enumerate(model.parameters()):
+            p.copy_(torch.linspace(-1, 1, p.numel()).add(0.1 * number).sin().view(p.shape))
+    torch.manual_seed(dist.get_rank())
+    return model
 
 
 def _said(call: Callable[[], object]) -> str:

@@ -65,8 +65,11 @@ def test_two_processes_give_what_one_gives(name: str, found: list[dict[str, Any]
         close(of_rank["found"][name], expected)
 
 
-def test_the_hypergradient_of_two_processes_is_that_of_central_differences(found: list[dict[str, Any]]) -> None:
-    result = found[0]["found"]["whole run"]
+@pytest.mark.parametrize("name", ["whole run", "dropout"])
+def test_the_hypergradient_of_two_processes_is_that_of_central_differences(
+    name: str, found: list[dict[str, Any]]
+) -> None:
+    result = found[0]["found"][name]
     assert result["T=3"][:6].any()  # of both shares
     assert result["T=3"][6:].any()
     torch.testing.assert_close(result["T=3"], result["differences of the run"], rtol=1e-6, atol=1e-9)
