@@ -1,7 +1,8 @@
 """Several processes, one computation: what a rank asks of the others.
 
 Each rank holds a share of the samples; the data set is the shares one after the other, in the order of the ranks. All
-that is computed here of several shares is the same, bit for bit, on every rank, so that all take the same way on.
+that is computed here of several shares is the same, bit for bit, on every rank (as DistributedDataParallel, too, has it
+of an all-reduce), so that all take the same way on.
 
     torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))   # torchrun says who and where
     ranks = Processes()

@@ -155,13 +155,12 @@ class Recorder:
         value, step.tape = self._evaluate(objective, batch, weight)
         # Detected by effect, not by class, so that functional dropout and home-made norms are seen too.
         step.stochastic = not _same_state(step.rng, random_state(self._module))
-        step.coupled = versions != [buffer._version for buffer in self._module.buffers()] or _has_batch_norm(
-            self._module
-        )
+        wrote = versions != [buffer._version for buffer in self._module.buffers()]
         if step.objective is not None:
-            step.coupled = _wrote(self._module, step.buffers) or _has_batch_norm(self._module)
-            if step.coupled:
-                raise RuntimeError(_COUPLED)
+            wrote = _changed(self._module, step.buffers)
+        step.coupled = wrote or _has_batch_norm(self._module)
+        if step.objective is not None and step.coupled:
+            raise RuntimeError(_COUPLED)
         if step.tape is not None:
             step.tape.listening = not step.coupled
         self._pending = step
@@ -293,8 +292,8 @@ def _check_ranks(model: nn.Module, objective: Objective) -> None:
     )
 
 
-def _wrote(module: nn.Module, buffers: Tensors) -> bool:
-    """Whether a forward pass changed a buffer (by value: DistributedDataParallel writes to all of them, the same)."""
+def _changed(module: nn.Module, buffers: Tensors) -> bool:
+    """Whether a forward pass changed a buffer, by value: DistributedDataParallel writes to all what they were."""
     return any(not torch.equal(value, buffers[name]) for name, value in module.named_buffers())
 
 
