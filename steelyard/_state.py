@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steelyard import _files
 
-__all__ = ["StateError", "clone", "decode", "encode", "read", "write"]
+__all__ = ["StateError", "clone", "decode", "digest", "encode", "read", "write"]
 
 
 class StateError(ValueError):
@@ -37,6 +37,13 @@ def encode(state: Any, kind: str) -> bytes:
     tree = json.dumps(_flatten(state, tensors, "state"))
     header = {"format": kind, "tree": tree, "sha256": _digest(tree, tensors)}
     return to_bytes(tensors, header)
+
+
+def digest(state: Any) -> str:
+    """Return the SHA-256 of `state`, the same wherever and whenever it is taken."""
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_flatten(state, tensors, "state"))
+    return _digest(tree, tensors)
 
 
 def decode(data: bytes, kind: str) -> Any:

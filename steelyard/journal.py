@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import steelyard
 from steelyard import _check, _files, _state
 from steelyard._random import random_state, restore_random_state
+from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["CheckpointError", "Journal", "Stage", "Stateful", "Stopped"]
 
@@ -71,14 +72,18 @@ class Journal:
             of a stage always has one.
         note: called before each checkpoint, for what is to be kept with it; there it makes durable what the
             checkpoint relies on, such as a file of figures.
-        stop: asked after each step; a number other than 0 ends the computation, saved, by `Stopped`.
+        stop: asked after each step; a number other than 0 ends the computation, saved, by `Stopped` (on all ranks, if
+            any is told so).
+        ranks: the processes that compute together. All read the file, so it must be where all can see it; the first
+            writes it. Parts must give the same state on every rank, and the global generators go on as the first's.
 
     Attributes:
         noted: what `note` had returned for the checkpoint that is gone on with; empty at a start.
 
     Raises:
         CheckpointError: the file is damaged, of another version of steelyard or of another identity; it is left as it
-            is, and the message names the earlier one.
+            is, and the message names the earlier one. Or the ranks see other files there.
+        RankError: another rank could not read it.
 
     Example:
         >>> journal = Journal("run.safetensors", identity={"seed": "3"})                      # doctest: +SKIP
@@ -93,10 +98,12 @@ class Journal:
         every: int = 200,
         note: Callable[[], dict[str, Any]] = dict,
         stop: Callable[[], int] = lambda: 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.every = _check.integer("every", every, low=1)
         self.identity = {"steelyard": steelyard.__version__, **(identity or {})}
+        self.ranks = ranks
         self.noted: dict[str, Any] = {}
         self._note, self._stop = note, stop
         self._stages: list[dict[str, Any]] = []
@@ -104,7 +111,12 @@ class Journal:
         if self.path is not None:
             if self.path.suffix != ".safetensors":
                 raise ValueError(f"path must end in .safetensors, got {self.path}")
-            self._load(self.path)
+            place = self.path
+            ranks.together(lambda: self._load(place))
+            if ranks.size > 1 and len(set(ranks.lengths(int(_state.digest(self._stages)[:15], 16)))) > 1:
+                raise CheckpointError(
+                    f"{place} is not the same file on every rank: it must be where all of them see it"
+                )
 
     @staticmethod
     def files(path: Path) -> tuple[Path, Path, Path]:
@@ -135,11 +147,15 @@ class Journal:
 
         Raises:
             CheckpointError: it cannot be written; the one before it is still there, and the message names it.
+            RankError: the same, on the other ranks.
         """
-        if self.path is None:
-            return
+        path = self.path
+        if path is not None:
+            self.ranks.together(lambda: self._write(path) if self.ranks.rank == 0 else None)
+
+    def _write(self, path: Path) -> None:
         state = {"identity": self.identity, "stages": self._stages, "note": self._note()}
-        newest, previous, _ = self.files(self.path)
+        newest, previous, _ = self.files(path)
         data = _state.encode(state, _KIND)
         try:
             with _files.atomic_path(newest, previous) as temporary:
@@ -163,11 +179,11 @@ class Journal:
         return place
 
     def asked_to_stop(self) -> int:
-        """Return the reason to stop, 0 for none."""
-        return self._stop()
+        """Return the reason to stop, 0 for none; on several ranks the greatest of theirs."""
+        return max(self.ranks.lengths(self._stop()))
 
     def _check_stop(self) -> None:
-        if reason := self._stop():
+        if reason := self.asked_to_stop():
             raise Stopped(reason)
 
     def _load(self, path: Path) -> None:
@@ -217,7 +233,8 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, FloatingPointError):
+        # On several ranks the others may be elsewhere, and could not give their share of the state.
+        if isinstance(error, FloatingPointError) and self._journal.ranks.size == 1:
             place = self._journal.keep_failure(self._state())
             if place is not None:
                 raise FloatingPointError(f"{error}; the state before that step is in {place}") from error

@@ -18,7 +18,15 @@ from steelyard.bilevel.directional import Direction, ForwardMode, dot, mixed
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Tensors, Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import OuterGradient, add_rows, check_detached, ids_of, outer_gradient, virtual
+from steelyard.bilevel.window import (
+    OuterGradient,
+    add_rows,
+    check_alone,
+    check_detached,
+    ids_of,
+    outer_gradient,
+    virtual,
+)
 
 __all__ = ["Implicit", "SolverReport", "SolverWarning"]
 
@@ -110,6 +118,7 @@ class Implicit:
         samples: Batch | None = None,
     ) -> tuple[Float[Tensor, " k"], SolverReport]:
         """Return the hypergradient and what the solver says of it, without a warning."""
+        check_alone(trajectory, "Implicit")
         if samples is not None and (index is not None or len(trajectory.steps) != 1):
             raise ValueError(
                 f"samples need a trajectory of one recorded step (it has {len(trajectory.steps)}) and no index beside "
@@ -134,6 +143,7 @@ class Implicit:
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
+        check_alone(trajectory, "Implicit")
         check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, bool(tracking_layers(trajectory.module)))
         at = _trained(trajectory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["Objective", "SampleLoss", "WeightedLoss"]
 
@@ -42,14 +44,20 @@ class WeightedLoss:
     ``"none"``                sum w_i l_i                 t_i
     ========================= =========================== ====================================
 
+    With `ranks` the sums and b are over the batch of all ranks, of which each has a share, of any size. What a rank
+    gets is its share of that sum times the number of ranks, so that the average which DistributedDataParallel takes of
+    the gradients is the gradient of the value above.
+
     Args:
         loss: `SampleLoss`, ``(outputs, targets) -> (batch,)``.
         normalise: the divisor, as above.
         regulariser: ``model -> scalar``, added as it is (an L2 term, say).
+        ranks: the processes that train the model together, see `Processes`.
 
     Raises:
         ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or (for
             ``"weights"``) weights that sum to zero.
+        TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient.
 
     Example:
         >>> from functools import partial
@@ -65,10 +73,13 @@ class WeightedLoss:
         loss: SampleLoss,
         normalise: Normalise = "weights",
         regulariser: Callable[[nn.Module], Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.loss = loss
         self.normalise = _check.choice("normalise", normalise, ("weights", "batch", "none"))
         self.regulariser = regulariser
+        self.ranks = ranks
+        self._divisor: Tensor | float | int | None = None
 
     def __call__(self, model: nn.Module, batch: Batch, weight: Tensor) -> Tensor:
         """Return the scalar inner loss of `batch` under `weight` ``(batch,)``."""
@@ -91,8 +102,12 @@ class WeightedLoss:
             )
         return losses
 
-    def divisor(self, weight: Tensor) -> Tensor | int:
-        """Return what the weighted sum is divided by."""
+    def divisor(self, weight: Tensor) -> Tensor | float | int:
+        """Return what the weighted sum is divided by; on several ranks that of all over the number of ranks."""
+        if self._divisor is not None:
+            return self._divisor
+        if self.ranks.size > 1:
+            return self._total(weight) / self.ranks.size
         if self.normalise == "weights":
             total = weight.detach().sum() if not weight.requires_grad else weight.sum()
             if not bool(total.detach() > 0):
@@ -102,6 +117,27 @@ class WeightedLoss:
                 )
             return total
         return len(weight) if self.normalise == "batch" else 1
+
+    def fixed(self, weight: Tensor) -> WeightedLoss:
+        """Return this loss with the divisor that `weight` has now, so that a rank replays without the others."""
+        one = copy.copy(self)
+        one._divisor = self.divisor(weight)
+        return one
+
+    def _total(self, weight: Tensor) -> Tensor | float | int:
+        """Return the divisor of the sum over all ranks, of which `weight` is this one's share."""
+        if self.normalise == "none":
+            return 1
+        if self.normalise == "batch":
+            return max(1, sum(self.ranks.lengths(len(weight))))
+        if weight.requires_grad:
+            raise TypeError('on several ranks normalise="weights" takes weights that require no gradient: detach them')
+        total = self.ranks.sum(weight.sum())
+        if not bool(total > 0):
+            raise ValueError(
+                f'the weights of the batch sum to {float(total)} on all ranks: normalise="weights" needs a positive sum'
+            )
+        return total
 
     def pull(self, tangents: Tensor, recorded: Tensor, weight: Tensor) -> Tensor:
         """Turn t_i = <u, grad l_i> into d<u, grad objective>/dw_i, by the table above.
@@ -116,6 +152,6 @@ class WeightedLoss:
         """
         weight, recorded = weight.to(tangents.dtype), recorded.to(tangents.dtype)
         if self.normalise == "weights":
-            total = weight.sum()
-            return (tangents - weight @ recorded / total) / total
-        return tangents / self.divisor(weight)
+            total, moment = self.ranks.sum(torch.stack([weight.sum(), weight @ recorded])).unbind()
+            return (tangents - moment / total) / total
+        return tangents / (self._total(weight) if self.ranks.size > 1 else self.divisor(weight))

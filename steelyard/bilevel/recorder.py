@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -37,9 +38,11 @@ class Recorder:
     two moments for Adam); batches and weights by reference; the gradients of the newest step by reference.
 
     Args:
-        model: the module; `torch.compile` and DDP wrappers are seen through when steps are replayed.
+        model: the module; `torch.compile` and DDP wrappers are seen through when steps are replayed. Under DDP on
+            several ranks each one records its share of the batch, and asks for its own samples' derivatives; all ranks
+            must ask, for they exchange sums.
         optimizer: a supported `torch.optim` optimizer over parameters of `model`.
-        objective: the inner loss, usually a `WeightedLoss`.
+        objective: the inner loss, usually a `WeightedLoss`; under DDP one with ``ranks=Processes()``.
         steps: T, how many steps to keep.
         full_state: also copy the optimizer state that only `Unrolled` needs.
         reuse: also keep, for the newest step, the activations that its backward pass needed (and where samples do not
@@ -49,8 +52,8 @@ class Recorder:
 
     Raises:
         TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one).
-        ValueError: a hyperparameter that the pull-back cannot be finite for (``eps=0``), or an optimized
-            tensor that is not a parameter of `model`.
+        ValueError: a hyperparameter that the pull-back cannot be finite for (``eps=0``), an optimized tensor that is
+            not a parameter of `model`, or ranks of `objective` that are not those of `model`.
 
     Example:
         >>> from functools import partial
@@ -81,7 +84,7 @@ class Recorder:
         reuse: bool = False,
     ) -> None:
         self._pullback = pullback_for(optimizer)
-        _refuse_several_ranks(model)
+        _check_ranks(model, objective)
         self._model = model
         self._module = unwrap(model)
         self._optimizer = optimizer
@@ -121,7 +124,8 @@ class Recorder:
 
         Raises:
             ValueError: `weight` does not fit the batch.
-            RuntimeError: the recorder is closed.
+            RuntimeError: the recorder is closed; on several ranks, the forward pass mixed samples (BatchNorm in
+                training mode).
 
         A loss that no step follows (one that was only read, or whose step a `GradScaler` skipped) is replaced by the
         next.
@@ -144,21 +148,26 @@ class Recorder:
             autocast=_autocast(self._module),
             guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed]),
         )
+        objective = self._objective
+        if isinstance(objective, WeightedLoss) and objective.ranks.size > 1:
+            objective = step.objective = objective.fixed(weight)
         versions = [buffer._version for buffer in self._module.buffers()]
-        value, step.tape = self._evaluate(batch, weight)
+        value, step.tape = self._evaluate(objective, batch, weight)
         # Detected by effect, not by class, so that functional dropout and home-made norms are seen too.
         step.stochastic = not _same_state(step.rng, random_state(self._module))
-        step.coupled = versions != [buffer._version for buffer in self._module.buffers()] or _has_batch_norm(
-            self._module
-        )
+        wrote = versions != [buffer._version for buffer in self._module.buffers()]
+        if step.objective is not None:
+            wrote = _changed(self._module, step.buffers)
+        step.coupled = wrote or _has_batch_norm(self._module)
+        if step.objective is not None and step.coupled:
+            raise RuntimeError(_COUPLED)
         if step.tape is not None:
             step.tape.listening = not step.coupled
         self._pending = step
         return value
 
-    def _evaluate(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tape | None]:
+    def _evaluate(self, objective: Objective, batch: Batch, weight: Tensor) -> tuple[Tensor, Tape | None]:
         """Return the inner loss and, where asked for and possible, the tape of its forward pass."""
-        objective = self._objective
         usual = isinstance(objective, WeightedLoss) and type(objective).__call__ is WeightedLoss.__call__
         if not (self._reuse and usual and self._model is self._module):
             return objective(self._model, batch, weight), None
@@ -256,29 +265,52 @@ class Recorder:
             )
 
 
-def _refuse_several_ranks(model: nn.Module) -> None:
-    """On several ranks the gradients are averages over batches that this process has not seen."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if (
-        isinstance(model, nn.parallel.DistributedDataParallel)
-        and distributed
-        and torch.distributed.get_world_size() > 1
-    ):
-        raise RuntimeError(
-            f"recording under DistributedDataParallel on {torch.distributed.get_world_size()} ranks is not supported: "
-            "each rank sees its own share only; record in one process"
+_COUPLED = (
+    "the forward pass wrote to a buffer or normalised by its batch (BatchNorm or SyncBatchNorm in training mode): on "
+    "several ranks each has a share of the batch only, and the derivative of the whole is not known; put such layers "
+    "in eval mode, use GroupNorm or LayerNorm, or record in one process"
+)
+
+
+def _check_ranks(model: nn.Module, objective: Objective) -> None:
+    """Raise where the gradients would not be those of the inner loss over the batch of all ranks."""
+    averaged = 1
+    for wrapper in _wrappers(model):
+        if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            averaged = torch.distributed.get_world_size(wrapper.process_group)
+    ranks = objective.ranks.size if isinstance(objective, WeightedLoss) else 1
+    if ranks == averaged:
+        return
+    if ranks == 1:
+        raise ValueError(
+            f"under DistributedDataParallel on {averaged} ranks the inner loss must be that of the whole batch, of "
+            "which each rank has a share: give a WeightedLoss(..., ranks=Processes()) (steelyard.distributed)"
         )
+    raise ValueError(
+        f"objective.ranks are {ranks} processes, but the gradients of the model are averaged over {averaged}: wrap it "
+        "in DistributedDataParallel over the same group, or leave out ranks"
+    )
+
+
+def _changed(module: nn.Module, buffers: Tensors) -> bool:
+    """Whether a forward pass changed a buffer, by value: DistributedDataParallel writes to all what they were."""
+    return any(not torch.equal(value, buffers[name]) for name, value in module.named_buffers())
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside `torch.compile` and DDP wrappers."""
-    while True:
+    return list(_wrappers(model))[-1]
+
+
+def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield `model`, what it wraps, and so on to the module itself."""
+    inner: nn.Module | None = model
+    while inner is not None:
+        model = inner
+        yield model
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
             inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:

@@ -17,6 +17,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.tape import Tape
+from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["Step", "Tensors", "Trajectory"]
 
@@ -46,6 +47,7 @@ class Step:
         guards: what is held by reference, or read live, and must not change: inputs, targets, weights, and the
             parameters that this optimizer does not train.
         gradient: references (no copies) to the gradients and their versions, for the newest step only.
+        objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
         tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
         traceable: no replay of the step has failed to give a tape.
     """
@@ -64,6 +66,7 @@ class Step:
     full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: frozenset[str] = frozenset()
     gradient: dict[str, tuple[Tensor, int]] | None = None
+    objective: WeightedLoss | None = None
     tape: Tape | None = None
     traceable: bool = True
     connected: bool = False
@@ -113,8 +116,13 @@ class Trajectory:
     fingerprint: Tensor
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that trained together; batches and weights of the record are this one's shares."""
+        return self.objective.ranks if isinstance(self.objective, WeightedLoss) else ALONE
+
+    @property
     def index(self) -> Tensor:
-        """The ids ``(k,)`` of the samples of the window, sorted, each once."""
+        """The ids ``(k,)`` of the samples of the window (of this rank), sorted, each once."""
         return torch.unique(torch.cat([step.batch.index for step in self.steps]))
 
     def final(self) -> Tensors:
@@ -141,14 +149,18 @@ class Trajectory:
                 )
 
     def loss(self, step: Step, parameters: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
-        """Replay the inner loss of `step` at `parameters` (same batch, dropout masks, precision, mode)."""
-        return self._replay(step, parameters, self.objective, step.batch, step.weight if weight is None else weight)
+        """Replay the inner loss of `step` at `parameters` (same batch, dropout masks, precision, mode).
+
+        On several ranks it is that of this rank's share, whose mean over the ranks is the inner loss.
+        """
+        objective = step.objective or self.objective
+        return self._replay(step, parameters, objective, step.batch, step.weight if weight is None else weight)
 
     def loss_with(
         self, loss: Callable[[nn.Module, Batch], Tensor], step: Step, parameters: Mapping[str, Tensor]
     ) -> Tensor:
         """Replay the inner loss of `step` with `loss` in the place of the objective's `sample_losses`."""
-        objective = copy.copy(self.weighted)
+        objective = copy.copy(step.objective or self.weighted)
         objective.sample_losses = loss  # type: ignore[method-assign, assignment]
         return self._replay(step, parameters, objective, step.batch, step.weight)
 

@@ -15,7 +15,15 @@ from steelyard.bilevel.directional import CentralDifference, Direction, ForwardM
 from steelyard.bilevel.pullback import pullback_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
-from steelyard.bilevel.window import add_rows, check_detached, check_gradient, ids_of, outer_gradient, virtual
+from steelyard.bilevel.window import (
+    add_rows,
+    check_alone,
+    check_detached,
+    check_gradient,
+    ids_of,
+    outer_gradient,
+    virtual,
+)
 
 __all__ = ["FiniteDifference", "Outer", "Truncated"]
 
@@ -64,6 +72,10 @@ class Truncated:
     ) -> Float[Tensor, " k"]:
         """Return d outer / d w_i for the samples asked for.
 
+        On several ranks each asks for samples of its own share, all at the same time; `outer` is then the mean over
+        ranks of what it returns on each. A sample that several ranks have trained on within the window gets on each
+        what came through that one: sum them.
+
         Args:
             trajectory: the record, with the module still at its final parameters.
             outer: ``module -> scalar``.
@@ -82,7 +94,7 @@ class Truncated:
         steps = self._window(trajectory)
         weighted = trajectory.weighted
         if samples is not None:
-            self._check_samples(trajectory, index, steps[-1], samples)
+            trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
             along, _, _ = self._pull(trajectory, steps[-1], adjoint, {})
             return virtual(trajectory, steps[-1], steps[-1].parameters, along, samples, self.direction)
@@ -96,7 +108,7 @@ class Truncated:
             along, adjoint, state = self._pull(trajectory, step, adjoint, state)
             if number:
                 product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
-                adjoint, running, _ = _arrive(trajectory, step, adjoint, product, running)
+                adjoint, running, _ = _arrive(trajectory, step, adjoint, trajectory.ranks.mean(product), running)
             else:
                 tangents = self.direction.losses(trajectory, step, step.parameters, along, step.batch)
             if self.direction.exact:
@@ -119,6 +131,7 @@ class Truncated:
         Returns:
             One tensor for each of `tensors`, of its shape; zeros where nothing depends on it.
         """
+        check_alone(trajectory, "the general path, estimator.tensors(...),")
         steps = self._window(trajectory)
         check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, _tracks(trajectory, steps))
@@ -230,4 +243,6 @@ def _arrive(
 def _gradient_of(run: Trajectory, step: Step) -> Tensors:
     """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
     held = step.held_gradient()
-    return gradient(run, step, step.parameters) if held is None else held
+    # All ranks or none: one alone would wait for the others' share.
+    lost = any(run.ranks.lengths(int(held is None)))
+    return run.ranks.mean(gradient(run, step, step.parameters)) if lost or held is None else held

@@ -14,7 +14,7 @@ from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 from steelyard.bilevel.truncated import Outer
-from steelyard.bilevel.window import add_rows, check_detached, ids_of
+from steelyard.bilevel.window import add_rows, check_alone, check_detached, ids_of
 
 __all__ = ["Unrolled"]
 
@@ -95,6 +95,7 @@ class Unrolled:
             return run.evaluate(outer, parameters)
 
     def _window(self, run: Trajectory) -> list[Step]:
+        check_alone(run, "Unrolled")
         if self.steps > len(run.steps):
             raise ValueError(
                 f"steps={self.steps}, but {len(run.steps)} were recorded; record more with Recorder(steps=...)"

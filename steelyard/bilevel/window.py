@@ -14,7 +14,16 @@ from steelyard.bilevel.directional import Direction, dot
 from steelyard.bilevel.statistics import differentiable_statistics
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["OuterGradient", "add_rows", "check_detached", "check_gradient", "ids_of", "outer_gradient", "virtual"]
+__all__ = [
+    "OuterGradient",
+    "add_rows",
+    "check_alone",
+    "check_detached",
+    "check_gradient",
+    "ids_of",
+    "outer_gradient",
+    "virtual",
+]
 
 
 class OuterGradient(NamedTuple):
@@ -33,6 +42,8 @@ def outer_gradient(
 ) -> OuterGradient:
     """Return the derivatives of `outer` at the final parameters; those by the statistics only where asked for.
 
+    On several ranks: of the mean over ranks of what `outer` returns on each (as DDP has it for the inner loss).
+
     Raises:
         FloatingPointError: `outer` is NaN or infinite.
         ValueError: `outer` depends on no optimised parameter.
@@ -45,6 +56,18 @@ def outer_gradient(
     )
     with torch.enable_grad(), wrapped as running:
         value = run.evaluate(outer, leaves)
+    run.ranks.together(lambda: _check_outer(value))
+    wanted = [*leaves.values(), *tensors, *running.values()]
+    found = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
+    middle = len(leaves) + len(tensors)
+    return OuterGradient(
+        run.ranks.mean(dict(zip(leaves, found[: len(leaves)], strict=True))),
+        tuple(found[len(leaves) : middle]),
+        {name: one for name, one in zip(running, found[middle:], strict=True) if bool(one.any())},
+    )
+
+
+def _check_outer(value: Tensor) -> None:
     if not bool(torch.isfinite(value)):
         raise FloatingPointError(
             f"outer is {float(value.detach())} at the final parameters; the inner run has diverged or a batch is empty"
@@ -53,14 +76,15 @@ def outer_gradient(
         raise ValueError(
             "outer does not depend on the parameters: compute it from the module it is given, with gradients on"
         )
-    wanted = [*leaves.values(), *tensors, *running.values()]
-    found = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
-    middle = len(leaves) + len(tensors)
-    return OuterGradient(
-        dict(zip(leaves, found[: len(leaves)], strict=True)),
-        tuple(found[len(leaves) : middle]),
-        {name: one for name, one in zip(running, found[middle:], strict=True) if bool(one.any())},
-    )
+
+
+def check_alone(run: Trajectory, what: str) -> None:
+    """Raise NotImplementedError if `run` was trained by several ranks, for which `what` has no way to exchange sums."""
+    if run.ranks.size > 1:
+        raise NotImplementedError(
+            f"{what} works in one process, and this run was trained by {run.ranks.size}; use Truncated or "
+            "FiniteDifference for sample weights, or record in one process"
+        )
 
 
 def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor) -> None:
@@ -163,11 +187,12 @@ def check_gradient(run: Trajectory, step: Step, at: Tensors, along: Tensors, rec
         RuntimeError: they differ by more than rounding explains.
     """
     held = step.held_gradient()
-    if held is None or at is not step.parameters:
+    if at is not step.parameters or any(run.ranks.lengths(int(held is None))):
         return
-    weighted, weight = run.weighted, step.weight.to(recorded.dtype)
-    terms = weight * recorded / weighted.divisor(weight)
-    expected, scale = float(terms.double().sum()), float(terms.double().abs().sum())
+    assert held is not None
+    weighted, weight = step.objective or run.weighted, step.weight.to(recorded.dtype)
+    terms = (weight * recorded / weighted.divisor(weight)).double()
+    expected, scale = (run.ranks.sum(torch.stack([terms.sum(), terms.abs().sum()])) / run.ranks.size).tolist()
     if weighted.regulariser is not None:
         share = _along_regulariser(run, step, along)
         expected, scale = expected + share, scale + abs(share)

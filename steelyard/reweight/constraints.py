@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.projections import project_ball, project_box_simplex
 
 __all__ = ["ConstraintSet", "CubicBudget"]
@@ -83,12 +84,13 @@ class ConstraintSet:
         return float(self.budget(progress) if callable(self.budget) else self.budget)
 
     def project_probabilities(
-        self, probabilities: Float[Tensor, " n"], progress: float | int = 1.0
+        self, probabilities: Float[Tensor, " n"], progress: float | int = 1.0, ranks: Ranks = ALONE
     ) -> Float[Tensor, " n"]:
-        """Return the nearest keep-probabilities in the set; see `project_box_simplex`."""
-        return project_box_simplex(probabilities, self.budget_at(progress), equality=self.equality)
+        """Return the nearest keep-probabilities in the set, of this rank's share; see `project_box_simplex`."""
+        return project_box_simplex(probabilities, self.budget_at(progress), equality=self.equality, ranks=ranks)
 
-    def project_weights(self, weights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return the nearest weights in the set; see `project_ball`."""
-        radius = weights.numel() ** (1 / self.p) if self.radius is None else self.radius
-        return project_ball(weights, radius, p=self.p)
+    def project_weights(self, weights: Float[Tensor, " n"], ranks: Ranks = ALONE) -> Float[Tensor, " n"]:
+        """Return the nearest weights in the set, of this rank's share; see `project_ball`."""
+        count = sum(ranks.lengths(weights.numel()))
+        radius = count ** (1 / self.p) if self.radius is None else self.radius
+        return project_ball(weights, radius, p=self.p, ranks=ranks)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel import Batch
+from steelyard.distributed import Ranks
 from steelyard.reweight.hypergradient import Estimator, OuterRisk, hypergradient
 from steelyard.reweight.inner import InnerRun
 
@@ -58,7 +59,7 @@ class CrossFit:
             weight: ``(n,)`` inner weights.
             generator: of the split.
         """
-        fold = self._split(weight, generator)
+        fold = self._split(weight, generator, outer.ranks)
         runs = []
         for number, inner in enumerate(self._inners):
             rows = (fold == number).nonzero().flatten()
@@ -77,14 +78,15 @@ class CrossFit:
             total += gradient.to(total.dtype)
         return total
 
-    def _split(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def _split(self, weight: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
         """Return the fold ``(n,)`` of every sample, of equal size up to one; not all that is kept in one fold."""
+        start, total = ranks.place(len(weight))
         while True:
-            order = torch.randperm(len(weight), generator=generator, device=generator.device)
+            order = torch.randperm(total, generator=generator, device=generator.device)[start : start + len(weight)]
             fold = (order % len(self._inners)).to(weight.device)
-            kept = fold[weight > 0]
+            kept = ranks.sum(torch.bincount(fold[weight > 0], minlength=len(self._inners)))
             # Fewer than two kept samples cannot be split: the inner run then says so.
-            if len(kept) < 2 or bool((kept != kept[0]).any()):
+            if int(kept.sum()) < 2 or int(kept.count_nonzero()) > 1:
                 return fold
 
 

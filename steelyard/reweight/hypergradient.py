@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steelyard._finite import named_culprits, some_ids
 from steelyard.bilevel import Batch, Outer, SampleLoss, Trajectory
+from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.risk import Risk
 
 __all__ = ["Estimator", "OuterRisk", "Spread", "hypergradient"]
@@ -37,6 +38,8 @@ class OuterRisk:
         chunk: evaluate the model on so many samples at a time and recompute activations on the way back (memory of
             one chunk, a third more time); None: all at once.
         autocast: precision of the model; the risk itself is taken in at least float32.
+        ranks: the processes of which each has a share of the samples. The model's outputs for all of them are gathered
+            on every rank, with targets, environments and groups (not the inputs), so any risk is that of one process.
     """
 
     def __init__(
@@ -46,12 +49,19 @@ class OuterRisk:
         loss: SampleLoss,
         chunk: int | None = None,
         autocast: torch.dtype | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.risk, self.samples, self.loss, self.chunk, self.autocast = risk, samples, loss, chunk, autocast
+        self.ranks, self._everywhere = ranks, _labels_of_all(samples, ranks)
+        self._start, _ = ranks.place(len(samples))
         self.value = float("nan")
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Return the risk of `model`, a scalar with a graph to its parameters."""
+        """Return the risk of `model`, a scalar with a graph to its parameters.
+
+        On several ranks the graph is that through this rank's samples, such that the mean over ranks of the gradients
+        is the gradient of the risk.
+        """
         return self.of(self.outputs(model, self.samples.inputs))
 
     def outputs(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -68,10 +78,26 @@ class OuterRisk:
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def of(self, outputs: Tensor) -> Tensor:
-        """Return the risk of outputs for all the samples, and remember it."""
-        value = self.risk(outputs, self.samples, self.loss)
+        """Return the risk of outputs for all the samples (of this rank), and remember it."""
+        if self.ranks.size > 1:
+            others = self.ranks.gather(outputs)
+            outputs = torch.cat([others[: self._start], outputs, others[self._start + len(outputs) :]])
+        value = self.risk(outputs, self._everywhere, self.loss)
         self.value = float(value.detach())
-        return value
+        return value if self.ranks.size == 1 else value.detach() + self.ranks.size * (value - value.detach())
+
+
+def _labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
+    """Return the samples of all ranks with inputs that have a shape and no values."""
+    if ranks.size == 1:
+        return samples
+
+    def maybe(labels: Tensor | None) -> Tensor | None:
+        return None if labels is None else ranks.gather(labels)
+
+    index = ranks.gather(samples.index)
+    inputs = torch.empty(len(index), *samples.inputs.shape[1:], dtype=samples.inputs.dtype, device="meta")
+    return Batch(inputs, ranks.gather(samples.targets), index, maybe(samples.environment), maybe(samples.group))
 
 
 def hypergradient(
@@ -90,6 +116,11 @@ def hypergradient(
         gradient = estimator(trajectory, outer, samples=train)
     else:
         gradient = estimator(trajectory, outer, index=train.index)
+    trajectory.ranks.together(lambda: _check_finite(gradient, model, train))
+    return gradient
+
+
+def _check_finite(gradient: Tensor, model: nn.Module, train: Batch) -> None:
     bad = ~torch.isfinite(gradient)
     if bool(bad.any()):
         culprits = named_culprits(model, train.inputs, train.index)
@@ -97,7 +128,6 @@ def hypergradient(
             f"the hypergradient of {some_ids(train.index[bad])} is {gradient[bad][0].item()}"
             + (f"; NaN or infinite after the inner run: {culprits}" if culprits else "")
         )
-    return gradient
 
 
 class Spread:
@@ -126,8 +156,11 @@ class Spread:
             mean += before / self.count
             squares += before * (value - mean)
 
-    def variance(self, name: str) -> float | None:
-        """Return the variance over draws (of one draw, unbiased), averaged over entries; None for one draw."""
+    def variance(self, name: str, ranks: Ranks = ALONE) -> float | None:
+        """Return the variance over draws (of one draw, unbiased), averaged over entries (of all `ranks`).
+
+        None for one draw.
+        """
         if self.count < 2:
             return None
-        return float(self._squares[name].mean()) / (self.count - 1)
+        return ranks.average(self._squares[name]) / (self.count - 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from steelyard import _check
 from steelyard.bilevel import Batch, Recorder, Trajectory, WeightedLoss
+from steelyard.distributed import Ranks
 
 __all__ = ["InnerRun"]
 
@@ -26,6 +28,10 @@ class InnerRun:
     and dropout noise, those of `seed`: the call is a function of (train, weight) alone. The global random state is
     forked, so it is afterwards what it was before. The model is built once and its parameters are overwritten by
     the next call; a trajectory is good until then (using a stale one is an error of the estimators).
+
+    Where `objective` has ``ranks=Processes()`` every rank calls with its share of the samples, and the model is trained
+    under DistributedDataParallel on the batches that one process would draw from all of them (each rank has what of
+    a batch is its own, which may be nothing; dropout draws other noise on every rank).
 
     Args:
         model: makes the module, on the device of the data; called once (once a fold by `CrossFit`).
@@ -42,6 +48,7 @@ class InnerRun:
 
     Raises (at the call):
         ValueError: weights that are negative, not finite, not aligned with `train`, or zero everywhere.
+        RankError: another rank failed or is gone.
 
     Example:
         >>> from functools import partial
@@ -75,32 +82,44 @@ class InnerRun:
         self.window = _check.integer("window", window, low=1, high=steps)
         self._make_model, self._make_optimizer = model, optimizer
         self._model: nn.Module | None = None
+        self._wrapped: nn.Module | None = None
         self._initial: dict[str, Tensor] = {}
         self._optimizer: Optimizer | None = None
         self._runs = 0
         self._restored: dict[str, Any] | None = None
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together: those of the objective."""
+        return self.objective.ranks
+
     def __call__(self, train: Batch, weight: Float[Tensor, " n"]) -> tuple[nn.Module, Trajectory]:
         """Run on the samples of `train` with weight > 0, gathered once.
 
         Args:
-            train: ``n`` samples in memory.
+            train: ``n`` samples in memory; on several ranks this one's share.
             weight: ``(n,)`` >= 0.
 
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
-        kept, kept_weight = _gather(train, weight)
+        kept, kept_weight = _gather(train, weight, self.ranks)
         device = train.inputs.device
         model, optimizer = self._start(device)
         seed = self.seed if self.restart else self.seed + self._runs
         self._runs += 1
-        batches = _batches(kept, kept_weight, self.batch_size, torch.Generator().manual_seed(seed))
-        with _seeded(device, seed), Recorder(model, optimizer, self.objective, self.window) as recorder:
+        generator = torch.Generator().manual_seed(seed)
+        batches = _batches(kept, kept_weight, self.batch_size, generator, self.ranks)
+        with (
+            self.ranks.listening(),
+            _seeded(device, _noise_seed(seed, self.ranks.rank)),
+            Recorder(model, optimizer, self.objective, self.window) as recorder,
+        ):
             for step in range(self.steps):
                 loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
                 self._train_step(optimizer, loss, *next(batches))
-            return model, recorder.trajectory()
+            trajectory = recorder.trajectory()
+        return trajectory.module, trajectory
 
     def fresh(self) -> InnerRun:
         """Return a run of the same settings that builds its own model and shares no state with this one."""
@@ -131,9 +150,10 @@ class InnerRun:
         self._restored = state or None
 
     def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
-        if self._model is None:
+        if self._model is None or self._wrapped is None:
             with _seeded(device, self.seed):
                 self._model = self._make_model()
+            self._wrapped = self.ranks.wrap(self._model)
             self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
         if self.restart or self._optimizer is None:
             with torch.no_grad():
@@ -144,11 +164,11 @@ class InnerRun:
             self._model.load_state_dict(self._restored["model"])
             self._optimizer.load_state_dict(copy.deepcopy(self._restored["optimizer"]))
             self._runs, self._restored = self._restored["runs"], None
-        return self._model.train(), self._optimizer
+        return self._wrapped.train(), self._optimizer
 
     def _plain_loss(self, batch: Batch, weight: Tensor) -> Tensor:
-        assert self._model is not None
-        return self.objective(self._model, batch, weight)
+        assert self._wrapped is not None
+        return self.objective(self._wrapped, batch, weight)
 
     def _train_step(
         self, optimizer: Optimizer, loss: Callable[[Batch, Tensor], Tensor], batch: Batch, weight: Tensor
@@ -161,28 +181,43 @@ class InnerRun:
         optimizer.step()
 
 
-def _gather(train: Batch, weight: Tensor) -> tuple[Batch, Tensor]:
-    _check.same_length(train=train.inputs, weight=weight)
-    _check.finite("weight", weight)
-    if len(weight) and float(weight.min()) < 0:
-        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.min())}")
+def _gather(train: Batch, weight: Tensor, ranks: Ranks) -> tuple[Batch, Tensor]:
+    ranks.together(lambda: _check_weight(train, weight))
     positions = (weight > 0).nonzero().flatten()
-    if not len(positions):
-        raise ValueError(f"no sample is left to train on: all {len(weight)} weights are 0; raise the budget")
+    if not any(ranks.lengths(len(positions))):
+        count = sum(ranks.lengths(len(weight)))
+        raise ValueError(f"no sample is left to train on: all {count} weights are 0; raise the budget")
     if len(positions) == len(weight):
         return train, weight
     return train.take(positions), weight[positions]
 
 
+def _check_weight(train: Batch, weight: Tensor) -> None:
+    _check.same_length(train=train.inputs, weight=weight)
+    _check.finite("weight", weight)
+    if len(weight) and float(weight.min()) < 0:
+        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.min())}")
+
+
 def _batches(
-    kept: Batch, weight: Tensor, size: int | None, generator: torch.Generator
+    kept: Batch, weight: Tensor, size: int | None, generator: torch.Generator, ranks: Ranks
 ) -> Iterator[tuple[Batch, Tensor]]:
-    while size is None or size >= len(kept):
+    """Yield batches of all that is kept, of each the part that this rank has."""
+    start, total = ranks.place(len(kept))
+    while size is None or size >= total:
         yield kept, weight
     while True:
-        order = torch.randperm(len(kept), generator=generator).to(weight.device)
+        order = torch.randperm(total, generator=generator)
         for positions in order.split(size):
+            if ranks.size > 1:
+                positions = positions[(positions >= start) & (positions < start + len(kept))] - start
+            positions = positions.to(weight.device)
             yield kept.take(positions), weight[positions]
+
+
+def _noise_seed(seed: int, rank: int) -> int:
+    """Return the seed of the noise of forward passes: on each rank another, on the first that of one process."""
+    return int(numpy.random.SeedSequence((seed, rank)).generate_state(1)[0]) if rank else seed
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -82,6 +82,11 @@ class Maple:
         prior: keep-probabilities known beforehand, where w and s start and/or what anchors s (see `Prior`).
         seed: of the masks.
 
+    Where ``inner.objective`` has ``ranks=Processes()``, every rank gives its share of the samples to `fit` and all end
+    with the result that one process has for all of them, to rounding: masks and batches are those of one process,
+    and sums (norms, the projections' thresholds, the outer gradient) are over all ranks. Each keeps w, s and the
+    optimizers' moments of its own samples. A risk is given the outputs of all samples, and not their inputs.
+
     Raises:
         ValueError: an argument out of range; an anchor where s is not learned; at `fit`: a budget above n, a mask that
             keeps nothing, missing environments or groups (from the risk), repeated ids in `train`, a prior of another
@@ -158,10 +163,11 @@ class Maple:
         """Learn the weights of `train`.
 
         Args:
-            train: ``n`` samples with distinct ids.
+            train: ``n`` samples with distinct ids; on several ranks this one's share, as in `validation`.
+                (What `OuterStep` shows a callback is then of this share, its `row` of all.)
             validation: where the outer risk is evaluated (the paper holds out a tenth of the training data); None:
                 on `train` itself, as the authors' code does.
-            callbacks: called with an `OuterStep` after each step; True stops the run.
+            callbacks: called with an `OuterStep` after each step; True (on any rank) stops the run.
             state: start from here (see `begin`); it is updated in place.
             journal: where checkpoints are written, after steps of which each counts as its inner steps; if it has one
                 of this run, the run is gone on with after that.
@@ -172,26 +178,34 @@ class Maple:
 
         Raises:
             FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
+            RankError: another rank failed or is gone; the run can be gone on with from its journal.
         """
+        ranks = self.inner.ranks
+        journal = journal or Journal(ranks=ranks)
+        if journal.ranks.size != ranks.size:
+            raise ValueError(
+                f"journal is kept by {journal.ranks.size} processes, not {ranks.size}: Journal(..., ranks=)"
+            )
         if self.cross_fit is not None and validation is not None:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
         state = self.begin(train) if state is None else state
         target = train if validation is None else validation
-        outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast)
+        outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast, ranks)
         callbacks = list(callbacks)
-        with (journal or Journal()).stage(outer=state, inner=self.inner, **(carry or {})) as stage:
+        watched = any(ranks.lengths(len(callbacks)))
+        with journal.stage(outer=state, inner=self.inner, **(carry or {})) as stage:
             finished = stage.finished
             while state.step < self.steps and not finished:
                 seen = self._finite_step(state, train, outer)
-                if self.cross_fit is not None and callbacks:
+                if self.cross_fit is not None and watched:
                     seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
                 wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
                 stalled = self.patience is not None and state.step - state.best_step >= self.patience
-                finished = any(wish is True for wish in wishes) or stalled or state.step >= self.steps
+                wished = any(ranks.lengths(sum(wish is True for wish in wishes)))
+                finished = wished or stalled or state.step >= self.steps
                 stage.step(state.step, worth=self.inner_steps, last=finished)
-        return Reweighting(
-            state.weights.detach().clone(), state.probabilities.detach().clone(), list(state.history), train.index
-        )
+        w, s = (ranks.gather(learned.detach()).clone() for learned in (state.weights, state.probabilities))
+        return Reweighting(w, s, list(state.history), ranks.gather(train.index))
 
     def begin(self, train: Batch, probabilities: Float[Tensor, " n"] | None = None) -> OuterState:
         """Return the state before the first step: w = 1 and s = K / n, or what the prior's `start` says.
@@ -206,16 +220,15 @@ class Maple:
         """
         learned = list(self.optimizers) if self.learn == "both" else [self.learn]
         optimizers = {name: self.optimizers[name] for name in learned}
-        prior = None
+        prior, ranks = None, self.inner.ranks
         if self.prior is not None:
-            _check.same_length(train=train.inputs, prior=self.prior.probabilities)
-            prior = self.prior.under(self.constraints, 0.0)
+            prior = self._own_prior(self.prior, len(train), 0.0)
             if probabilities is None and self.prior.start in ("probabilities", "both"):
                 probabilities = prior
-        state = OuterState.start(train, self.constraints, optimizers, self.seed, probabilities)
+        state = OuterState.start(train, self.constraints, optimizers, self.seed, probabilities, ranks)
         if self.prior is not None and prior is not None and self.prior.start in ("weights", "both"):
             with torch.no_grad():
-                state.weights.copy_(self.constraints.project_weights(prior / prior.mean()))
+                state.weights.copy_(self.constraints.project_weights(prior / ranks.average(prior), ranks))
         return state
 
     @property
@@ -237,6 +250,7 @@ class Maple:
         progress = state.step / self.steps
         leaves, spread, losses, kept = state.leaves(), Spread(), [], []
         before = {name: getattr(state, name).detach().clone() for name in ("weights", "probabilities")}
+        ranks = state.ranks
         for _ in range(self.draws):
             mask, weight = self._draw(state, progress)
             model, gradient = self._hypergradient(state, train, outer, weight.detach())
@@ -245,7 +259,7 @@ class Maple:
             if not math.isfinite(outer.value):
                 raise FloatingPointError(f"the outer loss is {outer.value}")
             losses.append(outer.value)
-            kept.append(float(mask.detach().sum()))
+            kept.append(ranks.total(mask))
         row: dict[str, Any] = {
             "step": state.step,
             "outer_loss": sum(losses) / len(losses),
@@ -253,15 +267,15 @@ class Maple:
             "kept": sum(kept) / len(kept),
         }
         for name, value in spread.mean.items():
-            row[f"{name}_gradient_norm"] = float(torch.linalg.vector_norm(value))
-            row[f"{name}_gradient_variance"] = spread.variance(name)
+            row[f"{name}_gradient_norm"] = ranks.norm(value)
+            row[f"{name}_gradient_variance"] = spread.variance(name, ranks)
             if self.clip is not None:
                 value.mul_(min(1.0, self.clip / max(row[f"{name}_gradient_norm"], 1e-30)))
         if self.prior is not None and self.prior.anchor:
             row.update(self._anchor(self.prior, spread.mean["probabilities"], before["probabilities"], progress))
         state.update(spread.mean, self.constraints, (state.step + 1) / self.steps, scale=self.schedule(progress))
         for name, leaf in leaves.items():
-            row[f"{name}_change"] = float((leaf.detach() - before[name]).abs().mean())
+            row[f"{name}_change"] = ranks.average((leaf.detach() - before[name]).abs())
         state.close_step(row, self.tolerance)
         w, s = before["weights"], before["probabilities"]
         return OuterStep(row["step"], model, w, s, mask.detach(), row["outer_loss"], row)
@@ -273,20 +287,32 @@ class Maple:
         """
         least = 1 if self.cross_fit is None else 2
         for _ in range(_REDRAWS):
-            mask = self.mask(state.probabilities, state.generator, progress=progress)
+            mask = self.mask(state.probabilities, state.generator, progress=progress, ranks=state.ranks)
             weight = mask * state.weights
-            if int((weight > 0).sum()) >= least:
+            if sum(state.ranks.lengths(int((weight > 0).sum()))) >= least:
                 return mask, weight
         raise ValueError(
             f"{_REDRAWS} masks in a row kept fewer than {least} samples of positive weight (the probabilities sum to "
-            f"{float(state.probabilities.detach().sum()):.3g}); raise the budget"
+            f"{state.ranks.total(state.probabilities):.3g}); raise the budget"
         )
 
     def _anchor(self, prior: Prior, gradient: Tensor, s: Tensor, progress: float) -> dict[str, float]:
         """Add the anchor's gradient to `gradient` ``(n,)``; return its figures for the history."""
-        target, coefficient = prior.under(self.constraints, progress).to(s.device), prior.coefficient(progress)
-        gradient.add_(bernoulli_kl_gradient(s, target), alpha=coefficient)
-        return {"anchor_coefficient": coefficient, "anchor_kl": bernoulli_kl(s, target)}
+        ranks, coefficient = self.inner.ranks, prior.coefficient(progress)
+        target = self._own_prior(prior, len(s), progress).to(s.device)
+        share = len(s) / sum(ranks.lengths(len(s)))
+        gradient.add_(bernoulli_kl_gradient(s, target), alpha=coefficient * share)
+        divergence = ranks.total(s.new_tensor(bernoulli_kl(s, target) * share, dtype=torch.float64))
+        return {"anchor_coefficient": coefficient, "anchor_kl": divergence}
+
+    def _own_prior(self, prior: Prior, count: int, progress: float) -> Tensor:
+        """Return pi of this rank's `count` samples at `progress`; the prior is one of the samples of all ranks."""
+        start, total = self.inner.ranks.place(count)
+        if len(prior.probabilities) != total:
+            raise ValueError(
+                f"these need the same first dimension: train has {total}, prior has {len(prior.probabilities)}"
+            )
+        return prior.under(self.constraints, progress)[start : start + count]
 
     def _hypergradient(
         self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor

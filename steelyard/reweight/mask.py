@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["LinearTemperature", "Mask", "check_probabilities"]
 
@@ -97,6 +98,7 @@ class Mask:
         *,
         draws: int | None = None,
         progress: float | int = 0.0,
+        ranks: Ranks = ALONE,
     ) -> Float[Tensor, "..."]:
         """Draw masks.
 
@@ -105,6 +107,9 @@ class Mask:
             generator: source of the noise; on its own device (the noise is moved to that of `probabilities`).
             draws: number of independent masks; None for one without the leading dimension.
             progress: how far the outer run is, in [0, 1]; only the temperature schedule reads it.
+            ranks: the processes that hold the probabilities, each a share along the last dimension; with generators in
+                the same state on all of them the draw is that of one process. (Each draws the noise of all samples and
+                keeps its own.)
 
         Returns:
             ``(*shape,)``, or ``(draws, *shape)``: entries exactly 0 or 1, dtype of `probabilities`, with a
@@ -113,9 +118,9 @@ class Mask:
         Raises:
             ValueError: a probability outside [0, 1] or NaN, or draws < 1.
         """
-        check_probabilities(probabilities)
+        ranks.together(lambda: check_probabilities(probabilities))
         leading = () if draws is None else (_check.integer("draws", draws, low=1),)
-        uniform = _uniform((*leading, *probabilities.shape), generator, probabilities.device)
+        uniform = _uniform((*leading, *probabilities.shape), generator, probabilities.device, ranks)
         hard = (uniform < probabilities.detach()).to(probabilities.dtype)
         if not (probabilities.requires_grad and torch.is_grad_enabled()):
             return hard
@@ -146,9 +151,13 @@ class Mask:
         return torch.sigmoid((torch.logit(inside) + noise) / temperature).to(probabilities.dtype)
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device, ranks: Ranks = ALONE) -> Tensor:
     """Draw on the generator's device, in float64: float32 has 2^-24 steps, too coarse for Bernoulli(1e-8)."""
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(device)
+    if ranks.size == 1:
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(device)
+    start, total = ranks.place(shape[-1])
+    everywhere = _uniform((*shape[:-1], total), generator, device)
+    return everywhere[..., start : start + shape[-1]].contiguous()
 
 
 def check_probabilities(probabilities: Float[Tensor, "*shape"]) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from steelyard import _check
 from steelyard.bilevel import Batch
+from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet
 
 __all__ = ["CosineDecay", "OuterOptimizer", "OuterState", "OuterStep"]
@@ -75,6 +76,10 @@ class OuterState:
 
     (With a warm-started `InnerRun`, save its `state_dict()` beside this one.)
 
+    On several ranks w, s and the optimizers' moments are those of this rank's samples. `state_dict` then gathers all of
+    them (every rank must call it): it is that of one process, and any number of ranks can go on from it. The optimizers
+    must work entry by entry, as torch's do but for LBFGS.
+
     Attributes:
         weights: ``(n,)`` w, a leaf that requires a gradient if it is learned.
         probabilities: ``(n,)`` s, likewise.
@@ -84,6 +89,7 @@ class OuterState:
         best_loss: lowest outer loss so far, and
         best_step: when it came (for the early stop).
         history: one row a step.
+        ranks: the processes that hold the samples.
     """
 
     weights: Float[Tensor, " n"]
@@ -94,6 +100,7 @@ class OuterState:
     best_loss: float = float("inf")
     best_step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    ranks: Ranks = ALONE
 
     @classmethod
     def start(
@@ -103,20 +110,22 @@ class OuterState:
         optimizers: dict[str, OuterOptimizer],
         seed: int,
         probabilities: Float[Tensor, " n"] | None = None,
+        ranks: Ranks = ALONE,
     ) -> OuterState:
         """Make the state before the first step, see `Maple.begin`; float64 if the inputs are, else float32."""
-        count, ids = len(train), len(torch.unique(train.index))
+        everywhere = ranks.gather(train.index)
+        count, ids = len(everywhere), len(torch.unique(everywhere))
         if not count or ids != count:
             raise ValueError(f"train must hold distinct samples, got {count} samples with {ids} ids")
         device = train.inputs.device
         dtype = torch.float64 if train.inputs.dtype == torch.float64 else torch.float32
-        weights = torch.ones(count, device=device, dtype=dtype)
+        weights = torch.ones(len(train), device=device, dtype=dtype)
         s = weights * (constraints.budget_at(0.0) / count) if probabilities is None else probabilities
-        _check.same_length(train=train.inputs, probabilities=s)
-        s = constraints.project_probabilities(s.detach().to(device, dtype), 0.0).clone()
+        ranks.together(lambda: _check.same_length(train=train.inputs, probabilities=s))
+        s = constraints.project_probabilities(s.detach().to(device, dtype), 0.0, ranks).clone()
         leaves = {"weights": weights, "probabilities": s}
         made = {name: make([leaves[name].requires_grad_()]) for name, make in optimizers.items()}
-        return cls(weights, s, made, torch.Generator().manual_seed(seed))
+        return cls(weights, s, made, torch.Generator().manual_seed(seed), ranks=ranks)
 
     def leaves(self) -> dict[str, Tensor]:
         """Return the tensors that are learned, by name."""
@@ -136,9 +145,9 @@ class OuterState:
             leaf.grad = None
             with torch.no_grad():
                 if name == "weights":
-                    leaf.copy_(constraints.project_weights(leaf))
+                    leaf.copy_(constraints.project_weights(leaf, self.ranks))
                 else:
-                    leaf.copy_(constraints.project_probabilities(leaf, progress))
+                    leaf.copy_(constraints.project_probabilities(leaf, progress, self.ranks))
 
     def close_step(self, row: dict[str, Any], tolerance: float) -> None:
         """Count the step, file its row, and note whether its outer loss is the best yet by `tolerance`."""
@@ -149,10 +158,13 @@ class OuterState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything: tensors, numbers, lists and dicts only (`torch.load(weights_only=True)`)."""
+        optimizers = {name: copy.deepcopy(one.state_dict()) for name, one in self.optimizers.items()}
+        for state in optimizers.values():
+            _for_each_moment(state, len(self.weights), self.ranks.gather)
         return {
-            "weights": self.weights.detach().clone(),
-            "probabilities": self.probabilities.detach().clone(),
-            "optimizers": {name: copy.deepcopy(one.state_dict()) for name, one in self.optimizers.items()},
+            "weights": self.ranks.gather(self.weights.detach()).clone(),
+            "probabilities": self.ranks.gather(self.probabilities.detach()).clone(),
+            "optimizers": optimizers,
             "generator": self.generator.get_state(),
             "step": self.step,
             "best_loss": self.best_loss,
@@ -166,16 +178,28 @@ class OuterState:
         Raises:
             ValueError: the state is of another number of samples, or of a run that learned something else.
         """
-        if state["weights"].shape != self.weights.shape or set(state["optimizers"]) != set(self.optimizers):
+        start, total = self.ranks.place(len(self.weights))
+        own = slice(start, start + len(self.weights))
+        if state["weights"].shape != (total,) or set(state["optimizers"]) != set(self.optimizers):
             raise ValueError(
                 f"the state is of {len(state['weights'])} samples learning {sorted(state['optimizers'])}; "
-                f"this run has {len(self.weights)} samples and learns {sorted(self.optimizers)}"
+                f"this run has {total} samples and learns {sorted(self.optimizers)}"
             )
         with torch.no_grad():
-            self.weights.copy_(state["weights"])
-            self.probabilities.copy_(state["probabilities"])
+            self.weights.copy_(state["weights"][own])
+            self.probabilities.copy_(state["probabilities"][own])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+            moments = copy.deepcopy(state["optimizers"][name])
+            _for_each_moment(moments, total, lambda everywhere: everywhere[own].clone())
+            optimizer.load_state_dict(moments)
         self.generator.set_state(state["generator"])
         self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
         self.history = [dict(row) for row in state["history"]]
+
+
+def _for_each_moment(state: dict[str, Any], samples: int, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace, in an optimizer's `state`, every tensor with an entry a sample by what `change` makes of it."""
+    for entries in state["state"].values():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == (samples,):
+                entries[name] = change(value)

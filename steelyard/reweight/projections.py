@@ -4,6 +4,10 @@ Both thresholds solve ``sum_i clamp(x_i - v, 0, upper) = total`` for v: a piecew
 Newton's method lands on the root once it is on the right piece. A bracket makes it safe where the function is
 not convex, and the median of the breakpoints left in it, where Newton dawdles, halves them: O(n) work in the
 worst case, a few passes over shrinking data in practice. It stops when the piece is right; no tolerance.
+
+Over shares of several ranks the same search runs on all of them at once: a round asks for one all-reduce of four
+numbers, and the median is the weighted median of the ranks' own, which leaves at most three quarters of the
+breakpoints. So the rounds are logarithmic in n in the worst case, and the result is that of one process to rounding.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["project_ball", "project_box_simplex"]
 
@@ -22,7 +27,7 @@ _NEWTON_STEPS = 8  # Newton steps that may fail to halve the undecided entries b
 
 
 def project_box_simplex(
-    probabilities: Float[Tensor, " n"], budget: float | int, *, equality: bool = True
+    probabilities: Float[Tensor, " n"], budget: float | int, *, equality: bool = True, ranks: Ranks = ALONE
 ) -> Float[Tensor, " n"]:
     """Project onto {0 <= s <= 1, sum s = budget}, or with ``equality=False`` {0 <= s <= 1, sum s <= budget}.
 
@@ -30,12 +35,15 @@ def project_box_simplex(
         probabilities: ``(n,)`` finite; not changed.
         budget: the K of the paper, >= 0; need not be whole.
         equality: whether the sum is held at the budget or only below it.
+        ranks: the processes that hold the probabilities; each gives its own share and gets that share of the nearest
+            point. n and the budget are of all.
 
     Returns:
         ``(n,)`` the nearest point, ``clamp(s - v, 0, 1)`` for one scalar v found in float64; order is kept.
 
     Raises:
         ValueError: NaN or infinite entries, a negative budget, or an equality budget above n.
+        RankError: another rank's share has NaN or infinite entries.
 
     References:
         Zhou et al., "Probabilistic Bilevel Coreset Selection", ICML 2022 (this form; they bisect for v).
@@ -44,36 +52,40 @@ def project_box_simplex(
         >>> project_box_simplex(torch.tensor([0.9, 0.6, -0.3]), 1.0)
         tensor([0.6500, 0.3500, 0.0000])
     """
-    _check.finite("probabilities", probabilities)
+    ranks.together(lambda: _check.finite("probabilities", probabilities))
     _check.in_range("budget", float(budget), low=0.0)
-    count = probabilities.numel()
+    clamped = probabilities.clamp(0, 1)
+    count, feasible = ranks.sum(_count_and_sum(clamped)).tolist()
     if equality and budget > count:
         raise ValueError(
-            f"budget is {budget}, but {count} probabilities in [0, 1] cannot sum to more than {count}; "
+            f"budget is {budget}, but {count:.0f} probabilities in [0, 1] cannot sum to more than {count:.0f}; "
             f"lower the budget or pass equality=False"
         )
-    clamped = probabilities.clamp(0, 1)
-    if not equality and (budget >= count or clamped.sum(dtype=torch.float64) <= budget):
+    if not equality and (budget >= count or feasible <= budget):
         return clamped
     if budget == 0 or budget == count:
         return torch.full_like(probabilities, budget / max(count, 1))
     values = probabilities.double()
-    return (values - _threshold(values, budget, upper=1.0)).clamp_(0, 1).to(probabilities.dtype)
+    return (values - _threshold(values, budget, 1.0, ranks)).clamp_(0, 1).to(probabilities.dtype)
 
 
-def project_ball(weights: Float[Tensor, " n"], radius: float | int, *, p: int = 2) -> Float[Tensor, " n"]:
+def project_ball(
+    weights: Float[Tensor, " n"], radius: float | int, *, p: int = 2, ranks: Ranks = ALONE
+) -> Float[Tensor, " n"]:
     """Project onto {w >= 0, ||w||_p <= radius}, p = 1 or 2.
 
     Args:
         weights: ``(n,)`` finite; not changed.
         radius: >= 0.
         p: 1 (soft threshold: small weights become 0) or 2 (scale).
+        ranks: as in `project_box_simplex`.
 
     Returns:
         ``(n,)`` the nearest point; order is kept.
 
     Raises:
         ValueError: NaN or infinite entries, a negative radius, or another p.
+        RankError: another rank's share has NaN or infinite entries.
 
     Example:
         >>> project_ball(torch.tensor([3.0, 4.0, -1.0]), 1.0)
@@ -81,11 +93,11 @@ def project_ball(weights: Float[Tensor, " n"], radius: float | int, *, p: int = 
         >>> project_ball(torch.tensor([3.0, 4.0, -1.0]), 2.0, p=1)
         tensor([0.5000, 1.5000, 0.0000])
     """
-    _check.finite("weights", weights)
+    ranks.together(lambda: _check.finite("weights", weights))
     _check.in_range("radius", float(radius), low=0.0)
     _check.choice("p", p, [1, 2])
     positive = weights.clamp(min=0)
-    size = float(torch.linalg.vector_norm(positive, ord=p, dtype=torch.float64))
+    size = ranks.norm(positive, p)
     if size <= radius:
         return positive
     if p == 2:  # the ball is centred at the tip of the cone, so projecting onto one, then the other, is exact
@@ -93,28 +105,29 @@ def project_ball(weights: Float[Tensor, " n"], radius: float | int, *, p: int = 
     if radius == 0:
         return torch.zeros_like(weights)
     values = positive.double()
-    return (values - _threshold(values, radius, upper=math.inf)).clamp_(min=0).to(weights.dtype)
+    return (values - _threshold(values, radius, math.inf, ranks)).clamp_(min=0).to(weights.dtype)
 
 
-def _threshold(values: Tensor, total: float | int, upper: float) -> float:
+def _threshold(values: Tensor, total: float | int, upper: float, ranks: Ranks) -> float:
     """Solve sum clamp(values - v, 0, upper) = total for v; values ``(n,)`` float64, 0 < total < n * upper."""
-    low, high = float(values.min()) - total / values.numel(), float(values.max())  # sum >= total; sum = 0
-    newton = float(values.sum() - total) / values.numel()  # the root if no entry clamps
+    extent = ranks.stack(_extent(values))  # (ranks, 4)
+    count, entries = float(extent[:, 2].sum()), float(extent[:, 3].sum())
+    low, high = float(extent[:, 0].min()) - total / count, float(extent[:, 1].max())  # sum >= total; sum = 0
+    newton = (entries - total) / count  # the root if no entry clamps
     known = (0, 0, 0.0)  # entries at `upper`, entries in between, sum of those: settled on all of (low, high)
     piece: tuple[int, int] | None = None
-    patience, goal = _NEWTON_STEPS, values.numel() // 2
+    patience, goal = _NEWTON_STEPS, count // 2
     while True:
         values, known = _settle(values, known, low, high, upper)
-        if not values.numel():  # one linear piece is left
-            ones, active, linear = known
+        if not (patience and low < newton < high):
+            newton, piece, patience = _median_breakpoint(values, low, high, upper, ranks), None, _NEWTON_STEPS
+        point = newton
+        ones, active, linear, undecided = _count(values, known, point, upper, ranks)
+        if not undecided:  # one linear piece is left
             return (_times(ones, upper) + linear - total) / active if active else low
         patience -= 1
-        if values.numel() <= goal:
-            patience, goal = _NEWTON_STEPS, values.numel() // 2
-        if not (patience and low < newton < high):
-            newton, piece, patience = _median_breakpoint(values, low, high, upper), None, _NEWTON_STEPS
-        point = newton
-        ones, active, linear = _count(values, known, point, upper)
+        if undecided <= goal:
+            patience, goal = _NEWTON_STEPS, undecided // 2
         excess = _times(ones, upper) + linear - active * point - total
         if excess == 0:
             return point
@@ -123,6 +136,17 @@ def _threshold(values: Tensor, total: float | int, upper: float) -> float:
             return newton
         piece = (ones, active)
         low, high = (point, high) if excess > 0 else (low, point)
+
+
+def _extent(values: Tensor) -> Tensor:
+    """Return the least and the greatest entry, how many there are, and their sum ``(4,)``; there may be none."""
+    infinite = values.new_tensor(math.inf)
+    ends = values.aminmax() if values.numel() else (infinite, -infinite)
+    return torch.stack([*ends, *_count_and_sum(values)])
+
+
+def _count_and_sum(values: Tensor) -> Tensor:
+    return torch.stack([values.new_tensor(values.numel(), dtype=torch.float64), values.sum(dtype=torch.float64)])
 
 
 def _settle(
@@ -136,16 +160,31 @@ def _settle(
     return values[~(ones | linear | (values <= low))], known
 
 
-def _count(values: Tensor, known: tuple[int, int, float], point: float, upper: float) -> tuple[int, int, float]:
-    """Count at v = point: entries at `upper`, entries strictly in between, and the sum of those."""
+def _count(
+    values: Tensor, known: tuple[int, int, float], point: float, upper: float, ranks: Ranks
+) -> tuple[int, int, float, int]:
+    """Count at v = point: entries at `upper`, entries strictly in between, the sum of those, and entries undecided."""
     ones = values - upper >= point
     entries = values[(values > point) & ~ones]
-    return known[0] + int(ones.sum()), known[1] + entries.numel(), known[2] + float(entries.sum())
+    own = [known[0] + int(ones.sum()), known[1] + entries.numel(), known[2] + float(entries.sum()), values.numel()]
+    at_upper, active, linear, undecided = ranks.sum(values.new_tensor(own)).tolist()
+    return int(at_upper), int(active), linear, int(undecided)
 
 
-def _median_breakpoint(values: Tensor, low: float, high: float, upper: float) -> float:
+def _median_breakpoint(values: Tensor, low: float, high: float, upper: float, ranks: Ranks) -> float:
+    """Return a breakpoint in (low, high) with at least a quarter of them on either side (alone: the median).
+
+    The weighted median of the ranks' medians; `low` if there is none left.
+    """
     breakpoints = torch.cat([values, values - upper])
-    return float(breakpoints[(breakpoints > low) & (breakpoints < high)].median())
+    breakpoints = breakpoints[(breakpoints > low) & (breakpoints < high)]
+    median = breakpoints.median() if breakpoints.numel() else values.new_tensor(math.inf)
+    medians, counts = ranks.stack(torch.stack([median, values.new_tensor(breakpoints.numel())])).unbind(1)
+    if not counts.any():
+        return low
+    order = medians.argsort()
+    halfway = torch.searchsorted(counts[order].cumsum(0), counts.sum() / 2)
+    return float(medians[order][halfway])
 
 
 def _times(count: int, upper: float) -> float:

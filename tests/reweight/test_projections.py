@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import optimize
 
+from steelyard.distributed import ALONE, RankError
 from steelyard.reweight import project_ball, project_box_simplex
+
+from ..shares import in_threads
 
 # Values on a coarse grid (many ties, many entries exactly on a breakpoint) as well as general ones.
 ENTRIES = st.one_of(st.integers(-8, 8).map(lambda k: k / 4), st.floats(-50, 50, allow_subnormal=False))
@@ -210,3 +213,77 @@ def test_ten_million():
     x = torch.randn(n, generator=torch.Generator().manual_seed(0))
     s = project_box_simplex(x, 0.3 * n)
     assert s.sum(dtype=torch.float64).item() == pytest.approx(0.3 * n, rel=1e-7)
+
+
+CUTS = st.lists(st.integers(0, 40), min_size=1, max_size=3)
+
+
+def on_shares(project, x, cuts):
+    """The projection of `x` by one thread a share; shares may be empty. Also: the collectives that each asked for."""
+    bounds = [0, *sorted(min(cut, len(x)) for cut in cuts), len(x)]
+    shares = [x[low:high] for low, high in pairwise(bounds)]
+    asked = set()
+
+    def body(ranks):
+        result = project(shares[ranks.rank], ranks)
+        asked.add(ranks.asked)
+        return result
+
+    found = in_threads(len(shares), body)
+    assert all(isinstance(one, torch.Tensor) for one in found), found
+    (count,) = asked  # the same on all
+    return torch.cat(found), count
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(VECTORS, SHARE, st.booleans(), CUTS)
+def test_shares_of_the_box_simplex_are_those_of_one_process(x, share, equality, cuts):
+    budget = share * len(x)
+    found, asked = on_shares(lambda s, ranks: project_box_simplex(s, budget, equality=equality, ranks=ranks), x, cuts)
+    scale = 1 + x.abs().max().item()
+    torch.testing.assert_close(found, project_box_simplex(x, budget, equality=equality), rtol=0, atol=1e-14 * scale)
+    assert asked <= 4 * math.log2(2 * len(x)) + 6
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(VECTORS, st.floats(0, 100), st.sampled_from([1, 2]), CUTS)
+def test_shares_of_the_ball_are_those_of_one_process(x, radius, p, cuts):
+    found, asked = on_shares(lambda w, ranks: project_ball(w, radius, p=p, ranks=ranks), x, cuts)
+    torch.testing.assert_close(found, project_ball(x, radius, p=p), rtol=1e-14, atol=1e-14 * (1 + x.abs().max().item()))
+    assert asked <= 4 * math.log2(2 * len(x)) + 6
+
+
+HARD = {
+    "normal": torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    "ties": torch.randint(0, 5, (20_000,), generator=torch.Generator().manual_seed(0)).double() / 4,
+    "sorted geometric": 2.0 ** -torch.arange(1000, dtype=torch.float64) * 1e6,
+    "two scales": torch.cat([torch.linspace(0, 1e-9, 999, dtype=torch.float64), torch.tensor([1e6]).double()]),
+    "non-convex": torch.cat([torch.linspace(0, 1, 9000) ** 9, 1 + torch.linspace(0, 1, 9000) ** (1 / 9)]).double(),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("share", [1e-3, 0.3, 0.999])
+def test_collectives_are_logarithmic_in_n(name, share):
+    """A bisection to float64's precision would need 60 to 1000 of them, as the scale of the numbers has it."""
+    x = HARD[name]
+    asked = {}
+    for kind, project in {
+        "box": lambda s, ranks: project_box_simplex(s, share * len(x), ranks=ranks),
+        "ball": lambda s, ranks: project_ball(s, share * x.clamp(min=0).sum().item(), p=1, ranks=ranks),
+    }.items():
+        found, asked[kind] = on_shares(project, x, [len(x) // 7, len(x) // 2])
+        torch.testing.assert_close(found, project(x, ALONE), rtol=0, atol=1e-14 * (1 + x.abs().max().item()))
+    assert max(asked.values()) <= 4 * math.log2(2 * len(x)) + 6
+
+
+def test_errors_of_shares_are_everywhere():
+    bad = {0: torch.rand(3), 1: torch.tensor([0.5, math.nan])}
+    one, other = in_threads(2, lambda ranks: project_box_simplex(bad[ranks.rank], 1.0, ranks=ranks))
+    assert isinstance(one, RankError)
+    assert "rank 1: ValueError: probabilities has 1 entries" in str(one)
+    assert isinstance(other, ValueError)
+    found = in_threads(3, lambda ranks: project_box_simplex(torch.rand(ranks.rank), 4.0, ranks=ranks))
+    assert all(isinstance(e, ValueError) and "budget is 4.0, but 3 probabilities" in str(e) for e in found)
+    found = in_threads(3, lambda ranks: project_box_simplex(torch.rand(0), 0.0, ranks=ranks))
+    assert all(len(share) == 0 for share in found)
