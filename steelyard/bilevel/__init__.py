@@ -8,6 +8,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.implicit import Implicit, SolverReport, SolverWarning
 from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
 from steelyard.bilevel.recorder import Recorder
+from steelyard.bilevel.streamed import MemoryMapped, Streamed
 from steelyard.bilevel.trajectory import Step, Trajectory
 from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
 from steelyard.bilevel.unrolled import Unrolled
@@ -16,6 +17,7 @@ __all__ = [
     "Batch",
     "FiniteDifference",
     "Implicit",
+    "MemoryMapped",
     "Objective",
     "Outer",
     "Recorder",
@@ -23,6 +25,7 @@ __all__ = [
     "SolverReport",
     "SolverWarning",
     "Step",
+    "Streamed",
     "Trajectory",
     "Truncated",
     "Unrolled",

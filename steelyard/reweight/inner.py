@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import tee
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steelyard import _check
-from steelyard.bilevel import Batch, Recorder, Trajectory, WeightedLoss
+from steelyard.bilevel import Batch, Recorder, Streamed, Trajectory, WeightedLoss
 
 __all__ = ["InnerRun"]
 
@@ -81,21 +82,22 @@ class InnerRun:
         self._restored: dict[str, Any] | None = None
 
     def __call__(self, train: Batch, weight: Float[Tensor, " n"]) -> tuple[nn.Module, Trajectory]:
-        """Run on the samples of `train` with weight > 0, gathered once.
+        """Run on the samples of `train` with weight > 0, gathered once, or batch by batch from a `Streamed`.
 
         Args:
-            train: ``n`` samples in memory.
+            train: ``n`` samples. Of a `Streamed`, without a batch size (or with one as large as the kept set), the kept
+                samples are in memory as a whole.
             weight: ``(n,)`` >= 0.
 
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
-        kept, kept_weight = _gather(train, weight)
-        device = train.inputs.device
+        kept = _kept(train, weight)
+        device = train.device
         model, optimizer = self._start(device)
         seed = self.seed if self.restart else self.seed + self._runs
         self._runs += 1
-        batches = _batches(kept, kept_weight, self.batch_size, torch.Generator().manual_seed(seed))
+        batches = _batches(train, weight, kept, self.batch_size, torch.Generator().manual_seed(seed))
         with _seeded(device, seed), Recorder(model, optimizer, self.objective, self.window) as recorder:
             for step in range(self.steps):
                 loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
@@ -154,14 +156,15 @@ class InnerRun:
         self, optimizer: Optimizer, loss: Callable[[Batch, Tensor], Tensor], batch: Batch, weight: Tensor
     ) -> None:
         optimizer.zero_grad()
-        device = batch.inputs.device.type
+        device = batch.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             value = loss(batch, weight)
         value.backward()
         optimizer.step()
 
 
-def _gather(train: Batch, weight: Tensor) -> tuple[Batch, Tensor]:
+def _kept(train: Batch, weight: Tensor) -> Tensor:
+    """Return the positions ``(k,)`` of the samples with weight > 0."""
     _check.same_length(train=train.inputs, weight=weight)
     _check.finite("weight", weight)
     if len(weight) and float(weight.min()) < 0:
@@ -169,20 +172,28 @@ def _gather(train: Batch, weight: Tensor) -> tuple[Batch, Tensor]:
     positions = (weight > 0).nonzero().flatten()
     if not len(positions):
         raise ValueError(f"no sample is left to train on: all {len(weight)} weights are 0; raise the budget")
-    if len(positions) == len(weight):
-        return train, weight
-    return train.take(positions), weight[positions]
+    return positions
 
 
 def _batches(
-    kept: Batch, weight: Tensor, size: int | None, generator: torch.Generator
+    train: Batch, weight: Tensor, kept: Tensor, size: int | None, generator: torch.Generator
 ) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches of the kept samples and their weights, without end; the samples are gathered once, or streamed."""
+    if size is not None and size < len(kept) and isinstance(train, Streamed):
+        ahead, now = tee(kept[rows] for rows in _shuffled(len(kept), size, generator, kept.device))
+        for batch, rows in zip(train.stream(ahead), now, strict=True):
+            yield batch, weight[rows]
+    if len(kept) < len(weight) or isinstance(train, Streamed):
+        train, weight = train.take(kept), weight[kept]
     while size is None or size >= len(kept):
-        yield kept, weight
+        yield train, weight
+    for rows in _shuffled(len(kept), size, generator, weight.device):
+        yield train.take(rows), weight[rows]
+
+
+def _shuffled(count: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
     while True:
-        order = torch.randperm(len(kept), generator=generator).to(weight.device)
-        for positions in order.split(size):
-            yield kept.take(positions), weight[positions]
+        yield from torch.randperm(count, generator=generator).to(device).split(size)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -105,10 +105,10 @@ class OuterState:
         probabilities: Float[Tensor, " n"] | None = None,
     ) -> OuterState:
         """Make the state before the first step, see `Maple.begin`; float64 if the inputs are, else float32."""
-        count, ids = len(train), len(torch.unique(train.index))
+        count, ids = len(train), _distinct(train.index)
         if not count or ids != count:
             raise ValueError(f"train must hold distinct samples, got {count} samples with {ids} ids")
-        device = train.inputs.device
+        device = train.device
         dtype = torch.float64 if train.inputs.dtype == torch.float64 else torch.float32
         weights = torch.ones(count, device=device, dtype=dtype)
         s = weights * (constraints.budget_at(0.0) / count) if probabilities is None else probabilities
@@ -179,3 +179,9 @@ class OuterState:
         self.generator.set_state(state["generator"])
         self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
         self.history = [dict(row) for row in state["history"]]
+
+
+def _distinct(index: Tensor) -> int:
+    """Return how many ids there are. (Sorting them takes a multiple of their memory, and they mostly are.)"""
+    ordered = bool((index[1:] > index[:-1]).all())
+    return len(index) if ordered else len(torch.unique(index))
