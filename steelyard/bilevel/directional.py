@@ -78,11 +78,11 @@ class ForwardMode:
             if found is not None:
                 return found
         size = _chunk(run, step, at, batch, self.memory, kept=True)
-        found = []
+        pieces: list[Tensor] = []
         for piece in batch.chunks(size):
             with _remedy():
-                found.append(_tangents(run, step, at, along, piece))
-        return torch.cat(found)
+                pieces.append(_tangents(run, step, at, along, piece))
+        return torch.cat(pieces)
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
         """Forward over reverse."""
