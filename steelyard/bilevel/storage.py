@@ -174,7 +174,7 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
             leaf.grad = torch.zeros_like(leaf)
         settings = step.groups[name]
         groups.setdefault(id(settings), {**settings, "params": []})["params"].append(leaf)
-    optimizer = run.optimizer(list(groups.values()))
+    optimizer = run.optimizer(list(groups.values()))  # type: ignore[call-arg]
     for name, leaf in leaves.items():
         if state[name]:
             optimizer.state[leaf] = state[name]

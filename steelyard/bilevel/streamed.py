@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -118,17 +119,17 @@ class Streamed(Batch):
 
     def take(self, positions: Tensor) -> Batch:
         """Return the samples at `positions` (ids or a mask) with their inputs in memory, as evaluation sees them."""
-        chosen = torch.arange(len(self))[positions.cpu()]
+        chosen = positions.nonzero().flatten() if positions.dtype == torch.bool else positions
         inputs = torch.empty((len(chosen), *self.inputs.shape[1:]), dtype=self.inputs.dtype, device=self.device)
         places = inputs.split(self.chunk) if len(chosen) else ()
-        pieces = self._load(iter(self.rows[chosen].split(self.chunk)), workers=0)
+        pieces = self._load(iter(self.rows[chosen.cpu()].split(self.chunk)), workers=0)
         for place, piece in zip(places, pieces, strict=False):
             place.copy_(piece)
         return replace(self._labels.take(chosen), inputs=inputs)
 
     def to(self, device: torch.device | str) -> Streamed:
         """Return the same samples with the labels on `device`, where the inputs will come too."""
-        labels = {name: getattr(self, name) for name in ("targets", "index", "environment", "group")}
+        labels: dict[str, Any] = {name: getattr(self, name) for name in ("targets", "index", "environment", "group")}
         return replace(self, **{name: one if one is None else one.to(device) for name, one in labels.items()})
 
     @abstractmethod
@@ -137,7 +138,7 @@ class Streamed(Batch):
     ) -> Iterator[Tensor]:
         """Yield the inputs at each of `rows` of the source, in order."""
 
-    @property
+    @cached_property  # a new batch looks at all of its ids
     def _labels(self) -> Batch:
         return Batch(self.index, self.targets, self.index, self.environment, self.group)
 
