@@ -129,8 +129,9 @@ class Streamed(Batch):
 
     def to(self, device: torch.device | str) -> Streamed:
         """Return the same samples with the labels on `device`, where the inputs will come too."""
-        labels: dict[str, Any] = {name: getattr(self, name) for name in ("targets", "index", "environment", "group")}
-        return replace(self, **{name: one if one is None else one.to(device) for name, one in labels.items()})
+        labels = {name: getattr(self, name) for name in ("targets", "index", "environment", "group")}
+        moved: dict[str, Any] = {name: one if one is None else one.to(device) for name, one in labels.items()}
+        return replace(self, **moved)
 
     @abstractmethod
     def _load(

@@ -15,9 +15,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steelyard import _check
-from steelyard.bilevel import Batch, Recorder, Streamed, Trajectory, WeightedLoss
+from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 
 __all__ = ["InnerRun"]
+
+_WHOLE = Storage()
 
 
 class InnerRun:
@@ -40,6 +42,7 @@ class InnerRun:
         autocast: None or `torch.bfloat16` (float16 would need a gradient scaler, which is not recorded).
         seed: of the initial parameters, the batch order and the noise of the forward passes.
         window: how many last steps are recorded: T of `Truncated(steps=T)`.
+        storage: how they are kept, see `Storage`.
 
     Raises (at the call):
         ValueError: weights that are negative, not finite, not aligned with `train`, or zero everywhere.
@@ -66,6 +69,7 @@ class InnerRun:
         autocast: torch.dtype | None = None,
         seed: int = 0,
         window: int = 1,
+        storage: Storage = _WHOLE,
     ) -> None:
         self.objective = objective
         self.steps = _check.integer("steps", steps, low=1)
@@ -74,6 +78,7 @@ class InnerRun:
         self.autocast = _check.choice("autocast", autocast, [None, torch.bfloat16])
         self.seed = _check.integer("seed", seed, low=0)
         self.window = _check.integer("window", window, low=1, high=steps)
+        self.storage = storage
         self._make_model, self._make_optimizer = model, optimizer
         self._model: nn.Module | None = None
         self._initial: dict[str, Tensor] = {}
@@ -98,7 +103,8 @@ class InnerRun:
         seed = self.seed if self.restart else self.seed + self._runs
         self._runs += 1
         batches = _batches(train, weight, kept, self.batch_size, torch.Generator().manual_seed(seed))
-        with _seeded(device, seed), Recorder(model, optimizer, self.objective, self.window) as recorder:
+        record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
+        with _seeded(device, seed), record as recorder:
             for step in range(self.steps):
                 loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
                 self._train_step(optimizer, loss, *next(batches))
@@ -116,6 +122,7 @@ class InnerRun:
             self.autocast,
             self.seed,
             self.window,
+            self.storage,
         )
 
     def state_dict(self) -> dict[str, Any]:

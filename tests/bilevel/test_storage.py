@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Storage, Truncated, Unrolled, WeightedLoss
 from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Trajectory
+from steelyard.reweight import InnerRun
 from tests.bilevel.problems import (
     CROSS_ENTROPY,
     Problem,
@@ -366,6 +367,17 @@ def test_a_record_of_a_gpu_on_the_cpu() -> None:
         assert outside == {"cpu" if storage.device else "cuda"}
         found.append(Truncated(4)(record, outer))
     assert torch.equal(*found)
+
+
+def test_an_inner_run_passes_its_storage_on() -> None:
+    data = Problem().data()
+    made = []
+    for storage in (Storage(), ROUNDED):
+        settings = {"objective": WeightedLoss(CROSS_ENTROPY), "steps": 5, "window": 4, "storage": storage}
+        inner = InnerRun(lambda: mlp().double(), partial(torch.optim.SGD, lr=0.1), **settings).fresh()
+        made.append(inner(data, torch.ones(8).double())[1])
+    assert [step.kept for step in made[1].steps] == ["rounded"] * 3 + ["whole"]
+    assert relative(*(Truncated(4)(run, Problem().outer) for run in made)) < 1e-3
 
 
 @pytest.mark.parametrize(
