@@ -46,7 +46,7 @@ CELLS = [
     )
     for storage in storages
 ]
-RAW = _measure.RESULTS / "memory.json"
+RAW = _measure.RESULTS / "memory_raw.json"
 MIB = 2**20
 OBJECTIVE = WeightedLoss(partial(F.cross_entropy, reduction="none"))
 
