@@ -48,6 +48,7 @@ CELLS = [
         (20, ["whole", "bfloat16", "every 5"]),
     )
     for storage in storages
+    if (kind, storage) != ("adam", "bfloat16")  # refused
 ]
 RAW = _measure.RESULTS / "memory_raw.json"
 MIB = 2**20
@@ -151,6 +152,7 @@ def report() -> None:
         "`rounded copies` and `noise` are no storages, and show what an error means: parameters rounded to bfloat16",
         "themselves, and moved by about a rounding of float32. The run starts at random parameters, which move by 5 to",
         "8 % a step. `Storage(device=...)` is for a GPU: not measured, none was at hand.",
+        "bfloat16 is refused for Adam: before it was, the error at T = 5, batch 4, was 2.20 (moments rounded too).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
         "",
         "From T = 5 to 20 with the whole record: " + " ".join(grown) + " What is above the states is glibc's heap, in",

@@ -52,7 +52,8 @@ class Recorder:
 
     Raises:
         TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one).
-        ValueError: a hyperparameter that the pull-back cannot be finite for (``eps=0``), or an optimized
+        ValueError: a rounded storage with an adaptive optimizer; a hyperparameter that the pull-back cannot be finite
+            for (``eps=0``), or an optimized
             tensor that is not a parameter of `model`.
 
     Example:
@@ -94,6 +95,11 @@ class Recorder:
         self._names = _names(self._module, optimizer)
         self._steps = _check.integer("steps", steps, low=1)
         self._storage = storage if steps > 1 else WHOLE
+        if storage.dtype is not None and not self._pullback.linear:
+            raise ValueError(
+                f"storage.dtype={storage.dtype} is for SGD: the derivative of {type(optimizer).__name__}'s update is lost "
+                "in that rounding; use Storage(checkpoint_every=...) or whole steps"
+            )
         self._window: deque[Step] = deque()
         self._pending: Step | None = None
         self._after: list[Guard] = []

@@ -111,14 +111,17 @@ def truth(optimizer: str) -> Tensor:
 
 
 @pytest.mark.parametrize("estimator", [Truncated(4), FiniteDifference(4)], ids=["truncated", "difference"])
-@pytest.mark.parametrize("storage", [*EXACT, ROUNDED], ids=str)
-@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam"])
+@pytest.mark.parametrize(
+    ("storage", "optimizer"),
+    [*((one, name) for one in EXACT for name in ("sgd-momentum", "adam")), (ROUNDED, "sgd-momentum")],
+    ids=str,
+)
 def test_against_finite_differences_of_the_run(estimator, storage, optimizer) -> None:
     problem = Problem(normalised_dropout, optimizer, window=4, storage=storage)
     assert relative(problem.answer(estimator), truth(optimizer)) < (2e-2 if storage.dtype else 1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam", "amsgrad", "rmsprop-centered"])
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "sgd-nesterov", "sgd-dampening"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_rounded_record_keeps_its_stated_bound(optimizer, dtype) -> None:
     problem = Problem(normalised_dropout, optimizer, window=8, warmup=1, dtype=dtype)
@@ -137,9 +140,6 @@ def test_the_rounded_record_keeps_its_stated_bound(optimizer, dtype) -> None:
             error = (other.parameters[name] - p).abs()
             assert bool((error <= bound).all())
             differs |= bool(error.any())
-            for key, value in one.state[name].items():
-                if isinstance(value, Tensor) and value.ndim:
-                    assert bool(((other.state[name][key] - value).abs() <= ROUNDING * value.abs()).all())
     assert differs
     assert {tensor.dtype for step in kept.steps[:-1] for tensor in step.parameters.values()} == {torch.bfloat16}
 
@@ -163,7 +163,6 @@ def size(model: nn.Module) -> int:
         ("sgd-momentum", ROUNDED, 1 + 19 / 2),
         ("sgd-momentum", Storage(checkpoint_every=10), 1 + 2 + 1),
         ("adam", Storage(), 1 + 19 * 3),
-        ("adam", ROUNDED, (1 + 18 * 3) / 2 + 3),
         ("adam", Storage(checkpoint_every=10), 1 + 3 + 3),
     ],
 )
@@ -286,7 +285,8 @@ def test_autocast_is_replayed_with_its_cache() -> None:
 def test_other_estimators_take_any_storage() -> None:
     weight = Problem().start_weight()
     for storage in (Storage(checkpoint_every=3), ROUNDED, Storage(device="cpu")):
-        problem = Problem(mlp, "adam", window=4, full_state=True, storage=storage)
+        optimizer = "sgd-momentum" if storage.dtype else "adam"
+        problem = Problem(mlp, optimizer, window=4, full_state=True, storage=storage)
         _, kept = problem.run(weight)
         _, whole = replace(problem, storage=Storage()).run(weight)
         tolerance = 2e-2 if storage.dtype else 1e-12
@@ -367,6 +367,13 @@ def test_a_record_of_a_gpu_on_the_cpu() -> None:
         assert outside == {"cpu" if storage.device else "cuda"}
         found.append(Truncated(4)(record, outer))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_rounding_is_refused_where_it_swamps_the_derivative(kind) -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match=f"is for SGD: the derivative of {kind.__name__}'s update"):
+        Recorder(model, kind(model.parameters()), WeightedLoss(CROSS_ENTROPY), 3, storage=ROUNDED)
 
 
 def test_an_inner_run_passes_its_storage_on() -> None:
