@@ -97,8 +97,8 @@ class Recorder:
         self._storage = storage if steps > 1 else WHOLE
         if storage.dtype is not None and not self._pullback.linear:
             raise ValueError(
-                f"storage.dtype={storage.dtype} is for SGD: the derivative of {type(optimizer).__name__}'s update is lost "
-                "in that rounding; use Storage(checkpoint_every=...) or whole steps"
+                f"storage.dtype={storage.dtype} is for SGD: the derivative of {type(optimizer).__name__}'s update is "
+                "lost in that rounding; use Storage(checkpoint_every=...) or whole steps"
             )
         self._window: deque[Step] = deque()
         self._pending: Step | None = None
