@@ -41,6 +41,11 @@ def peak() -> int:
     return _status("VmHWM")
 
 
+def anonymous() -> int:
+    """Return the bytes of this process that are in memory and not pages of a file."""
+    return _status("RssAnon")
+
+
 def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

@@ -8,6 +8,8 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.implicit import Implicit, SolverReport, SolverWarning
 from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
 from steelyard.bilevel.recorder import Recorder
+from steelyard.bilevel.storage import Storage
+from steelyard.bilevel.streamed import MemoryMapped, Streamed
 from steelyard.bilevel.trajectory import Step, Trajectory
 from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
 from steelyard.bilevel.unrolled import Unrolled
@@ -16,6 +18,7 @@ __all__ = [
     "Batch",
     "FiniteDifference",
     "Implicit",
+    "MemoryMapped",
     "Objective",
     "Outer",
     "Recorder",
@@ -23,6 +26,8 @@ __all__ = [
     "SolverReport",
     "SolverWarning",
     "Step",
+    "Storage",
+    "Streamed",
     "Trajectory",
     "Truncated",
     "Unrolled",

@@ -44,7 +44,7 @@ class Batch:
     group: Int[Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
-        _check.same_length(**{field.name: getattr(self, field.name) for field in fields(self)})
+        _check.same_length(**{field.name: getattr(self, field.name) for field in fields(Batch)})
         if len(self.index) and int(self.index.min()) < 0:
             raise ValueError(f"index holds global sample ids >= 0, got {int(self.index.min())}")
 
@@ -63,6 +63,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where a model finds the inputs."""
+        return self.inputs.device
 
     def take(self, positions: Tensor) -> Batch:
         """Return the samples at `positions` ``(k,)`` of this batch (ids or a boolean mask), ids kept."""

@@ -78,8 +78,11 @@ class ForwardMode:
             if found is not None:
                 return found
         size = _chunk(run, step, at, batch, self.memory, kept=True)
-        with _remedy():
-            return torch.cat([_tangents(run, step, at, along, piece) for piece in batch.chunks(size)])
+        pieces: list[Tensor] = []
+        for piece in batch.chunks(size):
+            with _remedy():
+                pieces.append(_tangents(run, step, at, along, piece))
+        return torch.cat(pieces)
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
         """Forward over reverse."""
@@ -201,10 +204,10 @@ def mixes_samples(run: Trajectory, step: Step, at: Tensors, batch: Batch) -> boo
     """
     if step.stochastic or len(batch) < 4:
         return False
-    four = next(batch.chunks(4))
+    four = batch.take(torch.arange(4))
     with torch.no_grad():
         together, apart = run.sample_losses(step, at, four)[:2], run.sample_losses(step, at, next(four.chunks(2)))
-    return not torch.allclose(together, apart, rtol=2e-2 if step.autocast else 1e-3, atol=1e-5)
+    return not torch.allclose(together, apart, rtol=2e-2 if step.autocast else 1e-3, atol=1e-5, equal_nan=True)
 
 
 def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int, kept: bool = False) -> int | None:
@@ -214,7 +217,8 @@ def _chunk(run: Trajectory, step: Step, at: Tensors, batch: Batch, memory: int, 
         return None
 
     def probe(samples: int) -> Callable[[], Tensor]:
-        return lambda: run.sample_losses(step, at, next(batch.chunks(samples)))
+        few = batch.take(torch.arange(samples))
+        return lambda: run.sample_losses(step, at, few)
 
     return max(1, memory // bytes_per_sample(probe, kept))
 

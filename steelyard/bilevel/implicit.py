@@ -247,7 +247,7 @@ def _add(one: Tensors, other: Tensors, factor: float) -> Tensors:
 
 def _trained(run: Trajectory) -> Tensors:
     """The final parameters that were trained at all; the others (frozen, unused) have no stationarity condition."""
-    moved = {name for step in run.steps for name in step.parameters if name not in step.skipped}
+    moved = {name for step in run.steps for name in step.groups if name not in step.skipped}
     return {name: value.detach() for name, value in run.final().items() if name in moved}
 
 

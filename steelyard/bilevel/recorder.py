@@ -16,6 +16,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.pullback import pullback_for
+from steelyard.bilevel.storage import WHOLE, Storage
 from steelyard.bilevel.tape import Recording, Tape
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, random_state
 
@@ -35,7 +36,8 @@ class Recorder:
     randomness of Python or of a generator of the module's own, and running statistics other than BatchNorm's.
 
     Memory: per step one copy of the parameters and of the optimizer state that the pull-back reads (none for SGD;
-    two moments for Adam); batches and weights by reference; the gradients of the newest step by reference.
+    two moments for Adam); batches and weights by reference; the gradients of the newest step by reference. `Storage`
+    says how to do with less.
 
     Args:
         model: the module; `torch.compile` and DDP wrappers are seen through when steps are replayed. Under DDP on
@@ -49,11 +51,13 @@ class Recorder:
             couple, the output gradients of the layers), by reference. ``Truncated(steps=1)`` on that step's own samples
             then takes two forward passes in the place of three, or one where samples do not couple. Memory: one
             batch's activations, until the trajectory is dropped.
+        storage: how the steps before the newest are kept; default whole, beside the parameters.
 
     Raises:
         TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one).
-        ValueError: a hyperparameter that the pull-back cannot be finite for (``eps=0``), an optimized tensor that is
-            not a parameter of `model`, or ranks of `objective` that are not those of `model`.
+        ValueError: a rounded storage with an adaptive optimizer, a hyperparameter that the pull-back cannot be finite
+            for (``eps=0``), an optimized tensor that is not a parameter of `model`, or ranks of `objective` that are
+            not those of `model`.
 
     Example:
         >>> from functools import partial
@@ -82,6 +86,7 @@ class Recorder:
         steps: int = 1,
         full_state: bool = False,
         reuse: bool = False,
+        storage: Storage = WHOLE,
     ) -> None:
         self._pullback = pullback_for(optimizer)
         _check_ranks(model, objective)
@@ -91,7 +96,14 @@ class Recorder:
         self._objective = objective
         self._full_state, self._reuse = full_state, reuse
         self._names = _names(self._module, optimizer)
-        self._window: deque[Step] = deque(maxlen=_check.integer("steps", steps, low=1))
+        self._steps = _check.integer("steps", steps, low=1)
+        self._storage = storage if steps > 1 else WHOLE
+        if storage.dtype is not None and not self._pullback.linear:
+            raise ValueError(
+                f"storage.dtype={storage.dtype} is for SGD: the derivative of {type(optimizer).__name__}'s update is "
+                "lost in that rounding; use Storage(checkpoint_every=...) or whole steps"
+            )
+        self._window: deque[Step] = deque()
         self._pending: Step | None = None
         self._after: list[Guard] = []
         self._handles = [
@@ -202,7 +214,8 @@ class Recorder:
         names = tuple(steps[-1].parameters)
         live = dict(self._module.named_parameters())
         mark = fingerprint(live[name] for name in names)
-        return Trajectory(self._module, self._objective, steps, type(self._optimizer), names, mark)
+        earlier, steps = steps[: -self._steps], steps[-self._steps :]
+        return Trajectory(self._module, self._objective, steps, type(self._optimizer), names, mark, earlier)
 
     def _check(self, batch: Batch, weight: Tensor) -> None:
         if not self._handles:
@@ -223,8 +236,8 @@ class Recorder:
         self._check_between_steps()
         step = self._pending
         live = {name: p for p, name in self._names.items()}
-        spare = self._window.popleft() if len(self._window) == self._window.maxlen else None
-        step.parameters = _copy(live, spare.parameters if spare else {})
+        step.checkpoint = self._storage.starts_stretch(self._window)
+        step.parameters = _copy(live, self._storage.make_room(self._window, self._steps))
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
         step.gradient = {
             name: (_dense(p.grad, name), p.grad._version) for name, p in live.items() if p.grad is not None
@@ -237,8 +250,9 @@ class Recorder:
                 name = self._names[p]
                 step.groups[name] = settings
                 state = optimizer.state.get(p, {})
-                step.state[name] = self._pullback.keep(settings, state)
-                if self._full_state:
+                if not step.checkpoint:
+                    step.state[name] = self._pullback.keep(settings, state)
+                if self._full_state or step.checkpoint:
                     step.full_state[name] = {key: _clone(value) for key, value in state.items()}
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -250,9 +264,7 @@ class Recorder:
                 "the recorded loss was computed inside of optimizer.step(closure); compute it and call backward() "
                 "before step()"
             )
-        if self._window:
-            self._window[-1].gradient = self._window[-1].tape = None
-        self._window.append(step)
+        self._storage.append(self._window, step, self._steps)
         self._after = guards((name, p) for p, name in self._names.items())
 
     def _check_between_steps(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,11 @@ class Step:
     Attributes:
         batch: the samples.
         weight: ``(batch,)`` their weights.
-        parameters: the optimised parameters before the step.
+        parameters: the optimised parameters before the step, as `kept` says.
         state: optimizer state before the step, by parameter; only the entries that the pull-back reads.
-        full_state: all of the optimizer state, where the recorder was asked for it (`Unrolled`).
+        full_state: all of the optimizer state, where the recorder was asked for it (`Unrolled`), and of checkpoints.
+        kept: how parameters and states are stored; `storage.backward` gives them whole.
+        checkpoint: steps after it may be replayed from it; `state` is then part of `full_state`.
         groups: the optimizer's hyperparameters at the step (a schedule moves them), by parameter.
         buffers: the module's buffers before the forward pass.
         modes: the ``training`` flag of every module.
@@ -64,6 +66,8 @@ class Step:
     state: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: Literal["whole", "rounded", "moved", "replayed"] = "whole"
+    checkpoint: bool = False
     skipped: frozenset[str] = frozenset()
     gradient: dict[str, tuple[Tensor, int]] | None = None
     objective: WeightedLoss | None = None
@@ -106,6 +110,7 @@ class Trajectory:
         optimizer: the class of the user's optimizer.
         names: of the optimised parameters.
         fingerprint: of their values after the last step.
+        earlier: steps before those, which some of them are replayed from (`Storage.checkpoint_every`).
     """
 
     module: nn.Module
@@ -114,6 +119,7 @@ class Trajectory:
     optimizer: type[torch.optim.Optimizer]
     names: tuple[str, ...]
     fingerprint: Tensor
+    earlier: list[Step] = field(default_factory=list)
 
     @property
     def ranks(self) -> Ranks:
@@ -140,7 +146,7 @@ class Trajectory:
                 f"parameter {first!r} was changed after the last recorded step ({int(moved.sum())} in all): ask for "
                 "the hypergradient before training on, or record again"
             )
-        for step in self.steps:
+        for step in [*self.earlier, *self.steps]:
             broken = [guard.what for guard in step.guards if guard.broken]
             if broken:
                 raise RuntimeError(
@@ -155,6 +161,11 @@ class Trajectory:
         """
         objective = step.objective or self.objective
         return self._replay(step, parameters, objective, step.batch, step.weight if weight is None else weight)
+
+    def training_loss(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Replay the inner loss by the kernels that the training took, bit for bit; it may not be transformed."""
+        objective = step.objective or self.objective
+        return self._replay(step, parameters, objective, step.batch, step.weight, transformed=False)
 
     def loss_with(
         self, loss: Callable[[nn.Module, Batch], Tensor], step: Step, parameters: Mapping[str, Tensor]
@@ -193,9 +204,9 @@ class Trajectory:
             raise ValueError(f"outer must return a scalar tensor, got {got}")
         return value.reshape(())
 
-    def _replay(self, step: Step, parameters, function, *args):  # type: ignore[no-untyped-def]
+    def _replay(self, step: Step, parameters, function, *args, transformed=True):  # type: ignore[no-untyped-def]
         tensors = self._tensors(parameters, step.buffers)
-        with self._conditions(step):
+        with self._conditions(step, transformed):
             return functional_call(_Call(self.module), tensors, (function, *args))
 
     def _buffers(self) -> Tensors:
@@ -209,7 +220,7 @@ class Trajectory:
         return {f"module.{name}": value for name, value in named.items()}
 
     @contextmanager
-    def _conditions(self, step: Step | None) -> Iterator[None]:
+    def _conditions(self, step: Step | None, transformed: bool = True) -> Iterator[None]:
         """Restore the conditions of a step (None: keep the present ones), and afterwards those of the caller."""
         modules = list(self.module.modules())
         modes = [module.training for module in modules]
@@ -225,9 +236,10 @@ class Trajectory:
                 dtype = step.autocast[1] if step.autocast else torch.bfloat16
                 # The cache of autocast would hand a cast made outside of the transformation to the inside. Of the
                 # attention kernels only the plain one can be differentiated forward.
+                enabled = step.autocast is not None
                 with (
-                    torch.autocast(device, dtype=dtype, enabled=step.autocast is not None, cache_enabled=False),
-                    sdpa_kernel(SDPBackend.MATH),
+                    torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=not transformed),
+                    sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext(),
                 ):
                     yield
         finally:

@@ -14,6 +14,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient, mixed, mixes_samples
 from steelyard.bilevel.pullback import pullback_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
+from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 from steelyard.bilevel.window import (
     add_rows,
@@ -96,15 +97,15 @@ class Truncated:
         if samples is not None:
             trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
-            along, _, _ = self._pull(trajectory, steps[-1], adjoint, {})
-            return virtual(trajectory, steps[-1], steps[-1].parameters, along, samples, self.direction)
+            step = next(backward(trajectory, 1))
+            along, _, _ = self._pull(trajectory, step, adjoint, {})
+            return virtual(trajectory, step, step.parameters, along, samples, self.direction)
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
         found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
-        for number in range(len(steps) - 1, -1, -1):
-            step = steps[number]
+        for number, step in zip(range(len(steps) - 1, -1, -1), backward(trajectory, len(steps)), strict=True):
             along, adjoint, state = self._pull(trajectory, step, adjoint, state)
             if number:
                 product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
@@ -138,10 +139,10 @@ class Truncated:
         adjoint, running = found.parameters, found.statistics
         total = list(found.direct)
         state: dict[str, Tensors] = {}
-        for number in range(len(steps) - 1, -1, -1):
-            along, adjoint, state = self._pull(trajectory, steps[number], adjoint, state)
-            product, through = mixed(trajectory, steps[number], steps[number].parameters, along, tensors)
-            adjoint, running, moved = _arrive(trajectory, steps[number], adjoint, product, running, tensors)
+        for step in backward(trajectory, len(steps)):
+            along, adjoint, state = self._pull(trajectory, step, adjoint, state)
+            product, through = mixed(trajectory, step, step.parameters, along, tensors)
+            adjoint, running, moved = _arrive(trajectory, step, adjoint, product, running, tensors)
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
         return tuple(total)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 from steelyard.bilevel.truncated import Outer
 from steelyard.bilevel.window import add_rows, check_alone, check_detached, ids_of
@@ -101,7 +102,7 @@ class Unrolled:
                 f"steps={self.steps}, but {len(run.steps)} were recorded; record more with Recorder(steps=...)"
             )
         run.check()
-        steps = run.steps[-self.steps :]
+        steps = list(backward(run, self.steps))[::-1]
         if set(steps[0].full_state) != set(steps[0].parameters):
             raise ValueError(
                 "Unrolled starts from the whole optimizer state: record with Recorder(..., full_state=True)"

@@ -25,6 +25,9 @@ __all__ = [
     "virtual",
 ]
 
+_COMPARED = 8192  # rows that are compared with the data set's at a time
+_PIECE = 1 << 20  # ids that are looked up at a time
+
 
 class OuterGradient(NamedTuple):
     """Derivatives of the outer loss: by theta_T, directly by other tensors, by BatchNorm's running statistics."""
@@ -92,14 +95,14 @@ def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor) -> None:
 
     Rows with the same id add up; rows that `ids` does not name are left out; ids may repeat.
     """
-    unique, inverse = torch.unique(ids, return_inverse=True)
+    unique, inverse = torch.unique(rows, return_inverse=True)  # of the rows, which are few where the ids are many
     if len(unique) == 0:
         return
-    place = torch.searchsorted(unique, rows).clamp_max(len(unique) - 1)
-    named = unique[place] == rows
     summed = torch.zeros(len(unique), dtype=total.dtype, device=total.device)
-    summed.index_add_(0, place[named], values[named].to(total.dtype))
-    total += summed[inverse]
+    summed.index_add_(0, inverse, values.to(total.dtype))
+    for part, some in zip(total.split(_PIECE), ids.split(_PIECE), strict=True):
+        place = torch.searchsorted(unique, some).clamp_max_(len(unique) - 1)
+        part += summed[place].masked_fill_(unique[place] != some, 0)
 
 
 def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: Batch, direction: Direction) -> Tensor:
@@ -152,22 +155,26 @@ def _same_rows(batch: Batch, samples: Batch) -> Tensor | None:
 
     (Augmented inputs of a recorded batch are not those of the data set.)
     """
-    if not len(samples):
+    rows = _places(samples.index, batch.index)
+    if rows is None:
         return None
-    unique, first = _first_places(samples.index)
-    place = torch.searchsorted(unique, batch.index).clamp_max(len(unique) - 1)
-    if not bool((unique[place] == batch.index).all()):
-        return None
-    rows = first[place]
-    same = torch.equal(samples.inputs[rows], batch.inputs) and torch.equal(samples.targets[rows], batch.targets)
-    return rows if same else None
+    for at, piece in zip(rows.split(_COMPARED), batch.chunks(_COMPARED), strict=True):
+        own = samples.take(at)
+        if not (torch.equal(own.inputs, piece.inputs) and torch.equal(own.targets, piece.targets)):
+            return None
+    return rows
 
 
-def _first_places(index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sorted distinct ids and, for each, one position where it stands."""
-    order = torch.argsort(index, stable=True)
-    unique, counts = torch.unique_consecutive(index[order], return_counts=True)
-    return unique, order[counts.cumsum(0) - counts]
+def _places(index: Tensor, wanted: Tensor) -> Tensor | None:
+    """Return a position of each of the ids `wanted` ``(k,)`` in `index` ``(n,)``; None if one is not there."""
+    if not len(index):
+        return None
+    ordered = bool((index[1:] > index[:-1]).all())  # the usual case, without n more integers
+    ids, order = (index, None) if ordered else torch.sort(index, stable=True)
+    place = torch.searchsorted(ids, wanted).clamp_max(len(ids) - 1)
+    if not bool((ids[place] == wanted).all()):
+        return None
+    return place if order is None else order[place]
 
 
 def check_gradient(run: Trajectory, step: Step, at: Tensors, along: Tensors, recorded: Tensor) -> None:

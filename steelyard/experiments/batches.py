@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.data.photographs import Photographs
+from steelyard.bilevel.streamed import Streamed
 
 __all__ = ["Gather", "expanding", "gathered", "group_balanced_subset", "sampled", "shuffled"]
 
@@ -39,7 +39,7 @@ class Gather:
 
 
 def gathered(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int = 0) -> Iterator[Batch]:
-    """Yield the samples of `data` at each of `rows`; images that stay on disk are decoded ahead.
+    """Yield the samples of `data` at each of `rows`; inputs that stay on disk are loaded ahead.
 
     Args:
         data: the samples.
@@ -47,7 +47,7 @@ def gathered(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: i
         seed: of the augmentation of images; others have none.
         first: the number of the first batch in the run, for one that goes on where another stopped.
     """
-    return data.stream(rows, seed, first) if isinstance(data, Photographs) else map(Gather(data), rows)
+    return data.stream(rows, seed, first) if isinstance(data, Streamed) else map(Gather(data), rows)
 
 
 def shuffled(positions: Int[Tensor, " n"], size: int, seed: int) -> Iterator[Int[Tensor, " b"]]:

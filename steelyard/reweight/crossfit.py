@@ -65,7 +65,7 @@ class CrossFit:
             rows = (fold == number).nonzero().flatten()
             model, trajectory = inner(train, torch.where(fold == number, 0, weight))
             with torch.no_grad():
-                own = outer.outputs(model.eval(), train.inputs[rows])
+                own = outer.outputs(model.eval(), train, rows)
             runs.append((rows, own, model, trajectory))
         pooled = runs[0][1].new_empty(len(train), *runs[0][1].shape[1:])
         for rows, own, _, _ in runs:
@@ -97,5 +97,5 @@ class _Through:
         self._outer, self._pooled, self._rows = outer, pooled, rows
 
     def __call__(self, model: nn.Module) -> Tensor:
-        own = self._outer.outputs(model, self._outer.samples.inputs[self._rows])
+        own = self._outer.outputs(model, self._outer.samples, self._rows)
         return self._outer.of(self._pooled.index_copy(0, self._rows, own))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import tee
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steelyard._finite import named_culprits, some_ids
-from steelyard.bilevel import Batch, Outer, SampleLoss, Trajectory
+from steelyard.bilevel import Batch, Outer, SampleLoss, Streamed, Trajectory
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.risk import Risk
 
@@ -36,7 +38,8 @@ class OuterRisk:
         samples: ``n`` samples that it is evaluated on.
         loss: per-sample loss.
         chunk: evaluate the model on so many samples at a time and recompute activations on the way back (memory of
-            one chunk, a third more time); None: all at once.
+            one chunk, a third more time); None: all at once, but of a `Streamed` its own ``chunk``. Of such samples the
+            inputs are read again for the recomputation.
         autocast: precision of the model; the risk itself is taken in at least float32.
         ranks: the processes of which each has a share of the samples. The model's outputs for all of them are gathered
             on every rank, with targets, environments and groups (not the inputs), so any risk is that of one process.
@@ -62,19 +65,26 @@ class OuterRisk:
         On several ranks the graph is that through this rank's samples, such that the mean over ranks of the gradients
         is the gradient of the risk.
         """
-        return self.of(self.outputs(model, self.samples.inputs))
+        return self.of(self.outputs(model, self.samples))
 
-    def outputs(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the outputs of `model`, at least float32, evaluated as this risk does."""
+    def outputs(self, model: nn.Module, samples: Batch, rows: Tensor | None = None) -> Tensor:
+        """Return the outputs of `model` for `samples`, or those at `rows` ``(k,)``, evaluated as this risk does.
+
+        They are at least float32.
+        """
         # The cache would keep casts of parameters that a functional call has swapped in.
         with torch.autocast(
-            inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None, cache_enabled=False
+            samples.device.type, dtype=self.autocast, enabled=self.autocast is not None, cache_enabled=False
         ):
-            if self.chunk is None:
-                outputs = model(inputs)
+            if isinstance(samples, Streamed):
+                outputs = torch.cat(list(_streamed(model, samples, rows, self.chunk)))
             else:
-                pieces = [checkpoint(model, piece, use_reentrant=False) for piece in inputs.split(self.chunk)]
-                outputs = torch.cat(pieces)
+                inputs = samples.inputs if rows is None else samples.inputs[rows]
+                if self.chunk is None:
+                    outputs = model(inputs)
+                else:
+                    pieces = [checkpoint(model, piece, use_reentrant=False) for piece in inputs.split(self.chunk)]
+                    outputs = torch.cat(pieces)
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def of(self, outputs: Tensor) -> Tensor:
@@ -100,6 +110,20 @@ def _labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
     return Batch(inputs, ranks.gather(samples.targets), index, maybe(samples.environment), maybe(samples.group))
 
 
+def _streamed(model: nn.Module, samples: Streamed, rows: Tensor | None, size: int | None) -> Iterator[Tensor]:
+    """Yield outputs a chunk at a time; of a chunk the graph keeps the positions, and reads its inputs again."""
+    rows = torch.arange(len(samples)) if rows is None else rows
+    ahead, now = tee(rows.split(min(size or samples.chunk, samples.chunk)))
+    for piece, positions in zip(samples.at(ahead), now, strict=True):
+        loaded = [piece.inputs]  # by the workers, for the first call
+
+        def run(positions: Tensor, loaded: list[Tensor] = loaded) -> Tensor:
+            outputs: Tensor = model(loaded.pop() if loaded else samples.take(positions).inputs)
+            return outputs
+
+        yield checkpoint(run, positions, use_reentrant=False)
+
+
 def hypergradient(
     estimator: Estimator, model: nn.Module, trajectory: Trajectory, outer: Outer, train: Batch
 ) -> Float[Tensor, " n"]:
@@ -123,7 +147,8 @@ def hypergradient(
 def _check_finite(gradient: Tensor, model: nn.Module, train: Batch) -> None:
     bad = ~torch.isfinite(gradient)
     if bool(bad.any()):
-        culprits = named_culprits(model, train.inputs, train.index)
+        pieces = train.chunks(train.chunk if isinstance(train, Streamed) else None)
+        culprits = next(filter(None, (named_culprits(model, one.inputs, one.index) for one in pieces)), "")
         raise FloatingPointError(
             f"the hypergradient of {some_ids(train.index[bad])} is {gradient[bad][0].item()}"
             + (f"; NaN or infinite after the inner run: {culprits}" if culprits else "")
@@ -131,7 +156,7 @@ def _check_finite(gradient: Tensor, model: nn.Module, train: Batch) -> None:
 
 
 class Spread:
-    """Running mean and variance, over draws, of tensors by name (Welford).
+    """Running mean and variance, over draws, of tensors by name (Welford). Of one draw nothing but the mean is kept.
 
     Example:
         >>> spread = Spread()
@@ -150,8 +175,10 @@ class Spread:
         """Take in one draw."""
         self.count += 1
         for name, value in values.items():
-            mean = self.mean.setdefault(name, torch.zeros_like(value))
-            squares = self._squares.setdefault(name, torch.zeros_like(value))
+            if self.count == 1:
+                self.mean[name] = value.clone()
+                continue
+            mean, squares = self.mean[name], self._squares.setdefault(name, torch.zeros_like(value))
             before = value - mean
             mean += before / self.count
             squares += before * (value - mean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import tee
 from typing import Any
 
 import numpy
@@ -15,10 +16,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steelyard import _check
-from steelyard.bilevel import Batch, Recorder, Trajectory, WeightedLoss
+from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.distributed import Ranks
 
 __all__ = ["InnerRun"]
+
+_WHOLE = Storage()
 
 
 class InnerRun:
@@ -45,6 +48,7 @@ class InnerRun:
         autocast: None or `torch.bfloat16` (float16 would need a gradient scaler, which is not recorded).
         seed: of the initial parameters, the batch order and the noise of the forward passes.
         window: how many last steps are recorded: T of `Truncated(steps=T)`.
+        storage: how they are kept, see `Storage`.
 
     Raises (at the call):
         ValueError: weights that are negative, not finite, not aligned with `train`, or zero everywhere.
@@ -72,6 +76,7 @@ class InnerRun:
         autocast: torch.dtype | None = None,
         seed: int = 0,
         window: int = 1,
+        storage: Storage = _WHOLE,
     ) -> None:
         self.objective = objective
         self.steps = _check.integer("steps", steps, low=1)
@@ -80,6 +85,7 @@ class InnerRun:
         self.autocast = _check.choice("autocast", autocast, [None, torch.bfloat16])
         self.seed = _check.integer("seed", seed, low=0)
         self.window = _check.integer("window", window, low=1, high=steps)
+        self.storage = storage
         self._make_model, self._make_optimizer = model, optimizer
         self._model: nn.Module | None = None
         self._wrapped: nn.Module | None = None
@@ -94,27 +100,25 @@ class InnerRun:
         return self.objective.ranks
 
     def __call__(self, train: Batch, weight: Float[Tensor, " n"]) -> tuple[nn.Module, Trajectory]:
-        """Run on the samples of `train` with weight > 0, gathered once.
+        """Run on the samples of `train` with weight > 0, gathered once, or batch by batch from a `Streamed`.
 
         Args:
-            train: ``n`` samples in memory; on several ranks this one's share.
+            train: ``n`` samples, on several ranks this one's share. Of a `Streamed`, without a batch size (or with one
+                as large as the kept set), the kept samples are in memory as a whole.
             weight: ``(n,)`` >= 0.
 
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
-        kept, kept_weight = _gather(train, weight, self.ranks)
-        device = train.inputs.device
+        kept = _kept(train, weight, self.ranks)
+        device = train.device
         model, optimizer = self._start(device)
         seed = self.seed if self.restart else self.seed + self._runs
         self._runs += 1
         generator = torch.Generator().manual_seed(seed)
-        batches = _batches(kept, kept_weight, self.batch_size, generator, self.ranks)
-        with (
-            self.ranks.listening(),
-            _seeded(device, _noise_seed(seed, self.ranks.rank)),
-            Recorder(model, optimizer, self.objective, self.window) as recorder,
-        ):
+        batches = _batches(train, weight, kept, self.batch_size, generator, self.ranks)
+        record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
+        with self.ranks.listening(), _seeded(device, _noise_seed(seed, self.ranks.rank)), record as recorder:
             for step in range(self.steps):
                 loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
                 self._train_step(optimizer, loss, *next(batches))
@@ -133,6 +137,7 @@ class InnerRun:
             self.autocast,
             self.seed,
             self.window,
+            self.storage,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,22 +179,21 @@ class InnerRun:
         self, optimizer: Optimizer, loss: Callable[[Batch, Tensor], Tensor], batch: Batch, weight: Tensor
     ) -> None:
         optimizer.zero_grad()
-        device = batch.inputs.device.type
+        device = batch.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             value = loss(batch, weight)
         value.backward()
         optimizer.step()
 
 
-def _gather(train: Batch, weight: Tensor, ranks: Ranks) -> tuple[Batch, Tensor]:
+def _kept(train: Batch, weight: Tensor, ranks: Ranks) -> Tensor:
+    """Return the positions ``(k,)`` of the samples with weight > 0."""
     ranks.together(lambda: _check_weight(train, weight))
     positions = (weight > 0).nonzero().flatten()
     if not any(ranks.lengths(len(positions))):
         count = sum(ranks.lengths(len(weight)))
         raise ValueError(f"no sample is left to train on: all {count} weights are 0; raise the budget")
-    if len(positions) == len(weight):
-        return train, weight
-    return train.take(positions), weight[positions]
+    return positions
 
 
 def _check_weight(train: Batch, weight: Tensor) -> None:
@@ -200,19 +204,34 @@ def _check_weight(train: Batch, weight: Tensor) -> None:
 
 
 def _batches(
-    kept: Batch, weight: Tensor, size: int | None, generator: torch.Generator, ranks: Ranks
+    train: Batch, weight: Tensor, kept: Tensor, size: int | None, generator: torch.Generator, ranks: Ranks
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield batches of all that is kept, of each the part that this rank has."""
+    """Yield batches of the kept samples and their weights, without end; the samples are gathered once, or streamed.
+
+    On several ranks a batch is of all that they keep, and each yields the part of it that is its own.
+    """
     start, total = ranks.place(len(kept))
-    while size is None or size >= total:
-        yield kept, weight
+    whole = size is None or size >= total
+    if not whole and isinstance(train, Streamed):
+        ahead, now = tee(kept[rows] for rows in _shuffled(total, size, generator, start, len(kept), kept.device))
+        for batch, rows in zip(train.stream(ahead), now, strict=True):
+            yield batch, weight[rows]
+    if len(kept) < len(weight) or isinstance(train, Streamed):
+        train, weight = train.take(kept), weight[kept]
+    while whole:
+        yield train, weight
+    for rows in _shuffled(total, size, generator, start, len(kept), weight.device):
+        yield train.take(rows), weight[rows]
+
+
+def _shuffled(
+    total: int, size: int | None, generator: torch.Generator, start: int, own: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the positions of batch after batch, of all `total` those from `start` on that are this rank's `own`."""
     while True:
-        order = torch.randperm(total, generator=generator)
-        for positions in order.split(size):
-            if ranks.size > 1:
-                positions = positions[(positions >= start) & (positions < start + len(kept))] - start
-            positions = positions.to(weight.device)
-            yield kept.take(positions), weight[positions]
+        for rows in torch.randperm(total, generator=generator).split(size or total):
+            mine = rows if own == total else rows[(rows >= start) & (rows < start + own)] - start
+            yield mine.to(device)
 
 
 def _noise_seed(seed: int, rank: int) -> int:

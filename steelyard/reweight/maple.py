@@ -76,7 +76,7 @@ class Maple:
         estimator: of the hypergradient; default `Truncated(steps=1)`. With more steps recorded (``inner.window``) only
             samples of the window get a gradient.
         outer_chunk: evaluate the outer samples in chunks of this size and recompute their activations on the way
-            back: memory of one chunk for a third more time; None: all at once.
+            back: memory of one chunk for a third more time; None: all at once, or a `Streamed`'s own chunk.
         patience: stop after so many steps in which the outer loss has not fallen by `tolerance`; None: never.
         tolerance: see `patience`.
         prior: keep-probabilities known beforehand, where w and s start and/or what anchors s (see `Prior`).
@@ -163,8 +163,9 @@ class Maple:
         """Learn the weights of `train`.
 
         Args:
-            train: ``n`` samples with distinct ids; on several ranks this one's share, as in `validation`.
-                (What `OuterStep` shows a callback is then of this share, its `row` of all.)
+            train: ``n`` samples with distinct ids; on several ranks this one's share, as in `validation`. (What
+                `OuterStep` shows a callback is then of this share, its `row` of all.) Of a `Streamed` only labels and a
+                chunk of inputs are in memory, if the inner run has a batch size.
             validation: where the outer risk is evaluated (the paper holds out a tenth of the training data); None:
                 on `train` itself, as the authors' code does.
             callbacks: called with an `OuterStep` after each step; True (on any rank) stops the run.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, WeightedLoss
+from steelyard.bilevel import Batch, Recorder, Storage, Trajectory, WeightedLoss
 
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 
@@ -90,6 +90,7 @@ class Problem:
     evaluation: bool = True
     full_state: bool = False
     dtype: torch.dtype = torch.float64
+    storage: Storage = field(default_factory=Storage)
 
     def data(self) -> Batch:
         generator = torch.Generator().manual_seed(1)
@@ -124,7 +125,7 @@ class Problem:
             objective = WeightedLoss(CROSS_ENTROPY, self.normalise, self.regulariser)
             data, ones = self.data(), torch.ones(self.samples, dtype=self.dtype)
             generator = torch.Generator().manual_seed(4)
-            with Recorder(model, optimizer, objective, self.window, self.full_state) as recorder:
+            with Recorder(model, optimizer, objective, self.window, self.full_state, storage=self.storage) as recorder:
                 for number in range(self.warmup + self.window):
                     # With replacement: rows repeat inside of a batch and between batches.
                     rows = torch.randint(0, self.samples, (self.batch,), generator=generator)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from steelyard import _check
+from steelyard._workers import worker_context
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.errors import DataError
 
-__all__ = ["ImageList", "ImageSet", "Transform", "decode", "find_folder", "worker_context"]
+__all__ = ["ImageList", "ImageSet", "Transform", "decode", "find_folder"]
 
 ImageSet: TypeAlias = Literal["waterbirds", "celeba"]
 Transform = Callable[[Image.Image], Tensor]
@@ -145,7 +144,7 @@ def decode(
         generator=torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
         num_workers=_check.integer("workers", workers, low=0),
         collate_fn=_worker.collate,
-        multiprocessing_context=worker_context() if workers else None,
+        multiprocessing_context=worker_context(_worker.__name__) if workers else None,
     )
     for found in loader:
         if isinstance(found, str):
@@ -169,15 +168,6 @@ class _Wanted:
 def _draw(*numbers: int) -> int:
     """Return a seed for torch made of these numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def worker_context() -> BaseContext:
-    """Return how worker processes are started: from a server where the platform has one, otherwise each afresh."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "steelyard.experiments.data._worker"])  # else each imports torch
-    return context
 
 
 def find_folder(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from steelyard import _check
-from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.streamed import Streamed
 from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.features import features
-from steelyard.experiments.data.images import ImageList, Transform, decode
+from steelyard.experiments.data.images import ImageList, decode
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.transforms import SIZE, evaluation_transform, training_transform
 
@@ -27,26 +26,16 @@ _CHUNK = 64  # images that are in memory at once while a model is evaluated
 
 
 @dataclass(frozen=True)
-class Photographs(Batch):
-    """Samples of which targets, ids, environments and groups are in memory, and the images on disk.
-
-    `inputs` says their shape and holds nothing: a tensor on torch's "meta" device, on which no model computes. The
-    images come by `stream`, `chunks` and `take`, on the device of the labels.
+class Photographs(Streamed):
+    """Samples whose images are files, decoded as they are asked for.
 
     Attributes:
         images: the data set.
-        rows: ``(n,)`` where in it these samples are; their own ids are 0 .. n-1.
         augment: whether `stream` augments.
-        workers: processes that decode for `stream` and `chunks`.
     """
 
     images: ImageList = field(kw_only=True)
-    rows: Int[Tensor, " n"] = field(kw_only=True)
     augment: bool = field(kw_only=True)
-    workers: int = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Nothing: `of_images` makes labels that fit."""
 
     @classmethod
     def of_images(cls, images: ImageList, rows: Int[Tensor, " n"], *, augment: bool, workers: int) -> Photographs:
@@ -61,55 +50,15 @@ class Photographs(Batch):
             images=images,
             rows=rows,
             augment=augment,
+            chunk=_CHUNK,
             workers=workers,
         )
 
-    def stream(self, positions: Iterator[Int[Tensor, " _"]], seed: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the samples at each of `positions` as training sees them, decoded ahead by the workers.
-
-        Args:
-            positions: of each batch; may be endless.
-            seed: of the augmentation.
-            first: the number of the first batch in the run, for one that goes on where another stopped.
-        """
-        transform = (training_transform if self.augment else evaluation_transform)(self.images.name)
-        return self._decoded(positions, transform, self.workers, seed, first)
-
-    def chunks(self, size: int | None) -> Iterator[Batch]:
-        """Yield the samples in order, as evaluation sees them, in pieces of at most `size` (and at most 64)."""
-        pieces = torch.arange(len(self)).split(min(size or _CHUNK, _CHUNK))
-        return self._decoded(iter(pieces), evaluation_transform(self.images.name), self.workers)
-
-    def take(self, positions: Tensor) -> Batch:
-        """Return the samples at `positions` (ids or a mask) with their images in memory, as evaluation sees them."""
-        chosen = torch.arange(len(self))[positions.cpu()]
-        return next(self._decoded(iter([chosen]), evaluation_transform(self.images.name), workers=0))
-
-    def to(self, device: torch.device | str) -> Photographs:
-        """Return the same samples with the labels on `device`, where the images will come too."""
-        assert self.environment is not None  # of_images
-        assert self.group is not None
-        return replace(
-            self,
-            targets=self.targets.to(device),
-            index=self.index.to(device),
-            environment=self.environment.to(device),
-            group=self.group.to(device),
-        )
-
-    def _decoded(
-        self, positions: Iterator[Tensor], transform: Transform, workers: int, seed: int = 0, first: int = 0
-    ) -> Iterator[Batch]:
-        labels = Batch(self.index, self.targets, self.index, self.environment, self.group)
-        waiting: deque[Tensor] = deque()  # the positions that the workers are ahead by
-
-        def rows() -> Iterator[Tensor]:
-            for at in positions:
-                waiting.append(at)
-                yield self.rows[at.cpu()]
-
-        for inputs in decode(self.images, rows(), transform, workers=workers, seed=seed, first=first):
-            yield replace(labels.take(waiting.popleft()), inputs=inputs.to(self.index.device))
+    def _load(
+        self, rows: Iterator[Tensor], workers: int, training: bool = False, seed: int = 0, first: int = 0
+    ) -> Iterator[Tensor]:
+        transform = (training_transform if training and self.augment else evaluation_transform)(self.images.name)
+        return decode(self.images, rows, transform, workers=workers, seed=seed, first=first)
 
 
 @dataclass(frozen=True)
