@@ -8,6 +8,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from steelyard.bilevel import (
     FiniteDifference,
     Implicit,
     Recorder,
+    Streamed,
     Trajectory,
     Truncated,
     Unrolled,
@@ -160,7 +162,20 @@ def inner_run(ranks: Ranks, steps: int = 8, **options: Any) -> InnerRun:
     return InnerRun(make, optimizer, WeightedLoss(CROSS_ENTROPY, ranks=ranks), steps, **options)
 
 
-def maple(ranks: Ranks, run: dict[str, Any], validate: bool = False, lopsided: bool = False, **options: Any) -> Any:
+def streamed(samples: Batch) -> Streamed:
+    """The same samples with inputs that come from a data set, four at a time."""
+    given = Streamed.of([*samples.inputs], samples.targets, environment=samples.environment, chunk=4)
+    return replace(given, index=samples.index)
+
+
+def maple(
+    ranks: Ranks,
+    run: dict[str, Any],
+    validate: bool = False,
+    lopsided: bool = False,
+    stream: bool = False,
+    **options: Any,
+) -> Any:
     """Five outer steps from weights that move, on 61 samples."""
     train, _ = spurious(61)
     own = ranks.share(61)
@@ -168,7 +183,8 @@ def maple(ranks: Ranks, run: dict[str, Any], validate: bool = False, lopsided: b
         own = torch.arange(61 * ranks.rank)
     validation = spurious(31, seed=5)[0].take(ranks.share(31)) if validate else None
     settings = {"risk": Sqrt(VREx()), "budget": 20, "steps": 5, **options}
-    return learned(Maple(inner_run(ranks, **run), **settings).fit(train.take(own), validation))
+    samples = streamed(train.take(own)) if stream else train.take(own)
+    return learned(Maple(inner_run(ranks, **run), **settings).fit(samples, validation))
 
 
 def prior() -> Prior:
@@ -180,6 +196,7 @@ CASES: dict[str, Case] = {
     "maple": partial(maple, run={}, draws=2),
     "maple, batches": partial(maple, run={"batch_size": 5, "steps": 12}, clip=0.1, patience=2, validate=True),
     "maple, all on one rank": partial(maple, run={"batch_size": 16}, lopsided=True),
+    "maple, streamed": partial(maple, run={"batch_size": 5, "steps": 12}, stream=True),
     "maple, folds": partial(maple, run={"batch_size": 7}, folds=2, outer_chunk=10),
     "maple, T = 3 and a warm start": partial(
         maple, run={"window": 3, "restart": False}, estimator=Truncated(3), risk=IRMv1(unbiased=True) + MeanRisk()
