@@ -8,11 +8,16 @@ worst case, a few passes over shrinking data in practice. It stops when the piec
 Over shares of several ranks the same search runs on all of them at once: a round asks for one all-reduce of four
 numbers, and the median is the weighted median of the ranks' own, which leaves at most three quarters of the
 breakpoints. So the rounds are logarithmic in n in the worst case, and the result is that of one process to rounding.
+
+A long vector of one process is read four times: checked, for its ends, for its threshold, for the result. The
+thresholds of a random sample bracket that of the whole; one pass then sums what the bracket settles and gathers the few
+entries that it does not, and the search goes on with those. A root outside of the bracket only costs time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -23,6 +28,10 @@ from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["project_ball", "project_box_simplex"]
 
+_CHUNK = 1 << 15  # entries a thread: two such chunks in float64 stay in its cache, where the passes are made
+_SAMPLE = 1 << 15  # entries that bracket the threshold of a vector of at least `_LONG`
+_LONG = 1 << 19
+_SPREADS = 6.0  # half-width of the bracket, in standard deviations of the sample's sum
 _NEWTON_STEPS = 8  # Newton steps that may fail to halve the undecided entries before a median does it
 
 
@@ -54,19 +63,20 @@ def project_box_simplex(
     """
     ranks.together(lambda: _check.finite("probabilities", probabilities))
     _check.in_range("budget", float(budget), low=0.0)
-    clamped = probabilities.clamp(0, 1)
-    count, feasible = ranks.sum(_count_and_sum(clamped)).tolist()
+    feasible = 0.0 if equality else _total(probabilities, lambda part: part.clamp_(0, 1).sum())
+    own = probabilities.new_tensor([probabilities.numel(), feasible], dtype=torch.float64)
+    count, feasible = ranks.sum(own).tolist()
     if equality and budget > count:
         raise ValueError(
             f"budget is {budget}, but {count:.0f} probabilities in [0, 1] cannot sum to more than {count:.0f}; "
             f"lower the budget or pass equality=False"
         )
     if not equality and (budget >= count or feasible <= budget):
-        return clamped
+        return probabilities.clamp(0, 1)
     if budget == 0 or budget == count:
         return torch.full_like(probabilities, budget / max(count, 1))
-    values = probabilities.double()
-    return (values - _threshold(values, budget, 1.0, ranks)).clamp_(0, 1).to(probabilities.dtype)
+    threshold = _threshold(probabilities, budget, 1.0, ranks)
+    return _mapped(probabilities, lambda part: part.sub_(threshold).clamp_(0, 1))
 
 
 def project_ball(
@@ -96,27 +106,126 @@ def project_ball(
     ranks.together(lambda: _check.finite("weights", weights))
     _check.in_range("radius", float(radius), low=0.0)
     _check.choice("p", p, [1, 2])
-    positive = weights.clamp(min=0)
-    size = ranks.norm(positive, p)
+    own = _total(weights, lambda part: part.clamp_(min=0).sum() if p == 1 else part.clamp_(min=0) @ part)
+    power = float(ranks.sum(weights.new_tensor(own, dtype=torch.float64)))
+    size = power if p == 1 else math.sqrt(power)
     if size <= radius:
-        return positive
+        return weights.clamp(min=0)
     if p == 2:  # the ball is centred at the tip of the cone, so projecting onto one, then the other, is exact
-        return positive * (radius / size)
+        return weights.clamp(min=0).mul_(radius / size)
     if radius == 0:
         return torch.zeros_like(weights)
-    values = positive.double()
-    return (values - _threshold(values, radius, math.inf, ranks)).clamp_(min=0).to(weights.dtype)
+    threshold = _threshold(weights, radius, math.inf, ranks)
+    return _mapped(weights, lambda part: part.sub_(threshold).clamp_(min=0))
+
+
+def _chunks(values: Tensor) -> Iterator[Tensor]:
+    """Yield `values` chunk by chunk in float64, each in the same buffer, which the caller may write to."""
+    on_cpu = values.device.type == "cpu"
+    size = min(_CHUNK * torch.get_num_threads(), values.numel()) if on_cpu else values.numel()
+    buffer = torch.empty(size, dtype=torch.float64, device=values.device)
+    for part in values.split(max(size, 1)):
+        yield buffer[: part.numel()].copy_(part)
+
+
+def _total(values: Tensor, term: Callable[[Tensor], Tensor]) -> float:
+    return sum(float(term(part)) for part in _chunks(values))
+
+
+def _mapped(values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply an elementwise function in float64; every entry is rounded once."""
+    result, start = torch.empty_like(values), 0
+    for part in _chunks(values):
+        result[start : start + part.numel()] = function(part)
+        start += part.numel()
+    return result
 
 
 def _threshold(values: Tensor, total: float | int, upper: float, ranks: Ranks) -> float:
-    """Solve sum clamp(values - v, 0, upper) = total for v; values ``(n,)`` float64, 0 < total < n * upper."""
+    """Solve sum clamp(values - v, 0, upper) = total for v; values ``(n,)``, 0 < total < n * upper."""
+    found = _long(values, total, upper) if ranks.size == 1 and values.numel() >= _LONG else None
+    return _whole(values.double(), total, upper, ranks) if found is None else found
+
+
+def _long(values: Tensor, total: float | int, upper: float) -> float | None:
+    """Return the root by a bracket from a sample; None where it lies outside."""
+    lowest, highest = (float(end) for end in values.aminmax())
+    near = _bracket(values, total, upper, lowest - total / values.numel(), highest)
+    rest, known = _gather(values, *near, upper)
+    if not _size(rest, known, near[0], upper) >= total >= _size(rest, known, near[1], upper):
+        return None
+    return _search(rest, known, near, sum(near) / 2, total, upper, ALONE)
+
+
+def _bracket(values: Tensor, total: float | int, upper: float, low: float, high: float) -> tuple[float, float]:
+    """Return where the threshold is all but certain to lie, from a random sample of the entries."""
+    generator = torch.Generator().manual_seed(0)  # its own: a projection draws from nobody's random numbers
+    which = torch.randint(values.numel(), (_SAMPLE,), generator=generator).to(values.device)
+    sample, share = values[which].double(), total * _SAMPLE / values.numel()
+    middle = _whole(sample, share, upper, ALONE)
+    spread = _SPREADS * math.sqrt(_SAMPLE) * float((sample - middle).clamp_(0, upper).std())
+    return (
+        max(low, _whole(sample, share + spread, upper, ALONE)) if share + spread < _SAMPLE * upper else low,
+        min(high, _whole(sample, share - spread, upper, ALONE)) if share > spread else high,
+    )
+
+
+def _gather(values: Tensor, low: float, high: float, upper: float) -> tuple[Tensor, tuple[int, int, float]]:
+    """Do what `_settle` does, with nothing known, in one pass.
+
+    Sums over all entries cost less than sums over some of them, so what the gathered ones add is taken off afterwards.
+    """
+    start, near = (low + high) / 2, (high - low) / 2 * (1 + 1e-9)  # rounding settles nothing that the bracket does not
+
+    def outside(above: Tensor) -> Tensor:  # how far from [start, start + upper]; below 0 inside
+        return -above if upper == math.inf else (above - upper / 2).abs_().sub_(upper / 2)
+
+    def sums(above: Tensor, out: Tensor) -> Tensor:
+        return torch.stack([above.clamp(0, upper).sum(), out.sign().sum(), (above - upper).sign_().sum()])
+
+    everything, rest = torch.zeros(3, dtype=torch.float64, device=values.device), []
+    for part in _chunks(values):
+        above = part - start
+        out = outside(above)
+        everything += sums(above, out)
+        rest.append(part[out.abs_() < near])
+    undecided = torch.cat(rest)
+    above = undecided - start
+    clamped, out_sign, ones_sign = (everything - sums(above, outside(above))).tolist()
+    count = values.numel() - undecided.numel()
+    ones, active = round(count + ones_sign) // 2, round(count - out_sign) // 2
+    return undecided, (ones, active, clamped - _times(ones, upper) + active * start)
+
+
+def _size(values: Tensor, known: tuple[int, int, float], point: float, upper: float) -> float:
+    ones, active, linear, _ = _count(values, known, point, upper, ALONE)
+    return _times(ones, upper) + linear - active * point
+
+
+def _whole(values: Tensor, total: float | int, upper: float, ranks: Ranks) -> float:
     extent = ranks.stack(_extent(values))  # (ranks, 4)
     count, entries = float(extent[:, 2].sum()), float(extent[:, 3].sum())
-    low, high = float(extent[:, 0].min()) - total / count, float(extent[:, 1].max())  # sum >= total; sum = 0
+    ends = float(extent[:, 0].min()) - total / count, float(extent[:, 1].max())  # sum >= total; sum = 0
     newton = (entries - total) / count  # the root if no entry clamps
-    known = (0, 0, 0.0)  # entries at `upper`, entries in between, sum of those: settled on all of (low, high)
+    return _search(values, (0, 0, 0.0), ends, newton, total, upper, ranks)
+
+
+def _search(
+    values: Tensor,
+    known: tuple[int, int, float],
+    ends: tuple[float, float],
+    newton: float,
+    total: float | int,
+    upper: float,
+    ranks: Ranks,
+) -> float:
+    """Find the root between the ends, trying `newton` first.
+
+    `known`: entries at `upper`, entries in between, sum of those, that are settled on all of it.
+    """
+    low, high = ends
     piece: tuple[int, int] | None = None
-    patience, goal = _NEWTON_STEPS, count // 2
+    patience, goal = _NEWTON_STEPS, math.inf
     while True:
         values, known = _settle(values, known, low, high, upper)
         if not (patience and low < newton < high):

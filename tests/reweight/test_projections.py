@@ -154,6 +154,54 @@ def test_float32_sum_is_the_budget_to_rounding(seed, share, spread):
     assert abs(s.sum(dtype=torch.float64).item() - budget) <= 5000 * 2**-25
 
 
+def long_vectors(seed):
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.randn(20_000, generator=generator)
+    return {
+        "normal": spread.float(),
+        "heavy tail": spread.pow(5),
+        "ties": (4 * spread).round() / 4,
+        "binary": (spread > 1).double(),
+        "sorted": spread.sort().values,
+        "one large": torch.cat([spread.double(), torch.tensor([1e9])]),
+        "constant": torch.full((20_000,), 0.3),
+        "far from 0": spread.double() + 1e6,
+    }
+
+
+@pytest.mark.parametrize("name", long_vectors(0))
+@pytest.mark.parametrize("upper", [1.0, math.inf])
+def test_long_vectors_have_the_threshold_of_the_whole(monkeypatch, name, upper):
+    """One pass and a bracket from a sample give what the search on all entries gives."""
+    from steelyard.reweight import projections
+
+    for seed in range(3):
+        x = long_vectors(seed)[name]
+        for share in (1e-4, 0.01, 0.3, 0.9, 0.9999):
+            monkeypatch.setattr(projections, "_LONG", 1 << 30)
+            whole = projections._threshold(x, share * len(x), upper, ALONE)
+            for setting, value in (("_LONG", 1), ("_SAMPLE", 500), ("_CHUNK", 3000)):
+                monkeypatch.setattr(projections, setting, value)
+            fast = projections._threshold(x, share * len(x), upper, ALONE)
+            size, other = ((x.double() - v).clamp(0, upper).sum().item() for v in (whole, fast))
+            assert fast == pytest.approx(whole, abs=1e-12, rel=1e-13) or other == pytest.approx(size, rel=1e-13)
+
+
+def test_long_vectors_take_few_passes(monkeypatch):
+    from steelyard.reweight import projections
+
+    passes = []
+    chunks = projections._chunks
+    monkeypatch.setattr(projections, "_chunks", lambda values: passes.append(values.numel()) or chunks(values))
+    monkeypatch.setattr(projections, "_whole", whole := projections._whole)
+    monkeypatch.setattr(
+        projections, "_whole", lambda values, *rest: passes.append(values.numel()) or whole(values, *rest)
+    )
+    x = torch.rand(600_000, generator=torch.Generator().manual_seed(1))
+    project_box_simplex(x, 200_000)
+    assert sum(passes) <= 2.3 * len(x)  # the threshold and the result; besides the ends, which `aminmax` reads
+
+
 def test_few_rounds(monkeypatch):
     """About as many passes as Newton steps: no bisection to a tolerance."""
     from steelyard.reweight import projections
