@@ -3,8 +3,8 @@
     python -m benchmarks.projections
 
 The bisection is ours, after the description of the authors' code (REFERENCE: the shift by bisection between 0 and the
-largest entry, stopped at an error of 1e-3 in the sum or after 20 halvings). `reads` counts how often n
-entries are read, of these or of a vector made of them; the floor is the time of one read and one write into new memory, a clamp.
+largest entry, stopped at an error of 1e-3 in the sum or after 20 halvings). `reads` counts how often n entries are
+read, of these or of a vector made of them; the floor is the time of one read and one write into new memory, a clamp.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ BUDGET = 3_000_000
 def bisection(values: Tensor, budget: float, halvings: int = 20) -> tuple[Tensor, int]:
     """Return clamp(s - v, 0, 1) with v by bisection to 1e-3 in the sum, and how often n entries were read."""
     low, high = 0.0, float(values.max())
-    middle, count = 0.0, 0
-    for count in range(1, halvings + 1):
+    middle, reads = 0.0, 1
+    for _ in range(halvings):
+        reads += 3  # difference, clamp, sum
         middle = (low + high) / 2
         excess = float((values - middle).clamp_(0, 1).sum(dtype=torch.float64)) - budget
         if abs(excess) < 1e-3:
             break
         low, high = (low, middle) if excess < 0 else (middle, high)
-    return (values - middle).clamp_(0, 1), 1 + 3 * count + 2  # largest; difference, clamp and sum; result
+    return (values - middle).clamp_(0, 1), reads + 2
 
 
 # Ours reads the entries to check them, for (the ball's size,) their ends, the threshold and the result.
