@@ -154,7 +154,7 @@ def report() -> None:
         rows += json.loads(OUTSIDE.read_text())
     notes = [
         f"n = {N:,}, C = {CLASSES}, d = {FEATURES}, {PICKS:,} picks, float32.",
-        "Memory: peak above what was resident before (inputs not counted). The other core was busy; bandwidth is shared.",
+        "Memory: peak above what was resident before, without inputs. The other core was busy; bandwidth is shared.",
         "That draws follow the same distribution is tested by chi-square in `tests/selectors/test_seeding.py`, that",
         "CORESET gives the exact trace in `test_coreset.py`. The authors' BADGE draws from the same distribution;",
         "scikit-activeml's keeps a centre at the origin.",
