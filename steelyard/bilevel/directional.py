@@ -25,10 +25,11 @@ from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.reuse import ghost, tangents
+from steelyard.bilevel.rowwise import separate
 from steelyard.bilevel.tape import Recording, Unusable
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed", "mixes_samples"]
+__all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed", "mixes_samples", "quick_dot"]
 
 
 @runtime_checkable
@@ -197,6 +198,11 @@ def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([torch.dot(first.double(), second.double()) for first, second in pairs]).sum()
 
 
+def quick_dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    """Return `dot` accumulated in the parameters' own precision, a quarter of the time; it may overflow or vanish."""
+    return torch.stack([torch.dot(one[n].flatten(), other[n].flatten()).double() for n in one]).sum()
+
+
 def mixes_samples(run: Trajectory, step: Step, at: Tensors, batch: Batch) -> bool:
     """Whether a sample's loss depends on which others are beside it, by a probe of four samples and two of them.
 
@@ -244,7 +250,7 @@ def _reused(run: Trajectory, step: Step, along: Tensors) -> Tensor | None:
         if step.separable:
             with suppress(Unusable, RuntimeError):  # torch's forward mode has no rule for an operator
                 found = ghost(step.tape, step.parameters, along)
-                if _agrees(run, step, along, found):
+                if separate(step.tape) or _agrees(run, step, along, found):
                     return found
         with suppress(Unusable, RuntimeError):
             return tangents(step.tape, step.parameters, along)

@@ -188,6 +188,18 @@ def _batch_norm(call: Call) -> Sequence[Tensor | None]:
     return (affine if total is None else total.add_(affine),)
 
 
+@_rule("native_group_norm.default", keep=(0, 1, 2))
+def _group_norm(call: Call) -> Sequence[Tensor | None]:
+    x, weight, bias = call.args[:3]
+    moved, moved_weight, moved_bias = call.tangents[:3]
+    if moved is not None or weight is None or bias is None:
+        return _by_forward_mode(call)
+    # Its scale and shift alone: the same kernel, with their tangents in their places.
+    slope = torch.zeros_like(weight) if moved_weight is None else moved_weight
+    shift = torch.zeros_like(bias) if moved_bias is None else moved_bias
+    return (call.op(x, slope, shift, *call.args[3:])[0],)
+
+
 @_rule("relu.default", "relu_.default", outputs=(0,))
 def _relu(call: Call) -> Sequence[Tensor | None]:
     moved, output = call.tangents[0], call.outputs[0]

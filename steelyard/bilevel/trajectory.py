@@ -139,7 +139,7 @@ class Trajectory:
     def check(self) -> None:
         """Raise RuntimeError if anything that the record refers to was changed since; every estimator calls it."""
         now = fingerprint(self.final().values())
-        moved = ~torch.isclose(now, self.fingerprint, rtol=0.0, atol=0.0, equal_nan=True)
+        moved = now != self.fingerprint
         if moved.any():
             first = self.names[int(moved.nonzero()[0])]
             raise RuntimeError(
