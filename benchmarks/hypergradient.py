@@ -37,6 +37,7 @@ CELLS = [
     *(f"resnet18/128/{steps}/{kind}" for steps in (1, 5) for kind in ("sgd", "adam")),
 ]
 FLOORS = {"reuse": 8 / 6, "reuse, no BatchNorm": 7 / 6, "truncated": 9 / 6, "difference": 8 / 6}
+WHAT = ["time", "memory", "error"]
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 SPREAD = WeightedLoss(CROSS_ENTROPY)
 RAW = _measure.RESULTS / "hypergradient_raw.json"
@@ -205,17 +206,17 @@ def worker(cell: str, method: str, what: str, out: str) -> dict[str, Any]:
     return {}
 
 
-def measure(cell: str, wanted: list[str], runs: int, errors: bool) -> None:
+def measure(cell: str, wanted: list[str], runs: int, what: list[str]) -> None:
     """Measure one cell, methods in turn; every figure is kept as it comes."""
     steps = int(cell.split("/")[2])
     methods = [name for name in wanted if steps == 1 or name != "reuse"]
-    for _ in range(runs):
+    for _ in range(runs if "time" in what else 0):
         for name in methods:
             got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "time", "-")
             _keep(cell, name, {"failed": got["failed"]} if "failed" in got else {"ratios": [got]})
-    for name in methods:
+    for name in methods if "memory" in what else []:
         _keep(cell, name, _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory", "-"))
-    if not errors:
+    if "error" not in what:
         return
     with TemporaryDirectory() as folder:
         reference = Path(folder) / "reference.pt"
@@ -286,7 +287,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=CELLS, help="cells")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--no-errors", action="store_true", help="leave out the comparison with float64")
+    parser.add_argument("--what", nargs="+", default=WHAT, choices=WHAT)
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
@@ -296,7 +297,7 @@ def main() -> None:
     if arguments.fresh:
         RAW.unlink(missing_ok=True)
     for cell in [] if arguments.report else dict.fromkeys(arguments.only):
-        measure(cell, arguments.methods, arguments.runs, not arguments.no_errors)
+        measure(cell, arguments.methods, arguments.runs, arguments.what)
         report()
     if arguments.report:
         report()
