@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,9 +53,18 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def fresh(module: str, *arguments: str, timeout: float = 1800) -> dict[str, Any]:
-    """Run ``python -m module arguments`` on one thread in a new process; return the JSON of its last line."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def fresh(
+    module: str, *arguments: str, timeout: float = 1800, settings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run ``python -m module arguments`` on one thread in a new process; return the JSON of its last line.
+
+    Args:
+        module: what to run.
+        arguments: of the command line.
+        timeout: in seconds.
+        settings: further environment variables.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(settings or {})}
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
