@@ -71,7 +71,8 @@ def report() -> None:
     rows = []
     for name, runs in json.loads(RAW.read_text()).items():
         steps = len(runs[0]["steps"])
-        single = _measure.middle([run["steps"][-1]["seconds"] / steps for run in runs])
+        spent = [[step["seconds"] for step in run["steps"]] for run in runs]
+        single = _measure.middle([(one[-1] - one[0]) / (steps - 1) for one in spent])
         row = {"method": name, "s an outer iteration": single["median"], "low": single["low"], "high": single["high"]}
         row |= {"outer iterations": steps, "seeds": len(runs)}
         means = [mean(run["steps"][i]["test"] for run in runs) for i in range(steps)]
@@ -84,7 +85,8 @@ def report() -> None:
     if OUTSIDE.exists():
         rows += json.loads(OUTSIDE.read_text())
     notes = [
-        "Colored MNIST, 50,000 samples, K = 15,000, 100 full-batch inner steps. CPU seconds; evaluation not counted.",
+        "Colored MNIST, 50,000 samples, K = 15,000, 100 full-batch inner steps. CPU seconds of one thread, the",
+        "other core busy; evaluation not counted, nor the first iteration, in which libraries load. Rows in turn.",
         "A cross-fitted iteration contains the inner run of the model that is evaluated (half of its cost).",
         f"{KEEPS.capitalize()}: "
         + " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
@@ -100,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs=3, metavar=("ROW", "STEPS", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--data-root", default="../shared/data")
-    parser.add_argument("--steps", type=int, default=3, help="outer iterations of each row")
+    parser.add_argument("--steps", type=int, default=3, help="outer iterations of each row, at least 2")
     parser.add_argument("--full", type=int, default=20, help="outer iterations of the last row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
