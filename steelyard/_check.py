@@ -63,7 +63,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def finite(name: str, tensor: Tensor) -> Tensor:
     """Return `tensor` if all entries are finite; otherwise ValueError with the count and the first position."""
-    if tensor.is_floating_point() and tensor.numel() and all(map(math.isfinite, map(float, tensor.aminmax()))):
+    if tensor.is_floating_point() and tensor.numel() and all(map(math.isfinite, map(float, tensor.detach().aminmax()))):
         return tensor  # one read, which a NaN passes through; the rest below is for the message
     bad = ~torch.isfinite(tensor)
     if bad.any():

@@ -126,11 +126,11 @@ def test_an_inner_run_that_fails_releases_its_hooks_and_the_random_state() -> No
         made.append(torch.optim.SGD(parameters, lr=0.1))
         return made[-1]
 
-    def failing(model: nn.Module, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
-        raise KeyboardInterrupt
+    class Failing(WeightedLoss):
+        def __call__(self, model: nn.Module, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
+            raise KeyboardInterrupt
 
-    inner = InnerRun(lambda: nn.Linear(3, 3), optimizer, OBJECTIVE, steps=2)
-    inner.objective = failing  # type: ignore[assignment]
+    inner = InnerRun(lambda: nn.Linear(3, 3), optimizer, Failing(OBJECTIVE.loss), steps=2)
     before = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
         inner(DATA, torch.ones(24))

@@ -107,7 +107,8 @@ def test_an_unknown_operator_is_not_called_separate(name: str) -> None:
 )
 def test_losses(losses: Callable[[Tensor], Tensor]) -> None:
     model = Layer(lambda x: x)
-    assert separate(noted(model, losses))
+    # Before 2.7 torch makes the binary one of other operators, and reuse probes instead.
+    assert separate(noted(model, losses)) or torch.__version__ < (2, 7)
     assert not touches(model, losses)
 
 
