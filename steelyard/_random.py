@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy
 import torch
 
-__all__ = ["random_state", "restore_random_state"]
+__all__ = ["random_state", "restore_random_state", "seeded"]
 
 
 def random_state() -> dict[str, Any]:
@@ -34,3 +35,15 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     numpy.random.set_state((kind, key.numpy().astype("uint32"), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Fork the random state of the CPU and of `device`, seeded; no other device is touched."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would reseed every GPU of the machine, also those that were not forked.
+        torch.default_generator.manual_seed(seed)
+        for number in devices:
+            torch.cuda.default_generators[number].manual_seed(seed)
+        yield

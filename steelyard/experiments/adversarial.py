@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.models import Head
+from steelyard.experiments.seeds import generator
 
 __all__ = ["PGD", "Adversary", "robust_accuracy"]
 
@@ -130,9 +130,7 @@ class Adversary:
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> Batch:
         """Return the batch that `step`, counted from 0, is taken on."""
-        words = np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-        return self.attack(model, batch, self.loss, generator=generator)
+        return self.attack(model, batch, self.loss, generator=generator(self.seed, step))
 
 
 def robust_accuracy(

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from steelyard import _check, selectors
 from steelyard.experiments.active.images import Digits
-from steelyard.experiments.active.seeds import derived, generator
 from steelyard.experiments.data.corruption import adversarial_flips
 from steelyard.experiments.models import MLP
 from steelyard.experiments.problem import Problem
+from steelyard.experiments.seeds import derived, generator
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
 
 __all__ = ["SCORES", "DisagreementSettings", "Proxies", "disagreement_tables"]

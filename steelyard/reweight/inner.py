@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import tee
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steelyard import _check
+from steelyard._random import seeded
 from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.distributed import Ranks
 
@@ -118,7 +118,7 @@ class InnerRun:
         generator = torch.Generator().manual_seed(seed)
         batches = _batches(train, weight, kept, self.batch_size, generator, self.ranks)
         record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
-        with self.ranks.listening(), _seeded(device, _noise_seed(seed, self.ranks.rank)), record as recorder:
+        with self.ranks.listening(), seeded(device, _noise_seed(seed, self.ranks.rank)), record as recorder:
             for step in range(self.steps):
                 loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
                 self._train_step(optimizer, loss, *next(batches))
@@ -156,7 +156,7 @@ class InnerRun:
 
     def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         if self._model is None or self._wrapped is None:
-            with _seeded(device, self.seed):
+            with seeded(device, self.seed):
                 self._model = self._make_model()
             self._wrapped = self.ranks.wrap(self._model)
             self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
@@ -242,15 +242,3 @@ def _noise_seed(seed: int, rank: int) -> int:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Fork the random state of the CPU and of `device`, seeded; no other device is touched."""
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed would reseed every GPU of the machine, also those that were not forked.
-        torch.default_generator.manual_seed(seed)
-        for number in devices:
-            torch.cuda.default_generators[number].manual_seed(seed)
-        yield

@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from steelyard import _check, selectors
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.active.seeds import derived, global_state
 from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy
+from steelyard.experiments.seeds import derived, global_state
 from steelyard.experiments.trainer import Learner, Perturb, Training
 from steelyard.journal import Journal
 

@@ -15,8 +15,8 @@ from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.choosing import Selector
 from steelyard.experiments.active.fitting import Fit, Learned
-from steelyard.experiments.active.seeds import derived, generator
 from steelyard.experiments.active.view import View
+from steelyard.experiments.seeds import derived, generator
 from steelyard.journal import Journal
 
 __all__ = ["Measure", "Past", "Pool", "Round", "Schedule", "active_learning"]

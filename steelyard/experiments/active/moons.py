@@ -11,9 +11,9 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.active.seeds import generator
 from steelyard.experiments.data.corruption import class_noise
 from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.seeds import generator
 
 __all__ = ["NOISY_MOON", "FourMoons"]
 

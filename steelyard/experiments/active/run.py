@@ -21,7 +21,6 @@ from steelyard.experiments.active.fitting import Learned, first_round_shared
 from steelyard.experiments.active.loop import Pool, Round, active_learning
 from steelyard.experiments.active.moons import NOISY_MOON, FourMoons
 from steelyard.experiments.active.recipe import ActiveRecipe
-from steelyard.experiments.active.seeds import generator
 from steelyard.experiments.active.state import past, read_state, restored, write_state
 from steelyard.experiments.active.view import read
 from steelyard.experiments.adversarial import robust_accuracy
@@ -42,6 +41,7 @@ from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.models import HEADS
 from steelyard.experiments.run import environment
 from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.seeds import generator
 from steelyard.journal import Journal
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]

@@ -24,7 +24,7 @@ from steelyard.experiments.prior_benchmark.plan import (
     noise_cells,
 )
 from steelyard.experiments.prior_benchmark.separation import separation
-from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, summary, with_common_level
+from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, piped, summary, with_common_level
 
 __all__ = ["OFFLINE", "PARTS", "priors"]
 
@@ -115,4 +115,4 @@ def _plain_markdown(table: pandas.DataFrame) -> str:
     lines = [list(table.columns), ["---"] * len(table.columns)]
     for row in table.itertuples(index=False):
         lines.append([f"{x:.2f}" if isinstance(x, float) and x == x else "" if x != x else str(x) for x in row])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return piped(lines)

@@ -10,7 +10,7 @@ import pandas
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.prior_benchmark.figures import steps_to
 
-__all__ = ["FIGURES", "grouped", "markdown", "paired", "summary", "with_common_level"]
+__all__ = ["FIGURES", "grouped", "markdown", "paired", "piped", "summary", "with_common_level"]
 
 # column of `figures` -> heading
 FIGURES = {
@@ -68,6 +68,11 @@ def markdown(table: pandas.DataFrame, keys: Sequence[str]) -> str:
         cells = [_cell(row, name, count) for name in shown]
         lines.append([*(f"{row[key]:g}" if isinstance(row[key], float) else str(row[key]) for key in keys), *cells])
         lines[-1].append(str(count))
+    return piped(lines)
+
+
+def piped(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as the lines of a Markdown table."""
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -119,4 +124,4 @@ def paired(cells: pandas.DataFrame) -> str:
             spread = Spread.of(list(change)) if len(change) else None
             up = f" ({int((change > 0).sum())} of {len(change)})"
             lines[-1].append("" if spread is None else f"{spread.mean:+.1f} ± {spread.std:.1f}{up}")
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return piped(lines)

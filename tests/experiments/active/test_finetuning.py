@@ -10,7 +10,7 @@ from steelyard import selectors
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning, augmented, pseudo_labelled
 from steelyard.experiments.active.fitting import Epochs, Fitting, Learned
-from steelyard.experiments.active.seeds import global_state
+from steelyard.experiments.seeds import global_state
 from steelyard.journal import Journal
 
 

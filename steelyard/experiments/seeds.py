@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from steelyard._random import seeded
+
 __all__ = ["derived", "generator", "global_state"]
 
 
@@ -32,8 +34,5 @@ def global_state(seed: int, device: torch.device) -> Iterator[None]:
 
     For what takes no generator: dropout and torchvision's augmentations.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    with seeded(device, seed):
         yield
