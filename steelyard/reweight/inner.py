@@ -49,6 +49,9 @@ class InnerRun:
         seed: of the initial parameters, the batch order and the noise of the forward passes.
         window: how many last steps are recorded: T of `Truncated(steps=T)`.
         storage: how they are kept, see `Storage`.
+        schedule: factor of the learning rates as a function of progress, 0 at a call's first step and below 1 at its
+            last, `CosineDecay` say; None: constant. Minibatches of a constant step leave the model that is
+            differentiated, and the sign of an outer risk near its minimum, to the last few of them.
 
     Raises (at the call):
         ValueError: weights that are negative, not finite, not aligned with `train`, or zero everywhere.
@@ -77,6 +80,7 @@ class InnerRun:
         seed: int = 0,
         window: int = 1,
         storage: Storage = _WHOLE,
+        schedule: Callable[[float], float] | None = None,
     ) -> None:
         self.objective = objective
         self.steps = _check.integer("steps", steps, low=1)
@@ -86,11 +90,13 @@ class InnerRun:
         self.seed = _check.integer("seed", seed, low=0)
         self.window = _check.integer("window", window, low=1, high=steps)
         self.storage = storage
+        self.schedule = schedule
         self._make_model, self._make_optimizer = model, optimizer
         self._model: nn.Module | None = None
         self._wrapped: nn.Module | None = None
         self._initial: dict[str, Tensor] = {}
         self._optimizer: Optimizer | None = None
+        self._rates: list[float] = []
         self._runs = 0
         self._restored: dict[str, Any] | None = None
 
@@ -120,6 +126,7 @@ class InnerRun:
         record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
         with self.ranks.listening(), seeded(device, _noise_seed(seed, self.ranks.rank)), record as recorder:
             for step in range(self.steps):
+                self._set_rates(optimizer, step / self.steps)
                 loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
                 self._train_step(optimizer, loss, *next(batches))
             trajectory = recorder.trajectory()
@@ -138,6 +145,7 @@ class InnerRun:
             self.seed,
             self.window,
             self.storage,
+            self.schedule,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,11 +173,17 @@ class InnerRun:
                 for name, value in _tensors(self._model):
                     value.copy_(self._initial[name])
             self._optimizer = self._make_optimizer(self._model.parameters())
+            self._rates = [group["lr"] for group in self._optimizer.param_groups]
         if self._restored is not None:
             self._model.load_state_dict(self._restored["model"])
             self._optimizer.load_state_dict(copy.deepcopy(self._restored["optimizer"]))
             self._runs, self._restored = self._restored["runs"], None
         return self._wrapped.train(), self._optimizer
+
+    def _set_rates(self, optimizer: Optimizer, progress: float) -> None:
+        if self.schedule is not None:
+            for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * self.schedule(progress)
 
     def _plain_loss(self, batch: Batch, weight: Tensor) -> Tensor:
         assert self._wrapped is not None

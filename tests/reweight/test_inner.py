@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.reweight import InnerRun
+from steelyard.bilevel import Batch, Truncated, WeightedLoss
+from steelyard.reweight import CosineDecay, InnerRun
 
 from .problems import CROSS_ENTROPY, linear_run, spurious
 
@@ -42,6 +42,56 @@ def test_is_the_loop_one_would_write():
         ((losses * WEIGHT[kept]).sum() / WEIGHT.sum()).backward()
         optimizer.step()
     torch.testing.assert_close(parameters(model), parameters(plain), rtol=1e-12, atol=1e-14)
+
+
+def test_a_schedule_is_that_of_torch():
+    train, _ = spurious()
+    model, _ = linear_run(steps=7, schedule=CosineDecay(0.1))(train, WEIGHT)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Linear(2, 2, dtype=torch.float64)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7, eta_min=0.1)
+    for _ in range(7):
+        optimizer.zero_grad()
+        ((CROSS_ENTROPY(plain(train.inputs), train.targets) * WEIGHT).sum() / WEIGHT.sum()).backward()
+        optimizer.step()
+        scheduler.step()
+    torch.testing.assert_close(parameters(model), parameters(plain), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_schedule_begins_again_at_every_call(restart):
+    train, _ = spurious(dtype=torch.float32)
+    inner = noisy_run(restart=restart, schedule=CosineDecay(0.5), window=12)
+    for _ in range(2):
+        _, trajectory = inner(train, WEIGHT.float())
+        rates = [next(iter(step.groups.values()))["lr"] for step in trajectory.steps]
+        assert rates == [0.01 * CosineDecay(0.5)(step / 12) for step in range(12)]
+    warm = noisy_run(restart=False, schedule=CosineDecay(0.5))
+    warm.load_state_dict(inner.state_dict())
+    assert warm(train, WEIGHT.float())[1].steps[-1].groups == trajectory.steps[-1].groups
+
+
+def test_its_hypergradient_is_that_of_the_run():
+    train, _ = spurious()
+    kept = (WEIGHT > 0).nonzero().flatten()
+    inner = linear_run(steps=3, window=3, schedule=CosineDecay(0.1))
+
+    def outer(model):
+        return CROSS_ENTROPY(model(train.inputs), train.targets).square().mean()
+
+    found = Truncated(steps=3)(inner(train, WEIGHT)[1], outer)
+
+    def value(sample, move):
+        moved = WEIGHT.clone()
+        moved[sample] += move
+        return outer(inner(train, moved)[0]).item()
+
+    for position in (0, len(kept) // 2, len(kept) - 1):
+        sample = int(kept[position])
+        expected = (value(sample, 1e-5) - value(sample, -1e-5)) / 2e-5
+        assert found[position].item() == pytest.approx(expected, rel=1e-5, abs=1e-10)
 
 
 def test_restart_is_a_function_of_the_weights():

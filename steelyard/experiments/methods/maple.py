@@ -32,6 +32,7 @@ class InnerSettings:
         batch_size: samples a step; 0 takes all that are kept.
         restart: start every inner run from the same initial parameters (the paper); false goes on from the last one.
         bfloat16: autocast to bfloat16.
+        schedule: of the learning rate over an inner run: "constant", or "cosine" down to 2%.
         optimizer: the optimizer.
     """
 
@@ -39,6 +40,7 @@ class InnerSettings:
     batch_size: int = 0
     restart: bool = True
     bfloat16: bool = False
+    schedule: Literal["constant", "cosine"] = "constant"
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings("sgd", 0.1, 0.9))
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ class Maple:
             restart=self.inner.restart,
             autocast=torch.bfloat16 if self.inner.bfloat16 else None,
             seed=problem.seed,
+            schedule=reweight.CosineDecay() if self.inner.schedule == "cosine" else None,
         )
         maple = reweight.Maple(
             inner,
