@@ -4,7 +4,7 @@
 
 50,000 samples, K = 15,000, one thread. The rows separate the levers: float32 and bfloat16 autocast, an allocator
 (glibc's) that keeps its memory, all with 100 full-batch inner steps and the inner model's own outputs; then the two
-recipes, which cross-fit the outer risk, as long as they run: `maple_100` (the same inner run) and `maple` (150
+recipes, which cross-fit the outer risk, as long as they run: `maple_100` (the same inner run) and `maple` (300
 minibatches of 500). The test set is evaluated outside of the clock and used for nothing. Rows of
 `results/benchmarks/maple_outside.json` were measured by hand.
 """
@@ -88,7 +88,7 @@ def report() -> None:
     if OUTSIDE.exists():
         rows += json.loads(OUTSIDE.read_text())
     notes = [
-        "Colored MNIST, 50,000 samples, K = 15,000. Inner run: 100 full-batch steps, but `maple`: 150 minibatches of",
+        "Colored MNIST, 50,000 samples, K = 15,000. Inner run: 100 full-batch steps, but `maple`: 300 minibatches of",
         "500. CPU seconds of one thread; evaluation not counted, nor the first iteration, in which libraries load (but",
         "in `s to 0.68`). Rows in turn. A cross-fitted iteration trains a model a fold, and the one that is evaluated.",
         f"{KEEPS.capitalize()}: "
