@@ -97,8 +97,8 @@ def report() -> None:
         f"{KEEPS.capitalize()}: "
         + " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
         + " in the environment.",
-        "Test: accuracy of the last iteration, not selected. `s to 0.68`: until the mean over seeds is there first, and",
-        "from when on it stays there (iterations in brackets).",
+        "Test: accuracy of the last iteration, not selected. `s to 0.68`: till the mean over seeds is there first; and",
+        "from when on it stays (iterations in brackets).",
     ]
     columns = ["method", "s an outer iteration", "low", "high", "outer iterations", "seeds", "train", "test"]
     _measure.write("maple", "An outer iteration of MAPLE", notes, rows, [*columns, *REACHED, "note"])
