@@ -6,6 +6,8 @@ Positions, not samples: a run that is resumed passes over what was done without 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +17,7 @@ from steelyard import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.streamed import Streamed
 
-__all__ = ["Gather", "expanding", "gathered", "group_balanced_subset", "sampled", "shuffled"]
+__all__ = ["Gather", "expanding", "gathered", "group_balanced_subset", "part", "sampled", "shuffled"]
 
 
 class Gather:
@@ -36,6 +38,15 @@ class Gather:
             whole = len(rows) == count and torch.equal(rows.cpu(), torch.arange(count))
             self._last = (rows, self.data if whole else self.data.take(rows))
         return self._last[1]
+
+
+def part(data: Streamed, positions: Int[Tensor, " k"]) -> Streamed:
+    """Return the samples of `data` at `positions`, which stay where they are."""
+    positions = positions.to(data.device)
+    labels = {name: getattr(data, name) for name in ("targets", "index", "environment", "group")}
+    taken: dict[str, Any] = {name: None if label is None else label[positions] for name, label in labels.items()}
+    inputs = data.inputs.new_empty(len(positions), *data.inputs.shape[1:])
+    return replace(data, inputs=inputs, rows=data.rows[positions.cpu()], **taken)
 
 
 def gathered(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int = 0) -> Iterator[Batch]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods import Method
 from steelyard.experiments.models import Model
+from steelyard.experiments.on_disk import check_on_disk
 from steelyard.experiments.schema import parse
 from steelyard.experiments.selection import CRITERIA
-from steelyard.experiments.trainer import Training
 
 __all__ = ["Recipe", "load_recipe", "names_in", "read_table", "recipe_names"]
 
@@ -55,21 +54,11 @@ class Recipe:
         _check.choice("selection", self.selection, CRITERIA)
         _check.in_range("train_floor", self.train_floor, low=0.0, high=1.0)
         if getattr(self.data, "inputs", "features") == "images":
-            self._check_batches()
+            check_on_disk(self.data, self.method)
         try:
             torch.device(self.device)
         except RuntimeError as error:
             raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {self.device!r}") from error
-
-    def _check_batches(self) -> None:
-        """Raise ValueError if the method would hold all images at once."""
-        values = [getattr(self.method, field.name) for field in dataclasses.fields(self.method)]
-        sizes = [value.batch_size for value in values if isinstance(value, Training)]
-        if not sizes or 0 in sizes:
-            raise ValueError(
-                f"data.inputs = 'images' is decoded batch by batch: {self.method.name} needs a batch_size above 0 "
-                "wherever it trains, or data.inputs = 'features'"
-            )
 
 
 def recipe_names() -> list[str]:

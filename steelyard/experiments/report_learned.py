@@ -11,6 +11,7 @@ import pandas
 import torch
 from markupsafe import Markup
 from PIL import Image
+from torch.nn import functional
 
 from steelyard.experiments import plots
 from steelyard.experiments.data import Splits
@@ -27,6 +28,7 @@ FACTS = {
     "label_flipped": ("Label noise", {True: "label flipped by noise", False: "label right"}),
     "label_corrupted": ("Corrupted labels", {True: "label corrupted", False: "label left as it was"}),
 }
+_SIDE = 64  # pixels of an image of the gallery, at most
 GALLERY = 24  # images in each of the two rows of the gallery
 
 
@@ -56,6 +58,7 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
         "facts": facts,
         "prior": prior_section(group, FACTS),
         "steps": _outer_steps(group, len(samples) // len(group)),
+        "colours": "colour_agrees" in samples,
         "coloured": not first.recipe.data.grayscale,
         "gallery": gallery,
         "missing": missing,
@@ -97,7 +100,7 @@ def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
             "title": title,
             "images": [
                 {
-                    "source": _png(splits.train.inputs[position[int(sample["index"])]]),
+                    "source": _png(_picture(splits, position[int(sample["index"])])),
                     "label": splits.classes[int(sample["target"])],
                     "probability": float(sample["probability"]),
                     "weight": float(sample["weight"]),
@@ -109,6 +112,15 @@ def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
         }
         for title, table in rows.items()
     ]
+
+
+def _picture(splits: Splits, position: int) -> torch.Tensor:
+    """Return a training image ``(channels, h, w)``, a large one made small."""
+    image = splits.train.take(torch.tensor([position])).inputs
+    side = max(image.shape[2:])
+    if side > _SIDE:
+        image = functional.interpolate(image, scale_factor=_SIDE / side, mode="area")
+    return image[0]
 
 
 def _png(image: torch.Tensor) -> str:

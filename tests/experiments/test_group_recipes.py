@@ -64,6 +64,8 @@ def shrunk(name: str, weights: Path) -> Recipe:
         sections = [section for section in ("training", "identification") if hasattr(recipe.method, section)]
         sizes = ("steps=1", "batch_size=2", "evaluate_every=1")
         own += [f"method.{section}.{size}" for section in sections for size in sizes]
+        if method == "maple":
+            own += ["method.budget=3", "method.steps=1", "method.inner.steps=2", "method.inner.batch_size=2"]
     elif recipe.data.name in LAYOUTS:
         own += ["data.backbone.model=resnet18", f"data.backbone.weights={weights}", "data.backbone.workers=0"]
     return load_recipe(name, small(name, *own), seed=0)

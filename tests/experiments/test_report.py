@@ -1,5 +1,7 @@
 """The report: complete, self-contained, and nothing from data gets out of its place."""
 
+import base64
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+from PIL import Image
 
 from steelyard.experiments import plots
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.report import render, write_report
 from steelyard.experiments.run import Run, execute
+from tests.experiments.layouts import write_waterbirds
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -195,3 +199,18 @@ def test_more_methods_than_colours_have_other_lines() -> None:
     styles = set(re.findall(r'style="fill: none; (stroke[^"]*)"', plots.accuracy_curves(curves, "", "")))
     both = {style for style in styles if plots.COLOURS[0].lower() in style}
     assert len({"dasharray" in style for style in both}) == 2
+
+
+def test_photographs_that_stay_on_disk_are_shown_small(tmp_path: Path) -> None:
+    write_waterbirds(tmp_path / "data", counts=((2, 1, 1, 2), (1, 1, 1, 1), (1, 1, 1, 1)))
+    small = ["model={name='logistic'}", "data.workers=0", "method.budget=3", "method.steps=1"]
+    small += ["method.inner.steps=1", "method.inner.batch_size=2"]
+    run = execute(load_recipe("waterbirds/maple", small), tmp_path / "run", name="maple", data_root=tmp_path / "data")
+    html = render([run], tmp_path / "data")
+    shown = [address for address in Page(html).addresses if address.startswith("data:image/png")]
+    assert len(shown) == 2 * 6  # the most and the least kept: all of them, twice
+    pixels = [Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) for address in shown]
+    assert {image.size for image in pixels} == {(64, 64)}
+    assert len({image.tobytes() for image in pixels}) == 6
+    assert "colour of the label" not in html
+    assert "No images: Waterbirds needs a data root" in render([run])

@@ -29,6 +29,7 @@ from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
 from steelyard.experiments.run import execute, read_run
 from steelyard.journal import Journal, Stopped
 from steelyard.reweight import Reweighting
+from tests.experiments.layouts import write_waterbirds
 
 NAMES = [name for name in recipe_names() if name.startswith("coloured_digits/")]
 STEPS = ["steps=4", "batch_size=50", "evaluate_every=2"]
@@ -74,7 +75,7 @@ def splits_of(data: DataSet, seed: int) -> Splits:
 
 
 def go(recipe: Recipe, place: Path, **options: object):  # type: ignore[no-untyped-def]
-    splits = splits_of(recipe.data, recipe.seed)
+    splits = None if "data_root" in options else splits_of(recipe.data, recipe.seed)
     return execute(recipe, place, name="x", splits=splits, **options)  # type: ignore[arg-type]
 
 
@@ -113,7 +114,7 @@ def assert_same_run(one: Path, two: Path) -> None:
             assert path.read_bytes() == (two / path.name).read_bytes(), path.name
 
 
-def die_at_every_checkpoint(recipe: Recipe, place: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def die_at_every_checkpoint(recipe: Recipe, place: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> int:
     """Run, dying before the second checkpoint of every process and once after the last; return how often it died."""
     fitted = []
     write = run_module._write_outcome
@@ -129,7 +130,7 @@ def die_at_every_checkpoint(recipe: Recipe, place: Path, monkeypatch: pytest.Mon
         for deaths in range(100):
             try:
                 with killed_before_save(2, monkeypatch):
-                    go(recipe, place, checkpoint_every=1, resume=True)
+                    go(recipe, place, checkpoint_every=1, resume=True, **options)
             except Killed:
                 continue
             return deaths
@@ -168,6 +169,20 @@ def test_maple_in_its_variants(more: list[str], tmp_path: Path, monkeypatch: pyt
     go(recipe, tmp_path / "whole")
     deaths = die_at_every_checkpoint(recipe, tmp_path / "broken", monkeypatch)
     assert deaths == 3
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_maple_on_images_that_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a prior by a short run on them, and BatchNorm in the net."""
+    write_waterbirds(tmp_path / "data", counts=((2, 1, 1, 2), (1, 1, 1, 1), (1, 1, 1, 1)))
+    short_run = "{steps=2, batch_size=3}"
+    fields = ["data.workers=0", "model={name='resnet18', width=1}", "method.steps=3", "method.budget=4"]
+    fields += ["method.inner.steps=2", "method.inner.batch_size=3", "method.inner.restart=false"]
+    fields += [f"method.prior.scores=[{{name='lhd', training={short_run}}}]"]
+    recipe = load_recipe("waterbirds/maple", fields, 1)
+    options = {"data_root": tmp_path / "data"}
+    go(recipe, tmp_path / "whole", **options)
+    assert die_at_every_checkpoint(recipe, tmp_path / "broken", monkeypatch, **options) == 3
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 

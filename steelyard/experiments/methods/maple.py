@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from steelyard import _check, reweight
-from steelyard.bilevel import Truncated, WeightedLoss
+from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.experiments import groups
 from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Latest, Observer, Problem
+from steelyard.experiments.sweep import ShuffledSweep
 from steelyard.experiments.trainer import OptimizerSettings
+from steelyard.reweight.hypergradient import Estimator
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
 
@@ -80,6 +83,10 @@ class Maple:
     the kept samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the
     last outer step shows in the saved weights but in no model, unless `retrain` makes one.) A net with BatchNorm is
     differentiated with the statistics of chunks of the samples in the place of the last batch's.
+
+    Of inputs that stay on disk the inner run loads its batches, the outer risk and the hypergradient a chunk at a time;
+    a chunk is as large as an inner batch, and that of the hypergradient drawn at random, so that the statistics which
+    BatchNorm takes of it are like those of a batch. Beside a chunk only numbers are held, a few a sample.
 
     Attributes:
         budget: K, the number of training samples that are kept on average.
@@ -160,7 +167,7 @@ class Maple:
             weight_optimizer=self._adam(self.weight_rate),
             clip=self.clip or None,
             schedule=reweight.CosineDecay() if self.schedule == "cosine" else _constant,
-            estimator=Truncated(coupled="chunk"),
+            estimator=self._estimator(problem.splits.train, problem.seed),
             prior=self.prior.build(problem, self.budget),
             seed=problem.seed,
         )
@@ -175,6 +182,7 @@ class Maple:
         parts = (problem.splits.train, problem.splits.validation)
         by_group = self.risk.penalty == "group_worst"
         train, validation = (groups.with_groups(part) if by_group else part for part in parts)
+        train, validation = self._in_chunks(train), self._in_chunks(validation)
         held_out = validation if self.outer_split == "validation" else None
         reweighting = maple.fit(train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest})
         assert latest.model is not None  # there is at least one step
@@ -182,6 +190,16 @@ class Maple:
             latest.model, _ = inner(train, reweighting.probabilities * reweighting.weights)
             observe(self.last_step, latest.model, {})
         return Fitted(latest.model, reweighting)
+
+    def _in_chunks(self, data: Batch) -> Batch:
+        return replace(data, chunk=self.inner.batch_size) if isinstance(data, Streamed) else data
+
+    def _estimator(self, data: Batch, seed: int) -> Estimator:
+        if not isinstance(data, Streamed):
+            return Truncated(coupled="chunk")
+        # Such inputs come in chunks of an inner batch, which the machine holds; to cut these smaller, by a memory that
+        # is less, would have BatchNorm normalise an image by itself.
+        return ShuffledSweep(Truncated(memory=sys.maxsize, coupled="chunk"), seed)
 
     def _adam(self, rate: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
         return partial(torch.optim.Adam, lr=rate, betas=(self.beta1, 0.999), eps=_EPS)

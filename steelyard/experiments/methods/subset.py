@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from steelyard import _check
+from steelyard.experiments.batches import shuffled
 from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Training, train
@@ -51,6 +52,6 @@ class Subset:
         budget = min(self.budget, len(data))
         prior = self.prior.compute(problem, budget).probabilities
         kept = prior.argsort(descending=True, stable=True)[:budget].sort().values
-        model = train(problem, self.training, observe, data=data.take(kept))
+        model = train(problem, self.training, observe, rows=shuffled(kept, self.training.batch_size, problem.seed))
         chosen = torch.zeros(len(data), device=kept.device).index_fill_(0, kept, 1.0)
         return Fitted(model, Reweighting(torch.ones_like(chosen), chosen, [], data.index))

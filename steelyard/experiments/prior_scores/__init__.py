@@ -19,7 +19,7 @@ from __future__ import annotations
 from steelyard.experiments.prior_scores.aum import AUM
 from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore
 from steelyard.experiments.prior_scores.el2n import EL2N
-from steelyard.experiments.prior_scores.ensemble import train_ensemble
+from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, train_ensemble
 from steelyard.experiments.prior_scores.lhd import LHD
 from steelyard.experiments.prior_scores.rank_disagreement import RankDisagreement
 from steelyard.experiments.prior_scores.score_file import ScoreFile
@@ -32,6 +32,7 @@ __all__ = [
     "PRIOR",
     "ComputedPrior",
     "ComputedScore",
+    "EnsembleTerm",
     "PriorSettings",
     "RankDisagreement",
     "Score",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard import _check
-from steelyard.experiments.problem import Problem
+from steelyard.bilevel.batch import Batch
 from steelyard.experiments.trainer import OptimizerSettings, Training
 
 __all__ = ["CHUNK", "Term", "adam", "class_logits", "read"]
@@ -47,19 +47,18 @@ def adam(steps: int, evaluate_every: int = 10) -> Training:
 
 
 @torch.no_grad()
-def read(model: nn.Module, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return logits ``(n, classes)`` and the last `nn.Linear`'s inputs ``(n, features)``, in eval mode."""
+def read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return logits ``(b, classes)`` and the last `nn.Linear`'s inputs ``(b, features)``, in eval mode."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     hidden: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0].flatten(1)))
     training = model.training
     try:
-        model.eval()
-        logits = [class_logits(model(part.inputs)) for part in problem.splits.train.chunks(CHUNK)]
+        logits = class_logits(model.eval()(batch.inputs))
     finally:
         handle.remove()
         model.train(training)
-    return torch.cat(logits), torch.cat(hidden)
+    return logits, hidden[0]
 
 
 def class_logits(outputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import selectors
-from steelyard.experiments.prior_scores._term import Term, adam, read
+from steelyard.experiments.prior_scores._term import CHUNK, Term, adam, read
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import Training, train
 
@@ -37,7 +37,8 @@ class AUM(Term):
         seen: list[Tensor] = []
 
         def observe(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
-            seen.append(read(model, problem)[0])
+            parts = problem.splits.train.chunks(CHUNK)
+            seen.append(torch.cat([read(model, part)[0] for part in parts]))
 
         train(problem, self.training, observe)
         return selectors.aum(torch.stack(seen), problem.splits.train.targets)

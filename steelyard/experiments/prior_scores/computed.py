@@ -16,6 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from steelyard import _check, _files
+from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.schema import plain
@@ -125,7 +126,8 @@ def digest(problem: Problem, settings: Any, budget: float | int, sources: bytes 
     """Return the SHA-256 of what a prior depends on: training samples, settings, model, seed, budget, `sources`.
 
     Args:
-        problem: its training samples (inputs, labels, environments, groups, ids), model settings and seed.
+        problem: its training samples (inputs, labels, environments, groups, ids), model settings and seed. Images on
+            disk stand by path, size and time of change.
         settings: a dataclass.
         budget: K.
         sources: what the settings refer to, such as the bytes of a table of scores.
@@ -133,9 +135,11 @@ def digest(problem: Problem, settings: Any, budget: float | int, sources: bytes 
     fixed = {"settings": plain(settings), "model": plain(problem.model_settings), "seed": problem.seed}
     hashed = hashlib.sha256(json.dumps({**fixed, "budget": float(budget)}, sort_keys=True).encode())
     train = problem.splits.train
+    if isinstance(train, Photographs):
+        hashed.update(train.images.fingerprint(train.rows.tolist()).encode())
     for name in ("inputs", "targets", "environment", "group", "index"):
         tensor = getattr(train, name)
-        if tensor is not None:
+        if tensor is not None and not tensor.is_meta:
             hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     hashed.update(sources)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from steelyard import selectors
-from steelyard.experiments.prior_scores._term import Term, adam, read
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.prior_scores._term import CHUNK, Term, adam, read
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import Training, train
 
@@ -52,14 +53,18 @@ class LHD(Term):
             averages[0].update_parameters(model)
 
         model = train(problem, replace(self.training, evaluate_every=1), observe)
-        main, hidden = read(model, problem)
-        average, average_hidden = read(averages[0].module, problem)
-        labels = problem.splits.train.targets
-        difference = selectors.state_difference(main, average, hidden, average_hidden, labels=labels)
-        scores = torch.linalg.vector_norm(difference, dim=1)
+        parts = problem.splits.train.chunks(CHUNK)
+        scores = torch.cat([_sizes(model, averages[0].module, part) for part in parts])
         if not bool(scores.any()):
             raise ValueError(
                 "the score 'lhd' is 0 for every sample: the model and its average have the same embeddings; "
                 "it needs a model with a hidden layer and more than one step of training"
             )
         return scores
+
+
+def _sizes(model: nn.Module, average: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+    """Return ||lh_i|| of a batch."""
+    (main, hidden), (other, other_hidden) = read(model, batch), read(average, batch)
+    difference = selectors.state_difference(main, other, hidden, other_hidden, labels=batch.targets)
+    return torch.linalg.vector_norm(difference, dim=1)
