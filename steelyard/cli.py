@@ -24,6 +24,7 @@ from rich.table import Table
 
 import steelyard
 from steelyard._signals import noted_signals
+from steelyard.distributed import RankError, launched, launched_processes
 from steelyard.experiments.compare import compare
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
@@ -87,9 +88,13 @@ def run(
 ) -> None:
     """Carry out a recipe, a run directory for each seed.
 
+    Started by torchrun, the processes carry out each run together, each with its share of the samples.
+
     For instance:
 
     steelyard run coloured_digits/maple --seeds 0 1 2
+
+    torchrun --nproc-per-node 2 -m steelyard run coloured_digits/maple
 
     steelyard run coloured_digits/irmv1 --set method.penalty.weight=1e3 --set method.training.steps=100
 
@@ -108,35 +113,41 @@ def run(
         threads: torch threads; 0 leaves torch's own choice.
     """
     _set_threads(threads)
-    console = Console()
     recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
     places = [folder / f"seed{one.seed}" for one in recipes]
-    for place in places:  # all of them before the first hour of training, not after it
-        check_directory(place, overwrite, resume)
+
+    def check() -> None:
+        for place in places:  # all of them before the first hour of training, not after it
+            check_directory(place, overwrite, resume)
+
     runs = []
-    with _progress(console) as bars, _stoppable(bars) as stop:
-        watch = _watcher(bars, len(recipes))
-        for one, place in zip(recipes, places, strict=True):
+    with launched(recipes[0].device) as ranks:
+        console = Console(quiet=ranks.rank > 0)
+        ranks.together(lambda: check() if ranks.rank == 0 else None)
+        with _progress(console) as bars, _stoppable(bars) as stop:
+            watch = _watcher(bars, len(recipes))
+            for one, place in zip(recipes, places, strict=True):
 
-            def progress(evaluation: Evaluation, seed: int = one.seed, last: int = one.method.last_step) -> None:
-                watch(recipe, seed, evaluation, last)
+                def progress(evaluation: Evaluation, seed: int = one.seed, last: int = one.method.last_step) -> None:
+                    watch(recipe, seed, evaluation, last)
 
-            runs.append(
-                execute(
-                    one,
-                    place,
-                    name=recipe,
-                    overrides=set_,
-                    data_root=_data_root(data_root),
-                    download=download,
-                    overwrite=overwrite,
-                    resume=resume,
-                    checkpoint_every=_every(checkpoint_every),
-                    progress=progress,
-                    stop=stop,
+                runs.append(
+                    execute(
+                        one,
+                        place,
+                        name=recipe,
+                        overrides=set_,
+                        data_root=_data_root(data_root),
+                        download=download,
+                        overwrite=overwrite,
+                        resume=resume,
+                        checkpoint_every=_every(checkpoint_every),
+                        progress=progress,
+                        stop=stop,
+                        ranks=ranks,
+                    )
                 )
-            )
     show_comparison(console, compare(runs))
     console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
 
@@ -463,20 +474,27 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: that of the process) and return the exit status.
 
-    0: done. 2: something the user gave is wrong, said in one line. 130: interrupted. 143: terminated.
+    0: done. 1: another process of the same run failed or ended. 2: something the user gave is wrong, said in one line.
+    130: interrupted. 143: terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         Console().print(f"steelyard {steelyard.__version__}", highlight=False)
         return 0
     try:
+        if launched_processes() > 1 and given[:1] != ["run"]:
+            raise UserError("of the commands only `run` is carried out by several processes; start this one by itself")
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given)
     except UserError as error:
         return _fail(str(error))
+    except RankError as error:
+        return _fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a disk that is full
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Stopped as stopped:
         again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
+        if launched_processes() > 1:
+            again = f"torchrun ... -m {again}"
         said = f"steelyard: stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
         Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
         return 128 + stopped.reason
@@ -486,11 +504,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     """Say in one line what is wrong and return the exit status."""
     line = " ".join(message.split())
     Console(stderr=True).print(f"steelyard: error: {line}", markup=False, highlight=False, soft_wrap=True)
-    return 2
+    return status
 
 
 _DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probability for every training sample.

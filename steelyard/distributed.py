@@ -14,6 +14,7 @@ latest after the timeout that the process group was given.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["ALONE", "Processes", "RankError", "Ranks"]
+__all__ = ["ALONE", "Processes", "RankError", "Ranks", "launched", "launched_processes"]
 
 T = TypeVar("T")
 
@@ -208,6 +209,47 @@ class Processes(Ranks):
     def _carried(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach().contiguous()
         return tensor if self._device is None else tensor.to(self._device)
+
+
+@contextmanager
+def launched(device: str = "cpu") -> Iterator[Ranks]:
+    """Yield the processes that torchrun (or ``accelerate launch``) started this one with; `ALONE` outside of these.
+
+    Joins the default group, and leaves it on the way out: with "nccl", and the GPU of this process's number on its
+    machine, where `device` is "cuda", else with "gloo".
+
+    Raises:
+        RankError: the environment names several processes, and they cannot be met.
+    """
+    if launched_processes() == 1:
+        yield ALONE
+        return
+    cuda = torch.device(device).type == "cuda"
+    try:
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if cuda else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the other processes cannot be met: {error}; start all of "
+            "them by torchrun, or unset WORLD_SIZE"
+        ) from error
+    try:
+        yield Processes()
+    finally:
+        dist.destroy_process_group()
+
+
+def launched_processes() -> int:
+    """Return how many processes the environment says were started together (WORLD_SIZE); 1 where it says nothing.
+
+    Raises:
+        RankError: it says something else than a number.
+    """
+    said = os.environ.get("WORLD_SIZE") or "1"
+    if not said.isdecimal():
+        raise RankError(f"WORLD_SIZE must be the number of processes, got {said!r}; unset it, or use torchrun")
+    return max(1, int(said))
 
 
 def _is_of_communication(error: RuntimeError) -> bool:

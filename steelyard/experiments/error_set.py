@@ -12,10 +12,13 @@ __all__ = ["error_set"]
 
 
 def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
-    """Return which training samples `model` gets wrong, in evaluation mode; it is left in the mode it was in."""
+    """Return which training samples (of all ranks) `model` gets wrong, in evaluation mode.
+
+    It is left in the mode it was in.
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():
         predicted = [problem.head.predict(model(chunk.inputs)) for chunk in problem.splits.train.chunks(10_000)]
     model.train(was_training)
-    return torch.cat(predicted) != problem.splits.train.targets
+    return problem.ranks.gather(torch.cat(predicted) != problem.splits.train.targets)

@@ -146,9 +146,12 @@ class Evaluation:
 
 
 def evaluate(problem: Problem, model: nn.Module, step: int, extra: Mapping[str, float]) -> Evaluation:
-    """Measure `model` on the three splits of `problem`; it is left in the mode it was in."""
+    """Measure `model` on the three splits of `problem`; it is left in the mode it was in.
+
+    On several ranks each puts its share of the samples through the model, and all have the figures of all samples.
+    """
     splits, count = problem.splits, len(problem.splits.environments)
-    sizes = _counts(splits.train.group, len(splits.groups)) if splits.groups else ()
+    sizes = _counts(problem.of_all(splits.train).group, len(splits.groups)) if splits.groups else ()
     train, validation, test = (
         measure(problem, model, part, count, sizes) for part in (splits.train, splits.validation, splits.test)
     )
@@ -163,7 +166,7 @@ def measure(
     Args:
         problem: for its loss and head.
         model: what to measure.
-        data: the samples.
+        data: the samples; on several ranks this one's share.
         environments: how many environments there are.
         group_sizes: the training samples in each group; empty where groups are not known.
     """
@@ -172,6 +175,7 @@ def measure(
     with torch.no_grad():
         outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
     model.train(was_training)
+    outputs, data = problem.ranks.gather(outputs), problem.of_all(data)
     losses = problem.loss(outputs, data.targets)
     right = problem.head.predict(outputs) == data.targets
     metrics = SplitMetrics(

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from steelyard import _check
+from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.directory import CHECKPOINT, METRICS, identity_of
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
@@ -31,31 +32,31 @@ class Log:
         recipe: whose run it is; the checkpoint of another is refused.
         every: steps between two checkpoints.
         stop: see `Journal`.
+        ranks: the processes of the run. All have the journal; the first alone has the file and what was in it.
 
     Attributes:
         journal: the journal.
-        history: the evaluated steps so far.
+        history: the evaluated steps so far; on other ranks than the first those since this one was made.
 
     Raises:
         RunError: the metrics are shorter than the checkpoint says, or damaged.
         CheckpointError: see `Journal`.
     """
 
-    def __init__(self, directory: Path, recipe: Recipe, every: int, stop: Callable[[], int]) -> None:
+    def __init__(
+        self, directory: Path, recipe: Recipe, every: int, stop: Callable[[], int], ranks: Ranks = ALONE
+    ) -> None:
         path = directory / CHECKPOINT
-        self.journal = Journal(path, identity=identity_of(recipe), every=every, note=self._note, stop=stop)
+        identity = identity_of(recipe)
+        self.journal = Journal(path, identity=identity, every=every, note=self._note, stop=stop, ranks=ranks)
         try:
             steps = _check.integer("steps", self.journal.noted.get("steps", 0), low=0)
             self._seconds = float(self.journal.noted.get("seconds", 0.0))
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path} does not say how many steps were evaluated: {error}") from error
         self._began = time.perf_counter()
-        self._file = open(directory / METRICS, "a+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        try:
-            self.history = self._cut_back(directory / METRICS, steps)
-        except BaseException:
-            self._file.close()
-            raise
+        self._file: TextIO | None = None
+        self.history = ranks.together(lambda: self._open(directory / METRICS, steps) if ranks.rank == 0 else [])
 
     def __enter__(self) -> Log:
         return self
@@ -63,7 +64,8 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def seconds(self) -> float:
@@ -72,25 +74,37 @@ class Log:
 
     def add(self, evaluation: Evaluation) -> None:
         """Write an evaluated step."""
-        self._file.write(json.dumps(_line(evaluation), allow_nan=False) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(_line(evaluation), allow_nan=False) + "\n")
+            self._file.flush()
         self.history.append(evaluation)
 
     def _note(self) -> dict[str, Any]:
+        assert self._file is not None  # the first rank writes checkpoints
         os.fsync(self._file.fileno())  # a checkpoint must not outlive the lines that it counts
         return {"steps": len(self.history), "seconds": self.seconds}
 
-    def _cut_back(self, path: Path, steps: int) -> list[Evaluation]:
-        """Leave the first `steps` lines of the file, and return what they say."""
-        self._file.seek(0)
-        lines = [line for line in self._file.read().splitlines(keepends=True)[:steps] if line.endswith("\n")]
-        if len(lines) < steps:
-            raise RunError(
-                f"{path} has {len(lines)} whole lines, but the checkpoint was written after {steps} evaluated steps; "
-                "put the file back, or begin anew with --overwrite"
-            )
-        self._file.truncate(len("".join(lines).encode()))
-        return [_parsed(path, row, line) for row, line in enumerate(lines, start=1)]
+    def _open(self, path: Path, steps: int) -> list[Evaluation]:
+        """Open the file, and cut it back."""
+        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        try:
+            return _cut_back(self._file, path, steps)
+        except BaseException:
+            self._file.close()
+            raise
+
+
+def _cut_back(file: TextIO, path: Path, steps: int) -> list[Evaluation]:
+    """Leave the first `steps` lines of the file, and return what they say."""
+    file.seek(0)
+    lines = [line for line in file.read().splitlines(keepends=True)[:steps] if line.endswith("\n")]
+    if len(lines) < steps:
+        raise RunError(
+            f"{path} has {len(lines)} whole lines, but the checkpoint was written after {steps} evaluated steps; "
+            "put the file back, or begin anew with --overwrite"
+        )
+    file.truncate(len("".join(lines).encode()))
+    return [_parsed(path, row, line) for row, line in enumerate(lines, start=1)]
 
 
 def read_metrics(path: Path) -> tuple[Evaluation, ...]:

@@ -9,11 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
+from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.models import HEADS, Head, Model
 from steelyard.journal import Journal
 from steelyard.reweight import Reweighting
+from steelyard.reweight.hypergradient import labels_of_all
 
 __all__ = ["Fitted", "Latest", "Observer", "Problem", "silent"]
 
@@ -42,6 +45,7 @@ class Problem:
         journal: where training writes its checkpoints, and reads those of a run that it goes on with; by default
             nowhere.
         directory: the run's, where a method may file what it computed before training; None: nothing is filed.
+        ranks: the processes that train together; `splits` are then this one's `Shares`.
     """
 
     splits: Splits
@@ -49,6 +53,7 @@ class Problem:
     seed: int
     journal: Journal = field(default_factory=Journal, compare=False, repr=False)
     directory: Path | None = field(default=None, compare=False, repr=False)
+    ranks: Ranks = field(default=ALONE, compare=False, repr=False)
 
     @property
     def head(self) -> Head:
@@ -65,6 +70,10 @@ class Problem:
         train = self.splits.train
         model = self.model_settings.build(tuple(train.inputs.shape[1:]), len(self.splits.classes), self.seed)
         return model.to(train.index.device)  # where the samples are; images that stay on disk are nowhere
+
+    def of_all(self, data: Batch) -> Batch:
+        """Return the samples of all ranks, of which `data` is this one's share, without inputs; alone `data` itself."""
+        return labels_of_all(data, self.ranks)
 
 
 class Latest:

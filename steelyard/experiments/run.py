@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch import nn
 
 import steelyard
 from steelyard._files import atomic_path, write_bytes, write_text
+from steelyard.bilevel.batch import Batch
+from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.directory import (
     CONFIG,
@@ -43,6 +45,7 @@ from steelyard.experiments.problem import Fitted, Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
 from steelyard.experiments.selection import check_selection
+from steelyard.experiments.shares import check_model, check_shared, loaded
 from steelyard.reweight import Reweighting
 
 __all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
@@ -90,6 +93,7 @@ def execute(
     splits: Splits | None = None,
     progress: Progress = lambda evaluation: None,
     stop: Callable[[], int] = lambda: 0,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Carry out `recipe` and write the run into `directory`.
 
@@ -116,35 +120,41 @@ def execute(
         splits: the data, if it is at hand already (default: loaded as the recipe says).
         progress: called after each evaluated step (of a run that is gone on with, first for the last one that it has).
         stop: asked after each step; a number other than 0 ends the run, saved, by `steelyard.journal.Stopped`.
+        ranks: the processes that carry it out together, each with its share of the samples. The outcome is that of one,
+            to rounding. The first writes; all must see the directory. A run may be gone on with by another number.
 
     Raises:
         RunError: the directory is not empty (and, with `overwrite` or `resume`, holds more than a run), cannot be
             written, is in use by another run, or holds another recipe's; a checkpoint is damaged, or of another
             version; the device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
-        RecipeError: the recipe selects by groups and the data has none.
+        RecipeError: the recipe selects by groups and the data has none; or several ranks cannot share its method or
+            model.
+        RankError: another rank failed or is gone.
         Stopped: the run was asked to stop.
     """
     _check_device(recipe.device)
     if overwrite and resume:
         raise RunError("--overwrite begins anew and --resume goes on: give one of them")
+    check_shared(recipe, ranks)
     if resume and is_finished(directory):
         check_recipe(directory, recipe)
         done = read_run(directory)
         progress(done.history[-1])
         return done
-    check_directory(directory, overwrite, resume)
+    first = ranks.rank == 0
+    ranks.together(lambda: check_directory(directory, overwrite, resume) if first else None)
     if isinstance(recipe.model, PretrainedResNet):
         recipe.model.backbone.state(download)  # weights that are missing are said before anything is written
-    if splits is None:
-        with _blamed_on(recipe, name):
-            splits = recipe.data.load(recipe.seed, data_root, download)
+    with _blamed_on(recipe, name):
+        splits = loaded(lambda: splits or recipe.data.load(recipe.seed, data_root, download), ranks)
+        check_model(Problem(splits, recipe.model, recipe.seed, ranks=ranks))
     check_selection(recipe.selection, splits.groups)
-    with holding(directory), _writing(directory):
-        begin(directory, recipe, overwrite, resume)
+    with ExitStack() as held, _writing(directory):
+        ranks.together(lambda: _hold(held, directory, recipe, overwrite, resume) if first else None)
         with _blamed_on(recipe, name):
-            log = Log(directory, recipe, checkpoint_every, stop)
-        if not (directory / CONFIG).is_file():
+            log = Log(directory, recipe, checkpoint_every, stop, ranks)
+        if first and not (directory / CONFIG).is_file():
             config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
             write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
         with log:
@@ -157,20 +167,36 @@ def execute(
                 progress(evaluation)
 
             with _blamed_on(recipe, name):
-                problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal, directory)
+                problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal, directory, ranks)
                 fitted = recipe.method.fit(problem, observe)
-        samples = _write_outcome(directory, fitted, splits)
-        facts = {**environment(), "seconds": round(log.seconds, 3)}
-        write_text(directory / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")  # last: its presence says "complete"
-        remove_traces(directory)
-    return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
+        train = problem.of_all(splits.train)
+
+        def finish() -> Run:
+            samples = _write_outcome(directory, fitted, train, splits.facts)
+            facts = {**environment(), "seconds": round(log.seconds, 3)}
+            if ranks.size > 1:
+                facts["processes"] = ranks.size
+            text = json.dumps(facts, indent=2) + "\n"
+            write_text(directory / ENVIRONMENT, text)  # last: its presence says "complete"
+            remove_traces(directory)
+            return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
+
+        run = ranks.together(lambda: finish() if first else None)
+    return read_run(directory) if run is None else run
 
 
-def _write_outcome(directory: Path, fitted: Fitted, splits: Splits) -> pandas.DataFrame | None:
+def _hold(held: ExitStack, directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
+    held.enter_context(holding(directory))
+    begin(directory, recipe, overwrite, resume)
+
+
+def _write_outcome(
+    directory: Path, fitted: Fitted, train: Batch, known: Mapping[str, torch.Tensor]
+) -> pandas.DataFrame | None:
     """Write what a method ended with; return the table of samples, where weights were learned."""
     samples = None
     if fitted.reweighting is not None:
-        samples = _samples(fitted.reweighting, splits)
+        samples = _samples(fitted.reweighting, train, known)
         with atomic_path(directory / RESULT) as temporary:
             samples.to_parquet(temporary, index=False)
         fitted.reweighting.save(directory / REWEIGHTING)
@@ -245,7 +271,7 @@ def _blamed_on(recipe: Recipe, name: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, RankError):
         raise
     except (ValueError, RuntimeError, FloatingPointError) as error:
         raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
@@ -271,8 +297,7 @@ def _check_device(device: str) -> None:
         raise RunError(f"device {device!r} cannot be used here: {error}") from error
 
 
-def _samples(reweighting: Reweighting, splits: Splits) -> pandas.DataFrame:
+def _samples(reweighting: Reweighting, train: Batch, known: Mapping[str, torch.Tensor]) -> pandas.DataFrame:
     frame = reweighting.to_frame()
-    train = splits.train
-    columns = {"target": train.targets, "environment": train.environment, "group": train.group, **splits.facts}
+    columns = {"target": train.targets, "environment": train.environment, "group": train.group, **known}
     return frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})

@@ -19,7 +19,9 @@ from steelyard import _check
 from steelyard._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
-from steelyard.experiments.batches import gathered, shuffled
+from steelyard.distributed import ALONE, Ranks
+from steelyard.experiments.batches import shuffled
+from steelyard.experiments.parts import Part, parts
 from steelyard.experiments.problem import Observer, Problem
 from steelyard.journal import Stateful
 from steelyard.reweight import Risk
@@ -134,6 +136,8 @@ class Learner:
         anneal: the penalty's weight; required with a penalty.
         optimizer: over the model's parameters (default: as in the settings).
         perturb: what each step does to its batch first (default: nothing); see `adversarial.Adversary`.
+        ranks: the processes that train the model together. A step is given a `Part` of the batch, and rule and penalty
+            are those of the whole batch.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class Learner:
         anneal: Anneal | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         perturb: Perturb | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
@@ -156,6 +161,7 @@ class Learner:
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
         self.perturb = perturb
         self.done = 0
+        self._wrapped = ranks.wrap(model)
 
     def step(self, batch: Batch) -> tuple[float, Float[Tensor, " b"]]:
         """Take one step; return its loss and the per-sample losses before it, without a graph.
@@ -165,22 +171,24 @@ class Learner:
         """
         if self.perturb is not None:
             batch = self.perturb(self.model, batch, self.done)
-        outputs = self._forward(batch.inputs)
-        losses = self.loss(outputs, batch.targets)
-        total = self.rule.mean(losses, batch)
+        outputs, seen = self._forward(batch.inputs), batch
+        if isinstance(batch, Part):
+            outputs, seen = batch.outputs_of_all(outputs), batch.whole
+        losses = self.loss(outputs, seen.targets)
+        total = self.rule.mean(losses, seen)
         if self.l2:
             squares = (p.square().sum() for p in self.model.parameters())
             total = total + self.l2 * sum(squares, torch.zeros((), device=total.device))
         if self.penalty is not None and self.anneal is not None:
             strength = self.anneal(self.done)
             if strength:  # a penalty that is not wanted yet is not computed
-                total = total + strength * self.penalty(outputs, batch, self.loss)
+                total = total + strength * self.penalty(outputs, seen, self.loss)
             total = total / max(1.0, strength)
         self.optimizer.zero_grad()
         total.backward()
         value, losses = float(total.detach()), losses.detach()
         if not (math.isfinite(value) and all_finite([p.grad for p in self._trained() if p.grad is not None])):
-            raise self._not_finite(value, losses, batch)
+            raise self._not_finite(value, losses, batch, seen.index)
         self.optimizer.step()
         self.done += 1
         return value, losses
@@ -188,13 +196,13 @@ class Learner:
     def _trained(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _not_finite(self, value: float, losses: Tensor, batch: Batch) -> FloatingPointError:
+    def _not_finite(self, value: float, losses: Tensor, batch: Batch, index: Tensor) -> FloatingPointError:
         """Return an error that names the step, what is NaN or infinite, and the samples."""
         bad = ~torch.isfinite(losses)
         if bool(bad.any()):
-            what = f"the loss of {some_ids(batch.index[bad])} is {losses[bad][0].item()}"
+            what = f"the loss of {some_ids(index[bad])} is {losses[bad][0].item()}"
         else:
-            ids = some_ids(batch.index)
+            ids = some_ids(index)
             what = f"the loss of the step is {value}, that of each sample finite, on {ids}"
             if math.isfinite(value):
                 what = f"the loss is {value:.4g} and its gradient not finite, on {ids}"
@@ -218,9 +226,9 @@ class Learner:
 
     def _forward(self, inputs: Tensor) -> Tensor:
         if not self.bfloat16:
-            return self.model(inputs)
+            return self._wrapped(inputs)
         with torch.autocast(inputs.device.type, torch.bfloat16):
-            outputs = self.model(inputs)
+            outputs = self._wrapped(inputs)
         return outputs.float()  # penalties are small differences of means: eight bits would lose them
 
 
@@ -249,7 +257,8 @@ def train(
         penalty: a risk added to the weighted loss.
         anneal: the penalty's weight; required with a penalty.
         data: the samples (default: the training samples of the problem).
-        rows: the positions in `data` that each step is taken on (default: all of them, by `settings.batch_size`).
+        rows: the positions in `data` that each step is taken on (default: all of them, by `settings.batch_size`); on
+            several ranks those in the samples of all, of which `data` is this one's share.
         model: what is trained, in place (default: a new model of the problem).
         optimizer: over the model's parameters (default: as in the settings).
         carry: what else the steps change: a learning rate's schedule, a generator. What model, optimizer, rule and
@@ -269,12 +278,14 @@ def train(
         anneal=anneal,
         optimizer=optimizer,
         perturb=perturb,
+        ranks=problem.ranks,
     )
     data = problem.splits.train if data is None else data
     if rows is None:
-        rows = shuffled(torch.arange(len(data)), settings.batch_size, problem.seed)
+        rows = shuffled(torch.arange(problem.ranks.place(len(data))[1]), settings.batch_size, problem.seed)
     with problem.journal.stage(learner=learner, **(carry or {})) as stage:
-        batches = gathered(data, itertools.islice(rows, stage.done, settings.steps), problem.seed, stage.done)
+        left = itertools.islice(rows, stage.done, settings.steps)
+        batches = parts(data, left, problem.seed, stage.done, problem.ranks)
         for done in range(stage.done + 1, settings.steps + 1):
             loss, _ = learner.step(next(batches))
             if done % settings.evaluate_every == 0 or done == settings.steps:

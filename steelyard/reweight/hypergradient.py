@@ -16,7 +16,7 @@ from steelyard.bilevel import Batch, Outer, SampleLoss, Streamed, Trajectory
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.risk import Risk
 
-__all__ = ["Estimator", "OuterRisk", "Spread", "hypergradient"]
+__all__ = ["Estimator", "OuterRisk", "Spread", "hypergradient", "labels_of_all"]
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ class OuterRisk:
         ranks: Ranks = ALONE,
     ) -> None:
         self.risk, self.samples, self.loss, self.chunk, self.autocast = risk, samples, loss, chunk, autocast
-        self.ranks, self._everywhere = ranks, _labels_of_all(samples, ranks)
+        self.ranks, self._everywhere = ranks, labels_of_all(samples, ranks)
         self._start, _ = ranks.place(len(samples))
         self.value = float("nan")
 
@@ -97,7 +97,7 @@ class OuterRisk:
         return value if self.ranks.size == 1 else value.detach() + self.ranks.size * (value - value.detach())
 
 
-def _labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
+def labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
     """Return the samples of all ranks with inputs that have a shape and no values."""
     if ranks.size == 1:
         return samples

@@ -13,6 +13,7 @@ from steelyard.experiments.schema import plain
 # What a field of any recipe becomes, by its name, where its value is above this.
 SMALL = {"steps": 4, "evaluate_every": 2, "batch_size": 8, "budget": 10, "folds": 2, "width": 2}
 SMALL |= {"retrains": 2, "warm_up": 2, "every": 2}
+STEPS = ["steps=4", "batch_size=50", "evaluate_every=2"]
 
 
 def methods_of(dataset: str) -> list[str]:
@@ -26,6 +27,41 @@ def small(name: str, *own: str) -> list[str]:
     overrides = [f"{path}={SMALL[last]}" for path, last, value in found if last in SMALL and value > SMALL[last]]
     nets = [path for path, last, _ in found if last == "hidden"]
     return [*overrides, *(f"{path}=[8]" for path in nets), *own]
+
+
+def short(name: str, *more: str) -> Recipe:
+    """A recipe of coloured digits whose stages have a handful of steps; see `shortened`."""
+    return load_recipe(name, [*shortened(name), *more], 1)
+
+
+def shortened(name: str) -> list[str]:
+    """Overrides: a handful of steps a stage, on minibatches; penalties and rates change on the way."""
+    method = name.removeprefix("coloured_digits/")
+    fields = ["model.hidden=[8]", *(f"method.training.{field}" for field in STEPS)]
+    match method:
+        case "maple":
+            fields = ["model.hidden=[8]", "method.steps=3", "method.inner.steps=2", "method.folds=2"]
+        case "maple_prior":
+            fields = ["model.hidden=[8]", "method.steps=3", "method.inner.steps=2", "method.folds=2"]
+            fields += ["method.prior.scores=[{name='el2n', models=2, training={steps=2}}]"]
+        case "subset":
+            fields += ["method.prior.scores=[{name='lhd', training={steps=3}}]"]
+        case "jtt":
+            fields += [f"method.identification.{field}" for field in STEPS]
+        case "mrm":
+            fields += [f"method.{stage}.{field}" for stage in ("full", "search") for field in STEPS]
+            fields += ["method.sparsity=0.0"]
+        case "pde":
+            fields += ["method.warm_up=2", "method.every=1", "method.late_rate=0.1"]
+        case "ordered_sgd":
+            fields += ["method.q=8"]
+        case "sparse_irm" | "bayesian_irm" | "irmv1" | "vrex":
+            fields += ["method.penalty={weight=10.0, before=1.0, at=2}"]
+        case "kl_dro":
+            fields += ["method.memory=0.5"]
+        case "dfr":
+            fields += ["method.retrains=1", "method.strengths=[0.1]"]
+    return fields
 
 
 def _fields(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str, Any]]:

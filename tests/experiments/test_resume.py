@@ -30,43 +30,13 @@ from steelyard.experiments.run import execute, read_run
 from steelyard.journal import Journal, Stopped
 from steelyard.reweight import Reweighting
 from tests.experiments.layouts import write_waterbirds
+from tests.experiments.shrunk import short
 
 NAMES = [name for name in recipe_names() if name.startswith("coloured_digits/")]
-STEPS = ["steps=4", "batch_size=50", "evaluate_every=2"]
 
 
 class Killed(BaseException):
     """What a test raises where a process would die: nothing in the code catches it."""
-
-
-def short(name: str, *more: str) -> Recipe:
-    """A recipe whose stages have a handful of steps, on minibatches; penalties and rates change on the way."""
-    method = name.removeprefix("coloured_digits/")
-    fields = ["model.hidden=[8]", *(f"method.training.{field}" for field in STEPS)]
-    match method:
-        case "maple":
-            fields = ["model.hidden=[8]", "method.steps=3", "method.inner.steps=2", "method.folds=2"]
-        case "maple_prior":
-            fields = ["model.hidden=[8]", "method.steps=3", "method.inner.steps=2", "method.folds=2"]
-            fields += ["method.prior.scores=[{name='el2n', models=2, training={steps=2}}]"]
-        case "subset":
-            fields += ["method.prior.scores=[{name='lhd', training={steps=3}}]"]
-        case "jtt":
-            fields += [f"method.identification.{field}" for field in STEPS]
-        case "mrm":
-            fields += [f"method.{stage}.{field}" for stage in ("full", "search") for field in STEPS]
-            fields += ["method.sparsity=0.0"]
-        case "pde":
-            fields += ["method.warm_up=2", "method.every=1", "method.late_rate=0.1"]
-        case "ordered_sgd":
-            fields += ["method.q=8"]
-        case "sparse_irm" | "bayesian_irm" | "irmv1" | "vrex":
-            fields += ["method.penalty={weight=10.0, before=1.0, at=2}"]
-        case "kl_dro":
-            fields += ["method.memory=0.5"]
-        case "dfr":
-            fields += ["method.retrains=1", "method.strengths=[0.1]"]
-    return load_recipe(name, [*fields, *more], 1)
 
 
 @cache

@@ -49,7 +49,9 @@ class Decoded(Dataset[Tensor | str]):
 
 
 def collate(items: list[Tensor | str]) -> Tensor | str:
-    """Return the images stacked, or the first message."""
+    """Return the images stacked, or the first message; of none, nothing ``(0,)``."""
+    if not items:
+        return torch.empty(0)
     found = [item for item in items if isinstance(item, Tensor)]
     return torch.stack(found) if len(found) == len(items) else next(item for item in items if isinstance(item, str))
 

@@ -58,7 +58,9 @@ class Photographs(Streamed):
         self, rows: Iterator[Tensor], workers: int, training: bool = False, seed: int = 0, first: int = 0
     ) -> Iterator[Tensor]:
         transform = (training_transform if training and self.augment else evaluation_transform)(self.images.name)
-        return decode(self.images, rows, transform, workers=workers, seed=seed, first=first)
+        for found in decode(self.images, rows, transform, workers=workers, seed=seed, first=first):
+            # A rank may have none of a batch's images; only here is their shape known then.
+            yield found if len(found) else found.new_empty(0, *self.inputs.shape[1:])
 
 
 @dataclass(frozen=True)

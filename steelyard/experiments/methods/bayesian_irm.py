@@ -48,6 +48,6 @@ class BayesianIRM:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
-        spread = self.coefficient / len(problem.splits.train)
+        spread = self.coefficient / len(problem.of_all(problem.splits.train))
         penalty = reweight.BayesianIRM(spread, torch.Generator().manual_seed(problem.seed), self.draws)
         return Fitted(train(problem, self.training, observe, penalty=penalty, anneal=self.penalty))

@@ -52,10 +52,11 @@ class GroupDRO:
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
-        counts = groups.counts(data, self.by)
+        everything = problem.of_all(data)
+        counts = groups.counts(everything, self.by)
         rule = reweight.GroupDRO(counts, self.step, self.adjustment, self.by)
         rows = None
         if self.balanced:
-            chance = reweight.GroupWeights(counts, self.by).of(data)
+            chance = reweight.GroupWeights(counts, self.by).of(everything)
             rows = sampled(self.training.batch_size, chance, problem.seed)
         return Fitted(train(problem, self.training, observe, rule=rule, data=data, rows=rows))

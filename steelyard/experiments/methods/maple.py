@@ -147,7 +147,7 @@ class Maple:
         inner = reweight.InnerRun(
             problem.model,
             self.inner.optimizer.build,
-            WeightedLoss(problem.loss),
+            WeightedLoss(problem.loss, ranks=problem.ranks),
             self.inner.steps,
             batch_size=self.inner.batch_size or None,
             restart=self.inner.restart,
@@ -187,7 +187,8 @@ class Maple:
         reweighting = maple.fit(train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest})
         assert latest.model is not None  # there is at least one step
         if self.retrain:
-            latest.model, _ = inner(train, reweighting.probabilities * reweighting.weights)
+            start, _ = problem.ranks.place(len(train))
+            latest.model, _ = inner(train, reweighting.expected_weights[start : start + len(train)])
             observe(self.last_step, latest.model, {})
         return Fitted(latest.model, reweighting)
 

@@ -57,12 +57,13 @@ class PDE:
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
-        groups.counts(data, self.by)
-        labels = data.group if self.by == "group" else data.environment
+        everything = problem.of_all(data)
+        groups.counts(everything, self.by)
+        labels = everything.group if self.by == "group" else everything.environment
         assert labels is not None  # counts refuses it
         first = group_balanced_subset(labels, torch.Generator().manual_seed(problem.seed))
         rows = expanding(
-            len(data),
+            len(everything),
             first,
             self.training.batch_size,
             warm_up=self.warm_up,

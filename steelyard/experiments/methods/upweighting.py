@@ -45,8 +45,9 @@ class UpWeighting:
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
-        rule = reweight.GroupWeights(groups.counts(data, self.by), self.by)
+        everything = problem.of_all(data)
+        rule = reweight.GroupWeights(groups.counts(everything, self.by), self.by)
         if self.balance == "loss":
             return Fitted(train(problem, self.training, observe, rule=rule, data=data))
-        rows = sampled(self.training.batch_size, rule.of(data), problem.seed)
+        rows = sampled(self.training.batch_size, rule.of(everything), problem.seed)
         return Fitted(train(problem, self.training, observe, data=data, rows=rows))

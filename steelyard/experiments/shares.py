@@ -1,0 +1,112 @@
+"""A run of several processes: which methods can be shared, and what each process has of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from steelyard.bilevel import Batch, Streamed
+from steelyard.distributed import Ranks
+from steelyard.experiments import methods
+from steelyard.experiments.batches import part
+from steelyard.experiments.data import Splits
+from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.problem import Problem
+from steelyard.experiments.recipe import Recipe
+
+__all__ = ["SHARED", "Shares", "check_model", "check_shared", "loaded"]
+
+SHARED = (
+    methods.ERM,
+    methods.IRMv1,
+    methods.VREx,
+    methods.BayesianIRM,
+    methods.UpWeighting,
+    methods.CVaRDRO,
+    methods.GroupDRO,
+    methods.KLDRO,
+    methods.OrderedSGD,
+    methods.JTT,
+    methods.PDE,
+    methods.Maple,
+)
+"""The methods whose steps are a function of the model's outputs for a batch, and MAPLE."""
+
+
+@dataclass(frozen=True)
+class Shares(Splits):
+    """What one of several processes has of each split: a block of its samples, which need not have every environment.
+
+    The facts are those of all samples.
+    """
+
+    def __post_init__(self) -> None:
+        """Check nothing: the whole splits were."""
+
+
+def check_shared(recipe: Recipe, ranks: Ranks) -> None:
+    """Raise RecipeError if `recipe` cannot be carried out by several processes."""
+    if ranks.size == 1:
+        return
+    remedy = "carry it out in one process, `steelyard run` without torchrun"
+    if not isinstance(recipe.method, SHARED):
+        names = ", ".join(str(field.default) for kind in SHARED for field in fields(kind) if field.name == "name")
+        raise RecipeError(
+            f"method {recipe.method.name!r} cannot be shared by {ranks.size} processes ({names} can); {remedy}"
+        )
+    if isinstance(recipe.method, methods.Maple) and recipe.method.prior.scores:
+        raise RecipeError(f"method.prior: scores are not computed by {ranks.size} processes; {remedy}")
+    if torch.device(recipe.device).index is not None:
+        raise RecipeError(
+            f"device {recipe.device!r} is one device, and {ranks.size} processes need one each: take "
+            f"{torch.device(recipe.device).type!r}, which is each one's own"
+        )
+
+
+def check_model(problem: Problem) -> None:
+    """Raise RecipeError if the model of `problem` normalises by the batch, and several processes train it."""
+    if problem.ranks.size > 1 and any(isinstance(module, _BatchNorm) for module in problem.model().modules()):
+        raise RecipeError(
+            f"model {problem.model_settings.name!r} has BatchNorm, which would normalise each process's part of a "
+            "batch by itself; carry the recipe out in one process, or take a model without it"
+        )
+
+
+def loaded(load: Callable[[], Splits], ranks: Ranks) -> Splits:
+    """Return what `load` returns; on several ranks this one's `Shares` of it.
+
+    The first rank loads before the others: what it downloads or computes and keeps (features), the others find.
+
+    Raises:
+        ValueError: a split has fewer samples than there are ranks.
+    """
+    if ranks.size == 1:
+        return load()
+    own = None
+    for first in (True, False):
+        turn = first is (ranks.rank == 0)
+        found = ranks.together(lambda turn=turn: _share(load(), ranks) if turn else None)  # type: ignore[misc]
+        own = found or own
+    assert own is not None  # every rank had its turn
+    return own
+
+
+def _share(splits: Splits, ranks: Ranks) -> Shares:
+    own: dict[str, Any] = {}
+    for name in ("train", "validation", "test"):
+        data = getattr(splits, name)
+        if len(data) < ranks.size:
+            raise ValueError(
+                f"the {name} split has {len(data)} samples, fewer than the {ranks.size} processes; start fewer"
+            )
+        own[name] = _block(data, ranks.share(len(data)))
+    kept = {name: getattr(splits, name) for name in ("name", "classes", "environments", "facts", "groups")}
+    return Shares(**kept, **own)
+
+
+def _block(data: Batch, positions: torch.Tensor) -> Batch:
+    return part(data, positions) if isinstance(data, Streamed) else data.take(positions)
