@@ -494,6 +494,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
         if launched_processes() > 1:
+            if os.environ.get("RANK") != "0":
+                return 128 + stopped.reason  # the first says it for all
             again = f"torchrun ... -m {again}"
         said = f"steelyard: stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
         Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)

@@ -283,7 +283,7 @@ def train(
     data = problem.splits.train if data is None else data
     if rows is None:
         rows = shuffled(torch.arange(problem.ranks.place(len(data))[1]), settings.batch_size, problem.seed)
-    with problem.journal.stage(learner=learner, **(carry or {})) as stage:
+    with problem.ranks.listening(), problem.journal.stage(learner=learner, **(carry or {})) as stage:
         left = itertools.islice(rows, stage.done, settings.steps)
         batches = parts(data, left, problem.seed, stage.done, problem.ranks)
         for done in range(stage.done + 1, settings.steps + 1):
