@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import tee
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -113,15 +112,41 @@ def labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
 def _streamed(model: nn.Module, samples: Streamed, rows: Tensor | None, size: int | None) -> Iterator[Tensor]:
     """Yield outputs a chunk at a time; of a chunk the graph keeps the positions, and reads its inputs again."""
     rows = torch.arange(len(samples)) if rows is None else rows
-    ahead, now = tee(rows.split(min(size or samples.chunk, samples.chunk)))
-    for piece, positions in zip(samples.at(ahead), now, strict=True):
+    pieces = rows.split(min(size or samples.chunk, samples.chunk))
+    again = _Backwards(samples, pieces)
+    for number, piece in enumerate(samples.at(iter(pieces))):
         loaded = [piece.inputs]  # by the workers, for the first call
 
-        def run(positions: Tensor, loaded: list[Tensor] = loaded) -> Tensor:
-            outputs: Tensor = model(loaded.pop() if loaded else samples.take(positions).inputs)
+        def run(positions: Tensor, number: int = number, loaded: list[Tensor] = loaded) -> Tensor:
+            outputs: Tensor = model(loaded.pop() if loaded else again.inputs(number))
             return outputs
 
-        yield checkpoint(run, positions, use_reentrant=False)
+        yield checkpoint(run, pieces[number], use_reentrant=False)
+
+
+class _Backwards:
+    """The pieces' inputs for the way back, which wants the last piece first: loaded ahead by the workers in that order.
+
+    Args:
+        samples: of which the pieces are.
+        pieces: their positions.
+    """
+
+    def __init__(self, samples: Streamed, pieces: Sequence[Tensor]) -> None:
+        self._samples, self._pieces, self._next = samples, pieces, -1
+        self._ahead: Iterator[Batch] = iter(())
+
+    def inputs(self, number: int) -> Tensor:
+        """Return the inputs of piece `number`."""
+        if number == len(self._pieces) - 1:
+            self._ahead, self._next = self._samples.at(iter(self._pieces[::-1])), number
+        if number != self._next:  # a graph of which only a part is gone back through
+            return self._samples.take(self._pieces[number]).inputs
+        found = next(self._ahead).inputs
+        self._next -= 1
+        if self._next < 0:
+            self._ahead = iter(())  # the workers go home, though the graph may be kept
+        return found
 
 
 def hypergradient(

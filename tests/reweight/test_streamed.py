@@ -74,6 +74,25 @@ def test_the_risk_of_a_stream_and_its_gradient(chunk) -> None:
     assert sum(dataset.asked) == 2 * 50  # read once more for the way back
 
 
+def test_the_way_back_is_loaded_ahead_in_its_own_order(monkeypatch) -> None:
+    """By the stream that evaluation has, whose workers go ahead; a part alone, or a second time, works too."""
+    data, _ = spurious(50)
+    stream, dataset = as_stream(data, 20)
+    layer = torch.nn.Linear(2, 2).double()
+    risk = OuterRisk(RISK, stream, CROSS_ENTROPY)
+    expected = torch.autograd.grad(OuterRisk(RISK, data, CROSS_ENTROPY)(layer), layer.weight)
+    outputs = risk.outputs(layer, stream)
+    (alone,) = torch.autograd.grad(outputs[20:40].sum(), layer.weight, retain_graph=True)
+    torch.testing.assert_close(alone, data.inputs[20:40].sum(0).expand(2, -1))
+    monkeypatch.setattr(type(stream), "take", lambda *unused: pytest.fail("loaded by itself"))
+    dataset.asked.clear()
+    value = risk.of(outputs)
+    for _ in range(2):
+        found = torch.autograd.grad(value, layer.weight, retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+    assert dataset.asked == [10, 20, 20, 10, 20, 20]
+
+
 def test_cross_fitting_a_stream_holds_no_fold_in_memory() -> None:
     data, _ = spurious(80)
     stream, dataset = as_stream(data, 10)
