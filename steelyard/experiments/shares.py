@@ -60,6 +60,11 @@ def check_shared(recipe: Recipe, ranks: Ranks) -> None:
         )
     if isinstance(recipe.method, methods.Maple) and recipe.method.prior.scores:
         raise RecipeError(f"method.prior: scores are not computed by {ranks.size} processes; {remedy}")
+    if getattr(recipe.data, "augment", False):
+        raise RecipeError(
+            f"data.augment draws by an image's place in the batch, which is another in {ranks.size} processes; set "
+            f"data.augment = false, or {remedy}"
+        )
     if torch.device(recipe.device).index is not None:
         raise RecipeError(
             f"device {recipe.device!r} is one device, and {ranks.size} processes need one each: take "

@@ -24,6 +24,7 @@ from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.models import MLP, ResNet18
 from steelyard.experiments.parts import parts
 from steelyard.experiments.problem import Problem
+from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.run import read_run
 from steelyard.experiments.shares import check_model, check_shared, loaded
 from steelyard.reweight import Reweighting
@@ -142,11 +143,16 @@ class Two(Ranks):
         ("lff", [], r"method 'lff' cannot be shared by 2 processes \(erm, irmv1, .*, maple can\); .* in one process"),
         ("sparse_irm", [], "method 'sparse_irm' cannot be shared"),
         ("maple_prior", [], r"method\.prior: scores are not computed by 2 processes"),
+        (
+            "waterbirds/tiny",
+            [],
+            r"data\.augment draws by an image's place in the batch",
+        ),
         ("erm", ["device='cuda:0'"], "device 'cuda:0' is one device, and 2 processes need one each: take 'cuda'"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_anything_is_loaded(name: str, more: list[str], words: str) -> None:
-    recipe = short(f"coloured_digits/{name}", *more)
+    recipe = load_recipe(name) if "/" in name else short(f"coloured_digits/{name}", *more)
     with pytest.raises(RecipeError, match=words):
         check_shared(recipe, Two())
     check_shared(recipe, ALONE)

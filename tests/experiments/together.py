@@ -27,8 +27,10 @@ DIGITS = (
 BATCHES = ["method.folds=1", "method.inner.batch_size=40", "method.draws=2"]
 WARM = ["method.folds=1", "method.inner.restart=false", "method.outer_split='validation'"]
 GROUPS = ["method.risk={penalty='group_worst', shape='plain'}", "method.retrain=true"]
-IMAGES = ["model={name='mlp', hidden=[2]}", "data.workers=0", "method.budget=4", "method.steps=2"]
-IMAGES += ["method.inner={steps=3, batch_size=2, optimizer={name='sgd', learning_rate=1e-5}}"]
+IMAGES = ["model={name='mlp', hidden=[2]}", "data.workers=0"]
+FEW_STEPS = ["method.training={steps=3, batch_size=2, optimizer={learning_rate=1e-5}}"]
+FEW_OUTER = ["method.budget=4", "method.steps=2"]
+FEW_OUTER += ["method.inner={steps=3, batch_size=2, optimizer={name='sgd', learning_rate=1e-5}}"]
 
 
 def recipes() -> dict[str, Recipe]:
@@ -39,7 +41,8 @@ def recipes() -> dict[str, Recipe]:
     )
     variants = {"maple, batches": BATCHES, "maple, warm": WARM, "maple, groups": GROUPS}
     found |= {name: short("coloured_digits/maple", *more) for name, more in variants.items()}
-    found["maple, images"] = load_recipe("waterbirds/maple", IMAGES, 1)
+    found["images"] = load_recipe("waterbirds/erm", [*IMAGES, *FEW_STEPS], 1)
+    found["maple, images"] = load_recipe("waterbirds/maple", [*IMAGES, *FEW_OUTER], 1)
     found["maple"] = short("coloured_digits/maple")
     return found
 
