@@ -169,25 +169,28 @@ def execute(
             with _blamed_on(recipe, name):
                 problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal, directory, ranks)
                 fitted = recipe.method.fit(problem, observe)
-        train = problem.of_all(splits.train)
-
-        def finish() -> Run:
-            samples = _write_outcome(directory, fitted, train, splits.facts)
-            facts = {**environment(), "seconds": round(log.seconds, 3)}
-            if ranks.size > 1:
-                facts["processes"] = ranks.size
-            text = json.dumps(facts, indent=2) + "\n"
-            write_text(directory / ENVIRONMENT, text)  # last: its presence says "complete"
-            remove_traces(directory)
-            return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
-
-        run = ranks.together(lambda: finish() if first else None)
-    return read_run(directory) if run is None else run
+        train, facts = problem.of_all(splits.train), {**environment(), "seconds": round(log.seconds, 3)}
+        if ranks.size > 1:
+            facts["processes"] = ranks.size
+        samples = ranks.together(lambda: _finish(directory, fitted, train, splits.facts, facts) if first else None)
+    if not first:
+        return read_run(directory)
+    return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
 
 
 def _hold(held: ExitStack, directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
     held.enter_context(holding(directory))
     begin(directory, recipe, overwrite, resume)
+
+
+def _finish(
+    directory: Path, fitted: Fitted, train: Batch, known: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+) -> pandas.DataFrame | None:
+    """Write what is left to write; return the table of samples, see `_write_outcome`."""
+    samples = _write_outcome(directory, fitted, train, known)
+    write_text(directory / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")  # last: its presence says "complete"
+    remove_traces(directory)
+    return samples
 
 
 def _write_outcome(
