@@ -160,7 +160,7 @@ def report() -> None:
         f"Cells not measured: {', '.join(missing) or 'none'}.",
         "",
         "From T = 5 to 20 with the whole record: " + " ".join(grown),
-        "All with `MALLOC_MMAP_THRESHOLD_=500000` in the environment: without it a step's freed gradients leave holes in",
+        "All with `MALLOC_MMAP_THRESHOLD_=500000` in the environment: without it freed gradients leave holes in",
         "glibc's heap that aligned tensors of the same size do not fit in, and the peak moves by 100 MiB between runs.",
     ]
     columns = ["optimizer", "batch", "T", "storage", "record MiB", "peak MiB", "training s", "hypergradient s", "time"]
