@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Guard", "fingerprint", "guards", "pieces"]
+__all__ = ["Guard", "fingerprint", "guards", "in_one_piece", "pieces"]
 
 
 class Guard(NamedTuple):
@@ -57,4 +57,13 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the entries ``(k,)`` in pieces that stay in a CPU's second cache once they are float64."""
-    return tensor.detach().flatten().split(1 << 16 if tensor.device.type == "cpu" else 1 << 24)
+    return tensor.detach().flatten().split(_piece(tensor))
+
+
+def in_one_piece(tensor: Tensor) -> bool:
+    """Whether `pieces` leaves it whole."""
+    return tensor.numel() <= _piece(tensor)
+
+
+def _piece(tensor: Tensor) -> int:
+    return 1 << 16 if tensor.device.type == "cpu" else 1 << 24

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, gradient, mixed, mixes_samples
-from steelyard.bilevel.pullback import pullback_of
+from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, mixed, mixes_samples
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.update import pull_update
 from steelyard.bilevel.window import (
     add_rows,
     check_alone,
@@ -98,7 +98,7 @@ class Truncated:
             trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
             step = next(backward(trajectory, 1))
-            along, _, _ = self._pull(trajectory, step, adjoint, {})
+            along = pull_update(trajectory, step, adjoint, {}, last=True).along
             return virtual(trajectory, step, step.parameters, along, samples, self.direction)
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
@@ -106,7 +106,7 @@ class Truncated:
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), backward(trajectory, len(steps)), strict=True):
-            along, adjoint, state = self._pull(trajectory, step, adjoint, state)
+            along, adjoint, state = pull_update(trajectory, step, adjoint, state, last=not number)
             if number:
                 product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
                 adjoint, running, _ = _arrive(trajectory, step, adjoint, trajectory.ranks.mean(product), running)
@@ -140,7 +140,7 @@ class Truncated:
         total = list(found.direct)
         state: dict[str, Tensors] = {}
         for step in backward(trajectory, len(steps)):
-            along, adjoint, state = self._pull(trajectory, step, adjoint, state)
+            along, adjoint, state = pull_update(trajectory, step, adjoint, state)
             product, through = mixed(trajectory, step, step.parameters, along, tensors)
             adjoint, running, moved = _arrive(trajectory, step, adjoint, product, running, tensors)
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
@@ -167,28 +167,6 @@ class Truncated:
                 "the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, or "
                 'accept chunk statistics with coupled="chunk"'
             )
-
-    def _pull(
-        self, run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors]
-    ) -> tuple[Tensors, Tensors, dict[str, Tensors]]:
-        """Pull the adjoints of parameters and state back through one update."""
-        pullback = pullback_of(run.optimizer)
-        gradients = {} if pullback.linear else _gradient_of(run, step)
-        along, direct, before = {}, {}, {}
-        for name, parameter in step.parameters.items():
-            if name in step.skipped:
-                along[name], direct[name] = torch.zeros_like(parameter), adjoint[name]
-                before[name] = state.get(name, {})
-                continue
-            along[name], direct[name], before[name] = pullback.pull(
-                step.groups[name],
-                step.state[name],
-                parameter,
-                gradients.get(name),
-                adjoint[name],
-                state.get(name, {}),
-            )
-        return along, direct, before
 
 
 class FiniteDifference(Truncated):
@@ -239,11 +217,3 @@ def _arrive(
         return arrived, running, tuple(torch.zeros_like(tensor) for tensor in tensors)
     through, running, moved = statistics_adjoint(run, step, step.parameters, running, tensors)
     return {name: arrived[name] + through[name] for name in arrived}, running, moved
-
-
-def _gradient_of(run: Trajectory, step: Step) -> Tensors:
-    """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
-    held = step.held_gradient()
-    # All ranks or none: one alone would wait for the others' share.
-    lost = any(run.ranks.lengths(int(held is None)))
-    return run.ranks.mean(gradient(run, step, step.parameters)) if lost or held is None else held

@@ -31,7 +31,10 @@ _PIECE = 1 << 20  # ids that are looked up at a time
 
 
 class OuterGradient(NamedTuple):
-    """Derivatives of the outer loss: by theta_T, directly by other tensors, by BatchNorm's running statistics."""
+    """Derivatives of the outer loss: by theta_T, directly by other tensors, by BatchNorm's running statistics.
+
+    Those by theta_T are the caller's to write over.
+    """
 
     parameters: Tensors
     direct: tuple[Tensor, ...]
@@ -61,13 +64,17 @@ def outer_gradient(
     with torch.enable_grad(), wrapped as running:
         value = run.evaluate(outer, leaves)
     run.ranks.together(lambda: _check_outer(value))
-    wanted = [*leaves.values(), *tensors, *running.values()]
-    found = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
-    middle = len(leaves) + len(tensors)
+    own = {**leaves, **running}
+    direct: tuple[Tensor, ...] = ()
+    if tensors:
+        direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+    # Into leaves: what `grad` returns may be a tensor of somebody else's, or one for several parameters.
+    torch.autograd.backward(value, inputs=list(own.values()))
+    found = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in own.items()}
     return OuterGradient(
-        run.ranks.mean(dict(zip(leaves, found[: len(leaves)], strict=True))),
-        tuple(found[len(leaves) : middle]),
-        {name: one for name, one in zip(running, found[middle:], strict=True) if bool(one.any())},
+        run.ranks.mean({name: found[name] for name in leaves}),
+        direct,
+        {name: found[name] for name in running if bool(found[name].any())},
     )
 
 

@@ -13,10 +13,18 @@ over one denominator, the terms in d^2 cancel by algebra instead of by rounding:
 
 Where r = 0 every gradient so far was zero; then dy/dd = e / eps, and nothing flows through x, because
 dx/dd = 2 sigma d = 0 there.
+
+How much dy/dd depends on d itself decides what a rounding of d does to it:
+
+    d^2y/dd^2 = [-2 e D' - (e d + f m) (D'' - 2 D'^2 / D)] / D^2,   D' = sigma d / (r kappa),   D'' = sigma rho n / (r^3 kappa).
+
+With a = sqrt(sigma) / kappa, |D'| <= a and |D''| <= sigma / (r kappa), and for moments that are averages of gradients
+|e d + f m| / D is a small multiple of e / a, so that it stays below 10 e a / D^2.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,17 +34,21 @@ __all__ = ["Move", "adaptive"]
 
 
 class Move(NamedTuple):
-    """Derivatives of y, elementwise: by the gradient, by m, and by x = the (new) second moment."""
+    """Derivatives of y, elementwise: by the gradient, by m, and by x = the (new) second moment.
+
+    `bend` bounds the derivative of `by_gradient` by d; 0 where d is 0, since an exact zero has no rounding error.
+    """
 
     by_gradient: Tensor
-    by_first: Tensor
-    by_second: Tensor
+    by_first: Tensor | None = None
+    by_second: Tensor | None = None
+    bend: Tensor | None = None
 
 
 def adaptive(
     d: Tensor,
     first: Tensor | None,
-    second: Tensor,
+    second: Tensor | None,
     *,
     e: float,
     f: float,
@@ -45,28 +57,48 @@ def adaptive(
     kappa: float,
     eps: float,
     frozen: Tensor | None = None,
+    last: bool = False,
+    bent: bool = False,
 ) -> Move:
     """Return the derivatives of y = (e d + f m) / (sqrt(x) / kappa + eps), with x = rho n + sigma d^2.
 
     Args:
         d: the gradient, any shape; the other tensors share it.
-        first: m before the step, or None where f = 0.
-        second: n before the step.
+        first: m before the step, or None where f = 0 or m = 0.
+        second: n before the step, or None where it is 0, and `first` with it.
         e, f, rho, sigma, kappa, eps: as in the module's text.
         frozen: where AMSGrad's running maximum is the larger one, that maximum, and NaN elsewhere: x is then a
             constant there, and `by_second` is the derivative by it.
+        last: leave out `by_first` and `by_second`.
+        bent: give `bend` too.
     """
-    x = second * rho + sigma * d.square()
-    live = torch.ones_like(d, dtype=torch.bool)
+    a = math.sqrt(sigma) / kappa
+    if second is None and last and frozen is None:  # r = sqrt(sigma) |d|, and the fraction over r is 0
+        squared = d.abs().mul_(a).add_(eps).square_()
+        return Move(e * eps / squared, bend=_bend(d, squared, 10 * e * a) if bent else None)
+    n = torch.zeros_like(d) if second is None else second
+    x = (n * rho).addcmul_(d, d, value=sigma)
+    live = None
     if frozen is not None:
         live = frozen.isnan()
         x = torch.where(live, x, frozen)
-    r = x.sqrt()
-    safe = torch.where(r > 0, r, torch.ones_like(r))
-    scale = r / kappa + eps
-    numerator = e * d if first is None else e * d + f * first
-    cross = e * rho * second if first is None else e * rho * second - sigma * f * first * d
-    through_x = torch.where(r > 0, cross / (safe * kappa), torch.zeros_like(r))
-    by_gradient = torch.where(live & (r > 0), (e * eps + through_x) / scale.square(), e / scale)
-    by_second = torch.where(r > 0, -numerator / (2 * kappa * safe * scale.square()), torch.zeros_like(r))
-    return Move(by_gradient, f / scale, by_second)
+    r = x.sqrt_()
+    scale = (r / kappa).add_(eps)
+    squared = scale.square()
+    cross = n * (e * rho / kappa)
+    if first is not None:
+        cross.addcmul_(first, d, value=-sigma * f / kappa)
+    # Where r = 0 so are n and d, and with them the numerator.
+    by_gradient = cross.div_(r.clamp_min(torch.finfo(r.dtype).tiny)).add_(e * eps).div_(squared)
+    if live is not None:
+        by_gradient = torch.where(live, by_gradient, e / scale)
+    bend = _bend(d, squared, 10 * e * a) if bent else None
+    if last:
+        return Move(by_gradient, bend=bend)
+    numerator = e * d if first is None else (e * d).add_(first, alpha=f)
+    by_second = numerator.div_(squared).div_(r).mul_(-0.5 / kappa).masked_fill_(r == 0, 0)
+    return Move(by_gradient, f / scale, by_second, bend)
+
+
+def _bend(d: Tensor, squared: Tensor, factor: float) -> Tensor:
+    return ((d != 0) * factor).div_(squared)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-__all__ = ["Pullback", "Pulled", "copy_of", "decay_adjoint", "decayed"]
+__all__ = ["Pullback", "Pulled", "add_share", "answer", "copy_of", "decay_adjoint", "decayed", "through"]
 
 
 class Pulled(NamedTuple):
@@ -17,11 +18,14 @@ class Pulled(NamedTuple):
         gradient: u = (d theta_{t+1} / d g_t)^T v + the state's share; g_t is the gradient of the inner loss.
         parameter: what reaches theta_t directly (weight decay included), without the path through g_t.
         state: what reaches the optimizer state before the step, by entry.
+        doubt: the square of a bound on how far `gradient` moves, in norm, where every entry of g_t that is not zero
+            moves by one; None: not known.
     """
 
     gradient: Tensor
     parameter: Tensor
     state: dict[str, Tensor]
+    doubt: Tensor | None = None
 
 
 @runtime_checkable
@@ -43,6 +47,8 @@ class Pullback(Protocol):
         gradient: Tensor | None,
         adjoint: Tensor,
         state_adjoint: Mapping[str, Tensor],
+        last: bool = False,
+        bent: bool = False,
     ) -> Pulled:
         """Pull `adjoint` (of theta_{t+1}) and `state_adjoint` (of the state after) back through one update.
 
@@ -53,6 +59,8 @@ class Pullback(Protocol):
             gradient: g_t as backward() left it (None where `linear`).
             adjoint: v, the shape of the parameter.
             state_adjoint: adjoint by state entry; a missing entry is zero.
+            last: nothing before this step is asked for: of the answer only `gradient` counts.
+            bent: give `doubt`, where it is known.
         """
         ...
 
@@ -69,6 +77,37 @@ def decayed(group: Mapping[str, Any], parameter: Tensor, gradient: Tensor) -> tu
     decay = 0.0 if group.get("decoupled_weight_decay", False) else group["weight_decay"]
     direction = gradient if sign > 0 else -gradient
     return (direction.add(parameter, alpha=decay) if decay else direction), sign
+
+
+def add_share(direction: Tensor, after: Tensor | None, factor: float, d: Tensor | None = None) -> Tensor:
+    """Add to `direction`, in place, what comes through a moment: factor * after, times d where that is given."""
+    if after is None:
+        return direction
+    return direction.add_(after, alpha=factor) if d is None else direction.addcmul_(after, d, value=factor)
+
+
+def through(factor: float, after: Tensor | None, moved: Tensor) -> Tensor:
+    """Return factor * (after + moved); `moved` is written over."""
+    return (moved if after is None else moved.add_(after)).mul_(factor)
+
+
+def answer(
+    group: Mapping[str, Any],
+    adjoint: Tensor,
+    direction: Tensor,
+    sign: float,
+    state: dict[str, Tensor],
+    bent: Tensor | None,
+    last: bool,
+) -> Pulled:
+    """Return the answer from the adjoint of d (`direction`) and, where known, the bound on how it bends by d."""
+    flat = None if bent is None else bent.flatten()
+    return Pulled(
+        direction if sign > 0 else -direction,
+        adjoint if last else decay_adjoint(group, adjoint, direction),
+        state,
+        None if flat is None else torch.dot(flat, flat),
+    )
 
 
 def decay_adjoint(group: Mapping[str, Any], adjoint: Tensor, direction: Tensor) -> Tensor:

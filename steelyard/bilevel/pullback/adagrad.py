@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steelyard.bilevel.pullback._adaptive import adaptive
-from steelyard.bilevel.pullback._base import Pulled, copy_of, decay_adjoint, decayed
+from steelyard.bilevel.pullback._base import Pulled, add_share, answer, copy_of, decayed, through
 
 __all__ = ["AdagradPullback"]
 
@@ -31,13 +30,29 @@ class AdagradPullback:
         gradient: Tensor | None,
         adjoint: Tensor,
         state_adjoint: Mapping[str, Tensor],
+        last: bool = False,
+        bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
         assert gradient is not None
         d, sign = decayed(group, parameter, gradient)
         rate = group["lr"] / (1 + state["step"] * group["lr_decay"])
-        move = adaptive(d, None, state["sum"], e=rate, f=0.0, rho=1.0, sigma=1.0, kappa=1.0, eps=group["eps"])
-        after = state_adjoint.get("sum", torch.zeros_like(parameter))
-        direction = -adjoint * move.by_gradient + 2 * d * after
-        before = {"sum": after - adjoint * move.by_second}
-        return Pulled(sign * direction, decay_adjoint(group, adjoint, direction), before)
+        move = adaptive(
+            d,
+            None,
+            state["sum"],
+            e=rate,
+            f=0.0,
+            rho=1.0,
+            sigma=1.0,
+            kappa=1.0,
+            eps=group["eps"],
+            last=last,
+            bent=bent,
+        )
+        y, after, before = -adjoint, state_adjoint.get("sum"), {}
+        bent_by = None if move.bend is None else move.bend.mul_(y)
+        if move.by_second is not None:
+            before["sum"] = through(1.0, after, move.by_second.mul_(y))
+        direction = add_share(y.mul_(move.by_gradient), after, 2.0, d)
+        return answer(group, adjoint, direction, sign, before, bent_by, last)

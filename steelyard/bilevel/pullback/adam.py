@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.pullback._adaptive import adaptive
-from steelyard.bilevel.pullback._base import Pulled, copy_of, decay_adjoint, decayed
+from steelyard.bilevel.pullback._base import Pulled, add_share, answer, copy_of, decayed, through
 
 __all__ = ["AdamPullback"]
 
@@ -37,6 +37,8 @@ class AdamPullback:
         gradient: Tensor | None,
         adjoint: Tensor,
         state_adjoint: Mapping[str, Tensor],
+        last: bool = False,
+        bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
         assert gradient is not None
@@ -44,12 +46,11 @@ class AdamPullback:
         count = state.get("step", 0.0) + 1
         rate = group["lr"] / (1 - beta1**count)
         d, sign = decayed(group, parameter, gradient)
-        zero = torch.zeros_like(parameter)
-        second = state.get("exp_avg_sq", zero)
-        frozen = _frozen(group, state, second * beta2 + (1 - beta2) * d.square())
+        second = state.get("exp_avg_sq")
+        frozen = _frozen(group, state, second, d, beta2)
         move = adaptive(
             d,
-            state.get("exp_avg", zero),
+            state.get("exp_avg"),
             second,
             e=rate * (1 - beta1),
             f=rate * beta1,
@@ -58,25 +59,35 @@ class AdamPullback:
             kappa=math.sqrt(1 - beta2**count),
             eps=group["eps"],
             frozen=frozen,
+            last=last,
+            bent=bent,
         )
         y = -adjoint
-        first_after, second_after = state_adjoint.get("exp_avg", zero), state_adjoint.get("exp_avg_sq", zero)
-        into_x, before = y * move.by_second, {}
+        bent_by = None if move.bend is None else move.bend.mul_(y)
+        first_after, second_after = state_adjoint.get("exp_avg"), state_adjoint.get("exp_avg_sq")
+        into_x, before = None if move.by_second is None else move.by_second.mul_(y), {}
         if frozen is not None:
             # What comes back for h' = max(h, n') belongs to whichever of the two was larger.
-            held, maximum = ~frozen.isnan(), state_adjoint.get("max_exp_avg_sq", zero)
-            before["max_exp_avg_sq"] = torch.where(held, maximum + into_x, zero)
-            second_after = torch.where(held, second_after, second_after + maximum)
-            into_x = torch.where(held, zero, into_x)
-        before["exp_avg"] = beta1 * first_after + y * move.by_first
-        before["exp_avg_sq"] = beta2 * (second_after + into_x)
-        direction = y * move.by_gradient + (1 - beta1) * first_after + 2 * (1 - beta2) * d * second_after
-        return Pulled(sign * direction, decay_adjoint(group, adjoint, direction), before)
+            held, zero = ~frozen.isnan(), torch.zeros_like(d)
+            maximum = state_adjoint.get("max_exp_avg_sq", zero)
+            second_after = torch.where(held, zero, maximum).add_(zero if second_after is None else second_after)
+            if into_x is not None:
+                before["max_exp_avg_sq"] = torch.where(held, maximum + into_x, zero)
+                into_x = torch.where(held, zero, into_x)
+        if into_x is not None and move.by_first is not None:
+            before["exp_avg"] = add_share(move.by_first.mul_(y), first_after, beta1)
+            before["exp_avg_sq"] = through(beta2, second_after, into_x)
+        direction = add_share(y.mul_(move.by_gradient), first_after, 1 - beta1)
+        direction = add_share(direction, second_after, 2 * (1 - beta2), d)
+        return answer(group, adjoint, direction, sign, before, bent_by, last)
 
 
-def _frozen(group: Mapping[str, Any], state: Mapping[str, Any], second: Tensor) -> Tensor | None:
+def _frozen(
+    group: Mapping[str, Any], state: Mapping[str, Any], second: Tensor | None, d: Tensor, beta2: float
+) -> Tensor | None:
     """Return AMSGrad's earlier maximum where it stays the maximum, NaN elsewhere; None without AMSGrad."""
     if not group["amsgrad"]:
         return None
-    earlier = state.get("max_exp_avg_sq", torch.zeros_like(second))
-    return torch.where(earlier > second, earlier, torch.full_like(second, math.nan))
+    now = (torch.zeros_like(d) if second is None else second * beta2).addcmul_(d, d, value=1 - beta2)
+    earlier = state.get("max_exp_avg_sq", torch.zeros_like(now))
+    return torch.where(earlier > now, earlier, torch.full_like(now, math.nan))

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steelyard.bilevel.pullback._adaptive import adaptive
-from steelyard.bilevel.pullback._base import Pulled, copy_of, decay_adjoint, decayed
+from steelyard.bilevel.pullback._base import Pulled, add_share, answer, copy_of, decayed, through
 
 __all__ = ["NAdamPullback"]
 
@@ -36,6 +35,8 @@ class NAdamPullback:
         gradient: Tensor | None,
         adjoint: Tensor,
         state_adjoint: Mapping[str, Tensor],
+        last: bool = False,
+        bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
         assert gradient is not None
@@ -46,23 +47,26 @@ class NAdamPullback:
         plain = group["lr"] * (1 - here) / (1 - product)
         moment = group["lr"] * ahead / (1 - product * ahead)
         d, sign = decayed(group, parameter, gradient)
-        zero = torch.zeros_like(parameter)
         move = adaptive(
             d,
-            state.get("exp_avg", zero),
-            state.get("exp_avg_sq", zero),
+            state.get("exp_avg"),
+            state.get("exp_avg_sq"),
             e=plain + moment * (1 - beta1),
             f=moment * beta1,
             rho=beta2,
             sigma=1 - beta2,
             kappa=math.sqrt(1 - beta2**count),
             eps=group["eps"],
+            last=last,
+            bent=bent,
         )
         y = -adjoint
-        first_after, second_after = state_adjoint.get("exp_avg", zero), state_adjoint.get("exp_avg_sq", zero)
-        direction = y * move.by_gradient + (1 - beta1) * first_after + 2 * (1 - beta2) * d * second_after
-        before = {
-            "exp_avg": beta1 * first_after + y * move.by_first,
-            "exp_avg_sq": beta2 * (second_after + y * move.by_second),
-        }
-        return Pulled(sign * direction, decay_adjoint(group, adjoint, direction), before)
+        bent_by = None if move.bend is None else move.bend.mul_(y)
+        first_after, second_after = state_adjoint.get("exp_avg"), state_adjoint.get("exp_avg_sq")
+        before = {}
+        if move.by_first is not None and move.by_second is not None:
+            before["exp_avg"] = add_share(move.by_first.mul_(y), first_after, beta1)
+            before["exp_avg_sq"] = through(beta2, second_after, move.by_second.mul_(y))
+        direction = add_share(y.mul_(move.by_gradient), first_after, 1 - beta1)
+        direction = add_share(direction, second_after, 2 * (1 - beta2), d)
+        return answer(group, adjoint, direction, sign, before, bent_by, last)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.pullback._adaptive import adaptive
-from steelyard.bilevel.pullback._base import Pulled, copy_of, decay_adjoint, decayed
+from steelyard.bilevel.pullback._base import Pulled, add_share, answer, copy_of, decayed, through
 
 __all__ = ["RMSpropPullback"]
 
@@ -35,30 +35,49 @@ class RMSpropPullback:
         gradient: Tensor | None,
         adjoint: Tensor,
         state_adjoint: Mapping[str, Tensor],
+        last: bool = False,
+        bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
         assert gradient is not None
         d, sign = decayed(group, parameter, gradient)
         # What an option switches off, torch leaves alone: its adjoint passes through.
-        zero, before = torch.zeros_like(parameter), dict(state_adjoint)
-        y = -group["lr"] * adjoint
+        before = dict(state_adjoint)
+        y = adjoint * -group["lr"]
         if group["momentum"]:
-            y = y + state_adjoint.get("momentum_buffer", zero)
+            y = add_share(y, state_adjoint.get("momentum_buffer"), 1.0)
             before["momentum_buffer"] = group["momentum"] * y
-        second, mean = state.get("square_avg", zero), state.get("grad_avg", zero)
-        alpha, eps = group["alpha"], group["eps"]
-        after = state_adjoint.get("square_avg", zero)
+        alpha, eps, after = group["alpha"], group["eps"], state_adjoint.get("square_avg")
+        bent_by, second = None, state.get("square_avg")
         if group["centered"]:
-            mean_after = state_adjoint.get("grad_avg", zero)
+            zero = torch.zeros_like(d)
+            second, mean = (zero, zero) if second is None else (second, state["grad_avg"])
+            mean_after = state_adjoint.get("grad_avg")
             by_gradient, by_second, by_mean = _centered(d, second, mean, alpha, eps)
-            direction = y * by_gradient + (1 - alpha) * mean_after
-            before["grad_avg"] = alpha * (mean_after + y * by_mean)
+            direction = add_share(y * by_gradient, mean_after, 1 - alpha)
+            before["grad_avg"] = through(alpha, mean_after, y * by_mean)
+            into_x: Tensor | None = y * by_second
         else:
-            move = adaptive(d, None, second, e=1.0, f=0.0, rho=alpha, sigma=1 - alpha, kappa=1.0, eps=eps)
-            direction, by_second = y * move.by_gradient, move.by_second
-        direction = direction + 2 * (1 - alpha) * d * after
-        before["square_avg"] = alpha * (after + y * by_second)
-        return Pulled(sign * direction, decay_adjoint(group, adjoint, direction), before)
+            move = adaptive(
+                d,
+                None,
+                second,
+                e=1.0,
+                f=0.0,
+                rho=alpha,
+                sigma=1 - alpha,
+                kappa=1.0,
+                eps=eps,
+                last=last,
+                bent=bent,
+            )
+            bent_by = None if move.bend is None else move.bend.mul_(y)
+            into_x = None if move.by_second is None else move.by_second.mul_(y)
+            direction = y * move.by_gradient
+        direction = add_share(direction, after, 2 * (1 - alpha), d)
+        if into_x is not None:
+            before["square_avg"] = through(alpha, after, into_x)
+        return answer(group, adjoint, direction, sign, before, bent_by, last)
 
 
 def _centered(d: Tensor, n: Tensor, c: Tensor, alpha: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:

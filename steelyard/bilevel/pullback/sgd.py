@@ -33,6 +33,8 @@ class SGDPullback:
         gradient: Tensor | None,
         adjoint: Tensor,
         state_adjoint: Mapping[str, Tensor],
+        last: bool = False,
+        bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
         momentum = group["momentum"]
@@ -46,7 +48,7 @@ class SGDPullback:
             direction = buffer * (1 - group["dampening"]) if state["started"] else buffer
             if group["nesterov"]:
                 direction = direction + move
-            if state["started"]:
+            if state["started"] and not last:
                 before["momentum_buffer"] = buffer * momentum
         gradient_adjoint = -direction if group["maximize"] else direction
         return Pulled(gradient_adjoint, decay_adjoint(group, adjoint, direction), before)

@@ -1,0 +1,94 @@
+"""The gradient of a recorded step once more, in float64.
+
+The same step means: the same parameters, buffers, batch, weights, modes and random state, each cast. What cannot be
+cast (a module or a loss that holds float32 tensors of its own, a device without float64), or comes out as another
+gradient than the one that was recorded (dropout masks that depend on the precision, a gradient that was clipped), is
+left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["precise_gradient", "single"]
+
+_AGREE = 1e-2  # of a parameter's gradient, and a hundredth of that of all: a bias before BatchNorm has noise only
+
+
+def single(step: Step) -> bool:
+    """Whether the step was taken in float32: autocast has another precision to replay, float64 none above it."""
+    return step.autocast is None and all(p.dtype == torch.float32 for p in step.parameters.values())
+
+
+def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
+    """Return the gradient of the inner loss of `step` by a reverse pass in float64; None where there is none.
+
+    Rounded to float32, whose relative error is harmless, but where weight decay will be added to it, which may
+    cancel it. On several ranks all must ask.
+
+    Args:
+        run, step: the step, for which `single` holds.
+        recorded: the gradient that the optimizer used, by the names asked for.
+    """
+    found = _replayed(run, step, recorded)
+    if not all(run.ranks.lengths(int(found is not None))):
+        return None
+    assert found is not None
+    found = run.ranks.mean(found)
+    return found if _agree(found, recorded) else None
+
+
+def _replayed(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
+    leaves = {
+        name: (p.double() if _cancels(step, name) else p).detach().requires_grad_()
+        for name, p in step.parameters.items()
+        if name in recorded
+    }
+    others = {name: p for name, p in run.module.named_parameters() if name not in leaves}
+    fixed = {name: _double(p.detach()) for name, p in {**others, **step.parameters}.items() if name not in leaves}
+    wide = replace(
+        step,
+        batch=_wide(step.batch),
+        weight=step.weight.double(),
+        buffers={name: _double(value.detach()) for name, value in step.buffers.items()},
+    )
+    try:
+        with torch.enable_grad():
+            value = run.loss(wide, {**fixed, **{name: leaf.double() for name, leaf in leaves.items()}})
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
+        return None
+    return dict(zip(leaves, found, strict=True))
+
+
+def _cancels(step: Step, name: str) -> bool:
+    group: Mapping[str, Any] = step.groups[name]
+    return bool(group["weight_decay"]) and not group.get("decoupled_weight_decay", False)
+
+
+def _agree(found: Tensors, recorded: Tensors) -> bool:
+    """Whether both are the same gradient up to rounding, parameter by parameter."""
+    size = {name: torch.linalg.vector_norm(g, dtype=torch.float64) for name, g in recorded.items()}
+    typical = (sum(one.square() for one in size.values()) / sum(g.numel() for g in recorded.values())) ** 0.5
+    apart = [
+        torch.linalg.vector_norm(found[name] - g, dtype=torch.float64)
+        <= _AGREE * (size[name] + 0.01 * typical * g.numel() ** 0.5)
+        for name, g in recorded.items()
+    ]
+    return bool(torch.stack(apart).all())
+
+
+def _wide(batch: Batch) -> Batch:
+    return replace(batch, inputs=_double(batch.inputs), targets=_double(batch.targets))
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

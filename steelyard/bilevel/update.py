@@ -1,0 +1,252 @@
+"""A recorded step's update, pulled back for all parameters at once.
+
+In pieces that stay in a CPU's second cache, so that what a pull-back computes on the way takes no room. And with a
+gradient that is exact enough: at a cold start Adam's update moves by e eps / (|g| + eps)^2, so that where g is near eps
+the rounding of g decides the answer. How far the answer moves with that rounding is looked at, and where it is more
+than `TOLERANCE` the step's gradient is computed once more in float64 (`precise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steelyard.bilevel.directional import gradient
+from steelyard.bilevel.integrity import in_one_piece, pieces
+from steelyard.bilevel.precise import precise_gradient, single
+from steelyard.bilevel.pullback import Pullback, Pulled, pullback_of
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["TOLERANCE", "Update", "pull_update"]
+
+TOLERANCE = 1e-5
+"""How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error."""
+
+
+class Update(NamedTuple):
+    """Adjoints before an update, by parameter.
+
+    Attributes:
+        along: u, that of the gradient.
+        direct: what reaches the parameters, but for the path through the gradient.
+        state: that of the optimizer's state, by parameter and entry.
+    """
+
+    along: Tensors
+    direct: Tensors
+    state: dict[str, Tensors]
+
+
+class _Known(NamedTuple):
+    """What a pull-back of one parameter reads."""
+
+    group: Mapping[str, Any]
+    state: Mapping[str, Any]
+    parameter: Tensor
+    gradient: Tensor | None
+    adjoint: Tensor
+    state_adjoint: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, step: Step, name: str, gradients: Tensors, adjoint: Tensors, state: dict[str, Tensors]) -> _Known:
+        """Collect it for the parameter `name`."""
+        return cls(
+            step.groups[name],
+            step.state[name],
+            step.parameters[name],
+            gradients.get(name),
+            adjoint[name],
+            state.get(name, {}),
+        )
+
+    def whole(self) -> bool:
+        """Whether the parameter is one piece, or is not laid out so that it can be cut, in the gradient's precision."""
+        tensors = [one for one in (*self[2:5], *self.state.values(), *self.state_adjoint.values()) if _shaped(one)]
+        alike = all(one.dtype == self.adjoint.dtype for one in tensors)
+        return alike and (in_one_piece(self.adjoint) or not all(one.is_contiguous() for one in tensors))
+
+    def parts(self) -> Iterator[_Known]:
+        """Yield flat pieces in the precision of the gradient."""
+        dtype = self.adjoint.dtype if self.gradient is None else self.gradient.dtype
+
+        def cut(value: Any) -> Any:
+            return [one.to(dtype) for one in pieces(value)] if _shaped(value) else value
+
+        state, state_adjoint = ({k: cut(one) for k, one in values.items()} for values in (self.state, self.state_adjoint))
+        parameter, gradient, adjoint = cut(self.parameter), cut(self.gradient), cut(self.adjoint)
+        for number in range(len(adjoint)):
+            yield _Known(
+                self.group,
+                {key: one[number] if isinstance(one, list) else one for key, one in state.items()},
+                parameter[number],
+                None if gradient is None else gradient[number],
+                adjoint[number],
+                {key: one[number] for key, one in state_adjoint.items()},
+            )
+
+
+def _shaped(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def pull_update(
+    run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors], last: bool = False
+) -> Update:
+    """Pull the adjoints of parameters and state back through the update of `step`.
+
+    Args:
+        run, step: the step, whole.
+        adjoint: of the parameters after it; where it is the `last`, it may be written over.
+        state: of the optimizer's state after it.
+        last: nothing before the step is asked for: of the answer only `along` counts.
+    """
+    pullback = pullback_of(run.optimizer)
+    if pullback.linear:
+        return _update(pullback, step, {}, adjoint, state, last)
+    gradients = _gradient_of(run, step)
+    if not single(step):
+        return _update(pullback, step, gradients, adjoint, state, last)
+    noise = {name: _noise(g) for name, g in gradients.items()}
+    size, doubt = _Sum(), _Sum()
+    found = _update(pullback, step, gradients, adjoint, state, last, noise, size, doubt)
+    bound = TOLERANCE * size.root()
+    doubtful = not doubt.root() <= bound and _moved(pullback, step, gradients, adjoint, state, noise) > bound
+    if not any(run.ranks.lengths(int(doubtful))):
+        return found
+    exact = precise_gradient(run, step, gradients)
+    return found if exact is None else _update(pullback, step, exact, adjoint, state, last)
+
+
+class _Sum:
+    """A sum of scalars that are not waited for; infinite where one is not known."""
+
+    def __init__(self) -> None:
+        self.terms: list[Tensor] = []
+        self.known = True
+
+    def add(self, term: Tensor | None) -> None:
+        if term is None:
+            self.known = False
+        else:
+            self.terms.append(term)
+
+    def root(self) -> float:
+        if not self.known:
+            return float("inf")
+        return float(torch.stack(self.terms).double().sum().sqrt()) if self.terms else 0.0
+
+
+def _update(
+    pullback: Pullback,
+    step: Step,
+    gradients: Tensors,
+    adjoint: Tensors,
+    state: dict[str, Tensors],
+    last: bool,
+    noise: Mapping[str, Tensor] | None = None,
+    size: _Sum | None = None,
+    doubt: _Sum | None = None,
+) -> Update:
+    """Pull back; note the square of the norm of `along`, and of how far it moves by `noise`, where asked to."""
+    update = Update({}, {}, {})
+    for name, parameter in step.parameters.items():
+        before = state.get(name, {})
+        if name in step.skipped:
+            along, direct = torch.zeros_like(parameter), adjoint[name]
+        else:
+            known = _Known.of(step, name, gradients, adjoint, state)
+            found = _whole(pullback, known, last, noise is not None)
+            along, direct, before = found.gradient, found.parameter, found.state
+            if noise is not None and size is not None and doubt is not None:
+                size.add(_square(along))
+                doubt.add(None if found.doubt is None else found.doubt * noise[name].square())
+        update.along[name], update.direct[name], update.state[name] = along, direct, before
+    return update
+
+
+def _whole(pullback: Pullback, known: _Known, last: bool, bent: bool) -> Pulled:
+    """Pull one parameter back, piece by piece, in the precision of its gradient."""
+    if known.whole():
+        return pullback.pull(*known, last=last, bent=bent)
+    adjoint = known.adjoint
+    over = last and pullback.linear and adjoint.is_contiguous()
+    along = _Joined(adjoint if over else None, adjoint, over)
+    direct, before, doubts = _Joined(adjoint, adjoint), {}, []
+    for number, part in enumerate(known.parts()):
+        found = pullback.pull(*part, last=last, bent=bent)
+        along.put(number, found.gradient, None)
+        doubts.append(found.doubt)
+        if last:
+            continue
+        direct.put(number, found.parameter, part.adjoint)
+        for key, value in found.state.items():
+            joined = before.setdefault(key, _Joined(known.state_adjoint.get(key), adjoint))
+            joined.put(number, value, part.state_adjoint.get(key))
+    known_doubts = [one for one in doubts if one is not None]
+    doubt = torch.stack(known_doubts).sum() if len(known_doubts) == len(doubts) else None
+    return Pulled(along.whole(), direct.whole(), {key: one.whole() for key, one in before.items()}, doubt)
+
+
+class _Joined:
+    """A tensor put together of flat pieces; where they are the pieces of what was `given`, that itself."""
+
+    def __init__(self, given: Tensor | None, like: Tensor, over: bool = False) -> None:
+        self._value, self._like = given, like
+        self._places = pieces(given) if over and given is not None else ()
+
+    def put(self, number: int, piece: Tensor, given: Tensor | None) -> None:
+        """Write the piece to its place."""
+        if piece is given:
+            return
+        if not self._places:
+            self._value = torch.empty_like(self._like, memory_format=torch.contiguous_format)
+            self._places = pieces(self._value)
+        self._places[number].copy_(piece)
+
+    def whole(self) -> Tensor:
+        """Return the tensor."""
+        assert self._value is not None
+        return self._value
+
+
+def _noise(gradient: Tensor) -> Tensor:
+    """Return what rounding does to an entry of a gradient, as a scalar: twice its precision times its size."""
+    size = torch.linalg.vector_norm(gradient) / max(1, gradient.numel()) ** 0.5
+    return 2 * torch.finfo(gradient.dtype).eps * size
+
+
+def _moved(
+    pullback: Pullback,
+    step: Step,
+    gradients: Tensors,
+    adjoint: Tensors,
+    state: dict[str, Tensors],
+    noise: Mapping[str, Tensor],
+) -> float:
+    """Return the norm of the difference that the noise makes to u, by pulling back with it and without."""
+    total = _Sum()
+    for name in gradients:
+        known = _Known.of(step, name, gradients, adjoint, state)
+        for part in known.parts():
+            here = part.gradient
+            assert here is not None
+            there = here + (here != 0) * noise[name]
+            moved = pullback.pull(*part._replace(gradient=there), last=True).gradient
+            total.add(_square(moved - pullback.pull(*part, last=True).gradient))
+    return total.root()
+
+
+def _square(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+
+
+def _gradient_of(run: Trajectory, step: Step) -> Tensors:
+    """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
+    held = step.held_gradient()
+    # All ranks or none: one alone would wait for the others' share.
+    lost = any(run.ranks.lengths(int(held is None)))
+    found = run.ranks.mean(gradient(run, step, step.parameters)) if lost or held is None else held
+    return {name: g for name, g in found.items() if name not in step.skipped}
