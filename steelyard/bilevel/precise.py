@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["precise_gradient", "single"]
@@ -76,14 +77,16 @@ def _cancels(step: Step, name: str) -> bool:
 
 def _agree(found: Tensors, recorded: Tensors) -> bool:
     """Whether both are the same gradient up to rounding, parameter by parameter."""
-    size = {name: torch.linalg.vector_norm(g, dtype=torch.float64) for name, g in recorded.items()}
-    typical = (sum(one.square() for one in size.values()) / sum(g.numel() for g in recorded.values())) ** 0.5
-    apart = [
-        torch.linalg.vector_norm(found[name] - g, dtype=torch.float64)
-        <= _AGREE * (size[name] + 0.01 * typical * g.numel() ** 0.5)
-        for name, g in recorded.items()
-    ]
-    return bool(torch.stack(apart).all())
+    counts = torch.tensor([float(g.numel()) for g in recorded.values()])
+    size = torch.stack([torch.linalg.vector_norm(g) for g in recorded.values()]).cpu()
+    apart = torch.stack([_distance(found[name], g) for name, g in recorded.items()]).cpu()
+    typical = torch.linalg.vector_norm(size) / counts.sum().sqrt()
+    return bool((apart <= _AGREE * (size + 0.01 * typical * counts.sqrt())).all())
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    apart = [torch.linalg.vector_norm(a - b) for a, b in zip(pieces(one), pieces(other), strict=True)]
+    return torch.linalg.vector_norm(torch.stack(apart)).to(other.dtype)
 
 
 def _wide(batch: Batch) -> Batch:

@@ -18,8 +18,8 @@ class Pulled(NamedTuple):
         gradient: u = (d theta_{t+1} / d g_t)^T v + the state's share; g_t is the gradient of the inner loss.
         parameter: what reaches theta_t directly (weight decay included), without the path through g_t.
         state: what reaches the optimizer state before the step, by entry.
-        doubt: the square of a bound on how far `gradient` moves, in norm, where every entry of g_t that is not zero
-            moves by one; None: not known.
+        doubt: a bound on how far `gradient` moves, in norm, where every entry of g_t that is not zero moves by one, to
+            first order; None: not known.
     """
 
     gradient: Tensor
@@ -101,12 +101,11 @@ def answer(
     last: bool,
 ) -> Pulled:
     """Return the answer from the adjoint of d (`direction`) and, where known, the bound on how it bends by d."""
-    flat = None if bent is None else bent.flatten()
     return Pulled(
         direction if sign > 0 else -direction,
         adjoint if last else decay_adjoint(group, adjoint, direction),
         state,
-        None if flat is None else torch.dot(flat, flat),
+        None if bent is None else torch.linalg.vector_norm(bent),
     )
 
 
