@@ -144,7 +144,7 @@ class Recording(TorchDispatchMode):
         self._leaves: dict[Tensor, int] = {}
         self._parametric: set[int] = set()
         self._frontier: set[int] = set()
-        self._alive: list[Tensor] = []  # memory that is given back would be mistaken for what it was before
+        self._alive: list[Any] = []  # storages: memory that is given back would be mistaken for what it was before
         self._writes: dict[int, int] = {}
         self._count = 0
         self._trouble: str | None = None
@@ -181,29 +181,40 @@ class Recording(TorchDispatchMode):
             self._alive.clear()
 
     def _note(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(kind not in (Tensor, nn.Parameter) for kind in types):
+        if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
             raise Unusable(f"a tensor subclass, {types}")
         written = _written(func, args, kwargs)
         if func is torch.ops.aten.detach.default:
             return func(*args, **kwargs)
-        slots = {id(one): self._slot(one) for one in _flat(args) if isinstance(one, Tensor) and one.requires_grad}
-        moving = any(isinstance(one, Tensor) and one.requires_grad for one in _flat(kwargs.values())) or bool(slots)
-        if not moving or not torch.is_grad_enabled():
+        tensors = [one for one in _flat(args) if isinstance(one, Tensor)]
+        slots = {id(one): self._slot(one) for one in tensors if one.requires_grad}
+        named = bool(kwargs) and any(isinstance(one, Tensor) and one.requires_grad for one in _flat(kwargs.values()))
+        if not (slots or named) or not torch.is_grad_enabled():
             if any(one.requires_grad for one in written):
                 raise Unusable("a write in place without gradients")
             result = func(*args, **kwargs)
             self._wrote(written)
             return result
-        return self._run(func, args, kwargs, slots, written)
+        if named:
+            raise Unusable(f"{func} has tensors in keyword arguments")
+        # A number, or a tensor of one, does not make a parameter's value anything else than a parameter's.
+        parametric = all(
+            slots.get(id(one)) in self._parametric for one in tensors if one.requires_grad or one.numel() > 1
+        )
+        return self._run(func, args, kwargs, slots, written, parametric)
 
     def _run(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], slots: dict[int, int], written: list[Tensor]
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        slots: dict[int, int],
+        written: list[Tensor],
+        parametric: bool,
     ) -> Any:
         rule = rule_for(func, args)
         if rule is None:
             raise Unusable(f"{func} draws random numbers")
-        if any(isinstance(one, Tensor) and one.requires_grad for one in _flat(kwargs.values())):
-            raise Unusable(f"{func} has tensors in keyword arguments")
         if written and (len(written) > 1 or written[0] is not args[0]):
             raise Unusable(f"{func} writes to more than its first argument")
         keep = set(rule.keep(args))
@@ -211,8 +222,6 @@ class Recording(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._wrote(written)
         outputs = tuple(result) if isinstance(result, (list, tuple)) else (result,)
-        parametric = all(slots.get(id(one)) in self._parametric for one in _flat(args) if _counts(one))
-        named = any(slot in self._parametric for slot in slots.values())
         marks = tuple(self._new(one, parametric) if _moves(one) else None for one in outputs)
         note = Note(
             op=func,
@@ -223,14 +232,14 @@ class Recording(TorchDispatchMode):
             outputs=tuple(self._held(one) if i in rule.outputs else None for i, one in enumerate(outputs)),
             shapes=tuple(one.shape if isinstance(one, Tensor) else torch.Size() for one in outputs),
             parametric=parametric,
-            view=any(isinstance(one, Tensor) and _memory(one) in self._owned for one in outputs),
+            view=self._hold(outputs),
         )
         if note.view and (written or not parametric):
             raise Unusable("a parameter was written to in the forward pass")
-        if named and not parametric:
+        if not parametric and not self._parametric.isdisjoint(slots.values()):
             self._frontier.update(one for one in marks if one is not None)
         self._notes.append(note)
-        return self._hold(result)
+        return result
 
     def _link(self, value: Any, slots: dict[int, int], keep: bool, copy: bool) -> Any:
         if isinstance(value, (list, tuple)):
@@ -280,9 +289,11 @@ class Recording(TorchDispatchMode):
         memory = _memory(value)
         return Held(value, memory, self._writes.get(memory, 0))
 
-    def _hold(self, result: Any) -> Any:
-        self._alive += [one.detach() for one in _flat([result]) if isinstance(one, Tensor)]
-        return result
+    def _hold(self, outputs: tuple[Any, ...]) -> bool:
+        """Keep the memory of the outputs; return whether any of it is a parameter's."""
+        storages = [one.untyped_storage() for one in outputs if isinstance(one, Tensor)]
+        self._alive += storages
+        return any(storage._cdata in self._owned for storage in storages)
 
     def _wrote(self, written: Iterable[Tensor]) -> None:
         """Count the write; other views of that memory are no longer what their slots say."""
@@ -323,10 +334,11 @@ class Recording(TorchDispatchMode):
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    if not func._schema.is_mutable:
+    schema = func._schema
+    if not schema.is_mutable:
         return []
     found: list[Tensor] = []
-    for position, argument in enumerate(func._schema.arguments):
+    for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             found += [one for one in _flat([value]) if isinstance(one, Tensor)]
@@ -347,11 +359,6 @@ def _memory(value: Tensor) -> int:
 
 def _key(value: Tensor) -> tuple[Any, ...]:
     return (_memory(value), value.storage_offset(), value.shape, value.stride(), value.dtype)
-
-
-def _counts(value: Any) -> bool:
-    """A number, or a tensor of one, does not make a parameter's value anything else than a parameter's."""
-    return isinstance(value, Tensor) and (value.requires_grad or value.numel() > 1)
 
 
 def _moves(value: Any) -> bool:

@@ -168,8 +168,7 @@ def _update(
             along, direct = torch.zeros_like(parameter), adjoint[name]
         else:
             known = _Known.of(step, name, gradients, adjoint, state)
-            place = known.adjoint if last and pullback.linear else (over or {}).get(name)
-            found = _whole(pullback, known, last, noise is not None, place)
+            found = _whole(pullback, known, last, noise is not None, (over or {}).get(name))
             along, direct, before = found.gradient, found.parameter, found.state
             if noise is not None and size is not None and doubt is not None:
                 size.add(torch.linalg.vector_norm(along))
@@ -180,7 +179,7 @@ def _update(
 
 def _whole(pullback: Pullback, known: _Known, last: bool, bent: bool, over: Tensor | None) -> Pulled:
     """Pull one parameter back, piece by piece, in the precision of its gradient; `over` may be written over."""
-    if known.whole():
+    if known.whole() or (last and pullback.linear):
         return pullback.pull(*known, last=last, bent=bent)
     adjoint = known.adjoint
     along = _Joined(None, adjoint, over)

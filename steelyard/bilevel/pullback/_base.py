@@ -59,7 +59,8 @@ class Pullback(Protocol):
             gradient: g_t as backward() left it (None where `linear`).
             adjoint: v, the shape of the parameter.
             state_adjoint: adjoint by state entry; a missing entry is zero.
-            last: nothing before this step is asked for: of the answer only `gradient` counts.
+            last: nothing before this step is asked for: of the answer only `gradient` counts. Where `linear`, it is
+                written over `adjoint`.
             bent: give `doubt`, where it is known.
         """
         ...

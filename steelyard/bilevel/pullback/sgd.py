@@ -37,6 +37,8 @@ class SGDPullback:
         bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
+        if last:
+            return Pulled(self._directly(group, state, adjoint, state_adjoint), adjoint, {})
         momentum = group["momentum"]
         direction = move = adjoint * -group["lr"]
         before = dict(state_adjoint)  # without momentum torch leaves an old buffer alone
@@ -48,7 +50,20 @@ class SGDPullback:
             direction = buffer * (1 - group["dampening"]) if state["started"] else buffer
             if group["nesterov"]:
                 direction = direction + move
-            if state["started"] and not last:
+            if state["started"]:
                 before["momentum_buffer"] = buffer * momentum
         gradient_adjoint = -direction if group["maximize"] else direction
         return Pulled(gradient_adjoint, decay_adjoint(group, adjoint, direction), before)
+
+    def _directly(
+        self, group: Mapping[str, Any], state: Mapping[str, Any], adjoint: Tensor, state_adjoint: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the adjoint of the gradient alone, written over `adjoint`: one number times each of the two."""
+        sign = -1.0 if group["maximize"] else 1.0
+        if not group["momentum"]:
+            return adjoint.mul_(-sign * group["lr"])
+        kept = 1 - group["dampening"] if state["started"] else 1.0
+        move = -group["lr"] * (1 + kept * group["momentum"] if group["nesterov"] else kept)
+        direction = adjoint.mul_(sign * move)
+        after = state_adjoint.get("momentum_buffer")
+        return direction if after is None else direction.add_(after, alpha=sign * kept)
