@@ -43,8 +43,7 @@ def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Tensors 
     if not all(run.ranks.lengths(int(found is not None))):
         return None
     assert found is not None
-    found = run.ranks.mean(found)
-    return found if _agree(found, recorded) else None
+    return _accepted(run.ranks.mean(found), recorded)
 
 
 def _replayed(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
@@ -75,13 +74,20 @@ def _cancels(step: Step, name: str) -> bool:
     return bool(group["weight_decay"]) and not group.get("decoupled_weight_decay", False)
 
 
-def _agree(found: Tensors, recorded: Tensors) -> bool:
-    """Whether both are the same gradient up to rounding, parameter by parameter."""
+def _accepted(found: Tensors, recorded: Tensors) -> Tensors | None:
+    """Return `found` where both are the same gradient up to rounding, parameter by parameter; None: they are not.
+
+    A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
+    on that parameter, and the larger the direction along it, the more of the rounding would come back in the answer.
+    """
     counts = torch.tensor([float(g.numel()) for g in recorded.values()])
     size = torch.stack([torch.linalg.vector_norm(g) for g in recorded.values()]).cpu()
     apart = torch.stack([_distance(found[name], g) for name, g in recorded.items()]).cpu()
     typical = torch.linalg.vector_norm(size) / counts.sum().sqrt()
-    return bool((apart <= _AGREE * (size + 0.01 * typical * counts.sqrt())).all())
+    if not bool((apart <= _AGREE * (size + 0.01 * typical * counts.sqrt())).all()):
+        return None
+    close = (apart <= _AGREE * size).tolist()
+    return {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:

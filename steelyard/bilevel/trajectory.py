@@ -52,6 +52,7 @@ class Step:
         objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
         tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
         traceable: no replay of the step has failed to give a tape.
+        twice: no operator of it was found that cannot be differentiated twice in reverse.
     """
 
     batch: Batch
@@ -73,6 +74,7 @@ class Step:
     objective: WeightedLoss | None = None
     tape: Tape | None = None
     traceable: bool = True
+    twice: bool = True
     connected: bool = False
     guards: list[Guard] = field(default_factory=list)
 
