@@ -23,7 +23,8 @@ from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 __all__ = ["TOLERANCE", "Update", "pull_update"]
 
 TOLERANCE = 1e-5
-"""How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error."""
+"""How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error (entries of
+which the gradient is exactly 0 left out of both)."""
 
 
 _FAR = 1e3
@@ -157,7 +158,9 @@ def _update(
     doubt: _Norm | None = None,
     over: Tensors | None = None,
 ) -> Update:
-    """Pull back; note the norm of `along`, and how far it moves by `noise`, where asked to.
+    """Pull back; note the norm of `along` where the gradient is not 0, and how far it moves by `noise`.
+
+    (Where a unit is dead the gradient is exactly 0, and u as large as it can be, along which no sample's loss moves.)
 
     `over`: tensors that may be written over.
     """
@@ -168,24 +171,23 @@ def _update(
             along, direct = torch.zeros_like(parameter), adjoint[name]
         else:
             known = _Known.of(step, name, gradients, adjoint, state)
-            found = _whole(pullback, known, last, noise is not None, (over or {}).get(name))
+            found = _whole(pullback, known, last, size, (over or {}).get(name))
             along, direct, before = found.gradient, found.parameter, found.state
-            if noise is not None and size is not None and doubt is not None:
-                size.add(torch.linalg.vector_norm(along))
+            if noise is not None and doubt is not None:
                 doubt.add(None if found.doubt is None else found.doubt * noise[name])
         update.along[name], update.direct[name], update.state[name] = along, direct, before
     return update
 
 
-def _whole(pullback: Pullback, known: _Known, last: bool, bent: bool, over: Tensor | None) -> Pulled:
+def _whole(pullback: Pullback, known: _Known, last: bool, size: _Norm | None, over: Tensor | None) -> Pulled:
     """Pull one parameter back, piece by piece, in the precision of its gradient; `over` may be written over."""
     if known.whole() or (last and pullback.linear):
-        return pullback.pull(*known, last=last, bent=bent)
+        return _pulled(pullback, known, last, size)
     adjoint = known.adjoint
     along = _Joined(None, adjoint, over)
     direct, before, doubts = _Joined(adjoint, adjoint), {}, []
     for number, part in enumerate(known.parts()):
-        found = pullback.pull(*part, last=last, bent=bent)
+        found = _pulled(pullback, part, last, size)
         along.put(number, found.gradient, None)
         doubts.append(found.doubt)
         if last:
@@ -197,6 +199,14 @@ def _whole(pullback: Pullback, known: _Known, last: bool, bent: bool, over: Tens
     known_doubts = [one for one in doubts if one is not None]
     doubt = torch.linalg.vector_norm(torch.stack(known_doubts)) if len(known_doubts) == len(doubts) else None
     return Pulled(along.whole(), direct.whole(), {key: one.whole() for key, one in before.items()}, doubt)
+
+
+def _pulled(pullback: Pullback, part: _Known, last: bool, size: _Norm | None) -> Pulled:
+    """Pull one piece back; with a `size`, note the norm of its `gradient` there, and how it bends."""
+    found = pullback.pull(*part, last=last, bent=size is not None)
+    if size is not None and part.gradient is not None:
+        size.add(torch.linalg.vector_norm(part.gradient.sign().mul_(found.gradient)))
+    return found
 
 
 class _Joined:
