@@ -8,18 +8,18 @@ A cell is MODEL/BATCH/T/OPTIMIZER. Every figure is of a fresh process on one thr
 samples) and runs a plain step, the method, a plain step (small nets: the median of 21 such). `ratio`
 is the CPU time of {T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods
 take turns. Memory is the peak above what was resident before, in a process of its own. Error is relative, in float32,
-to `Truncated` in float64, which the tests compare with finite differences.
+to `Truncated` in float64, which the tests compare with finite differences: of the same recorded run, its parameters,
+moments and data cast to float64 (`error`), and of a run in float64 from the start (`other run`), which ends elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,12 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import _measure
-from steelyard.bilevel import Batch, FiniteDifference, Recorder, Truncated, WeightedLoss
+from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
+from steelyard.bilevel.integrity import fingerprint
 
 MUSTS = ["resnet18/128/1/sgd", "resnet18/32/1/sgd", "resnet18-gn/128/1/sgd"]
 CELLS = [
     *MUSTS,
     *(f"mlp/{batch}/{steps}/{kind}" for batch in (32, 128) for steps in (1, 5, 20) for kind in ("sgd", "adam")),
+    "mlp/128/1/adam-warm",
     *(f"resnet18/32/{steps}/{kind}" for steps in (1, 5, 20) for kind in ("sgd", "adam")),
     *(f"resnet18/128/{steps}/{kind}" for steps in (1, 5) for kind in ("sgd", "adam")),
 ]
@@ -72,7 +74,12 @@ class Problem:
         """Make torch's optimizer."""
         if self.kind == "sgd":
             return torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        return torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        if self.kind == "adam-warm":
+            for p in self.model.parameters():
+                first, second = 3e-4 * torch.randn_like(p), 1e-7 * (0.1 + torch.rand_like(p))
+                optimizer.state[p] = {"step": torch.tensor(100.0), "exp_avg": first, "exp_avg_sq": second}
+        return optimizer
 
     def outer(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the outer loss, in training mode like the inner one."""
@@ -114,6 +121,43 @@ def steelyard(problem: Problem, estimator: Any, reuse: bool = False) -> Tensor:
             recorder.loss(batch, weight).backward()
             optimizer.step()
         return estimator(recorder.trajectory(), problem.outer)
+
+
+def same_run(cell: str) -> Tensor:
+    """Record in float32, cast what was recorded to float64, and ask the estimator there."""
+    problem, exact = Problem.of(cell, torch.float32), Problem.of(cell, torch.float64)
+    optimizer = problem.optimizer()
+    recorder = Recorder(problem.model, optimizer, SPREAD, steps=problem.steps)
+    for batch, weight in problem.batches(problem.weight):
+        optimizer.zero_grad()
+        recorder.loss(batch, weight).backward()
+        optimizer.step()
+    return Truncated(problem.steps)(_widened(recorder.trajectory()), exact.outer)
+
+
+def _widened(record: Trajectory) -> Trajectory:
+    model = copy.deepcopy(record.module).double()
+    steps = [
+        replace(
+            step,
+            batch=replace(step.batch, inputs=step.batch.inputs.double()),
+            weight=step.weight.double(),
+            parameters=_double(step.parameters),
+            state=_double(step.state),
+            buffers=_double(step.buffers),
+            gradient=None,
+            guards=[],
+        )
+        for step in record.steps
+    ]
+    live = dict(model.named_parameters())
+    return replace(record, module=model, steps=steps, fingerprint=fingerprint(live[name] for name in record.names))
+
+
+def _double(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _double(one) for key, one in values.items()}
+    return values.double() if isinstance(values, Tensor) and values.is_floating_point() else values
 
 
 def by_higher(problem: Problem) -> Tensor:
@@ -188,46 +232,47 @@ def _pair(cell: str, method: str) -> tuple[float, float]:
     return spent / ((problem.steps + 1) * (first + last) / 2), (first + last) / 2
 
 
-def worker(cell: str, method: str, what: str, out: str) -> dict[str, Any]:
+def errors(cell: str, methods: list[str]) -> dict[str, Any]:
+    """Return the relative errors of each method: to the same run in float64, and to another one."""
+    truths = same_run(cell), METHODS["truncated"](Problem.of(cell, torch.float64))
+    values = {name: METHODS[name](Problem.of(cell, torch.float32)).double() for name in methods}
+    return {name: [float((value - one).norm() / one.norm()) for one in truths] for name, value in values.items()}
+
+
+def worker(cell: str, method: str, what: str) -> dict[str, Any]:
     """Measure one thing in this process."""
     torch.set_num_threads(1)
+    if what == "error":
+        return errors(cell, method.split(","))
     if what == "time":
         METHODS[method](Problem.of(small(cell), torch.float32))
         pairs = sorted(_pair(cell, method) for _ in range(21 if cell.startswith("mlp") else 1))
         return dict(zip(("ratio", "plain"), pairs[len(pairs) // 2], strict=True))
-    problem = Problem.of(cell, torch.float64 if what == "reference" else torch.float32)
-    if what == "memory":
-        METHODS[method](Problem.of(small(cell), torch.float32))  # libraries and kernels load
-        before_bytes = _measure.resident()
-        _measure.reset_peak()
-        METHODS[method](problem)
-        return {"memory": (_measure.peak() - before_bytes) / 2**20}
-    torch.save(METHODS[method](problem), out)
-    return {}
+    problem = Problem.of(cell, torch.float32)
+    METHODS[method](Problem.of(small(cell), torch.float32))  # libraries and kernels load
+    before_bytes = _measure.resident()
+    _measure.reset_peak()
+    METHODS[method](problem)
+    return {"memory": (_measure.peak() - before_bytes) / 2**20}
 
 
 def measure(cell: str, wanted: list[str], runs: int, what: list[str]) -> None:
     """Measure one cell, methods in turn; every figure is kept as it comes."""
     steps = int(cell.split("/")[2])
     methods = [name for name in wanted if steps == 1 or name != "reuse"]
+    if cell.endswith("warm"):  # the others' optimizers start from nothing
+        methods = [name for name in methods if name in FLOORS]
     for _ in range(runs if "time" in what else 0):
         for name in methods:
-            got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "time", "-")
+            got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "time")
             _keep(cell, name, {"failed": got["failed"]} if "failed" in got else {"ratios": [got]})
     for name in methods if "memory" in what else []:
-        _keep(cell, name, _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory", "-"))
+        _keep(cell, name, _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory"))
     if "error" not in what:
         return
-    with TemporaryDirectory() as folder:
-        reference = Path(folder) / "reference.pt"
-        _measure.fresh("benchmarks.hypergradient", "--worker", cell, "truncated", "reference", str(reference))
-        truth = torch.load(reference, weights_only=True)
-        for name in methods:
-            out = Path(folder) / f"{name}.pt"
-            _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "error", str(out))
-            if out.exists():
-                value = torch.load(out, weights_only=True).double()
-                _keep(cell, name, {"error": float((value - truth).norm() / truth.norm())})
+    found = _measure.fresh("benchmarks.hypergradient", "--worker", cell, ",".join(methods), "error")
+    for name in methods:
+        _keep(cell, name, dict(zip(("error", "other run"), found[name], strict=True)))
 
 
 def _keep(cell: str, method: str, found: dict[str, Any]) -> None:
@@ -264,6 +309,7 @@ def report() -> None:
                 "floor": floor if steps == "1" else None,
                 "memory MiB": one.get("memory"),
                 "error": one.get("error"),
+                "other run": one.get("other run"),
                 "note": one.get("failed", ""),
             }
         )
@@ -273,17 +319,20 @@ def report() -> None:
     notes = [
         "Ratio: CPU time of {T training steps, outer gradient, hypergradient} over T + 1 plain steps, medians of",
         "fresh processes. Floor: forward-pass units over 6, for T = 1. `reuse`, `truncated`, `difference` are",
-        "Steelyard's; error is relative to float64. Betty: not run (REFERENCE: only the last batch gets a gradient).",
+        "Steelyard's. `error` is relative to float64 at the recorded float32 steps, `other run` to a run in float64",
+        "from the start. `adam` starts cold, `adam-warm` from moments of a later step (Steelyard's only).",
+        "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
     columns = ["model", "batch", "T", "optimizer", "method", "ratio", "low", "high", "runs", "floor", "memory MiB"]
-    _measure.write("hypergradient", "Hypergradient of sample weights", notes, rows, [*columns, "error", "note"])
+    columns += ["error", "other run", "note"]
+    _measure.write("hypergradient", "Hypergradient of sample weights", notes, rows, columns)
 
 
 def main() -> None:
     """Parse, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worker", nargs=4, metavar=("CELL", "METHOD", "WHAT", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, metavar=("CELL", "METHOD", "WHAT"), help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="+", default=CELLS, help="cells")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--runs", type=int, default=5)

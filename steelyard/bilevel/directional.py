@@ -98,9 +98,9 @@ class ForwardMode:
     def curvature_and_losses(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> tuple[Tensors, Tensor]:
         """Reverse over reverse, which takes two thirds of the time of forward over reverse on a small MLP.
 
-        Forward over reverse where an operator cannot be differentiated twice in reverse, and for BatchNorm: in a tangent
-        pass the shift by a bias before it goes out with the mean, in reverse it is a sum of large terms that rounds
-        (and the time saved on a ResNet-18 was a tenth).
+        Forward over reverse where an operator cannot be differentiated twice in reverse, and for BatchNorm: in a
+        tangent pass the shift by a bias before it goes out with the mean, in reverse it is a sum of large terms that
+        rounds (and the time saved on a ResNet-18 was a tenth).
         """
         if step.twice and not step.coupled:
             with suppress(RuntimeError):

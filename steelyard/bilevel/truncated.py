@@ -43,10 +43,17 @@ class Truncated:
 
     Time, in forward passes over the window's batches, beside the gradient of the outer loss: T = 1 costs 3 (a layer
     whose input and weight both have tangents multiplies three times), and 3 more with an adaptive optimizer whose last
-    gradient has been cleared; each further step costs 9, and 3 more with an adaptive optimizer, whose adjoint needs
+    gradient has been cleared; each further step costs 9 (reverse over reverse, or forward over reverse), and 3 more with an adaptive optimizer, whose adjoint needs
     the gradient. On the newest step's own samples T = 1 costs 2, or 1 where samples do not couple, after
     ``Recorder(..., reuse=True)``. `FiniteDifference` costs 2 where this costs 3, and 6 where this costs 9. Memory:
     one chunk's activations at T = 1, one batch's activations at T > 1, never T of them.
+
+    Precision: with an adaptive optimizer (Adam, RMSprop, Adagrad and their kin) in float32, how far the answer hangs on
+    the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a cold start:
+    Adam's update moves by e eps / (|g| + eps)^2), the step's gradient is taken once more in float64, one reverse
+    pass, and rounded. Left as recorded: under autocast; where module, loss or device do not take float64, or give
+    another gradient there (noise that depends on the precision); a parameter whose gradient is nothing but rounding.
+    On a GPU with slow float64 that pass can be the longest of all. (`Unrolled` knows nothing of this.)
 
     Args:
         steps: T; at most as many as were recorded.

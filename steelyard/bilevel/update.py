@@ -68,7 +68,9 @@ class _Known(NamedTuple):
 
     def whole(self) -> bool:
         """Whether the parameter is one piece, or is not laid out so that it can be cut, in the gradient's precision."""
-        tensors = [one for one in (*self[2:5], *self.state.values(), *self.state_adjoint.values()) if _shaped(one)]
+        tensors = [
+            one for one in (*self[2:5], *self.state.values(), *self.state_adjoint.values()) if isinstance(one, Tensor)
+        ]
         alike = all(one.dtype == self.adjoint.dtype for one in tensors)
         return alike and (in_one_piece(self.adjoint) or not all(one.is_contiguous() for one in tensors))
 
@@ -77,9 +79,11 @@ class _Known(NamedTuple):
         dtype = self.adjoint.dtype if self.gradient is None else self.gradient.dtype
 
         def cut(value: Any) -> Any:
-            return [one.to(dtype) for one in pieces(value)] if _shaped(value) else value
+            return [one.to(dtype) for one in pieces(value)] if isinstance(value, Tensor) else value
 
-        state, state_adjoint = ({k: cut(one) for k, one in values.items()} for values in (self.state, self.state_adjoint))
+        state, state_adjoint = (
+            {k: cut(one) for k, one in values.items()} for values in (self.state, self.state_adjoint)
+        )
         parameter, gradient, adjoint = cut(self.parameter), cut(self.gradient), cut(self.adjoint)
         for number in range(len(adjoint)):
             yield _Known(
@@ -92,13 +96,7 @@ class _Known(NamedTuple):
             )
 
 
-def _shaped(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def pull_update(
-    run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors], last: bool = False
-) -> Update:
+def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors], last: bool = False) -> Update:
     """Pull the adjoints of parameters and state back through the update of `step`.
 
     Args:
@@ -185,7 +183,8 @@ def _whole(pullback: Pullback, known: _Known, last: bool, size: _Norm | None, ov
         return _pulled(pullback, known, last, size)
     adjoint = known.adjoint
     along = _Joined(None, adjoint, over)
-    direct, before, doubts = _Joined(adjoint, adjoint), {}, []
+    direct, doubts = _Joined(adjoint, adjoint), []
+    before: dict[str, _Joined] = {}
     for number, part in enumerate(known.parts()):
         found = _pulled(pullback, part, last, size)
         along.put(number, found.gradient, None)
@@ -213,7 +212,8 @@ class _Joined:
     """A tensor put together of flat pieces; where they are the pieces of what was `given`, that itself."""
 
     def __init__(self, given: Tensor | None, like: Tensor, over: Tensor | None = None) -> None:
-        self._value, self._like, self._places = given, like, ()
+        self._value, self._like = given, like
+        self._places: tuple[Tensor, ...] = ()
         if over is not None and over.is_contiguous():
             self._value, self._places = over, pieces(over)
 

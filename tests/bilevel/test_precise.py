@@ -107,6 +107,22 @@ def test_a_cold_start_in_float32_is_as_right_as_the_rest(name: str, monkeypatch:
     assert error(record) > 1e-4
 
 
+def test_a_parameter_without_dimensions() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(40, 200)
+            self.scale = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs) * self.scale
+
+    def make() -> nn.Module:
+        return nn.Sequential(Scaled(), nn.ReLU(), nn.Linear(200, 5))
+
+    for optimizer in ("adam", "adam-decay", "rmsprop-centered"):
+        assert error(run(make, OPTIMIZERS[optimizer])) < 1e-5
+
+
 def test_windows_that_begin_cold() -> None:
     assert error(run(steps=3)) < 1e-5
 

@@ -16,7 +16,8 @@ dx/dd = 2 sigma d = 0 there.
 
 How much dy/dd depends on d itself decides what a rounding of d does to it:
 
-    d^2y/dd^2 = [-2 e D' - (e d + f m) (D'' - 2 D'^2 / D)] / D^2,   D' = sigma d / (r kappa),   D'' = sigma rho n / (r^3 kappa).
+    d^2y/dd^2 = [-2 e D' - (e d + f m) (D'' - 2 D'^2 / D)] / D^2,
+    D' = sigma d / (r kappa),   D'' = sigma rho n / (r^3 kappa).
 
 With a = sqrt(sigma) / kappa, |D'| <= a and |D''| <= sigma / (r kappa), and for moments that are averages of gradients
 |e d + f m| / D is a small multiple of e / a, so that it stays below 10 e a / D^2.
