@@ -39,14 +39,15 @@ class Truncated:
 
     Source: truncated back-propagation (Shaban et al. 2019); T = 1 is the estimator of MAPLE (Zhou et al. 2022,
     Algorithm 1, line 5). Here the optimizer's update is pulled back in closed form and the samples are reached by
-    forward-mode differentiation, so that no graph of a training step is ever kept.
+    forward-mode differentiation; for T > 1 one step's gradient is differentiated at a time, and its graph let go.
 
     Time, in forward passes over the window's batches, beside the gradient of the outer loss: T = 1 costs 3 (a layer
     whose input and weight both have tangents multiplies three times), and 3 more with an adaptive optimizer whose last
-    gradient has been cleared; each further step costs 9 (reverse over reverse, or forward over reverse), and 3 more with an adaptive optimizer, whose adjoint needs
-    the gradient. On the newest step's own samples T = 1 costs 2, or 1 where samples do not couple, after
-    ``Recorder(..., reuse=True)``. `FiniteDifference` costs 2 where this costs 3, and 6 where this costs 9. Memory:
-    one chunk's activations at T = 1, one batch's activations at T > 1, never T of them.
+    gradient has been cleared; each further step costs 9 (reverse over reverse; with BatchNorm forward over reverse),
+    and 3 more with an adaptive optimizer, whose adjoint needs the gradient. On the newest step's own samples T = 1
+    costs 2, or 1 where samples do not couple, after ``Recorder(..., reuse=True)``. `FiniteDifference` costs 2 where
+    this costs 3, and 6 where this costs 9. Memory: one chunk's activations at T = 1, those of one batch and of its
+    gradient at T > 1, never T of them.
 
     Precision: with an adaptive optimizer (Adam, RMSprop, Adagrad and their kin) in float32, how far the answer hangs on
     the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a cold start:
