@@ -1,4 +1,4 @@
-"""The truncated hypergradient: walk back over the recorded steps, no second-order graph."""
+"""The truncated hypergradient: walk back over the recorded steps, one at a time."""
 
 from __future__ import annotations
 
