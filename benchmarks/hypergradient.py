@@ -310,7 +310,7 @@ def report() -> None:
                 "memory MiB": one.get("memory"),
                 "error": one.get("error"),
                 "other run": one.get("other run"),
-                "note": one.get("failed", ""),
+                "note": one.get("failed") or one.get("note", ""),
             }
         )
     missing = [
