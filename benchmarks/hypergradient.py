@@ -57,6 +57,7 @@ class Problem:
     outer_targets: Tensor
     steps: int
     batch: int
+    moments: list[tuple[Tensor, Tensor]]
 
     @classmethod
     def of(cls, cell: str, dtype: torch.dtype) -> Problem:
@@ -68,17 +69,18 @@ class Problem:
         data = Batch.of(torch.randn(rows, *shape).to(dtype), torch.randint(0, 10, (rows,)))
         weight = (0.5 + torch.rand(rows)).to(dtype)
         outer = torch.randn(side, *shape).to(dtype), torch.randint(0, 10, (side,))
-        return cls(model.to(dtype).train(), kind, data, weight, *outer, int(steps), side)
+        model = model.to(dtype).train()
+        sizes = model.parameters() if kind == "adam-warm" else ()
+        moments = [(3e-4 * torch.randn_like(p), 1e-7 * (0.1 + torch.rand_like(p))) for p in sizes]
+        return cls(model, kind, data, weight, *outer, int(steps), side, moments)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Make torch's optimizer."""
         if self.kind == "sgd":
             return torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        if self.kind == "adam-warm":
-            for p in self.model.parameters():
-                first, second = 3e-4 * torch.randn_like(p), 1e-7 * (0.1 + torch.rand_like(p))
-                optimizer.state[p] = {"step": torch.tensor(100.0), "exp_avg": first, "exp_avg_sq": second}
+        for p, (first, second) in zip(self.model.parameters(), self.moments, strict=False):
+            optimizer.state[p] = {"step": torch.tensor(100.0), "exp_avg": first, "exp_avg_sq": second}
         return optimizer
 
     def outer(self, model: Callable[[Tensor], Tensor]) -> Tensor:
