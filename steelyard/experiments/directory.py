@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from steelyard._files import lock
-from steelyard.experiments.errors import RunError
+from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.prior_scores import PRIOR
 from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.schema import plain
+from steelyard.experiments.schema import parse, plain
 from steelyard.journal import Journal
 
 __all__ = [
@@ -94,7 +94,10 @@ def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Non
 
 
 def check_recipe(directory: Path, recipe: object) -> None:
-    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe` (of any kind)."""
+    """Raise RunError if the run in `directory`, where there is one, is not one of `recipe` (of any kind).
+
+    A finished run of an earlier version may lack fields that recipes have since: it had their defaults.
+    """
     path = directory / CONFIG
     if not path.is_file():
         return
@@ -102,6 +105,9 @@ def check_recipe(directory: Path, recipe: object) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}); --overwrite begins anew") from error
+    if is_finished(directory):
+        with suppress(RecipeError):  # what is wrong with it is a difference too
+            found = json.loads(json.dumps(plain(parse(type(recipe), found, str(path)))))
     if field := _difference(found, json.loads(json.dumps(plain(recipe)))):
         raise RunError(
             f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give "

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from steelyard.cli import main
 from steelyard.experiments import prior_benchmark
-from steelyard.experiments.directory import ENVIRONMENT
+from steelyard.experiments.directory import CONFIG, ENVIRONMENT
 from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.prior_benchmark import priors
 from steelyard.experiments.prior_benchmark.cells import carry_out, collect
@@ -71,6 +71,19 @@ def test_cells_that_are_there_are_read_and_a_cut_run_is_done_again(done: tuple, 
     pandas.testing.assert_frame_equal(first, second)  # the seed decides
     again = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert again == {copy / cut.place / "metrics.jsonl"}
+
+
+def test_a_finished_run_of_an_earlier_version_had_the_defaults_of_later_fields(done: tuple, tmp_path: Path) -> None:
+    runs, first = done
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    place = copy / CELLS[0].place
+    config = json.loads((place / CONFIG).read_text())
+    assert config["recipe"]["method"]["training"].pop("bfloat16") is False
+    (place / CONFIG).write_text(json.dumps(config))
+    pandas.testing.assert_frame_equal(first, carry_out(CELLS, copy))
+    (place / ENVIRONMENT).unlink()  # but an unfinished one would go on with other code
+    with pytest.raises(RunError, match="method.training.bfloat16 is None there and False here"):
+        carry_out(CELLS, copy)
 
 
 def test_a_run_of_other_settings_is_refused(done: tuple) -> None:
