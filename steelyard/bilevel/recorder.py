@@ -143,6 +143,8 @@ class Recorder:
         next.
         """
         self._check(batch, weight)
+        for earlier in self._window:  # before this forward pass takes memory of its own
+            earlier.gradient = earlier.tape = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = _names(self._module, self._optimizer)  # add_param_group
         trained = set(self._names.values())

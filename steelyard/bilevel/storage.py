@@ -88,7 +88,6 @@ class Storage:
                 window.popleft()
 
     def _shrink(self, step: Step, newer: Step) -> None:
-        step.gradient = step.tape = None
         if self.checkpoint_every > 1 and not step.checkpoint:
             step.parameters, step.state, step.kept = {}, {}, "replayed"
             return

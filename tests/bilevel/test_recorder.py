@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -60,6 +61,31 @@ def test_sgd_keeps_one_copy_of_the_parameters_a_step_and_nothing_else() -> None:
     newest = {name: tensor for name, (tensor, _) in (steps[1].gradient or {}).items()}
     assert all(newest[name] is p.grad for name, p in model.named_parameters())  # by reference
     assert steps[0].batch.inputs.data_ptr() == steps[0].batch.inputs.data_ptr()
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_gradients_and_activations_of_a_step_are_gone_before_the_next_forward_pass(reuse: bool) -> None:
+    model, left = mlp().double(), []
+    batch = Batch.of(data().inputs.double(), data().targets)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, OBJECTIVE, steps=3, reuse=reuse) as recorder:
+        seen: list[weakref.ref] = []
+        model.register_forward_pre_hook(lambda *_: left.append(sum(one() is not None for one in seen)))
+        for _ in range(3):
+            loss = recorder.loss(batch, torch.ones(6, dtype=torch.float64))
+            assert recorder._pending is not None
+            tape = recorder._pending.tape
+            assert (tape is not None) == reuse
+            seen += [weakref.ref(tape)] if tape is not None else []
+            del tape
+            loss.backward()
+            del loss  # its graph holds hooks that hold the tape
+            optimizer.step()
+            seen += [weakref.ref(p.grad) for p in model.parameters()]
+            optimizer.zero_grad()
+        found = Truncated(steps=3)(recorder.trajectory(), lambda m: m(batch.inputs).square().sum())
+    assert left[:3] == [0, 0, 0]
+    assert found.abs().min() > 0
 
 
 def test_storage_of_a_step_that_leaves_the_window_is_used_again() -> None:
