@@ -155,7 +155,7 @@ def report() -> None:
         "`rounded copies` and `noise` are no storages, and show what an error means: parameters rounded to bfloat16",
         "themselves, and moved by about a rounding of float32. The run starts at random parameters, which move by 5 to",
         "8 % a step. `Storage(device=...)` is for a GPU: not measured, none was at hand.",
-        "At T = 20 checkpoints take less than bfloat16, exactly, in no more time; at T = 5 neither lowers the peak.",
+        "At T = 20 checkpoints take less than bfloat16, exactly, in more time; at T = 5 neither lowers the peak much.",
         "bfloat16 is refused for Adam: before it was, the error at T = 5, batch 4, was 2.20 (moments rounded too).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
         "",
