@@ -15,10 +15,9 @@ moments and data cast to float64 (`error`), and of a run in float64 from the sta
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks import _measure
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
-from steelyard.bilevel.integrity import fingerprint
+from tests.bilevel.widened import widened
 
 MUSTS = ["resnet18/128/1/sgd", "resnet18/32/1/sgd", "resnet18-gn/128/1/sgd"]
 CELLS = [
@@ -128,38 +127,11 @@ def steelyard(problem: Problem, estimator: Any, reuse: bool = False) -> Tensor:
 def same_run(cell: str) -> Tensor:
     """Record in float32, cast what was recorded to float64, and ask the estimator there."""
     problem, exact = Problem.of(cell, torch.float32), Problem.of(cell, torch.float64)
-    optimizer = problem.optimizer()
-    recorder = Recorder(problem.model, optimizer, SPREAD, steps=problem.steps)
-    for batch, weight in problem.batches(problem.weight):
-        optimizer.zero_grad()
-        recorder.loss(batch, weight).backward()
-        optimizer.step()
-    return Truncated(problem.steps)(_widened(recorder.trajectory()), exact.outer)
 
+    def there(record: Trajectory, outer: Any) -> Tensor:
+        return Truncated(problem.steps)(widened(record), exact.outer)
 
-def _widened(record: Trajectory) -> Trajectory:
-    model = copy.deepcopy(record.module).double()
-    steps = [
-        replace(
-            step,
-            batch=replace(step.batch, inputs=step.batch.inputs.double()),
-            weight=step.weight.double(),
-            parameters=_double(step.parameters),
-            state=_double(step.state),
-            buffers=_double(step.buffers),
-            gradient=None,
-            guards=[],
-        )
-        for step in record.steps
-    ]
-    live = dict(model.named_parameters())
-    return replace(record, module=model, steps=steps, fingerprint=fingerprint(live[name] for name in record.names))
-
-
-def _double(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _double(one) for key, one in values.items()}
-    return values.double() if isinstance(values, Tensor) and values.is_floating_point() else values
+    return steelyard(problem, there)
 
 
 def by_higher(problem: Problem) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, update
-from steelyard.bilevel.integrity import fingerprint
 from steelyard.bilevel.pullback._adaptive import adaptive
 from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.bilevel.widened import widened
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -64,34 +62,6 @@ def run(
         recorder.loss(batch(number), weight).backward()
         optimizer.step()
     return recorder.trajectory()
-
-
-def double(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: double(one) for key, one in values.items()}
-    return values.double() if isinstance(values, Tensor) and values.is_floating_point() else values
-
-
-def widened(record: Trajectory) -> Trajectory:
-    """The same recorded steps, all of them cast to float64; gradients are computed anew."""
-    model = copy.deepcopy(record.module).double()
-    steps = [
-        replace(
-            step,
-            batch=replace(step.batch, inputs=step.batch.inputs.double()),
-            weight=step.weight.double(),
-            parameters=double(step.parameters),
-            state=double(step.state),
-            buffers=double(step.buffers),
-            gradient=None,
-            tape=None,
-            guards=[],
-        )
-        for step in record.steps
-    ]
-    live = dict(model.named_parameters())
-    mark = fingerprint(live[name] for name in record.names)
-    return replace(record, module=model, steps=steps, fingerprint=mark)
 
 
 def error(record: Trajectory) -> float:

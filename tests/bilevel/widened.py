@@ -1,0 +1,40 @@
+"""A recorded run in another precision: what its float32 answer is measured against, here and in the benchmarks."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from steelyard.bilevel import Trajectory
+from steelyard.bilevel.integrity import fingerprint
+
+
+def widened(record: Trajectory) -> Trajectory:
+    """The same recorded steps, all of them cast to float64; gradients are computed anew."""
+    model = copy.deepcopy(record.module).double()
+    steps = [
+        replace(
+            step,
+            batch=replace(step.batch, inputs=step.batch.inputs.double()),
+            weight=step.weight.double(),
+            parameters=_double(step.parameters),
+            state=_double(step.state),
+            buffers=_double(step.buffers),
+            gradient=None,
+            tape=None,
+            guards=[],
+        )
+        for step in record.steps
+    ]
+    live = dict(model.named_parameters())
+    mark = fingerprint(live[name] for name in record.names)
+    return replace(record, module=model, steps=steps, fingerprint=mark)
+
+
+def _double(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _double(one) for key, one in values.items()}
+    return values.double() if isinstance(values, Tensor) and values.is_floating_point() else values
