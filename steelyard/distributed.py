@@ -23,6 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+if dist.is_available():
+    # DistributedDataParallel imports this at its first use, and its defaults (``group=group.WORLD``) would then keep
+    # the default group for good: `destroy_process_group` could not join gloo's threads, and one that lets go of a
+    # tensor while the interpreter ends aborts the process (torch 2.13). Before there is a group, they are None.
+    import torch.distributed.nn.functional
+
 __all__ = ["ALONE", "Processes", "RankError", "Ranks", "launched", "launched_processes"]
 
 T = TypeVar("T")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import tee
 from typing import Any
 
@@ -93,7 +94,6 @@ class InnerRun:
         self.schedule = schedule
         self._make_model, self._make_optimizer = model, optimizer
         self._model: nn.Module | None = None
-        self._wrapped: nn.Module | None = None
         self._initial: dict[str, Tensor] = {}
         self._optimizer: Optimizer | None = None
         self._rates: list[float] = []
@@ -123,11 +123,14 @@ class InnerRun:
         self._runs += 1
         generator = torch.Generator().manual_seed(seed)
         batches = _batches(train, weight, kept, self.batch_size, generator, self.ranks)
+        # In DistributedDataParallel for this run only: it holds the process group, which could not be left otherwise.
+        model = self.ranks.wrap(model)
+        plain = partial(self.objective, model)
         record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
         with self.ranks.listening(), seeded(device, _noise_seed(seed, self.ranks.rank)), record as recorder:
             for step in range(self.steps):
                 self._set_rates(optimizer, step / self.steps)
-                loss = recorder.loss if step >= self.steps - self.window else self._plain_loss
+                loss = recorder.loss if step >= self.steps - self.window else plain
                 self._train_step(optimizer, loss, *next(batches))
             trajectory = recorder.trajectory()
         return trajectory.module, trajectory
@@ -163,10 +166,9 @@ class InnerRun:
         self._restored = state or None
 
     def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
-        if self._model is None or self._wrapped is None:
+        if self._model is None:
             with seeded(device, self.seed):
                 self._model = self._make_model()
-            self._wrapped = self.ranks.wrap(self._model)
             self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
         if self.restart or self._optimizer is None:
             with torch.no_grad():
@@ -178,16 +180,12 @@ class InnerRun:
             self._model.load_state_dict(self._restored["model"])
             self._optimizer.load_state_dict(copy.deepcopy(self._restored["optimizer"]))
             self._runs, self._restored = self._restored["runs"], None
-        return self._wrapped.train(), self._optimizer
+        return self._model.train(), self._optimizer
 
     def _set_rates(self, optimizer: Optimizer, progress: float) -> None:
         if self.schedule is not None:
             for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * self.schedule(progress)
-
-    def _plain_loss(self, batch: Batch, weight: Tensor) -> Tensor:
-        assert self._wrapped is not None
-        return self.objective(self._wrapped, batch, weight)
 
     def _train_step(
         self, optimizer: Optimizer, loss: Callable[[Batch, Tensor], Tensor], batch: Batch, weight: Tensor
