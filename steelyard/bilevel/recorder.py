@@ -147,17 +147,18 @@ class Recorder:
             earlier.gradient = earlier.tape = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = _names(self._module, self._optimizer)  # add_param_group
-        trained = set(self._names.values())
-        fixed = [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
+        fixed: list[tuple[str, Tensor]] = []
+        if any(p not in self._names for p in self._module.parameters()):
+            trained = set(self._names.values())
+            fixed = [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
+        modules = list(self._module.modules())
+        buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
         step = Step(
             batch=batch,
             weight=weight.detach(),
             connected=weight.grad_fn is not None,
-            buffers={
-                name: value if value.requires_grad else value.detach().clone()
-                for name, value in self._module.named_buffers()
-            },
-            modes=tuple(module.training for module in self._module.modules()),
+            buffers={name: value if value.requires_grad else value.detach().clone() for name, value in buffers.items()},
+            modes=tuple([module.training for module in modules]),
             rng=random_state(self._module),
             autocast=_autocast(self._module),
             guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed]),
@@ -165,14 +166,14 @@ class Recorder:
         objective = self._objective
         if isinstance(objective, WeightedLoss) and objective.ranks.size > 1:
             objective = step.objective = objective.fixed(weight)
-        versions = [buffer._version for buffer in self._module.buffers()]
+        versions = _versions(modules)
         value, step.tape = self._evaluate(objective, batch, weight)
         # Detected by effect, not by class, so that functional dropout and home-made norms are seen too.
         step.stochastic = not _same_state(step.rng, random_state(self._module))
-        wrote = versions != [buffer._version for buffer in self._module.buffers()]
+        wrote = versions != _versions(modules)
         if step.objective is not None:
             wrote = _changed(self._module, step.buffers)
-        step.coupled = wrote or _has_batch_norm(self._module)
+        step.coupled = wrote or _has_batch_norm(modules)
         if step.objective is not None and step.coupled:
             raise RuntimeError(_COUPLED)
         if step.tape is not None:
@@ -373,6 +374,10 @@ def _same_state(one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor |
     return torch.equal(one[0], other[0]) and same_cuda
 
 
-def _has_batch_norm(module: nn.Module) -> bool:
+def _versions(modules: list[nn.Module]) -> list[int]:
+    return [buffer._version for module in modules for buffer in module._buffers.values() if buffer is not None]
+
+
+def _has_batch_norm(modules: list[nn.Module]) -> bool:
     """BatchNorm without running statistics changes no buffer, and still normalises by the batch."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules())
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in modules)

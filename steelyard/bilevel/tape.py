@@ -10,7 +10,7 @@ tensors made by an earlier forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,6 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from steelyard.bilevel.tangents import Rule, rule_for
 
 __all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable"]
+
+
+_DETACH = torch.ops.aten.detach.default
+_LISTS = (list, tuple)
 
 
 class Unusable(Exception):
@@ -181,15 +185,16 @@ class Recording(TorchDispatchMode):
             self._alive.clear()
 
     def _note(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
-            raise Unusable(f"a tensor subclass, {types}")
+        for kind in types:
+            if kind is not Tensor and kind is not nn.Parameter:
+                raise Unusable(f"a tensor subclass, {types}")
         written = _written(func, args, kwargs)
-        if func is torch.ops.aten.detach.default:
+        if func is _DETACH:
             return func(*args, **kwargs)
         tensors = [one for one in _flat(args) if isinstance(one, Tensor)]
-        slots = {id(one): self._slot(one) for one in tensors if one.requires_grad}
+        moving = [one for one in tensors if one.requires_grad]
         named = bool(kwargs) and any(isinstance(one, Tensor) and one.requires_grad for one in _flat(kwargs.values()))
-        if not (slots or named) or not torch.is_grad_enabled():
+        if not (moving or named) or not torch.is_grad_enabled():
             if any(one.requires_grad for one in written):
                 raise Unusable("a write in place without gradients")
             result = func(*args, **kwargs)
@@ -197,9 +202,10 @@ class Recording(TorchDispatchMode):
             return result
         if named:
             raise Unusable(f"{func} has tensors in keyword arguments")
+        slots = {id(one): self._slot(one) for one in moving}
         # A number, or a tensor of one, does not make a parameter's value anything else than a parameter's.
-        parametric = all(
-            slots.get(id(one)) in self._parametric for one in tensors if one.requires_grad or one.numel() > 1
+        parametric = self._parametric.issuperset(slots.values()) and all(
+            id(one) in slots or one.numel() <= 1 for one in tensors
         )
         return self._run(func, args, kwargs, slots, written, parametric)
 
@@ -217,49 +223,56 @@ class Recording(TorchDispatchMode):
             raise Unusable(f"{func} draws random numbers")
         if written and (len(written) > 1 or written[0] is not args[0]):
             raise Unusable(f"{func} writes to more than its first argument")
-        keep = set(rule.keep(args))
-        links = tuple(self._link(one, slots, position in keep, bool(written)) for position, one in enumerate(args))
+        keep = rule.keep(args)
+        links = tuple([self._link(one, slots, place in keep, bool(written)) for place, one in enumerate(args)])
         result = func(*args, **kwargs)
         self._wrote(written)
-        outputs = tuple(result) if isinstance(result, (list, tuple)) else (result,)
-        marks = tuple(self._new(one, parametric) if _moves(one) else None for one in outputs)
-        note = Note(
-            op=func,
-            rule=rule,
-            args=links,
-            kwargs=kwargs,
-            slots=marks,
-            outputs=tuple(self._held(one) if i in rule.outputs else None for i, one in enumerate(outputs)),
-            shapes=tuple(one.shape if isinstance(one, Tensor) else torch.Size() for one in outputs),
-            parametric=parametric,
-            view=self._hold(outputs),
-        )
+        outputs = tuple(result) if isinstance(result, _LISTS) else (result,)
+        made = [self._take(one, parametric, place in rule.outputs) for place, one in enumerate(outputs)]
+        slot, held, shape, views = zip(*made, strict=True)
+        note = Note(func, rule, links, kwargs, slot, held, shape, parametric, any(views))
         if note.view and (written or not parametric):
             raise Unusable("a parameter was written to in the forward pass")
         if not parametric and not self._parametric.isdisjoint(slots.values()):
-            self._frontier.update(one for one in marks if one is not None)
+            self._frontier.update([one for one in slot if one is not None])
         self._notes.append(note)
         return result
 
+    def _take(self, output: Any, parametric: bool, keep: bool) -> tuple[int | None, Held | None, torch.Size, bool]:
+        """Return an output's slot, itself if it is to be kept, its shape, and whether it is a parameter's memory."""
+        if not isinstance(output, Tensor):
+            return None, None, torch.Size(), False
+        storage = output.untyped_storage()
+        self._alive.append(storage)
+        memory = storage._cdata
+        held = Held(output, memory, self._writes.get(memory, 0)) if keep else None
+        slot = None
+        if output.is_floating_point():
+            slot = self._slots[_key(output, memory)] = self._next()
+            if parametric:
+                self._parametric.add(slot)
+        return slot, held, output.shape, memory in self._owned
+
     def _link(self, value: Any, slots: dict[int, int], keep: bool, copy: bool) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [self._link(one, slots, keep, copy) for one in value]
         if not isinstance(value, Tensor):
-            return value
+            return [self._link(one, slots, keep, copy) for one in value] if isinstance(value, _LISTS) else value
+        slot = slots.get(id(value))
+        if not keep:
+            return None if slot is None else Link(slot, None)
+        memory = _memory(value)
+        if memory in self._owned:
+            if slot is None:
+                raise Unusable("a parameter that is read as a constant")
+            return Link(slot, None)
         # What is about to be written over is kept as a copy.
-        held = self._held(value.detach().clone() if copy else value) if keep else None
-        parameter = _memory(value) in self._owned
-        if id(value) in slots:
-            return Link(slots[id(value)], None if parameter else held)
-        if keep and parameter:
-            raise Unusable("a parameter that is read as a constant")
-        return held
+        held = Held(value.detach().clone(), 0) if copy else Held(value, memory, self._writes.get(memory, 0))
+        return held if slot is None else Link(slot, held)
 
     def _slot(self, value: Tensor) -> int:
         """Return the slot of a tensor that autograd follows; the first reader of a frontier output listens there."""
         if value.is_leaf:
             return self._leaf(value)
-        slot = self._slots.get(_key(value))
+        slot = self._slots.get(_key(value, _memory(value)))
         if slot is None:
             raise Unusable("a tensor that this forward pass did not make")
         if self._listens and slot in self._frontier and slot not in self._heard:
@@ -273,27 +286,9 @@ class Recording(TorchDispatchMode):
             slot = self._leaves[value] = self._next()
         return slot
 
-    def _new(self, output: Tensor, parametric: bool) -> int:
-        slot = self._slots[_key(output)] = self._next()
-        if parametric:
-            self._parametric.add(slot)
-        return slot
-
     def _next(self) -> int:
         self._count += 1
         return self._count
-
-    def _held(self, value: Any) -> Held | None:
-        if not isinstance(value, Tensor):
-            return None
-        memory = _memory(value)
-        return Held(value, memory, self._writes.get(memory, 0))
-
-    def _hold(self, outputs: tuple[Any, ...]) -> bool:
-        """Keep the memory of the outputs; return whether any of it is a parameter's."""
-        storages = [one.untyped_storage() for one in outputs if isinstance(one, Tensor)]
-        self._alive += storages
-        return any(storage._cdata in self._owned for storage in storages)
 
     def _wrote(self, written: Iterable[Tensor]) -> None:
         """Count the write; other views of that memory are no longer what their slots say."""
@@ -311,7 +306,7 @@ class Recording(TorchDispatchMode):
     def _finish(self, losses: Tensor) -> Tape:
         if any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in _graph(losses)):
             raise Unusable("a torch.autograd.Function")
-        last = self._slots.get(_key(losses))
+        last = self._slots.get(_key(losses, _memory(losses)))
         if last is None:
             raise Unusable("losses that this forward pass did not make")
         needed, notes = {last}, []
@@ -345,24 +340,23 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     return found
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
+def _flat(values: Iterable[Any]) -> Sequence[Any]:
+    """Return the values, and those of lists among them in their places."""
+    flat: list[Any] = []
     for value in values:
-        if isinstance(value, (list, tuple)) and not isinstance(value, (Link, Held, torch.Size)):
-            yield from _flat(value)
+        if isinstance(value, _LISTS) and not isinstance(value, (Link, torch.Size)):
+            flat += _flat(value)
         else:
-            yield value
+            flat.append(value)
+    return flat
 
 
 def _memory(value: Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
-def _key(value: Tensor) -> tuple[Any, ...]:
-    return (_memory(value), value.storage_offset(), value.shape, value.stride(), value.dtype)
-
-
-def _moves(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _key(value: Tensor, memory: int) -> tuple[Any, ...]:
+    return (memory, value.storage_offset(), value.shape, value.stride(), value.dtype)
 
 
 def _graph(losses: Tensor) -> Iterator[Any]:

@@ -106,15 +106,16 @@ class Truncated:
             trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
             step = next(backward(trajectory, 1))
-            along = pull_update(trajectory, step, adjoint, {}, last=True).along
-            return virtual(trajectory, step, step.parameters, along, samples, self.direction)
+            update = pull_update(trajectory, step, adjoint, {}, last=True)
+            values = virtual(trajectory, step, step.parameters, update.along, samples, self.direction)
+            return values * update.times
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
         found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), backward(trajectory, len(steps)), strict=True):
-            along, adjoint, state = pull_update(trajectory, step, adjoint, state, last=not number)
+            along, adjoint, state, times = pull_update(trajectory, step, adjoint, state, last=not number)
             if number:
                 product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
                 adjoint, running, _ = _arrive(trajectory, step, adjoint, trajectory.ranks.mean(product), running)
@@ -122,7 +123,8 @@ class Truncated:
                 tangents = self.direction.losses(trajectory, step, step.parameters, along, step.batch)
             if self.direction.exact:
                 check_gradient(trajectory, step, step.parameters, along, tangents)
-            add_rows(total, ids, step.batch.index, weighted.pull(tangents, tangents, step.weight))
+            values = weighted.pull(tangents, tangents, step.weight) * times
+            add_rows(total, ids, step.batch.index, values, window=index is None)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -148,7 +150,7 @@ class Truncated:
         total = list(found.direct)
         state: dict[str, Tensors] = {}
         for step in backward(trajectory, len(steps)):
-            along, adjoint, state = pull_update(trajectory, step, adjoint, state)
+            along, adjoint, state, _ = pull_update(trajectory, step, adjoint, state)
             product, through = mixed(trajectory, step, step.parameters, along, tensors)
             adjoint, running, moved = _arrive(trajectory, step, adjoint, product, running, tensors)
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]

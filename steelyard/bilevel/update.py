@@ -18,6 +18,7 @@ from steelyard.bilevel.directional import gradient
 from steelyard.bilevel.integrity import in_one_piece, pieces
 from steelyard.bilevel.precise import precise_gradient, single
 from steelyard.bilevel.pullback import Pullback, Pulled, pullback_of
+from steelyard.bilevel.pullback.sgd import SGDPullback
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["TOLERANCE", "Update", "pull_update"]
@@ -34,14 +35,16 @@ class Update(NamedTuple):
     """Adjoints before an update, by parameter.
 
     Attributes:
-        along: u, that of the gradient.
+        along: u, that of the gradient, but for the number `times`.
         direct: what reaches the parameters, but for the path through the gradient.
         state: that of the optimizer's state, by parameter and entry.
+        times: what u is a multiple of `along` by; 1 but for a last step, from which all goes on in proportion to u.
     """
 
     along: Tensors
     direct: Tensors
     state: dict[str, Tensors]
+    times: float = 1.0
 
 
 class _Known(NamedTuple):
@@ -107,6 +110,9 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     """
     pullback = pullback_of(run.optimizer)
     if pullback.linear:
+        times = _multiple(pullback, step) if last and not any(state.values()) else None
+        if times is not None:  # a pass over all parameters less
+            return Update(adjoint, {}, {}, times)
         return _update(pullback, step, {}, adjoint, state, last)
     gradients = _gradient_of(run, step)
     if not single(step):
@@ -123,6 +129,14 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         return found
     exact = precise_gradient(run, step, gradients)
     return found if exact is None else _update(pullback, step, exact, adjoint, state, last, over=found.along)
+
+
+def _multiple(pullback: Pullback, step: Step) -> float | None:
+    """Return the one number that u is of the adjoint in all parameters; None where there is no such."""
+    if step.skipped or not isinstance(pullback, SGDPullback):
+        return None
+    factors = {pullback.factor(step.groups[name], step.state[name]) for name in step.parameters}
+    return factors.pop() if len(factors) == 1 else None
 
 
 class _Norm:

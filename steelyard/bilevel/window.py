@@ -98,11 +98,15 @@ def check_alone(run: Trajectory, what: str) -> None:
         )
 
 
-def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor) -> None:
+def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: bool = False) -> None:
     """Add `values` ``(batch,)`` of the samples `rows` ``(batch,)`` into `total` ``(k,)``, which is aligned with `ids`.
 
-    Rows with the same id add up; rows that `ids` does not name are left out; ids may repeat.
+    Rows with the same id add up; rows that `ids` does not name are left out; ids may repeat. Where they are those of
+    the `window`, sorted, each once, with all rows among them, there is less to do.
     """
+    if window:
+        total.index_add_(0, torch.searchsorted(ids, rows), values.to(total.dtype))
+        return
     unique, inverse = torch.unique(rows, return_inverse=True)  # of the rows, which are few where the ids are many
     if len(unique) == 0:
         return

@@ -59,11 +59,22 @@ class SGDPullback:
         self, group: Mapping[str, Any], state: Mapping[str, Any], adjoint: Tensor, state_adjoint: Mapping[str, Tensor]
     ) -> Tensor:
         """Return the adjoint of the gradient alone, written over `adjoint`: one number times each of the two."""
-        sign = -1.0 if group["maximize"] else 1.0
+        direction = adjoint.mul_(self.factor(group, state))
+        after = state_adjoint.get("momentum_buffer") if group["momentum"] else None
+        return direction if after is None else direction.add_(after, alpha=_sign(group) * _kept(group, state))
+
+    def factor(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+        """Return what the adjoint of theta_{t+1} alone is multiplied by to give that of the gradient."""
         if not group["momentum"]:
-            return adjoint.mul_(-sign * group["lr"])
-        kept = 1 - group["dampening"] if state["started"] else 1.0
-        move = -group["lr"] * (1 + kept * group["momentum"] if group["nesterov"] else kept)
-        direction = adjoint.mul_(sign * move)
-        after = state_adjoint.get("momentum_buffer")
-        return direction if after is None else direction.add_(after, alpha=sign * kept)
+            return -_sign(group) * float(group["lr"])
+        kept = _kept(group, state)
+        return -_sign(group) * float(group["lr"]) * (1 + kept * group["momentum"] if group["nesterov"] else kept)
+
+
+def _sign(group: Mapping[str, Any]) -> float:
+    return -1.0 if group["maximize"] else 1.0
+
+
+def _kept(group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+    """Return the share of a gradient that enters the buffer."""
+    return 1.0 - group["dampening"] if state["started"] else 1.0
