@@ -1,4 +1,4 @@
-"""The gradient of a recorded step once more, in float64.
+"""A recorded step once more, in float64: its gradient, and itself where float32 is too rough for more than that.
 
 The same step means: the same parameters, buffers, batch, weights, modes and random state, each cast. What cannot be
 cast (a module or a loss that holds float32 tensors of its own, a device without float64), or comes out as another
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,28 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["precise_gradient", "single"]
+__all__ = ["Precise", "precise_gradient", "single"]
 
 _AGREE = 1e-2  # of a parameter's gradient, and a hundredth of that of all: a bias before BatchNorm has noise only
+
+
+_ROUGH = 1e-4
+"""How far the gradient of the float32 forward pass may be off before that is too rough for derivatives along u as well.
+
+Seen: 4e-7 on an MLP, 5e-6 on a ResNet-18 with GroupNorm (these came out within 5e-7), 3e-3 with BatchNorm (3e-4)."""
+
+
+class Precise(NamedTuple):
+    """What float64 says of a step.
+
+    Attributes:
+        gradients: by the names asked for, as the optimizer would have used them.
+        wide: the step in float64, where in float32 its derivatives are off by more than rounding their values; else
+            None. What the module holds of parameters that are not trained is among its buffers.
+    """
+
+    gradients: Tensors
+    wide: Step | None
 
 
 def single(step: Step) -> bool:
@@ -29,40 +48,46 @@ def single(step: Step) -> bool:
     return step.autocast is None and all(p.dtype == torch.float32 for p in step.parameters.values())
 
 
-def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
+def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Precise | None:
     """Return the gradient of the inner loss of `step` by a reverse pass in float64; None where there is none.
 
     Rounded to float32, whose relative error is harmless, but where weight decay will be added to it, which may
-    cancel it. On several ranks all must ask.
+    cancel it. On several ranks all must ask, and all get the same answer.
 
     Args:
         run, step: the step, for which `single` holds.
         recorded: the gradient that the optimizer used, by the names asked for.
     """
-    found = _replayed(run, step, recorded)
+    wide = _widened(run, step)
+    found = _replayed(run, step, wide, recorded)
     if not all(run.ranks.lengths(int(found is not None))):
         return None
     assert found is not None
-    return _accepted(run.ranks.mean(found), recorded)
+    return _accepted(run.ranks.mean(found), recorded, wide)
 
 
-def _replayed(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
-    leaves = {
-        name: (p.double() if _cancels(step, name) else p).detach().requires_grad_()
-        for name, p in step.parameters.items()
-        if name in recorded
-    }
-    others = {name: p for name, p in run.module.named_parameters() if name not in leaves}
-    fixed = {name: _double(p.detach()) for name, p in {**others, **step.parameters}.items() if name not in leaves}
-    wide = replace(
+def _widened(run: Trajectory, step: Step) -> Step:
+    untrained = {name: p for name, p in run.module.named_parameters() if name not in step.parameters}
+    return replace(
         step,
         batch=_wide(step.batch),
         weight=step.weight.double(),
-        buffers={name: _double(value.detach()) for name, value in step.buffers.items()},
+        parameters={name: p.double() for name, p in step.parameters.items()},
+        buffers={name: _double(value.detach()) for name, value in {**step.buffers, **untrained}.items()},
+        gradient=None,
+        tape=None,
+        guards=[],
     )
+
+
+def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
+    leaves = {
+        name: (wide.parameters[name] if _cancels(step, name) else step.parameters[name]).detach().requires_grad_()
+        for name in recorded
+    }
     try:
         with torch.enable_grad():
-            value = run.loss(wide, {**fixed, **{name: leaf.double() for name, leaf in leaves.items()}})
+            value = run.loss(wide, {**wide.parameters, **{name: leaf.double() for name, leaf in leaves.items()}})
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
@@ -74,7 +99,7 @@ def _cancels(step: Step, name: str) -> bool:
     return bool(group["weight_decay"]) and not group.get("decoupled_weight_decay", False)
 
 
-def _accepted(found: Tensors, recorded: Tensors) -> Tensors | None:
+def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> Precise | None:
     """Return `found` where both are the same gradient up to rounding, parameter by parameter; None: they are not.
 
     A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
@@ -87,7 +112,9 @@ def _accepted(found: Tensors, recorded: Tensors) -> Tensors | None:
     if not bool((apart <= _AGREE * (size + 0.01 * typical * counts.sqrt())).all()):
         return None
     close = (apart <= _AGREE * size).tolist()
-    return {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
+    gradients = {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
+    rough = bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
+    return Precise(gradients, wide if rough else None)
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:

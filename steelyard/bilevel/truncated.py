@@ -15,7 +15,7 @@ from steelyard.bilevel.directional import CentralDifference, Direction, ForwardM
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
-from steelyard.bilevel.update import pull_update
+from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
     add_rows,
     check_alone,
@@ -52,9 +52,12 @@ class Truncated:
     Precision: with an adaptive optimizer (Adam, RMSprop, Adagrad and their kin) in float32, how far the answer hangs on
     the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a cold start:
     Adam's update moves by e eps / (|g| + eps)^2), the step's gradient is taken once more in float64, one reverse
-    pass, and rounded. Left as recorded: under autocast; where module, loss or device do not take float64, or give
-    another gradient there (noise that depends on the precision); a parameter whose gradient is nothing but rounding.
-    On a GPU with slow float64 that pass can be the longest of all. (`Unrolled` knows nothing of this.)
+    pass, and rounded. Where it then is more than 1e-4 away from the recorded one (the first step of a ResNet), the
+    float32 forward pass is too rough for derivatives along u, and those of the step's own samples are taken in
+    float64, too (not those of `samples`, nor in `tensors`). Left as recorded: under autocast; where module, loss or
+    device do not take float64, or give another gradient there (noise that depends on the precision); a parameter whose
+    gradient is nothing but rounding. On a GPU with slow float64 these passes can be the longest of all. (`Unrolled`
+    knows nothing of this.)
 
     Args:
         steps: T; at most as many as were recorded.
@@ -115,15 +118,15 @@ class Truncated:
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), backward(trajectory, len(steps)), strict=True):
-            along, adjoint, state, times = pull_update(trajectory, step, adjoint, state, last=not number)
+            update = pull_update(trajectory, step, adjoint, state, last=not number)
+            product, tangents = self._along(trajectory, step, update, curvature=bool(number))
             if number:
-                product, tangents = self.direction.curvature_and_losses(trajectory, step, step.parameters, along)
-                adjoint, running, _ = _arrive(trajectory, step, adjoint, trajectory.ranks.mean(product), running)
-            else:
-                tangents = self.direction.losses(trajectory, step, step.parameters, along, step.batch)
+                mean = trajectory.ranks.mean(product)
+                adjoint, running, _ = _arrive(trajectory, step, update.direct, mean, running)
+                state = update.state
             if self.direction.exact:
-                check_gradient(trajectory, step, step.parameters, along, tangents)
-            values = weighted.pull(tangents, tangents, step.weight) * times
+                check_gradient(trajectory, step, step.parameters, update.along, tangents)
+            values = weighted.pull(tangents, tangents, step.weight) * update.times
             add_rows(total, ids, step.batch.index, values, window=index is None)
         return total
 
@@ -150,11 +153,25 @@ class Truncated:
         total = list(found.direct)
         state: dict[str, Tensors] = {}
         for step in backward(trajectory, len(steps)):
-            along, adjoint, state, _ = pull_update(trajectory, step, adjoint, state)
-            product, through = mixed(trajectory, step, step.parameters, along, tensors)
-            adjoint, running, moved = _arrive(trajectory, step, adjoint, product, running, tensors)
+            update = pull_update(trajectory, step, adjoint, state)
+            product, through = mixed(trajectory, step, step.parameters, update.along, tensors)
+            adjoint, running, moved = _arrive(trajectory, step, update.direct, product, running, tensors)
+            state = update.state
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
         return tuple(total)
+
+    def _along(self, run: Trajectory, step: Step, update: Update, curvature: bool) -> tuple[Tensors, Tensor]:
+        """Return the curvature along u (where asked for) and the t_i of the step's batch, in float64 if that is wanted.
+
+        (The product is rounded to the parameters' precision: on several ranks it travels.)
+        """
+        at, along = step, update.along
+        if update.wide is not None:
+            at, along = update.wide, {name: u.double() for name, u in along.items()}
+        if not curvature:
+            return {}, self.direction.losses(run, at, at.parameters, along, at.batch)
+        product, tangents = self.direction.curvature_and_losses(run, at, at.parameters, along)
+        return {name: value.to(step.parameters[name].dtype) for name, value in product.items()}, tangents
 
     def _window(self, trajectory: Trajectory) -> list[Step]:
         if self.steps > len(trajectory.steps):

@@ -39,12 +39,14 @@ class Update(NamedTuple):
         direct: what reaches the parameters, but for the path through the gradient.
         state: that of the optimizer's state, by parameter and entry.
         times: what u is a multiple of `along` by; 1 but for a last step, from which all goes on in proportion to u.
+        wide: the step in float64, where its derivatives along u should be taken there.
     """
 
     along: Tensors
     direct: Tensors
     state: dict[str, Tensors]
     times: float = 1.0
+    wide: Step | None = None
 
 
 class _Known(NamedTuple):
@@ -128,7 +130,10 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     if not any(run.ranks.lengths(int(doubtful))):
         return found
     exact = precise_gradient(run, step, gradients)
-    return found if exact is None else _update(pullback, step, exact, adjoint, state, last, over=found.along)
+    if exact is None:
+        return found
+    found = _update(pullback, step, exact.gradients, adjoint, state, last, over=found.along)
+    return found._replace(wide=exact.wide)
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:

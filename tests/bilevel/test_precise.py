@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, update
+from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, precise, update
 from steelyard.bilevel.pullback._adaptive import adaptive
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 from tests.bilevel.widened import widened
@@ -54,7 +54,7 @@ def run(
 ) -> Trajectory:
     torch.manual_seed(0)
     model = make()
-    optimizer = optimizer(model.parameters(), lr=1e-3)
+    optimizer = optimizer([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     weight = 0.5 + torch.rand(48, generator=torch.Generator().manual_seed(1))
     recorder = Recorder(model, optimizer, WeightedLoss(loss), steps=steps, **options)
     for number in range(warmup + steps):
@@ -106,6 +106,26 @@ def test_dropout_draws_the_same_masks_in_float64() -> None:
         return nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Dropout(0.3), nn.Linear(200, 5))
 
     assert error(run(make)) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_where_the_forward_pass_itself_is_rough(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BatchNorm of values whose spread is a thousandth of their size, so that float32 keeps few digits of it."""
+
+    def make() -> nn.Module:
+        first = nn.Linear(40, 100)
+        nn.init.constant_(first.bias, 3000.0).requires_grad_(False)  # its gradient would be nothing but rounding
+        return nn.Sequential(first, nn.BatchNorm1d(100), nn.Tanh(), nn.Linear(100, 5))
+
+    def linear(model: nn.Module) -> Tensor:  # that of the net would give an adjoint as rough
+        return torch.stack([(p.flatten() * torch.arange(p.numel()).cos()).sum() for p in model.parameters()]).sum()
+
+    monkeypatch.setattr(update, "TOLERANCE", 0.0)  # the warm steps of a longer window would not be looked at
+    record = run(make, steps=steps, reuse=True)
+    expected = Truncated(steps)(widened(record), linear)
+    assert relative(Truncated(steps)(record, linear).double(), expected) < 1e-5
+    monkeypatch.setattr(precise, "_ROUGH", math.inf)
+    assert relative(Truncated(steps)(record, linear).double(), expected) > 1e-4
 
 
 @pytest.fixture
