@@ -198,7 +198,7 @@ def _update(
 
 def _whole(pullback: Pullback, known: _Known, last: bool, size: _Norm | None, over: Tensor | None) -> Pulled:
     """Pull one parameter back, piece by piece, in the precision of its gradient; `over` may be written over."""
-    if known.whole() or (last and pullback.linear):
+    if known.whole() or pullback.linear:  # (whose passes leave nothing on the way)
         return _pulled(pullback, known, last, size)
     adjoint = known.adjoint
     along = _Joined(None, adjoint, over)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steelyard.bilevel.pullback._base import Pulled, decay_adjoint
@@ -37,31 +38,21 @@ class SGDPullback:
         bent: bool = False,
     ) -> Pulled:
         """See `Pullback.pull`."""
+        momentum, kept = group["momentum"], _sign(group) * _kept(group, state)
+        after = state_adjoint.get("momentum_buffer") if momentum else None
+        factor = self.factor(group, state)
         if last:
-            return Pulled(self._directly(group, state, adjoint, state_adjoint), adjoint, {})
-        momentum = group["momentum"]
-        direction = move = adjoint * -group["lr"]
-        before = dict(state_adjoint)  # without momentum torch leaves an old buffer alone
-        if momentum:
-            before = {}
-            buffer = move * momentum if group["nesterov"] else move
-            if "momentum_buffer" in state_adjoint:
-                buffer = buffer + state_adjoint["momentum_buffer"]
-            direction = buffer * (1 - group["dampening"]) if state["started"] else buffer
-            if group["nesterov"]:
-                direction = direction + move
-            if state["started"]:
-                before["momentum_buffer"] = buffer * momentum
-        gradient_adjoint = -direction if group["maximize"] else direction
-        return Pulled(gradient_adjoint, decay_adjoint(group, adjoint, direction), before)
-
-    def _directly(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], adjoint: Tensor, state_adjoint: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Return the adjoint of the gradient alone, written over `adjoint`: one number times each of the two."""
-        direction = adjoint.mul_(self.factor(group, state))
-        after = state_adjoint.get("momentum_buffer") if group["momentum"] else None
-        return direction if after is None else direction.add_(after, alpha=_sign(group) * _kept(group, state))
+            scaled = adjoint.mul_(factor)
+            return Pulled(scaled if after is None else scaled.add_(after, alpha=kept), adjoint, {})
+        along = _sum(adjoint, factor, after, kept)
+        direct = decay_adjoint(group, adjoint, along if _sign(group) > 0 else -along)
+        if not momentum:
+            return Pulled(along, direct, dict(state_adjoint))  # torch leaves an old buffer alone
+        if not state["started"]:
+            return Pulled(along, direct, {})
+        rate = -group["lr"] * (momentum if group["nesterov"] else 1.0)
+        buffer = along if (rate, 1.0) == (factor, kept) else _sum(adjoint, rate, after, 1.0)
+        return Pulled(along, direct, {"momentum_buffer": buffer * momentum})
 
     def factor(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
         """Return what the adjoint of theta_{t+1} alone is multiplied by to give that of the gradient."""
@@ -69,6 +60,12 @@ class SGDPullback:
             return -_sign(group) * float(group["lr"])
         kept = _kept(group, state)
         return -_sign(group) * float(group["lr"]) * (1 + kept * group["momentum"] if group["nesterov"] else kept)
+
+
+def _sum(adjoint: Tensor, factor: float, after: Tensor | None, kept: float) -> Tensor:
+    if after is None:
+        return adjoint * factor
+    return torch.add(after if kept == 1.0 else after * kept, adjoint, alpha=factor)
 
 
 def _sign(group: Mapping[str, Any]) -> float:
