@@ -74,6 +74,18 @@ class Ranks:
         padded[: len(share)] = share.detach()
         return torch.cat([rows[:length] for rows, length in zip(self.stack(padded), lengths, strict=True)])
 
+    def join(self, rows: Tensor, first: int) -> Tensor:
+        """Return ``(total, ...)``, every rank's `rows` ``(own, ...)``, with a graph to this rank's, `first` and on.
+
+        What flows back through these is multiplied by the number of ranks, so that the average over ranks (which
+        DistributedDataParallel takes of gradients, and `mean`) is the gradient of what is computed of all rows.
+        """
+        if self.size == 1:
+            return rows
+        others = self.gather(rows)
+        own = rows.detach() + self.size * (rows - rows.detach())
+        return torch.cat([others[:first], own, others[first + len(own) :]])
+
     def lengths(self, own: int) -> list[int]:
         """Return every rank's number `own`."""
         return [int(length) for length in self.stack(torch.tensor(own))]

@@ -35,14 +35,8 @@ class Part(Batch):
     ranks: Ranks = field(kw_only=True)
 
     def outputs_of_all(self, outputs: Float[Tensor, "b *outputs"]) -> Float[Tensor, "whole *outputs"]:
-        """Return a model's outputs for `whole`, with a graph to this rank's `outputs`.
-
-        What flows back through these is multiplied by the number of ranks, so that the average that
-        DistributedDataParallel takes of the gradients is the gradient of a loss of all outputs.
-        """
-        others = self.ranks.gather(outputs)
-        own = outputs.detach() + self.ranks.size * (outputs - outputs.detach())
-        together = torch.cat([others[: self.first], own, others[self.first + len(own) :]])
+        """Return a model's outputs for `whole`, with a graph to this rank's `outputs` as `Ranks.join` has it."""
+        together = self.ranks.join(outputs, self.first)
         return torch.empty_like(together).index_copy(0, self.places.to(together.device), together)
 
 

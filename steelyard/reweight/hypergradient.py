@@ -88,12 +88,9 @@ class OuterRisk:
 
     def of(self, outputs: Tensor) -> Tensor:
         """Return the risk of outputs for all the samples (of this rank), and remember it."""
-        if self.ranks.size > 1:
-            others = self.ranks.gather(outputs)
-            outputs = torch.cat([others[: self._start], outputs, others[self._start + len(outputs) :]])
-        value = self.risk(outputs, self._everywhere, self.loss)
+        value = self.risk(self.ranks.join(outputs, self._start), self._everywhere, self.loss)
         self.value = float(value.detach())
-        return value if self.ranks.size == 1 else value.detach() + self.ranks.size * (value - value.detach())
+        return value
 
 
 def labels_of_all(samples: Batch, ranks: Ranks) -> Batch:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,14 +29,11 @@ from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
 from steelyard.experiments.run import execute, read_run
 from steelyard.journal import Journal, Stopped
 from steelyard.reweight import Reweighting
+from tests.experiments.ending import Killed, lasting
 from tests.experiments.layouts import write_waterbirds
 from tests.experiments.shrunk import short
 
 NAMES = [name for name in recipe_names() if name.startswith("coloured_digits/")]
-
-
-class Killed(BaseException):
-    """What a test raises where a process would die: nothing in the code catches it."""
 
 
 @cache
@@ -363,10 +360,6 @@ def test_twenty_kills_of_active_learning(tmp_path: Path) -> None:
         assert [lasting(row) for row in resumed.history] == [lasting(row) for row in whole.history]
         assert all(torch.equal(a, b) for a, b in zip(resumed.picked, whole.picked, strict=True))
         assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
-
-
-def lasting(row: Mapping[str, float]) -> dict[str, str]:
-    return {key: repr(value) for key, value in row.items() if not key.startswith("seconds")}  # repr: NaN is NaN
 
 
 def killed_runs(folder: Path, *options: str) -> Iterator[Path]:

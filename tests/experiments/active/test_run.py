@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from steelyard.experiments.adversarial import PGD
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP
 from steelyard.journal import Stopped
+from tests.experiments.ending import Killed, lasting
 
 FEW = Epochs(epochs=2, batch_size=32, learning_rate=1e-2)
 RECIPE = ActiveRecipe(
@@ -42,10 +43,6 @@ VARIANTS = {
 
 def execute(recipe: ActiveRecipe, place: Path, **options: object) -> ActiveRun:
     return execute_active(recipe, place, name="digits", **options)  # type: ignore[arg-type]
-
-
-def lasting(history: Mapping[str, float]) -> dict[str, str]:
-    return {key: repr(value) for key, value in history.items() if not key.startswith("seconds")}  # repr: NaN is NaN
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -70,10 +67,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, varian
     assert [lasting(row) for row in resumed.history] == [lasting(row) for row in whole.history]
     assert all(torch.equal(a, b) for a, b in zip(resumed.picked, whole.picked, strict=True))
     assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
-
-
-class Killed(BaseException):
-    """What a test raises where a process would die: nothing in the code catches it."""
 
 
 def stopping_at(count: int, how: type[BaseException] | None) -> Callable[[], int]:
