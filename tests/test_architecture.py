@@ -58,4 +58,5 @@ def test_every_room_is_there() -> None:
         "theory",
         "reweight",
         "experiments",
+        "cli",
     }

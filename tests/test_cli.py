@@ -111,7 +111,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    monkeypatch.setattr("steelyard.cli.runs.DEMO", ("coloured_digits/erm",))
     for _ in range(2):  # the second replaces the first
         assert main(["demo", "--seeds", "0"]) == 0
         assert "report.html" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 
 def test_demo_removes_its_own_earlier_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    monkeypatch.setattr("steelyard.cli.runs.DEMO", ("coloured_digits/erm",))
     assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "7"]) == 0
     assert main(["demo", "--seeds", "0", "--out", "runs"]) == 0
     assert main(["demo", "--seeds", "1", "--out", "runs"]) == 0
@@ -152,7 +152,7 @@ def test_a_failing_overwrite_leaves_the_earlier_run() -> None:
 
 
 def test_threads_and_seeds_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steelyard.cli.DEMO", ("coloured_digits/erm",))
+    monkeypatch.setattr("steelyard.cli.runs.DEMO", ("coloured_digits/erm",))
     before = torch.get_num_threads()
     assert main(["demo", "--seeds", "0", "0", "--threads", "0"]) == 0
     assert torch.get_num_threads() == before
@@ -246,7 +246,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("steelyard.cli.execute", stop)
+    monkeypatch.setattr("steelyard.cli.runs.execute", stop)
     assert main(["run", "coloured_digits/erm"]) == 130
 
 

@@ -1,0 +1,83 @@
+"""Which commands there are, and how one that fails says so."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+from rich.console import Console
+
+import steelyard
+from steelyard.cli.active import active, disagreement, robust
+from steelyard.cli.runs import compare_runs, demo, recipes, report, run
+from steelyard.cli.studies import bounds, priors
+from steelyard.distributed import RankError, launched_processes
+from steelyard.experiments.errors import UserError
+from steelyard.journal import Stopped
+
+__all__ = ["main"]
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "run": run,
+    "compare": compare_runs,
+    "report": report,
+    "recipes": recipes,
+    "active": active,
+    "bounds": bounds,
+    "disagreement": disagreement,
+    "robust": robust,
+    "priors": priors,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: that of the process) and return the exit status.
+
+    0: done. 1: another process of the same run failed or ended. 2: something the user gave is wrong, said in one line.
+    130: interrupted. 143: terminated.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        Console().print(f"steelyard {steelyard.__version__}", highlight=False)
+        return 0
+    try:
+        if launched_processes() > 1 and given[:1] != ["run"]:
+            raise UserError("of the commands only `run` is carried out by several processes; start this one by itself")
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given)
+    except UserError as error:
+        return _fail(str(error))
+    except RankError as error:
+        return _fail(str(error), 1)
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Stopped as stopped:
+        again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
+        if launched_processes() > 1:
+            if os.environ.get("RANK") != "0":
+                return 128 + stopped.reason  # the first says it for all
+            again = f"torchrun ... -m {again}"
+        said = f"steelyard: stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
+        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        return 128 + stopped.reason
+    except KeyboardInterrupt:
+        Console(stderr=True).print("steelyard: interrupted")
+        return 130
+    return 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    """Say in one line what is wrong and return the exit status."""
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"steelyard: error: {line}", markup=False, highlight=False, soft_wrap=True)
+    return status
+
+
+_DESCRIPTION = """Bilevel sample reweighting: learn a weight and a keep-probability for every training sample.
+
+Begin with `steelyard demo`. `steelyard recipes` lists what can be run; `steelyard COMMAND --help` explains one,
+`steelyard --version` says which version this is."""

@@ -1,0 +1,201 @@
+"""Carry out recipes, compare their runs, look at them."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from steelyard.cli.shared import (
+    Overrides,
+    data_root_of,
+    every,
+    progress_bars,
+    read_runs,
+    set_threads,
+    stoppable,
+    watcher,
+)
+from steelyard.distributed import launched
+from steelyard.experiments.compare import compare
+from steelyard.experiments.demo import DEMO
+from steelyard.experiments.demo import demo as run_demo
+from steelyard.experiments.errors import UserError
+from steelyard.experiments.evaluation import Evaluation
+from steelyard.experiments.printed import show_comparison
+from steelyard.experiments.recipe import load_recipe, recipe_names
+from steelyard.experiments.run import check_directory, execute
+from steelyard.experiments.tables import FILES, write_comparison
+
+__all__ = ["compare_runs", "demo", "recipes", "report", "run"]
+
+
+def demo(
+    out: Path = Path("runs/demo"), seeds: tuple[int, ...] = (0, 1, 2), threads: int = 1, show: bool = False
+) -> None:
+    """Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two.
+
+    Example: steelyard demo --show
+
+    Args:
+        out: folder for the runs and report.html; an earlier demo in it is replaced.
+        seeds: one run of every method for each.
+        threads: torch threads; these nets are small, more than one rarely helps. 0 leaves torch's own choice.
+        show: open the report in a browser.
+    """
+    from steelyard.experiments.report import write_report  # matplotlib: two seconds that other commands need not wait
+
+    set_threads(threads)
+    seeds = tuple(dict.fromkeys(seeds))
+    if not seeds:
+        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
+    console = Console()
+    with progress_bars(console) as bars:
+        watch = watcher(bars, len(DEMO) * len(seeds))
+        runs = run_demo(out, watch, DEMO, seeds)
+    rows = compare(runs)
+    write_comparison(rows, out)
+    page = out / "report.html"
+    write_report(runs, page)
+    show_comparison(console, rows)
+    console.print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
+    if show:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def run(
+    recipe: tyro.conf.Positional[str],
+    set_: Overrides = (),
+    seeds: tuple[int, ...] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: int = 200,
+    data_root: Path | None = None,
+    download: bool = False,
+    threads: int = 0,
+) -> None:
+    """Carry out a recipe, a run directory for each seed.
+
+    Started by torchrun, the processes carry out each run together, each with its share of the samples.
+
+    For instance:
+
+    steelyard run coloured_digits/maple --seeds 0 1 2
+
+    torchrun --nproc-per-node 2 -m steelyard run coloured_digits/maple
+
+    steelyard run coloured_digits/irmv1 --set method.penalty.weight=1e3 --set method.training.steps=100
+
+    steelyard run my_recipe.toml --out runs/mine
+
+    Args:
+        recipe: a name from `steelyard recipes`, or the path of a .toml file.
+        set_: a field of the recipe to set, as in --set method.training.steps=20; may be repeated.
+        seeds: seeds to run; the recipe's own if none is given.
+        out: folder; runs go to OUT/seed<k> (default: runs/<recipe>).
+        overwrite: replace runs that lie there.
+        resume: go on with runs that ended early, leave finished ones alone, begin missing ones.
+        checkpoint_every: optimizer steps between two checkpoints (a MAPLE step counts as its inner runs' steps).
+        data_root: where data sets lie (default: $STEELYARD_DATA).
+        download: let the data set be downloaded to the data root.
+        threads: torch threads; 0 leaves torch's own choice.
+    """
+    set_threads(threads)
+    recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
+    folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
+    places = [folder / f"seed{one.seed}" for one in recipes]
+
+    def check() -> None:
+        for place in places:  # all of them before the first hour of training, not after it
+            check_directory(place, overwrite, resume)
+
+    runs = []
+    with launched(recipes[0].device) as ranks:
+        console = Console(quiet=ranks.rank > 0)
+        ranks.together(lambda: check() if ranks.rank == 0 else None)
+        with progress_bars(console) as bars, stoppable(bars) as stop:
+            watch = watcher(bars, len(recipes))
+            for one, place in zip(recipes, places, strict=True):
+
+                def progress(evaluation: Evaluation, seed: int = one.seed, last: int = one.method.last_step) -> None:
+                    watch(recipe, seed, evaluation, last)
+
+                runs.append(
+                    execute(
+                        one,
+                        place,
+                        name=recipe,
+                        overrides=set_,
+                        data_root=data_root_of(data_root),
+                        download=download,
+                        overwrite=overwrite,
+                        resume=resume,
+                        checkpoint_every=every(checkpoint_every),
+                        progress=progress,
+                        stop=stop,
+                        ranks=ranks,
+                    )
+                )
+    show_comparison(console, compare(runs))
+    console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
+
+
+def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+    """Compare runs: accuracies as mean ± standard deviation over seeds.
+
+    Example: steelyard compare runs/coloured_digits/*/seed* --out results/coloured_digits
+
+    Args:
+        runs: run directories; those of one recipe are averaged over their seeds.
+        out: write comparison.md, .csv and .tex, summary.json and, for each data set, its bars and curves here.
+    """
+    done = read_runs(runs)
+    rows = compare(done)
+    console = Console()
+    show_comparison(console, rows)
+    if out is not None:
+        from steelyard.experiments.compare_plots import write_plots
+
+        write_comparison(rows, out)
+        names = [*FILES, *write_plots(done, out)]
+        console.print(f"Written: {out}/{', '.join(names)}", markup=False, soft_wrap=True)
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path | None = None,
+    data_root: Path | None = None,
+    show: bool = False,
+) -> None:
+    """Write an HTML page about one or several runs.
+
+    Example: steelyard report runs/coloured_digits/*/seed* --out report.html --show
+
+    Args:
+        runs: run directories; those of one recipe are averaged over their seeds.
+        out: the page (default: report.html beside the first run directory).
+        data_root: where data sets lie, for the images (default: $STEELYARD_DATA).
+        show: open the page in a browser.
+    """
+    from steelyard.experiments.report import write_report
+
+    done = read_runs(runs)
+    page = out or runs[0].parent / "report.html"
+    write_report(done, page, data_root_of(data_root))
+    Console().print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
+    if show:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from steelyard.experiments.active.recipe import active_recipe_names
+
+    console = Console()
+    for name in recipe_names():
+        console.print(name)
+    for name in active_recipe_names():
+        console.print(f"{name} (for `steelyard active`)", highlight=False)

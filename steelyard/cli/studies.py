@@ -1,0 +1,106 @@
+"""Studies with tables of their own: the bound, and MAPLE with priors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from steelyard.cli.shared import as_table, data_root_of, set_threads
+
+__all__ = ["bounds", "priors"]
+
+
+def bounds(
+    out: Path = Path("results/theory"),
+    losses: Path | None = None,
+    clean: Path | None = None,
+    s: int = 16,
+    q: int = 4,
+    delta: float = 0.05,
+    loss_range: float | None = None,
+    draws: int = 1000,
+    quick: bool = False,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Check the top-q generalisation bound term by term, or compute its terms for a loss matrix of your own.
+
+    For instance:
+
+    steelyard bounds --quick --out /tmp/theory
+
+    steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
+
+    Args:
+        out: folder for the tables, the plots and README.md.
+        losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet; then only its terms.
+        clean: the same for the clean data, where it is known.
+        s: batch size.
+        q: how many of the largest losses of a batch count.
+        delta: the bound fails with at most this probability.
+        loss_range: M, the largest possible loss.
+        draws: Monte Carlo draws.
+        quick: smaller experiments, for a look.
+        seed: of all random draws.
+        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.bounds import bounds as run_bounds
+
+    set_threads(threads)
+    tables = run_bounds(
+        out,
+        quick=quick,
+        losses=losses,
+        clean=clean,
+        s=s,
+        q=q,
+        delta=delta,
+        loss_range=loss_range,
+        draws=draws,
+        seed=seed,
+    )
+    console = Console()
+    if losses is not None:
+        console.print(as_table(tables["terms"]))
+    console.print(f"Written: {out}", markup=False, soft_wrap=True)
+
+
+def priors(
+    out: Path = Path("results/priors"),
+    runs: Path = Path("runs/priors"),
+    parts: tuple[str, ...] = ("main", "noise", "ablation", "scores"),
+    seeds: tuple[int, ...] = (5, 6, 7, 8, 9),
+    tabulate: bool = False,
+    data_root: Path | None = None,
+    threads: int = 1,
+) -> None:
+    """Compare MAPLE with and without priors on coloured digits whose labels are corrupted.
+
+    Stopped and started again it goes on where it was: runs that are complete are read.
+
+    Args:
+        out: folder for the tables and plots.
+        runs: folder of the run directories.
+        parts: which parts to run; mnist needs MNIST below the data root.
+        seeds: of the main and noise parts; the others take the first two.
+        tabulate: only make the tables of the runs that are there.
+        data_root: where data sets lie (default: $STEELYARD_DATA).
+        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
+    """
+    from steelyard.experiments.prior_benchmark import priors as run_priors
+
+    set_threads(threads)
+    console = Console()
+    with console.status("") as status:
+        run_priors(
+            out,
+            runs,
+            parts=parts,
+            seeds=seeds,
+            complete=not tabulate,
+            data_root=data_root_of(data_root),
+            watch=lambda cell: status.update(escape(str(cell.place))),
+        )
+    console.print(f"Written: {out}", markup=False, soft_wrap=True)
