@@ -77,13 +77,16 @@ class Ranks:
     def join(self, rows: Tensor, first: int) -> Tensor:
         """Return ``(total, ...)``, every rank's `rows` ``(own, ...)``, with a graph to this rank's, `first` and on.
 
-        What flows back through these is multiplied by the number of ranks, so that the average over ranks (which
-        DistributedDataParallel takes of gradients, and `mean`) is the gradient of what is computed of all rows.
+        Values are as they were. What flows back through these is multiplied by the number of ranks, so that the average
+        over ranks (which DistributedDataParallel takes of gradients, and `mean`) is the gradient of what is computed
+        of all rows.
         """
         if self.size == 1:
             return rows
         others = self.gather(rows)
-        own = rows.detach() + self.size * (rows - rows.detach())
+        own = rows.view_as(rows)
+        if own.requires_grad:
+            own.register_hook(lambda gradient: gradient * self.size)
         return torch.cat([others[:first], own, others[first + len(own) :]])
 
     def lengths(self, own: int) -> list[int]:

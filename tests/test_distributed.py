@@ -163,6 +163,19 @@ def test_what_ranks_ask_each_other() -> None:
         assert found == [*same[0], place, *same[1], positions, rank]
 
 
+def test_rows_of_all_ranks_keep_their_values_and_multiply_what_flows_back() -> None:
+    def body(ranks: Threads) -> tuple[Any, Any]:
+        own = torch.tensor([[1.0, -torch.inf, ranks.rank]], requires_grad=True)
+        joined = ranks.join(own, ranks.place(1)[0])
+        joined[:, 2].square().sum().backward()
+        assert own.grad is not None
+        return joined.tolist(), own.grad.tolist()
+
+    rows = [[1.0, -torch.inf, float(rank)] for rank in range(3)]
+    for rank, found in enumerate(in_threads(3, body)):
+        assert found == (rows, [[0.0, 0.0, 3 * 2.0 * rank]])
+
+
 def test_a_failure_of_one_rank_is_told_on_all() -> None:
     def body(ranks: Threads) -> None:
         def check() -> None:

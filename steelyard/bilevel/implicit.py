@@ -23,6 +23,7 @@ from steelyard.bilevel.window import (
     add_rows,
     check_alone,
     check_detached,
+    couples,
     ids_of,
     outer_gradient,
     virtual,
@@ -124,10 +125,10 @@ class Implicit:
                 f"samples need a trajectory of one recorded step (it has {len(trajectory.steps)}) and no index beside "
                 "them; record with steps=1, or ask by index"
             )
-        if samples is not None and trajectory.steps[0].coupled:
+        if samples is not None and couples(trajectory, trajectory.steps[0], samples):
             raise ValueError(
-                "the recorded step normalised by its batch (BatchNorm in training mode): ask by index, or put "
-                "those layers in eval mode"
+                "the recorded step normalised by its batch (BatchNorm in training mode) or mixed samples otherwise: "
+                "ask by index, or put such layers in eval mode"
             )
         ids = ids_of(trajectory, index)
         found = outer_gradient(trajectory, outer, statistics=bool(tracking_layers(trajectory.module)))

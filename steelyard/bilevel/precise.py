@@ -35,8 +35,8 @@ class Precise(NamedTuple):
 
     Attributes:
         gradients: by the names asked for, as the optimizer would have used them.
-        wide: the step in float64, where in float32 its derivatives are off by more than rounding their values; else
-            None. What the module holds of parameters that are not trained is among its buffers.
+        wide: the step in float64, where the recorded gradient is off by more than `_ROUGH`; else None. What the module
+            holds of parameters that are not trained is among its buffers.
     """
 
     gradients: Tensors

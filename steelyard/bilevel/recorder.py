@@ -32,8 +32,9 @@ class Recorder:
     a long run costs the others nothing.
 
     What is recorded is the loss and the optimizer's step. A gradient that something else changed in between (clipping,
-    accumulation, an added loss) is noticed when the hypergradient is asked for, for the newest step. Not seen at all:
-    randomness of Python or of a generator of the module's own, and running statistics other than BatchNorm's.
+    accumulation, an added loss) is noticed by `Truncated` when it is asked for weights, for the newest step, as long as
+    that gradient is there. Not seen at all: randomness of Python or of a generator of the module's own, and running
+    statistics other than BatchNorm's.
 
     Memory: per step one copy of the parameters and of the optimizer state that the pull-back reads (none for SGD;
     two moments for Adam); batches and weights by reference; the gradients of the newest step by reference. `Storage`
@@ -153,6 +154,7 @@ class Recorder:
             fixed = [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
         modules = list(self._module.modules())
         buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
+        held = [(f"buffer {name!r}", value) for name, value in buffers.items() if value.requires_grad]
         step = Step(
             batch=batch,
             weight=weight.detach(),
@@ -161,19 +163,19 @@ class Recorder:
             modes=tuple([module.training for module in modules]),
             rng=random_state(self._module),
             autocast=_autocast(self._module),
-            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed]),
+            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed, *held]),
         )
         objective = self._objective
         if isinstance(objective, WeightedLoss) and objective.ranks.size > 1:
             objective = step.objective = objective.fixed(weight)
         versions = _versions(modules)
         value, step.tape = self._evaluate(objective, batch, weight)
-        # Detected by effect, not by class, so that functional dropout and home-made norms are seen too.
+        # Detected by effect, not by class only, so that functional dropout and home-made norms are seen too.
         step.stochastic = not _same_state(step.rng, random_state(self._module))
-        wrote = versions != _versions(modules)
-        if step.objective is not None:
-            wrote = _changed(self._module, step.buffers)
-        step.coupled = wrote or _has_batch_norm(modules)
+        # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
+        # without counting it.
+        wrote = step.objective is None and versions != _versions(modules)
+        step.coupled = wrote or _has_batch_norm(modules) or _changed(self._module, step.buffers)
         if step.objective is not None and step.coupled:
             raise RuntimeError(_COUPLED)
         if step.tape is not None:
@@ -207,7 +209,10 @@ class Recorder:
             RuntimeError: no step was recorded, or a loss was recorded without its optimizer step.
         """
         if self._pending is not None:
-            raise RuntimeError("a loss was recorded but optimizer.step() has not followed; call it before trajectory()")
+            raise RuntimeError(
+                "a loss was recorded but optimizer.step() has not followed: call it before trajectory(); if a "
+                "GradScaler skipped that step, take one more"
+            )
         if not self._window:
             raise RuntimeError(
                 "no step was recorded: use recorder.loss(batch, weight) as the loss of the training loop"
@@ -233,12 +238,15 @@ class Recorder:
         overflow = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler: it will not move
         if overflow is not None and bool(overflow):
             self._pending = None
+            return
         if self._pending is None:
             self._window.clear()
             return
         self._check_between_steps()
         step = self._pending
         live = {name: p for p, name in self._names.items()}
+        if all(p.grad is None for p in live.values()):
+            raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")
         step.checkpoint = self._storage.starts_stretch(self._window)
         step.parameters = _copy(live, self._storage.make_room(self._window, self._steps))
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
@@ -308,8 +316,11 @@ def _check_ranks(model: nn.Module, objective: Objective) -> None:
 
 
 def _changed(module: nn.Module, buffers: Tensors) -> bool:
-    """Whether a forward pass changed a buffer, by value: DistributedDataParallel writes to all what they were."""
-    return any(not torch.equal(value, buffers[name]) for name, value in module.named_buffers())
+    """Whether a forward pass changed a buffer, by value, or made one."""
+    return any(
+        name not in buffers or not (value is buffers[name] or torch.equal(value, buffers[name]))
+        for name, value in module.named_buffers()
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -344,7 +355,7 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, 
 def _copy(live: dict[str, Tensor], spare: Tensors) -> Tensors:
     """Copy into the storage of a step that just left the window, where there is one."""
     with torch.no_grad():
-        if spare:
+        if spare.keys() == live.keys():  # add_param_group makes them more
             torch._foreach_copy_(list(spare.values()), [live[name] for name in spare])
             return spare
         return {name: p.detach().clone() for name, p in live.items()}
@@ -379,5 +390,7 @@ def _versions(modules: list[nn.Module]) -> list[int]:
 
 
 def _has_batch_norm(modules: list[nn.Module]) -> bool:
-    """BatchNorm without running statistics changes no buffer, and still normalises by the batch."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in modules)
+    """BatchNorm in training mode, or without running statistics: it normalises by the batch, whatever it writes."""
+    return any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None) for m in modules
+    )

@@ -29,6 +29,8 @@ def separate(tape: Tape) -> bool:
     for note in tape.notes:
         if note.parametric:
             continue
+        if any(slot not in parametric and slot not in rows for slot in note.reads()):
+            return False  # a leaf that is not optimised, or made of one: its rows are not known
         places = {
             place: rows[one.slot]
             for place, one in enumerate(note.args)

@@ -246,6 +246,10 @@ def _by_forward_mode(call: Call) -> Sequence[Tensor | None]:
         values = [dual(value, tangent) for value, tangent in zip(call.args, call.tangents, strict=True)]
         if call.op._schema.is_mutable:  # its own copy: what it was given may be read again
             values[0] = torch.clone(values[0])
+        if "batch_norm" in call.op.name():  # writes to its running statistics, of which its schema says nothing
+            values = [
+                one.clone() if isinstance(one, Tensor) and place in (3, 4) else one for place, one in enumerate(values)
+            ]
         found = call.op(*values, **call.kwargs)
         outputs = found if isinstance(found, (list, tuple)) else (found,)
         return [forward_ad.unpack_dual(one).tangent if isinstance(one, Tensor) else None for one in outputs]

@@ -189,6 +189,8 @@ class Recording(TorchDispatchMode):
             if kind is not Tensor and kind is not nn.Parameter:
                 raise Unusable(f"a tensor subclass, {types}")
         written = _written(func, args, kwargs)
+        if any(one.layout is not torch.strided for one in written):
+            raise Unusable("a write to a tensor without a storage")
         if func is _DETACH:
             return func(*args, **kwargs)
         tensors = [one for one in _flat(args) if isinstance(one, Tensor)]
@@ -228,11 +230,18 @@ class Recording(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._wrote(written)
         outputs = tuple(result) if isinstance(result, _LISTS) else (result,)
-        made = [self._take(one, parametric, place in rule.outputs) for place, one in enumerate(outputs)]
+        try:
+            made = [self._take(one, parametric, place in rule.outputs) for place, one in enumerate(outputs)]
+        except Unusable as trouble:  # not from here: the operator would be run once more
+            self._give_up(str(trouble))
+            return result
+        if not made:
+            return result
         slot, held, shape, views = zip(*made, strict=True)
         note = Note(func, rule, links, kwargs, slot, held, shape, parametric, any(views))
         if note.view and (written or not parametric):
-            raise Unusable("a parameter was written to in the forward pass")
+            self._give_up("a parameter was written to in the forward pass")
+            return result
         if not parametric and not self._parametric.isdisjoint(slots.values()):
             self._frontier.update([one for one in slot if one is not None])
         self._notes.append(note)
@@ -242,9 +251,8 @@ class Recording(TorchDispatchMode):
         """Return an output's slot, itself if it is to be kept, its shape, and whether it is a parameter's memory."""
         if not isinstance(output, Tensor):
             return None, None, torch.Size(), False
-        storage = output.untyped_storage()
-        self._alive.append(storage)
-        memory = storage._cdata
+        memory = _memory(output)
+        self._alive.append(output.untyped_storage())
         held = Held(output, memory, self._writes.get(memory, 0)) if keep else None
         slot = None
         if output.is_floating_point():
@@ -352,6 +360,8 @@ def _flat(values: Iterable[Any]) -> Sequence[Any]:
 
 
 def _memory(value: Tensor) -> int:
+    if value.layout is not torch.strided:
+        raise Unusable("a tensor without a storage (sparse, say)")
     return int(value.untyped_storage()._cdata)
 
 

@@ -150,6 +150,11 @@ class Trajectory:
             )
         for step in [*self.earlier, *self.steps]:
             broken = [guard.what for guard in step.guards if guard.broken]
+            if broken and broken[0].startswith("parameter"):
+                raise RuntimeError(
+                    f"{broken[0]}, which the optimizer did not train in a recorded step, was changed after it (by "
+                    "another optimizer, or trained since add_param_group): record the steps after that change only"
+                )
             if broken:
                 raise RuntimeError(
                     f"{broken[0]} of a recorded step was written to after the step; the record holds a reference: ask "
@@ -200,11 +205,7 @@ class Trajectory:
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
         with self._conditions(None):
-            value = functional_call(_Call(self.module), self._tensors(parameters, self._buffers()), (outer,))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"outer must return a scalar tensor, got {got}")
-        return value.reshape(())
+            return scalar(functional_call(_Call(self.module), self._tensors(parameters, self._buffers()), (outer,)))
 
     def _replay(self, step: Step, parameters, function, *args, transformed=True):  # type: ignore[no-untyped-def]
         tensors = self._tensors(parameters, step.buffers)
@@ -247,6 +248,14 @@ class Trajectory:
         finally:
             for module, training in zip(modules, modes, strict=True):
                 module.training = training
+
+
+def scalar(value: Any) -> Tensor:
+    """Return what an outer loss returned as a tensor without dimensions; ValueError if it is no scalar."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"outer must return a scalar tensor, got {got}")
+    return value.reshape(())
 
 
 def cuda_devices(module: nn.Module) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, mixed, mixes_samples
+from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, mixed
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
@@ -21,6 +21,7 @@ from steelyard.bilevel.window import (
     check_alone,
     check_detached,
     check_gradient,
+    couples,
     ids_of,
     outer_gradient,
     virtual,
@@ -124,7 +125,7 @@ class Truncated:
                 mean = trajectory.ranks.mean(product)
                 adjoint, running, _ = _arrive(trajectory, step, update.direct, mean, running)
                 state = update.state
-            if self.direction.exact:
+            if self.direction.exact and update.times:
                 check_gradient(trajectory, step, step.parameters, update.along, tangents)
             values = weighted.pull(tangents, tangents, step.weight) * update.times
             add_rows(total, ids, step.batch.index, values, window=index is None)
@@ -188,7 +189,7 @@ class Truncated:
                 f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
                 "all the later ones; use index for the samples of the window"
             )
-        if self.coupled == "refuse" and (step.coupled or mixes_samples(run, step, step.parameters, samples)):
+        if self.coupled == "refuse" and couples(run, step, samples):
             raise ValueError(
                 "the recorded step normalised by its batch or wrote to a buffer (BatchNorm in training mode), so "
                 "the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, or "

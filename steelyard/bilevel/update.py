@@ -29,6 +29,7 @@ which the gradient is exactly 0 left out of both)."""
 
 
 _FAR = 1e3
+"""How many times `TOLERANCE` the first-order bound may be before the noise itself need not be put in to know."""
 
 
 class Update(NamedTuple):
@@ -197,8 +198,11 @@ def _update(
 
 
 def _whole(pullback: Pullback, known: _Known, last: bool, size: _Norm | None, over: Tensor | None) -> Pulled:
-    """Pull one parameter back, piece by piece, in the precision of its gradient; `over` may be written over."""
-    if known.whole() or pullback.linear:  # (whose passes leave nothing on the way)
+    """Pull one parameter back; where that leaves something on the way, by pieces in the precision of its gradient.
+
+    `over` may be written over.
+    """
+    if pullback.linear or known.whole():
         return _pulled(pullback, known, last, size)
     adjoint = known.adjoint
     along = _Joined(None, adjoint, over)

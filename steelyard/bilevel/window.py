@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import Direction, dot, quick_dot
+from steelyard.bilevel.directional import Direction, dot, mixes_samples, quick_dot
 from steelyard.bilevel.statistics import differentiable_statistics
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, scalar
 
 __all__ = [
     "OuterGradient",
@@ -21,6 +21,7 @@ __all__ = [
     "check_alone",
     "check_detached",
     "check_gradient",
+    "couples",
     "ids_of",
     "outer_gradient",
     "virtual",
@@ -53,7 +54,7 @@ def outer_gradient(
 
     Raises:
         FloatingPointError: `outer` is NaN or infinite.
-        ValueError: `outer` depends on no optimised parameter.
+        ValueError: `outer` depends on no optimised parameter (and nothing else is asked for).
     """
     run.check()
     leaves = {name: p.detach().requires_grad_() for name, p in run.final().items()}
@@ -61,21 +62,48 @@ def outer_gradient(
     wrapped: AbstractContextManager[Tensors] = (
         differentiable_statistics(run.module) if statistics else nullcontext(nothing)
     )
-    with torch.enable_grad(), wrapped as running:
-        value = run.evaluate(outer, leaves)
-    run.ranks.together(lambda: _check_outer(value))
-    own = {**leaves, **running}
     direct: tuple[Tensor, ...] = ()
-    if tensors:
-        direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
-    # Into leaves: what `grad` returns may be a tensor of somebody else's, or one for several parameters.
-    torch.autograd.backward(value, inputs=list(own.values()))
-    found = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in own.items()}
+    own = dict(leaves)
+
+    def derived(module: nn.Module) -> Tensor:
+        """Walk back where the parameters are swapped in still: a checkpoint evaluates the model once more."""
+        nonlocal direct
+        value = scalar(outer(module))
+        run.ranks.together(lambda: _check_outer(value))
+        if tensors:
+            direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+        # Into leaves: what `grad` returns may be a tensor of somebody else's.
+        torch.autograd.backward(value, inputs=list(own.values()))
+        return value.detach()
+
+    with torch.enable_grad(), wrapped as running:
+        own.update(running)
+        run.evaluate(derived, leaves)
+    if not tensors and all(one.grad is None for one in own.values()):
+        raise ValueError(_INDEPENDENT)
+    found = _apart({name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in own.items()})
     return OuterGradient(
         run.ranks.mean({name: found[name] for name in leaves}),
         direct,
         {name: found[name] for name in running if bool(found[name].any())},
     )
+
+
+_INDEPENDENT = (
+    "outer does not depend on the parameters that the optimizer trains: compute it from the module it is given, with "
+    "gradients on"
+)
+
+
+def _apart(gradients: Tensors) -> Tensors:
+    """Return the gradients in memory of their own: two parameters that are added share that of their sum."""
+    seen: set[int] = set()
+    found = {}
+    for name, gradient in gradients.items():
+        memory = gradient.untyped_storage().data_ptr()
+        found[name] = gradient.clone() if memory in seen else gradient
+        seen.add(memory)
+    return found
 
 
 def _check_outer(value: Tensor) -> None:
@@ -84,9 +112,7 @@ def _check_outer(value: Tensor) -> None:
             f"outer is {float(value.detach())} at the final parameters; the inner run has diverged or a batch is empty"
         )
     if not value.requires_grad:
-        raise ValueError(
-            "outer does not depend on the parameters: compute it from the module it is given, with gradients on"
-        )
+        raise ValueError(_INDEPENDENT)
 
 
 def check_alone(run: Trajectory, what: str) -> None:
@@ -98,6 +124,11 @@ def check_alone(run: Trajectory, what: str) -> None:
         )
 
 
+def couples(run: Trajectory, step: Step, samples: Batch) -> bool:
+    """Whether the loss of one of `samples` in `step` depends on which others are beside it."""
+    return step.coupled or mixes_samples(run, step, step.parameters, samples)
+
+
 def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: bool = False) -> None:
     """Add `values` ``(batch,)`` of the samples `rows` ``(batch,)`` into `total` ``(k,)``, which is aligned with `ids`.
 
@@ -105,7 +136,7 @@ def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: b
     the `window`, sorted, each once, with all rows among them, there is less to do.
     """
     if window:
-        total.index_add_(0, torch.searchsorted(ids, rows), values.to(total.dtype))
+        total.index_add_(0, torch.searchsorted(ids, rows.contiguous()), values.to(total.dtype))
         return
     unique, inverse = torch.unique(rows, return_inverse=True)  # of the rows, which are few where the ids are many
     if len(unique) == 0:

@@ -131,7 +131,7 @@ class InnerRun:
             for step in range(self.steps):
                 self._set_rates(optimizer, step / self.steps)
                 loss = recorder.loss if step >= self.steps - self.window else plain
-                self._train_step(optimizer, loss, *next(batches))
+                self._train_step(model, optimizer, loss, *next(batches))
             trajectory = recorder.trajectory()
         return trajectory.module, trajectory
 
@@ -188,9 +188,14 @@ class InnerRun:
                 group["lr"] = rate * self.schedule(progress)
 
     def _train_step(
-        self, optimizer: Optimizer, loss: Callable[[Batch, Tensor], Tensor], batch: Batch, weight: Tensor
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: Callable[[Batch, Tensor], Tensor],
+        batch: Batch,
+        weight: Tensor,
     ) -> None:
-        optimizer.zero_grad()
+        model.zero_grad()  # of all: what the optimizer does not train would add up
         device = batch.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             value = loss(batch, weight)
@@ -223,7 +228,8 @@ def _batches(
     On several ranks a batch is of all that they keep, and each yields the part of it that is its own.
     """
     start, total = ranks.place(len(kept))
-    whole = size is None or size >= total
+    size = total if size is None else size
+    whole = size >= total
     if not whole and isinstance(train, Streamed):
         ahead, now = tee(kept[rows] for rows in _shuffled(total, size, generator, start, len(kept), kept.device))
         for batch, rows in zip(train.stream(ahead), now, strict=True):
@@ -237,11 +243,11 @@ def _batches(
 
 
 def _shuffled(
-    total: int, size: int | None, generator: torch.Generator, start: int, own: int, device: torch.device
+    total: int, size: int, generator: torch.Generator, start: int, own: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Yield the positions of batch after batch, of all `total` those from `start` on that are this rank's `own`."""
     while True:
-        for rows in torch.randperm(total, generator=generator).split(size or total):
+        for rows in torch.randperm(total, generator=generator).split(size):
             mine = rows if own == total else rows[(rows >= start) & (rows < start + own)] - start
             yield mine.to(device)
 
