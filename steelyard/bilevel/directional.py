@@ -284,7 +284,7 @@ def _reused(run: Trajectory, step: Step, along: Tensors) -> Tensor | None:
     """Return the t_i of the step's batch by its tape; None where there is none that can answer."""
     if step.tape is None:
         return None
-    device = step.batch.index.device.type
+    device = next(iter(step.parameters.values())).device.type  # (ids may be elsewhere)
     with torch.autocast(device, enabled=False):
         if step.separable:
             with suppress(Unusable, RuntimeError):  # torch's forward mode has no rule for an operator
@@ -325,7 +325,7 @@ def _replayed(run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: B
     tape = recording.tape(losses)
     if tape is None:
         raise Unusable("no tape")
-    with torch.autocast(batch.index.device.type, enabled=False):
+    with torch.autocast(next(iter(at.values())).device.type, enabled=False):
         return tangents(tape, at, along)
 
 
