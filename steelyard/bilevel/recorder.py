@@ -175,7 +175,7 @@ class Recorder:
         # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
         # without counting it.
         wrote = step.objective is None and versions != _versions(modules)
-        step.coupled = wrote or _has_batch_norm(modules) or _changed(self._module, step.buffers)
+        step.coupled = wrote or _counts_no_batches(modules) or _changed(self._module, step.buffers)
         if step.objective is not None and step.coupled:
             raise RuntimeError(_COUPLED)
         if step.tape is not None:
@@ -389,8 +389,10 @@ def _versions(modules: list[nn.Module]) -> list[int]:
     return [buffer._version for module in modules for buffer in module._buffers.values() if buffer is not None]
 
 
-def _has_batch_norm(modules: list[nn.Module]) -> bool:
-    """BatchNorm in training mode, or without running statistics: it normalises by the batch, whatever it writes."""
+def _counts_no_batches(modules: list[nn.Module]) -> bool:
+    """BatchNorm that normalises by the batch and counts none: it may leave its buffers as they were."""
     return any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None) for m in modules
+        isinstance(m, nn.modules.batchnorm._BatchNorm)
+        and (m.running_mean is None or (m.training and m.num_batches_tracked is None))
+        for m in modules
     )
