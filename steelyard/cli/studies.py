@@ -84,7 +84,7 @@ def priors(
         out: folder for the tables and plots.
         runs: folder of the run directories.
         parts: which parts to run; mnist needs MNIST below the data root.
-        seeds: of the main and noise parts; the others take the first two.
+        seeds: of the main, noise and mnist parts; ablation and scores take the first two.
         tabulate: only make the tables of the runs that are there.
         data_root: where data sets lie (default: $STEELYARD_DATA).
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.

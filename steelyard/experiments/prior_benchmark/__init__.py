@@ -61,7 +61,8 @@ def priors(
             shares of corruption; "noise": labels that are right but for the corruption; "ablation": start, anchor,
             ensemble size, draws, what is ranked among what; "scores": what scores tell apart; "mnist": Colored MNIST,
             for which `data_root` must hold MNIST.
-        seeds: of "main" and "noise"; the others take the first two.
+        seeds: of "main", "noise" and "mnist" (there those of MAPLE, the other methods take the first); the others take
+            the first two.
         complete: False to tabulate the runs that are there and run nothing.
         data_root: where MNIST lies.
         watch: called before each run.
@@ -79,7 +80,7 @@ def priors(
         "main": main_cells(seeds),
         "noise": noise_cells(seeds),
         "ablation": ablation_cells(seeds[:2]),
-        "mnist": mnist_cells(seeds[:2]),
+        "mnist": mnist_cells(seeds),
     }
     tables: dict[str, pandas.DataFrame] = {}
     rows: list[dict[str, Any]] = []
