@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import steelyard
 from steelyard import _check, _files, _state
 from steelyard._random import random_state, restore_random_state
-from steelyard.distributed import ALONE, Ranks
+from steelyard.distributed import ALONE, RankError, Ranks
 
 __all__ = ["CheckpointError", "Journal", "Stage", "Stateful", "Stopped"]
 
@@ -67,7 +67,9 @@ class Journal:
 
     Args:
         path: the file, ending in .safetensors; if it is there, its computation is gone on with.
-        identity: what the computation is (a digest of its settings, say); another one's checkpoint is refused.
+        identity: what the computation is (a digest of its settings, say); another one's checkpoint is refused. Stages
+            have an identity of their own, `Maple.fit` its settings and samples. Who gives one here vouches for the
+            samples' floating-point values, which are then not compared: what makes them may round otherwise elsewhere.
         every: steps between two checkpoints; a step that is worth several (see `Stage.step`) counts as those. The end
             of a stage always has one.
         note: called before each checkpoint, for what is to be kept with it; there it makes durable what the
@@ -123,16 +125,21 @@ class Journal:
         """Return the files of a journal at `path`: the newest checkpoint, the one before it, the state of a failure."""
         return path, path.with_suffix(".previous.safetensors"), path.with_suffix(".failed.safetensors")
 
-    def stage(self, **parts: object) -> Stage:
-        """Begin the next stage, or go on with it; `parts` are what it carries (those without `state_dict` have none).
+    def stage(self, identity: Mapping[str, str] | None = None, /, **parts: object) -> Stage:
+        """Begin the next stage, or go on with it.
+
+        Args:
+            identity: what this stage is, beside what the journal's says: another one's state is refused.
+            parts: what it carries (those without `state_dict` have none).
 
         Raises:
-            CheckpointError: what is kept does not fit `parts`.
+            CheckpointError: what is kept is of another identity, or does not fit `parts`.
             Stopped: the computation was asked to stop.
         """
         self._check_stop()
         number, self._begun = self._begun, self._begun + 1
-        stage = Stage(self, number, {name: part for name, part in parts.items() if isinstance(part, Stateful)})
+        stateful = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+        stage = Stage(self, number, stateful, identity or {})
         if number < len(self._stages):
             stage.restore(copy.deepcopy(self._stages[number]))
         return stage
@@ -206,12 +213,7 @@ class Journal:
             raise CheckpointError(f"{place} is no checkpoint: {type(error).__name__}: {error}") from error
         if not sound:
             raise CheckpointError(f"{place} is no checkpoint: its fields are of other types")
-        for name in self.identity | found:
-            if self.identity.get(name) != found.get(name):
-                raise CheckpointError(
-                    f"{place} is of another computation: its {name} is {found.get(name)!r}, here it is "
-                    f"{self.identity.get(name)!r}; go on with it as it was begun, or begin anew elsewhere"
-                )
+        _check_identity(place, found, self.identity)
         self._stages, self.noted = stages, noted
 
 
@@ -223,8 +225,14 @@ class Stage:
         finished: whether its last step was done; then there is nothing left to do.
     """
 
-    def __init__(self, journal: Journal, number: int, parts: Mapping[str, Stateful]) -> None:  # type: ignore[type-var]
-        self.done, self.finished = 0, False
+    def __init__(
+        self,
+        journal: Journal,
+        number: int,
+        parts: Mapping[str, Stateful],  # type: ignore[type-var]
+        identity: Mapping[str, str],
+    ) -> None:
+        self.done, self.finished, self._identity = 0, False, dict(identity)
         self._journal, self._number, self._parts, self._spent = journal, number, parts, 0
 
     def __enter__(self) -> Stage:
@@ -264,12 +272,16 @@ class Stage:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what was kept of this stage."""
         try:
+            path, found = self._journal.path, dict(state["identity"])
+            self._journal.ranks.together(lambda: _check_identity(path, found, self._identity))
             if set(state["parts"]) != set(self._parts):
                 raise ValueError(f"it has the state of {sorted(state['parts'])}, not of {sorted(self._parts)}")
             for name, part in self._parts.items():
                 part.load_state_dict(state["parts"][name])
             restore_random_state(state["random"])
             self.done, self.finished = _check.integer("done", state["done"], low=0), bool(state["finished"])
+        except (CheckpointError, RankError):
+            raise
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             raise CheckpointError(
                 f"{self._journal.path}: the state of stage {self._number} does not fit this computation "
@@ -278,7 +290,20 @@ class Stage:
 
     def _state(self) -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in self._parts.items()}
-        return {"parts": parts, "done": self.done, "finished": self.finished, "random": random_state()}
+        reached = {"done": self.done, "finished": self.finished, "random": random_state()}
+        return {"identity": self._identity, "parts": parts, **reached}
+
+
+def _check_identity(place: Path | None, found: Mapping[str, Any], here: Mapping[str, str]) -> None:
+    """Raise CheckpointError, which says what differs, if the identity `found` in a file is not that of `here`."""
+    different = [name for name in {**here, **found} if here.get(name) != found.get(name)]
+    if different:
+        said = "; ".join(f"its {name} is {found.get(name)!r}, here it is {here.get(name)!r}" for name in different[:3])
+        more = f"; {len(different) - 3} more differ" if len(different) > 3 else ""
+        raise CheckpointError(
+            f"{place} is of another computation: {said}{more}; go on with it as it was begun, or begin anew: in "
+            "another file, or after deleting this one"
+        )
 
 
 def _where(path: Path) -> str:

@@ -17,6 +17,7 @@ from steelyard.journal import Journal, Stateful
 from steelyard.reweight.constraints import ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hypergradient
+from steelyard.reweight.identity import described, samples, settings
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.mask import Mask
 from steelyard.reweight.outer import CosineDecay, OuterOptimizer, OuterState, OuterStep
@@ -136,7 +137,8 @@ class Maple:
         self.steps = _check.integer("steps", steps, low=1)
         self.learn = _check.choice("learn", learn, ["both", "weights", "probabilities"])
         self.draws = _check.integer("draws", draws, low=1)
-        self.cross_fit = CrossFit(inner, folds) if _check.integer("folds", folds, low=1) > 1 else None
+        self.folds = _check.integer("folds", folds, low=1)
+        self.cross_fit = CrossFit(inner, folds) if folds > 1 else None
         self.mask = mask or Mask()
         self.optimizers = {"weights": weight_optimizer, "probabilities": probability_optimizer}
         self.schedule = schedule
@@ -171,13 +173,15 @@ class Maple:
             callbacks: called with an `OuterStep` after each step; True (on any rank) stops the run.
             state: start from here (see `begin`); it is updated in place.
             journal: where checkpoints are written, after steps of which each counts as its inner steps; if it has one
-                of this run, the run is gone on with after that.
+                of this run, the run is gone on with after that. It is known by all settings (functions by their names)
+                and by checksums of the samples (of a `Streamed` not of the inputs); on any number of ranks.
             carry: what else, of the callbacks, is kept with a checkpoint.
 
         Returns:
             The result after the last step, with the history of all steps.
 
         Raises:
+            CheckpointError: the journal has a run of other settings or samples; the message names what differs.
             FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
             RankError: another rank failed or is gone; the run can be gone on with from its journal.
         """
@@ -189,12 +193,13 @@ class Maple:
             )
         if self.cross_fit is not None and validation is not None:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
+        identity = {} if journal.path is None else self._identity(journal, train, validation, state)
         state = self.begin(train) if state is None else state
         target = train if validation is None else validation
         outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast, ranks)
         callbacks = list(callbacks)
         watched = any(ranks.lengths(len(callbacks)))
-        with journal.stage(outer=state, inner=self.inner, **(carry or {})) as stage:
+        with journal.stage(identity, outer=state, inner=self.inner, **(carry or {})) as stage:
             finished = stage.finished
             while state.step < self.steps and not finished:
                 seen = self._finite_step(state, train, outer)
@@ -219,8 +224,7 @@ class Maple:
             ValueError: `train` is empty or repeats an id; a budget above n; `probabilities` or a prior of
                 another length.
         """
-        learned = list(self.optimizers) if self.learn == "both" else [self.learn]
-        optimizers = {name: self.optimizers[name] for name in learned}
+        optimizers = {name: self.optimizers[name] for name in self._learned}
         prior, ranks = None, self.inner.ranks
         if self.prior is not None:
             prior = self._own_prior(self.prior, len(train), 0.0)
@@ -233,9 +237,29 @@ class Maple:
         return state
 
     @property
+    def _learned(self) -> list[str]:
+        return list(self.optimizers) if self.learn == "both" else [self.learn]
+
+    @property
     def inner_steps(self) -> int:
         """Optimizer steps of an outer step's inner runs (without the one that cross-fitting makes for callbacks)."""
-        return self.inner.steps * self.draws * (self.cross_fit.folds if self.cross_fit is not None else 1)
+        return self.inner.steps * self.draws * self.folds
+
+    def _identity(
+        self, journal: Journal, train: Batch, validation: Batch | None, state: OuterState | None
+    ) -> dict[str, str]:
+        """Return what the journal knows this run by, the same on every rank; see `fit`."""
+        inner = {f"inner.{name}": value for name, value in settings(self.inner).items()}
+        optimizers = {f"{name}' optimizer": make for name, make in self.optimizers.items() if name in self._learned}
+        own = {**settings(self), **settings(self.constraints), **optimizers, **inner}
+        found = {name: described(value) for name, value in own.items() if name not in ("inner", "constraints")}
+        vouched = len(journal.identity) > 1
+        found |= samples("train", train, self.inner.ranks, not vouched)
+        found |= {} if validation is None else samples("validation", validation, self.inner.ranks, not vouched)
+        if state is not None:
+            saved = state.state_dict()
+            found |= {f"state's {name}": described(saved[name]) for name in ("step", "weights", "probabilities")}
+        return found
 
     def _finite_step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
         """Take one outer step; where it meets a NaN or an infinity, leave the state as it was and say the step."""
