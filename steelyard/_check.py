@@ -13,7 +13,23 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["choice", "finite", "in_range", "integer", "nearest", "same_length"]
+__all__ = [
+    "boolean",
+    "choice",
+    "distinct",
+    "entries_in",
+    "finite",
+    "floats",
+    "generator",
+    "ids",
+    "in_range",
+    "instance",
+    "integer",
+    "nearest",
+    "same_length",
+    "seed",
+    "tensor",
+]
 
 T = TypeVar("T")
 
@@ -47,6 +63,64 @@ def in_range(
     return value
 
 
+def seed(name: str, value: int) -> int:
+    """Return `value` if it is an int that seeds a `torch.Generator`, with room to count up; as `integer` otherwise."""
+    return integer(name, value, low=0, high=2**63 - 1)
+
+
+def boolean(name: str, value: bool) -> bool:
+    """Return `value` if it is True or False; TypeError otherwise."""
+    return instance(name, value, bool, "True or False")
+
+
+def instance(name: str, value: T, kind: type | tuple[type, ...], what: str) -> T:
+    """Return `value` if it is of `kind`; otherwise TypeError, which says `what` it must be."""
+    if not isinstance(value, kind):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        raise TypeError(f"{name} must be {what}, got {shown} ({type(value).__name__})")
+    return value
+
+
+def generator(name: str, value: torch.Generator) -> torch.Generator:
+    """Return `value` if it is a `torch.Generator`; otherwise TypeError, which says how to make one."""
+    return instance(name, value, torch.Generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
+
+
+def tensor(name: str, value: Tensor, dims: tuple[str, ...] | None = None) -> Tensor:
+    """Return `value` if it is a tensor, with dimensions of these names where any are given; else TypeError, ValueError.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        dims: the names of its dimensions, as many as it must have.
+    """
+    instance(name, value, Tensor, "a tensor")
+    if dims is not None and value.ndim != len(dims):
+        raise ValueError(f"{name} must have the shape ({', '.join(dims)}), got {tuple(value.shape)}")
+    return value
+
+
+def ids(name: str, value: Tensor) -> Tensor:
+    """Return `value` if it is an integer tensor with one dimension; TypeError or ValueError otherwise."""
+    if tensor(name, value, ("n",)).is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integer ids, got {value.dtype}; convert it with .long()")
+    return value
+
+
+def floats(name: str, value: Tensor, dims: tuple[str, ...] | None = None) -> Tensor:
+    """Return `value` if it is a floating-point `tensor`; TypeError or ValueError otherwise."""
+    if not tensor(name, value, dims).is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}; convert it with .float()")
+    return value
+
+
+def distinct(ids: Tensor) -> int:
+    """Return how many different ids there are. (Sorting them takes a multiple of their memory, and they mostly are.)"""
+    ordered = bool((ids[1:] > ids[:-1]).all())
+    return len(ids) if ordered else len(torch.unique(ids))
+
+
 def choice(name: str, value: T, choices: Iterable[T]) -> T:
     """Return `value` if it is among `choices`; otherwise ValueError that names the nearest right one."""
     options = list(choices)
@@ -73,6 +147,17 @@ def finite(name: str, tensor: Tensor) -> Tensor:
             f"the first at {where}: {tensor[tuple(where)].item()}"
         )
     return tensor
+
+
+def entries_in(name: str, values: Tensor, low: float | int, high: float | int, remedy: str = "") -> Tensor:
+    """Return `values` if all entries are in [low, high]; otherwise ValueError with their count and the first."""
+    bad = ~((values >= low) & (values <= high))  # true for NaN too
+    if bad.any():
+        raise ValueError(
+            f"{name} must be in [{low:g}, {high:g}]; {int(bad.sum())} of {bad.numel()} are not, the first "
+            f"{values[bad][0].item()}{remedy}"
+        )
+    return values
 
 
 def same_length(**tensors: Tensor | None) -> int:

@@ -2,6 +2,8 @@
 
 import os
 
+import jaxtyping
+import pytest
 import torch
 from hypothesis import settings
 
@@ -12,3 +14,9 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.register_profile("searching", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users run it: without jaxtyping's checks, which would speak before ours."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -118,6 +118,7 @@ class Mask:
         Raises:
             ValueError: a probability outside [0, 1] or NaN, or draws < 1.
         """
+        _check.generator("generator", generator)
         ranks.together(lambda: check_probabilities(probabilities))
         leading = () if draws is None else (_check.integer("draws", draws, low=1),)
         uniform = _uniform((*leading, *probabilities.shape), generator, probabilities.device, ranks)
@@ -137,6 +138,7 @@ class Mask:
         Raises:
             ValueError: a probability outside [0, 1] or NaN.
         """
+        _check.generator("generator", generator)
         check_probabilities(probabilities)
         return self._relaxed(probabilities, _uniform(probabilities.shape, generator, probabilities.device), progress)
 
@@ -162,9 +164,4 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.d
 
 def check_probabilities(probabilities: Float[Tensor, "*shape"]) -> None:
     """Raise ValueError if an entry is outside [0, 1] or NaN."""
-    bad = ~((probabilities >= 0) & (probabilities <= 1))  # true for NaN too
-    if bad.any():
-        raise ValueError(
-            f"probabilities must be in [0, 1]; {int(bad.sum())} of {bad.numel()} are not, the first "
-            f"{probabilities[bad][0].item()}; project them with project_box_simplex"
-        )
+    _check.entries_in("probabilities", probabilities, 0, 1, "; project them with project_box_simplex")

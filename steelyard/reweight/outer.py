@@ -114,7 +114,7 @@ class OuterState:
     ) -> OuterState:
         """Make the state before the first step, see `Maple.begin`; float64 if the inputs are, else float32."""
         everywhere = ranks.gather(train.index)
-        count, ids = len(everywhere), _distinct(everywhere)
+        count, ids = len(everywhere), _check.distinct(everywhere)
         if not count or ids != count:
             raise ValueError(f"train must hold distinct samples, got {count} samples with {ids} ids")
         device = train.device
@@ -203,9 +203,3 @@ def _for_each_moment(state: dict[str, Any], samples: int, change: Callable[[Tens
         for name, value in entries.items():
             if isinstance(value, Tensor) and value.shape == (samples,):
                 entries[name] = change(value)
-
-
-def _distinct(index: Tensor) -> int:
-    """Return how many ids there are. (Sorting them takes a multiple of their memory, and they mostly are.)"""
-    ordered = bool((index[1:] > index[:-1]).all())
-    return len(index) if ordered else len(torch.unique(index))

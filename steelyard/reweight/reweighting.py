@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.data import Sampler, WeightedRandomSampler
 
-from steelyard import _check, _files
+from steelyard import _check, _files, _state
 from steelyard.reweight.mask import Mask, check_probabilities
 
 __all__ = ["Reweighting"]
@@ -36,7 +36,9 @@ class Reweighting:
         index: ``(n,)`` int64 global sample ids; None: 0 .. n-1.
 
     Raises:
-        ValueError: lengths differ, a negative or non-finite weight, a probability outside [0, 1].
+        ValueError: shapes other than (n,), a negative or non-finite weight, a probability outside [0, 1], an id that is
+            negative or repeated.
+        TypeError: no tensors of floating point, or of int64 for the ids; a history that is not a list of dicts.
 
     Example:
         >>> result = Reweighting(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
@@ -50,11 +52,18 @@ class Reweighting:
     index: Int[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("weights", "probabilities"):
+            _check.floats(name, getattr(self, name), ("n",))
+        if self.index is not None:
+            _check_ids(self.index)
         count = _check.same_length(weights=self.weights, probabilities=self.probabilities, index=self.index)
         _check.finite("weights", self.weights)
         if count and float(self.weights.min()) < 0:
             raise ValueError(f"weights must be >= 0, the smallest is {float(self.weights.min())}")
         check_probabilities(self.probabilities)
+        _check.instance("history", self.history, list, "a list with a dict for each outer step")
+        for number, row in enumerate(self.history):
+            _check.instance(f"history[{number}]", row, dict, "a dict of plain numbers")
         if self.index is None:
             self.index = torch.arange(count, device=self.weights.device)
 
@@ -95,6 +104,8 @@ class Reweighting:
         if num_samples is None:
             num_samples = max(1, round(float(self.probabilities.sum(dtype=torch.float64))))
         _check.integer("num_samples", num_samples, low=1)
+        if generator is not None:
+            _check.generator("generator", generator)
         assert self.index is not None  # set in __post_init__
         places = WeightedRandomSampler(expected.cpu(), num_samples, generator=generator)  # type: ignore[arg-type]
         return _Ids(places, self.index.cpu())
@@ -115,7 +126,7 @@ class Reweighting:
         Raises:
             TypeError: the history holds something that JSON cannot.
         """
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        tensors = {name: _state.clone(getattr(self, name)) for name in _TENSORS}  # safetensors takes no shared memory
         metadata = {"format": _FORMAT, "version": str(_VERSION), "history": json.dumps(self.history)}
         _files.write_bytes(path, to_bytes(tensors, metadata))
 
@@ -124,9 +135,11 @@ class Reweighting:
         """Read what `save` wrote; nothing in the file is executed.
 
         Raises:
-            FileNotFoundError: no such file.
+            OSError: no such file (FileNotFoundError), or it cannot be read.
             ValueError: the file is damaged, of another kind, or of another version; the message says which.
         """
+        with open(path, "rb"):
+            pass  # for the error, which names the path; that of safetensors does not always
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -137,7 +150,7 @@ class Reweighting:
         try:
             history = json.loads(metadata["history"])
             return cls(tensors["weights"], tensors["probabilities"], history, tensors["index"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: damaged Reweighting file: {error}") from error
 
 
@@ -152,6 +165,15 @@ class _Ids(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _check_ids(index: Tensor) -> None:
+    if _check.ids("index", index).dtype != torch.int64:
+        raise TypeError(f"index must be int64, got {index.dtype}; convert it with .long()")
+    if len(index) and int(index.min()) < 0:
+        raise ValueError(f"index holds global sample ids >= 0, got {int(index.min())}")
+    if (different := _check.distinct(index)) < len(index):
+        raise ValueError(f"index must hold each id once, got {len(index)} with {different} different ones")
 
 
 def _check_header(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:

@@ -48,10 +48,7 @@ def embeddings(name: str, tensor: Tensor) -> Tensor:
 
 def matrix(name: str, tensor: Tensor, dims: tuple[str, ...]) -> Tensor:
     """Return `tensor` detached if it is floating, finite, of these dimensions and not empty."""
-    if tensor.ndim != len(dims):
-        raise ValueError(f"{name} must have the shape ({', '.join(dims)}), got {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert it with .float()")
+    _check.floats(name, tensor, dims)
     if 0 in tensor.shape[:-1]:
         raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
     values = _check.finite(name, tensor.detach())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -54,14 +55,16 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
     assert Reweighting.load(path) == result()
 
 
-def write(path, metadata, names=("weights", "probabilities", "index"), first=1.0):
+def write(path, metadata, names=("weights", "probabilities", "index"), first=1.0, **others):
     tensors = {name: torch.full((2,), first) for name in names}
-    save_file({**tensors, "index": torch.arange(2)} if "index" in names else tensors, path, metadata)
+    tensors |= {"index": torch.arange(2)} if "index" in names else {}
+    save_file({**tensors, **others}, path, metadata)
 
 
 GOOD = {"format": "steelyard.reweighting", "version": "1", "history": "[]"}
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -75,6 +78,15 @@ GOOD = {"format": "steelyard.reweighting", "version": "1", "history": "[]"}
         (lambda p: write(p, {**GOOD, "history": "[{"}), "damaged Reweighting file"),
         (lambda p: write(p, {k: v for k, v in GOOD.items() if k != "history"}), "damaged Reweighting file: 'history'"),
         (lambda p: write(p, GOOD, first=2.0), r"must be in \[0, 1\]"),
+        (lambda p: write(p, {**GOOD, "history": "[" * 100_000}), "damaged Reweighting file"),
+        (lambda p: write(p, {**GOOD, "history": "3"}), "history must be a list with a dict for each outer step, got 3"),
+        (lambda p: write(p, {**GOOD, "history": "[1]"}), r"history\[0\] must be a dict"),
+        (lambda p: write(p, GOOD, weights=torch.ones(2, 2)), r"weights must have the shape \(n\), got \(2, 2\)"),
+        (lambda p: write(p, GOOD, weights=torch.ones(2).long()), "weights must be floating point"),
+        (lambda p: write(p, GOOD, index=torch.ones(2)), "index must hold integer ids, got torch.float32"),
+        (lambda p: write(p, GOOD, index=torch.ones(2).int()), "index must be int64"),
+        (lambda p: write(p, GOOD, index=torch.ones(2).long()), "index must hold each id once, got 2 with 1"),
+        (lambda p: write(p, GOOD, index=torch.tensor([0, -1])), "ids >= 0, got -1"),
     ],
 )
 def test_bad_files(tmp_path, make, message):
@@ -88,6 +100,18 @@ def test_bad_files(tmp_path, make, message):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         Reweighting.load(tmp_path / "none.safetensors")
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        Reweighting.load(tmp_path)
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    same, parts = torch.ones(4), torch.rand(8)
+    for one in (Reweighting(same, same), Reweighting(parts[:4], parts[4:]), Reweighting(same, torch.ones(1).expand(4))):
+        one.save(tmp_path / "r")
+        assert Reweighting.load(tmp_path / "r") == one
 
 
 def test_no_code_runs_on_load(tmp_path):
@@ -127,10 +151,19 @@ def test_frame():
     assert frame["weight"].to_numpy().dtype == "float32"
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Reweighting(torch.ones(2), torch.ones(2), [], torch.arange(3)), "first dimension|index"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2), [], torch.arange(3)), "first dimension.*index has 3"),
+        (lambda: Reweighting([1.0], torch.ones(1)), r"weights must be a tensor, got \[1.0\] \(list\)"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2, 1)), r"probabilities must have the shape \(n\), got \(2, 1\)"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2), [], torch.ones(2)), "index must hold integer ids"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2), [], torch.tensor([3, 3])), "index must hold each id once"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2), [], torch.tensor([-3, 3])), "ids >= 0, got -3"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2), [1]), r"history\[0\] must be a dict of plain numbers, got 1"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2)).sampler(generator=3), "generator must be a torch.Generator"),
+        (lambda: Reweighting(torch.ones(2), torch.ones(2)).sample_mask(3), "generator must be a torch.Generator"),
         (lambda: Reweighting(-torch.ones(2), torch.ones(2)), "weights must be >= 0, the smallest is -1.0"),
         (lambda: Reweighting(torch.tensor([math.nan]), torch.ones(1)), "weights has 1"),
         (lambda: Reweighting(torch.ones(1), torch.tensor([1.5])), r"in \[0, 1\]"),
@@ -139,7 +172,7 @@ def test_frame():
     ],
 )
 def test_errors(call, message):
-    with pytest.raises((ValueError, TypeError), match=message):  # TypeError: the shape checks of the tests
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jaxtyping
 import pytest
 import torch
 
@@ -13,12 +12,6 @@ NAN = float("nan")
 GOOD = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
 EMBEDDINGS = torch.ones(2, 3)
 LABELS = torch.tensor([0, 1])
-
-
-@pytest.fixture
-def unchecked_shapes(monkeypatch) -> None:
-    """As users run it: without jaxtyping's checks, which would speak before ours."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 BAD_PROBABILITIES = [
