@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["all_finite", "named_culprits", "some_ids"]
+__all__ = ["all_finite", "broken_samples", "named_culprits", "some_ids"]
 
 _SHOWN = 5
 
@@ -37,9 +37,30 @@ def some_ids(ids: Tensor) -> str:
     return f"sample{'' if len(ids) == 1 else 's'} {shown}"
 
 
+def broken_samples(pieces: Iterable[tuple[Tensor, Tensor, Tensor]]) -> str:
+    """Return which samples hold NaNs or infinities, and in which tensor; "" for none.
+
+    Args:
+        pieces: inputs, targets and ids, some samples at a time.
+    """
+    ids: dict[str, list[Tensor]] = {"inputs": [], "targets": []}
+    for inputs, targets, index in pieces:
+        for name, values in (("inputs", inputs), ("targets", targets)):
+            ids[name].append(index[~_whole_rows(values)])
+    found = {name: torch.cat(of) for name, of in ids.items() if of}
+    return " and ".join(f"the {name} of {some_ids(of)}" for name, of in found.items() if len(of))
+
+
+def _whole_rows(values: Tensor) -> Tensor:
+    """Return ``(n,)``, whether all entries of each row are finite."""
+    if not values.is_floating_point():
+        return torch.ones(len(values), dtype=torch.bool, device=values.device)
+    return torch.isfinite(values.reshape(len(values), -1)).all(1)
+
+
 def named_culprits(model: nn.Module, inputs: Tensor, ids: Tensor, gradients: bool = False) -> str:
     """Return where NaNs or infinities are: inputs (with their samples), the model, else `gradients`; "" for nowhere."""
-    rows = torch.isfinite(inputs.flatten(1)).all(1) if inputs.is_floating_point() else torch.ones(len(inputs)) > 0
+    rows = _whole_rows(inputs)
     found = [] if bool(rows.all()) else [f"the inputs of {some_ids(ids[~rows])}"]
     named = [*model.named_parameters(), *model.named_buffers()]
     broken = [f"{name!r} of the model" for name, value in named if not all_finite([value])]

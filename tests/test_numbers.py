@@ -108,12 +108,31 @@ def test_maple_stops_with_the_outer_step_and_leaves_its_state_as_it_was() -> Non
     maple = Maple(inner, VREx(), budget=20, steps=2)
     state = maple.begin(data)
     before = state.state_dict()
-    with pytest.raises(FloatingPointError, match=r"outer step 1: outer is (nan|inf) at the final parameters"):
+    with pytest.raises(FloatingPointError, match=r"outer step 1: the outer loss is (nan|inf); all .* finite: .*diverged"):
         maple.fit(data, state=state)
     after = state.state_dict()
     for name in ("weights", "probabilities", "generator"):
         assert torch.equal(before[name], after[name])
     assert (after["step"], after["history"]) == (0, [])
+
+
+@pytest.mark.parametrize("field", ["inputs", "targets"])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_maple_names_the_samples_that_are_not_finite(field: str, held_out: bool) -> None:
+    good = replace(PROBLEM.splits.train, targets=PROBLEM.splits.train.targets.float())
+    values = getattr(good, field).clone()
+    values[5:12] = NAN
+    bad = replace(good, **{field: values}, index=good.index + 100)
+    inner = InnerRun(lambda: nn.Linear(2, 1), partial(torch.optim.SGD, lr=0.1), WeightedLoss(squared), steps=3)
+    maple = Maple(inner, VREx(), budget=40, steps=2, learn="weights")
+    where = "validation" if held_out else "train"
+    message = rf"outer step 1: .* nan; NaN or infinite in {where}: the {field} of samples 105, 106, .* \(7 of them\)"
+    with pytest.raises(FloatingPointError, match=message):
+        maple.fit(good if held_out else bad, bad if held_out else None)
+
+
+def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs[:, 0] - targets).square()
 
 
 def test_maple_at_the_edges_of_its_budget() -> None:

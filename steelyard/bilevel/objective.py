@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -56,7 +57,7 @@ class WeightedLoss:
 
     Raises:
         ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or (for
-            ``"weights"``) weights that sum to zero.
+            ``"weights"``) weights whose sum is not positive and finite, with the weight that is to blame.
         TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient.
 
     Example:
@@ -110,11 +111,7 @@ class WeightedLoss:
             return self._total(weight) / self.ranks.size
         if self.normalise == "weights":
             total = weight.detach().sum() if not weight.requires_grad else weight.sum()
-            if not bool(total.detach() > 0):
-                raise ValueError(
-                    f'the weights of the batch sum to {float(total)}: normalise="weights" needs a positive sum; '
-                    'leave out empty batches or use normalise="batch"'
-                )
+            _check_total(total, weight, "the batch", '; leave out empty batches or use normalise="batch"')
             return total
         return len(weight) if self.normalise == "batch" else 1
 
@@ -133,10 +130,7 @@ class WeightedLoss:
         if weight.requires_grad:
             raise TypeError('on several ranks normalise="weights" takes weights that require no gradient: detach them')
         total = self.ranks.sum(weight.sum())
-        if not bool(total > 0):
-            raise ValueError(
-                f'the weights of the batch sum to {float(total)} on all ranks: normalise="weights" needs a positive sum'
-            )
+        _check_total(total, weight, "the batch of all ranks")
         return total
 
     def pull(self, tangents: Tensor, recorded: Tensor, weight: Tensor) -> Tensor:
@@ -155,3 +149,14 @@ class WeightedLoss:
             total, moment = self.ranks.sum(torch.stack([weight.sum(), weight @ recorded])).unbind()
             return (tangents - moment / total) / total
         return tangents / (self._total(weight) if self.ranks.size > 1 else self.divisor(weight))
+
+
+def _check_total(total: Tensor, weight: Tensor, of: str, remedy: str = "") -> None:
+    """Raise ValueError if `total` is no divisor. (One look a step; a negative weight shows where the sum is not > 0.)"""
+    value = float(total.detach())
+    if 0 < value < math.inf:
+        return
+    _check.finite("weight", weight.detach())
+    if len(weight) and float(weight.detach().min()) < 0:
+        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.detach().min())}, and they sum to {value}")
+    raise ValueError(f'the weights of {of} sum to {value}: normalise="weights" needs a positive, finite sum{remedy}')

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import _check
-from steelyard.bilevel import Batch, Truncated
+from steelyard._finite import broken_samples
+from steelyard.bilevel import Batch, Streamed, Truncated
 from steelyard.journal import Journal, Stateful
 from steelyard.reweight.constraints import ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
@@ -268,7 +269,8 @@ class Maple:
             return self._step(state, train, outer)
         except FloatingPointError as error:
             state.generator.set_state(before)
-            raise FloatingPointError(f"outer step {state.step + 1}: {error}") from error
+            said = str(error) if math.isfinite(outer.value) else _blamed(outer, train)
+            raise FloatingPointError(f"outer step {state.step + 1}: {said}") from error
 
     def _step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
         """Take one outer step: draws, mean gradient, clip, update, project, bookkeeping."""
@@ -346,3 +348,17 @@ class Maple:
             return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
         model, trajectory = self.inner(train, weight)
         return model, hypergradient(self.estimator, model, trajectory, outer, train)
+
+
+def _blamed(outer: OuterRisk, train: Batch) -> str:
+    """Return that the outer loss is not finite, and why: samples that are not (of this rank, the others may be gone)."""
+    said = f"the outer loss is {outer.value}"
+    for name, samples in {"train": train, "validation": outer.samples}.items():
+        pieces = samples.chunks(samples.chunk if isinstance(samples, Streamed) else None)
+        if found := broken_samples((one.inputs, one.targets, one.index) for one in pieces):
+            return f"{said}; NaN or infinite in {name}: {found}; mend these samples or leave them out"
+    others = "" if outer.ranks.size == 1 else "another rank's samples are not, or "
+    return (
+        f"{said}; all inputs and targets here are finite: {others}the inner run has diverged (lower its learning rate), "
+        "or the risk has no finite value of the outputs"
+    )

@@ -241,11 +241,18 @@ def test_every_supported_optimizer_can_be_recorded() -> None:
         assert len(record.steps) == 3
 
 
+NAN, INF = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
     ("loss", "weight", "message"),
     [
         (nn.functional.cross_entropy, torch.ones(6), "one number a sample"),
-        (CROSS_ENTROPY, torch.zeros(6), "weights of the batch sum to 0"),
+        (CROSS_ENTROPY, torch.zeros(6), "weights of the batch sum to 0.*leave out empty batches"),
+        (CROSS_ENTROPY, torch.tensor([1.0, 2, 3, NAN, 1, 1]), r"weight has 1 entries that are NaN .* at \[3\]: nan"),
+        (CROSS_ENTROPY, torch.tensor([1.0, 2, 3, 1, INF, 1]), r"weight has 1 entries that are NaN .* at \[4\]: inf"),
+        (CROSS_ENTROPY, torch.tensor([1.0, 0, -3, 0, 0, 1]), r"weight must be >= 0, the smallest is -3\.0"),
+        (CROSS_ENTROPY, torch.full((6,), 3e38), "weights of the batch sum to inf"),
     ],
 )
 def test_bad_inner_losses(loss, weight, message: str) -> None:
