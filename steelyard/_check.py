@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import numbers
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -20,11 +21,12 @@ __all__ = [
     "entries_in",
     "finite",
     "floats",
+    "function",
     "generator",
-    "ids",
     "in_range",
     "instance",
     "integer",
+    "integers",
     "nearest",
     "same_length",
     "seed",
@@ -53,13 +55,13 @@ def in_range(
     open_high: bool = False,
 ) -> float | int:
     """Return `value` if it is a finite real number in the interval; ValueError or TypeError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # NumPy's are of the last kind
         raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
     below = low is not None and (value <= low if open_low else value < low)
     above = high is not None and (value >= high if open_high else value > high)
     if not math.isfinite(value) or below or above:
         interval = _interval(low, high, "(" if open_low else "[", ")" if open_high else "]")
-        raise ValueError(f"{name} must be finite and {interval}, got {value}")
+        raise ValueError(f"{name} must be finite{' and ' if interval else ''}{interval}, got {value}")
     return value
 
 
@@ -75,11 +77,17 @@ def boolean(name: str, value: bool) -> bool:
 
 def instance(name: str, value: T, kind: type | tuple[type, ...], what: str) -> T:
     """Return `value` if it is of `kind`; otherwise TypeError, which says `what` it must be."""
-    if not isinstance(value, kind):
+    # Of a class the instances can be called; so can it, but in another way.
+    if not isinstance(value, kind) or (isinstance(value, type) and kind is not Callable):
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
         raise TypeError(f"{name} must be {what}, got {shown} ({type(value).__name__})")
     return value
+
+
+def function(name: str, value: T, what: str) -> T:
+    """Return `value` if it can be called; otherwise TypeError, which says `what` it must be."""
+    return instance(name, value, Callable, what)  # type: ignore[arg-type]
 
 
 def generator(name: str, value: torch.Generator) -> torch.Generator:
@@ -101,10 +109,10 @@ def tensor(name: str, value: Tensor, dims: tuple[str, ...] | None = None) -> Ten
     return value
 
 
-def ids(name: str, value: Tensor) -> Tensor:
-    """Return `value` if it is an integer tensor with one dimension; TypeError or ValueError otherwise."""
+def integers(name: str, value: Tensor) -> Tensor:
+    """Return `value` if it is a `tensor` of integers ``(n,)``; TypeError or ValueError otherwise."""
     if tensor(name, value, ("n",)).is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integer ids, got {value.dtype}; convert it with .long()")
+        raise TypeError(f"{name} must hold integers, got {value.dtype}; convert it with .long()")
     return value
 
 
@@ -172,7 +180,7 @@ def same_length(**tensors: Tensor | None) -> int:
 
 def _interval(low: float | int | None, high: float | int | None, left: str, right: str) -> str:
     if low is None and high is None:
-        return "any value"
+        return ""
     if high is None:
         return f"{'>' if left == '(' else '>='} {low}"
     if low is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 
 from steelyard import _check
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -23,6 +25,24 @@ from steelyard import _check
             ValueError,
             r"w has 1 entries .* at \[1\]: inf",
         ),
+        (lambda: _check.in_range("rate", True), TypeError, r"rate must be a real number, got True \(bool\)"),
+        (lambda: _check.seed("seed", 2**63), ValueError, r"seed must be in \[0, 9223372036854775807\], got 92233"),
+        (lambda: _check.boolean("b", 1), TypeError, r"b must be True or False, got 1 \(int\)"),
+        (lambda: _check.instance("x", "y" * 99, int, "an int"), TypeError, r"x must be an int, got 'y+\.\.\. \(str\)"),
+        (lambda: _check.function("f", 3, "a function"), TypeError, r"f must be a function, got 3 \(int\)"),
+        (lambda: _check.integers("i", torch.ones(2)), TypeError, r"i must hold integers, got torch\.float32"),
+        (lambda: _check.integers("i", torch.ones(2) > 0), TypeError, r"i must hold integers, got torch\.bool"),
+        (lambda: _check.floats("w", torch.arange(2)), TypeError, r"w must be floating point, got torch\.int64"),
+        (
+            lambda: _check.tensor("t", torch.ones(2), ("n", "k")),
+            ValueError,
+            r"t must have the shape \(n, k\), got \(2,\)",
+        ),
+        (
+            lambda: _check.entries_in("p", torch.tensor([0.5, 2]), 0, 1),
+            ValueError,
+            r"p must be in \[0, 1\]; 1 of 2 are",
+        ),
         (lambda: _check.same_length(a=torch.ones(2), b=torch.ones(3)), ValueError, "a has 2, b has 3"),
     ],
 )
@@ -31,8 +51,13 @@ def test_errors(call, error, message: str) -> None:
         call()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_values_come_back() -> None:
     assert _check.integer("n", 3, low=3) == 3
     assert _check.in_range("x", 0.5, low=0, high=1) == 0.5
     assert _check.choice("c", "a", ["a"]) == "a"
+    assert _check.in_range("x", numpy.float32(0.5), low=0) == 0.5
+    assert _check.in_range("x", numpy.int64(3)) == 3
+    assert _check.function("f", torch.optim.SGD, "a maker of optimizers") is torch.optim.SGD
+    assert [_check.distinct(torch.tensor(ids)) for ids in ([1, 2, 5], [3, 1, 3], [])] == [3, 2, 0]
     assert _check.same_length(a=torch.ones(2), b=None) == 2

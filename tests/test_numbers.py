@@ -108,7 +108,7 @@ def test_maple_stops_with_the_outer_step_and_leaves_its_state_as_it_was() -> Non
     maple = Maple(inner, VREx(), budget=20, steps=2)
     state = maple.begin(data)
     before = state.state_dict()
-    with pytest.raises(FloatingPointError, match=r"outer step 1: the outer loss is (nan|inf); all .* finite: .*diverged"):
+    with pytest.raises(FloatingPointError, match=r"outer step 1: the outer loss is (nan|inf); .* finite: .*diverged"):
         maple.fit(data, state=state)
     after = state.state_dict()
     for name in ("weights", "probabilities", "generator"):

@@ -29,7 +29,8 @@ class Batch:
         group: ``(batch,)`` int64 group ids (label x attribute), or None where unknown.
 
     Raises:
-        ValueError: the fields differ in length, or `index` has a negative id.
+        ValueError: the fields differ in length, `index` has a negative id, or ids are not ``(batch,)``.
+        TypeError: a field that is no tensor, ids that are no integers.
 
     Example:
         >>> data = Batch.of(torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
@@ -44,6 +45,7 @@ class Batch:
     group: Int[Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _check.same_length(**{field.name: getattr(self, field.name) for field in fields(Batch)})
         if len(self.index) and int(self.index.min()) < 0:
             raise ValueError(f"index holds global sample ids >= 0, got {int(self.index.min())}")
@@ -58,7 +60,7 @@ class Batch:
         group: Tensor | None = None,
     ) -> Batch:
         """Make a whole data set: ids 0 .. n-1 in the order given."""
-        index = torch.arange(inputs.shape[0], device=inputs.device)
+        index = torch.arange(_rows("inputs", inputs), device=inputs.device)
         return cls(inputs, targets, index, environment, group)
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ class Batch:
 
     def take(self, positions: Tensor) -> Batch:
         """Return the samples at `positions` ``(k,)`` of this batch (ids or a boolean mask), ids kept."""
-        positions = positions.to(self.index.device)
+        positions = _check.tensor("positions", positions).to(self.index.device)
         return self._map(lambda tensor: tensor[positions])
 
     def to(self, device: torch.device | str) -> Batch:
@@ -92,3 +94,19 @@ class Batch:
 
         inputs, targets, index = function(self.inputs), function(self.targets), function(self.index)
         return Batch(inputs, targets, index, maybe(self.environment), maybe(self.group))
+
+
+def _check_fields(batch: Batch) -> None:
+    for name in ("inputs", "targets"):
+        _rows(name, getattr(batch, name))
+    for name in ("index", "environment", "group"):
+        ids = getattr(batch, name)
+        if ids is not None or name == "index":
+            _check.integers(name, ids)
+
+
+def _rows(name: str, values: Tensor) -> int:
+    """Return how many rows there are; TypeError or ValueError if `values` is no tensor that has any."""
+    if not _check.tensor(name, values).ndim:
+        raise ValueError(f"{name} must have a row for each sample, got a number, {values.item()}")
+    return values.shape[0]

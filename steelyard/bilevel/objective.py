@@ -76,8 +76,10 @@ class WeightedLoss:
         regulariser: Callable[[nn.Module], Tensor] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.loss = loss
+        self.loss = _check.function("loss", loss, "a function of outputs and targets")
         self.normalise = _check.choice("normalise", normalise, ("weights", "batch", "none"))
+        if regulariser is not None:
+            _check.function("regulariser", regulariser, "a function of the model")
         self.regulariser = regulariser
         self.ranks = ranks
         self._divisor: Tensor | float | int | None = None
@@ -152,11 +154,11 @@ class WeightedLoss:
 
 
 def _check_total(total: Tensor, weight: Tensor, of: str, remedy: str = "") -> None:
-    """Raise ValueError if `total` is no divisor. (One look a step; a negative weight shows where the sum is not > 0.)"""
+    """Raise ValueError if `total` is no divisor: one look a step, so a negative weight may hide among others."""
     value = float(total.detach())
     if 0 < value < math.inf:
         return
     _check.finite("weight", weight.detach())
-    if len(weight) and float(weight.detach().min()) < 0:
-        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.detach().min())}, and they sum to {value}")
+    if len(weight) and (least := float(weight.detach().min())) < 0:
+        raise ValueError(f"weight must be >= 0, the smallest is {least}, and the sum {value}")
     raise ValueError(f'the weights of {of} sum to {value}: normalise="weights" needs a positive, finite sum{remedy}')

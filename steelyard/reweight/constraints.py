@@ -39,14 +39,14 @@ class CubicBudget:
     ramp_end: float | int = 0.6
 
     def __post_init__(self) -> None:
-        _check.in_range("start", float(self.start), low=0.0)
-        _check.in_range("target", float(self.target), low=0.0)
-        _check.in_range("ramp_start", float(self.ramp_start), low=0.0, high=1.0)
-        _check.in_range("ramp_end", float(self.ramp_end), low=float(self.ramp_start), high=1.0, open_low=True)
+        _check.in_range("start", self.start, low=0.0)
+        _check.in_range("target", self.target, low=0.0)
+        _check.in_range("ramp_start", self.ramp_start, low=0.0, high=1.0)
+        _check.in_range("ramp_end", self.ramp_end, low=self.ramp_start, high=1.0, open_low=True)
 
     def __call__(self, progress: float | int) -> float:
         """Return K at `progress` in [0, 1]."""
-        _check.in_range("progress", float(progress), low=0.0, high=1.0)
+        _check.in_range("progress", progress, low=0.0, high=1.0)
         left = (self.ramp_end - progress) / (self.ramp_end - self.ramp_start)
         return self.target + (self.start - self.target) * min(max(left, 0.0), 1.0) ** 3
 
@@ -59,7 +59,7 @@ class ConstraintSet:
         budget: K, the expected number of kept samples: a number, or a function of progress in [0, 1].
         equality: hold the sum at K (default). With only an upper bound a penalty without a mean-risk term can
             lower itself by shrinking the kept set, and the outer loop then swings between sets.
-        radius: bound on the norm of w; None: the norm of w = 1, which is n^(1/p). The paper has a bound, its
+        radius: bound on the norm of w, > 0; None: the norm of w = 1, which is n^(1/p). The paper has a bound, its
             code none.
         p: 1 or 2.
 
@@ -74,9 +74,10 @@ class ConstraintSet:
 
     def __post_init__(self) -> None:
         if not callable(self.budget):
-            _check.in_range("budget", float(self.budget), low=0.0)
+            _check.in_range("budget", self.budget, low=0.0)
+        _check.boolean("equality", self.equality)
         if self.radius is not None:
-            _check.in_range("radius", float(self.radius), low=0.0)
+            _check.in_range("radius", self.radius, low=0.0, open_low=True)
         _check.choice("p", self.p, [1, 2])
 
     def budget_at(self, progress: float | int) -> float:

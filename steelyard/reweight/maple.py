@@ -90,9 +90,10 @@ class Maple:
     optimizers' moments of its own samples. A risk is given the outputs of all samples, and not their inputs.
 
     Raises:
-        ValueError: an argument out of range; an anchor where s is not learned; at `fit`: a budget above n, a mask that
-            keeps nothing, missing environments or groups (from the risk), repeated ids in `train`, a prior of another
-            length.
+        TypeError: an argument of another kind.
+        ValueError: an argument out of range; an anchor where s is not learned; at `fit`: a budget or folds above n, a
+            mask that keeps nothing, missing environments or groups (from the risk), repeated ids in `train`, a prior
+            of another length.
 
     The history has one row a step: step, outer_loss (mean over draws), budget, kept (mean over draws), and for each
     of weights and probabilities that is learned NAME_gradient_norm (before clipping), NAME_gradient_variance (over
@@ -131,8 +132,10 @@ class Maple:
         prior: Prior | None = None,
         seed: int = 0,
     ) -> None:
-        if not callable(budget) and not budget > 0:
+        if not callable(budget) and not _check.in_range("budget", budget) > 0:
             raise ValueError(f"budget must be > 0 samples to train on, got {budget}")
+        _check.instance("inner", inner, InnerRun, "an InnerRun")
+        _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
         self.inner, self.risk = inner, risk
         self.constraints = ConstraintSet(budget, equality, radius, p)
         self.steps = _check.integer("steps", steps, low=1)
@@ -140,18 +143,22 @@ class Maple:
         self.draws = _check.integer("draws", draws, low=1)
         self.folds = _check.integer("folds", folds, low=1)
         self.cross_fit = CrossFit(inner, folds) if folds > 1 else None
-        self.mask = mask or Mask()
+        self.mask = Mask() if mask is None else _check.instance("mask", mask, Mask, "a Mask")
+        for name, make in (("probability_optimizer", probability_optimizer), ("weight_optimizer", weight_optimizer)):
+            _check.function(name, make, "a function that makes an optimizer of a list of tensors")
         self.optimizers = {"weights": weight_optimizer, "probabilities": probability_optimizer}
-        self.schedule = schedule
-        self.clip = None if clip is None else _check.in_range("clip", float(clip), low=0.0, open_low=True)
-        self.estimator = estimator or Truncated()
+        self.schedule = _check.function("schedule", schedule, "a function of progress in [0, 1]")
+        self.clip = None if clip is None else _check.in_range("clip", clip, low=0.0, open_low=True)
+        what = "an estimator, such as Truncated()"
+        self.estimator = Truncated() if estimator is None else _check.instance("estimator", estimator, Estimator, what)
         self.outer_chunk = None if outer_chunk is None else _check.integer("outer_chunk", outer_chunk, low=1)
         self.patience = None if patience is None else _check.integer("patience", patience, low=1)
-        self.tolerance = _check.in_range("tolerance", float(tolerance), low=0.0)
+        self.tolerance = _check.in_range("tolerance", tolerance, low=0.0)
+        _check.instance("prior", prior, (Prior, type(None)), "a Prior")
         if prior is not None and prior.anchor and learn == "weights":
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
         self.prior = prior
-        self.seed = _check.integer("seed", seed, low=0)
+        self.seed = _check.seed("seed", seed)
 
     def fit(
         self,
@@ -187,11 +194,16 @@ class Maple:
             RankError: another rank failed or is gone; the run can be gone on with from its journal.
         """
         ranks = self.inner.ranks
-        journal = journal or Journal(ranks=ranks)
+        for name, data, optional in (("train", train, ()), ("validation", validation, (type(None),))):
+            _check.instance(name, data, (Batch, *optional), "a Batch, as Batch.of(inputs, targets) makes it")
+        _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
+        journal = Journal(ranks=ranks) if journal is None else journal
         if journal.ranks.size != ranks.size:
             raise ValueError(
                 f"journal is kept by {journal.ranks.size} processes, not {ranks.size}: Journal(..., ranks=)"
             )
+        if self.folds > max(1, count := sum(ranks.lengths(len(train)))):
+            raise ValueError(f"folds is {self.folds}, but train has only {count} samples; lower folds")
         if self.cross_fit is not None and validation is not None:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
         identity = {} if journal.path is None else self._identity(journal, train, validation, state)
@@ -351,14 +363,14 @@ class Maple:
 
 
 def _blamed(outer: OuterRisk, train: Batch) -> str:
-    """Return that the outer loss is not finite, and why: samples that are not (of this rank, the others may be gone)."""
+    """Return that the outer loss is not finite, and why: samples that are not (of this rank alone)."""
     said = f"the outer loss is {outer.value}"
-    for name, samples in {"train": train, "validation": outer.samples}.items():
-        pieces = samples.chunks(samples.chunk if isinstance(samples, Streamed) else None)
+    for name, data in (("train", train), ("validation", outer.samples)):
+        pieces = data.chunks(data.chunk if isinstance(data, Streamed) else None)
         if found := broken_samples((one.inputs, one.targets, one.index) for one in pieces):
             return f"{said}; NaN or infinite in {name}: {found}; mend these samples or leave them out"
     others = "" if outer.ranks.size == 1 else "another rank's samples are not, or "
     return (
-        f"{said}; all inputs and targets here are finite: {others}the inner run has diverged (lower its learning rate), "
-        "or the risk has no finite value of the outputs"
+        f"{said}; all inputs and targets here are finite: {others}the inner run has diverged (lower its learning "
+        "rate), or the risk has no finite value of the outputs"
     )

@@ -41,12 +41,12 @@ class LinearTemperature:
     end: float | int = 0.03
 
     def __post_init__(self) -> None:
-        _check.in_range("start", float(self.start), low=0.0, open_low=True)
-        _check.in_range("end", float(self.end), low=0.0, open_low=True)
+        _check.in_range("start", self.start, low=0.0, open_low=True)
+        _check.in_range("end", self.end, low=0.0, open_low=True)
 
     def __call__(self, progress: float | int) -> float:
         """Return the temperature at `progress` in [0, 1]."""
-        _check.in_range("progress", float(progress), low=0.0, high=1.0)
+        _check.in_range("progress", progress, low=0.0, high=1.0)
         return self.end + (self.start - self.end) * (1 - progress)
 
 
@@ -89,7 +89,7 @@ class Mask:
     def __post_init__(self) -> None:
         _check.choice("estimator", self.estimator, ["identity", "relaxed"])
         if not callable(self.temperature):
-            _check.in_range("temperature", float(self.temperature), low=0.0, open_low=True)
+            _check.in_range("temperature", self.temperature, low=0.0, open_low=True)
 
     def __call__(
         self,
@@ -144,7 +144,7 @@ class Mask:
 
     def _relaxed(self, probabilities: Tensor, uniform: Tensor, progress: float) -> Tensor:
         temperature = self.temperature(progress) if callable(self.temperature) else self.temperature
-        _check.in_range("temperature", float(temperature), low=0.0, open_low=True)
+        _check.in_range("temperature", temperature, low=0.0, open_low=True)
         clamped = probabilities.double().clamp(_SATURATION, 1 - _SATURATION)
         # The clamp's own derivative is 0 outside; pass it, so that a saturated probability can come back.
         inside = probabilities.double() + (clamped - probabilities.double()).detach()

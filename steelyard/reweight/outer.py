@@ -38,11 +38,11 @@ class CosineDecay:
     end: float | int = 0.02
 
     def __post_init__(self) -> None:
-        _check.in_range("end", float(self.end), low=0.0, high=1.0)
+        _check.in_range("end", self.end, low=0.0, high=1.0)
 
     def __call__(self, progress: float | int) -> float:
         """Return the factor at `progress` in [0, 1]."""
-        _check.in_range("progress", float(progress), low=0.0, high=1.0)
+        _check.in_range("progress", progress, low=0.0, high=1.0)
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 

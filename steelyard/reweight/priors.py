@@ -63,11 +63,11 @@ def keep_probabilities(
         >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
         tensor([0.1589, 0.8411, 0.5000, 0.5000], dtype=torch.float64)
     """
-    count = len(scores)
+    count = len(_check.floats("scores", scores, ("n",)))
     _check_budget(budget, count)
-    _check.in_range("temperature", float(temperature), low=0.0, open_low=True)
+    _check.in_range("temperature", temperature, low=0.0, open_low=True)
     if strata is not None:
-        _check.same_length(scores=scores, strata=strata)
+        _check.same_length(scores=scores, strata=_check.integers("strata", strata))
         result = torch.empty(count, dtype=torch.float64, device=scores.device)
         ids, sizes = strata.unique(return_counts=True)
         shares = _stratum_budgets(sizes.tolist(), float(budget), balanced)
@@ -135,6 +135,7 @@ def bernoulli_kl(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) -> float:
         >>> round(bernoulli_kl(torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5])), 4)  # half of log 2
         0.3466
     """
+    _check_pair(s, prior)
     s, log_odds = s.detach().double(), _log_odds(prior)
     cross = s * torch.nn.functional.softplus(-log_odds) + (1 - s) * torch.nn.functional.softplus(log_odds)
     return float((cross + torch.xlogy(s, s) + torch.xlogy(1 - s, 1 - s)).mean())
@@ -156,6 +157,7 @@ def bernoulli_kl_gradient(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) ->
         >>> bernoulli_kl_gradient(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.5]))
         tensor([-10.,   0.])
     """
+    _check_pair(s, prior)
     return ((_log_odds(s.detach()) - _log_odds(prior)) / len(s)).to(s.dtype)
 
 
@@ -177,7 +179,7 @@ class Prior:
             data have the last word.
 
     Raises:
-        ValueError: probabilities outside [0, 1], a negative anchor, an unknown start.
+        ValueError: probabilities outside [0, 1] or of another shape, a negative anchor, an unknown start.
     """
 
     probabilities: Float[Tensor, " n"]
@@ -186,9 +188,10 @@ class Prior:
     decay: Callable[[float], float] = field(default_factory=lambda: CosineDecay(0.0))
 
     def __post_init__(self) -> None:
-        check_probabilities(self.probabilities)
+        check_probabilities(_check.floats("probabilities", self.probabilities, ("n",)))
+        _check.function("decay", self.decay, "a function of progress in [0, 1]")
         _check.choice("start", self.start, ["probabilities", "weights", "both", "none"])
-        _check.in_range("anchor", float(self.anchor), low=0.0)
+        _check.in_range("anchor", self.anchor, low=0.0)
 
     def under(self, constraints: ConstraintSet, progress: float | int) -> Float[Tensor, " n"]:
         """Return pi ``(n,)``, float64, moved to the budget at `progress`."""
@@ -217,7 +220,13 @@ def _stratum_budgets(sizes: Sequence[int], budget: float, balanced: bool) -> lis
 def _check_budget(budget: float | int, count: int) -> None:
     if not count:
         raise ValueError("there are no samples to give probabilities to")
-    _check.in_range("budget", float(budget), low=0.0, high=float(count))
+    _check.in_range("budget", budget, low=0, high=count)
+
+
+def _check_pair(s: Tensor, prior: Tensor) -> None:
+    for name, values in (("s", s), ("prior", prior)):
+        _check.entries_in(name, _check.floats(name, values, ("n",)), 0, 1)
+    _check.same_length(s=s, prior=prior)
 
 
 def _log_odds(probabilities: Tensor) -> Tensor:

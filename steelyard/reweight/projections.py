@@ -62,14 +62,14 @@ def project_box_simplex(
         tensor([0.6500, 0.3500, 0.0000])
     """
     ranks.together(lambda: _check.finite("probabilities", probabilities))
-    _check.in_range("budget", float(budget), low=0.0)
+    _check.in_range("budget", budget, low=0.0)
     feasible = 0.0 if equality else _total(probabilities, lambda part: part.clamp_(0, 1).sum())
     own = probabilities.new_tensor([probabilities.numel(), feasible], dtype=torch.float64)
     count, feasible = ranks.sum(own).tolist()
     if equality and budget > count:
         raise ValueError(
             f"budget is {budget}, but {count:.0f} probabilities in [0, 1] cannot sum to more than {count:.0f}; "
-            f"lower the budget or pass equality=False"
+            f"take a budget of at most {count:.0f}"
         )
     if not equality and (budget >= count or feasible <= budget):
         return probabilities.clamp(0, 1)
@@ -104,7 +104,7 @@ def project_ball(
         tensor([0.5000, 1.5000, 0.0000])
     """
     ranks.together(lambda: _check.finite("weights", weights))
-    _check.in_range("radius", float(radius), low=0.0)
+    _check.in_range("radius", radius, low=0.0)
     _check.choice("p", p, [1, 2])
     own = _total(weights, lambda part: part.clamp_(min=0).sum() if p == 1 else part.clamp_(min=0) @ part)
     power = float(ranks.sum(weights.new_tensor(own, dtype=torch.float64)))

@@ -168,7 +168,7 @@ class _Ids(Sampler[int]):
 
 
 def _check_ids(index: Tensor) -> None:
-    if _check.ids("index", index).dtype != torch.int64:
+    if _check.integers("index", index).dtype != torch.int64:
         raise TypeError(f"index must be int64, got {index.dtype}; convert it with .long()")
     if len(index) and int(index.min()) < 0:
         raise ValueError(f"index holds global sample ids >= 0, got {int(index.min())}")

@@ -37,6 +37,7 @@ class Risk(ABC):
     def __mul__(self, factor: object) -> WeightedSum:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             return NotImplemented
+        _check.in_range("factor", factor)
         return WeightedSum(tuple((factor * weight, risk) for weight, risk in _terms(self)))
 
     __rmul__ = __mul__
@@ -51,6 +52,11 @@ class WeightedSum(Risk):
     """
 
     terms: tuple[tuple[float | int, Risk], ...]
+
+    def __post_init__(self) -> None:
+        for number, (weight, risk) in enumerate(self.terms):
+            _check.in_range(f"terms[{number}][0]", weight)
+            _check_risk(f"terms[{number}][1]", risk)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -85,7 +91,8 @@ class Log(Risk):
     eps: float | int = 0.0
 
     def __post_init__(self) -> None:
-        _check.in_range("eps", float(self.eps), low=0.0)
+        _check_risk("risk", self.risk)
+        _check.in_range("eps", self.eps, low=0.0)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -116,7 +123,8 @@ class Sqrt(Risk):
     eps: float | int = 1e-12
 
     def __post_init__(self) -> None:
-        _check.in_range("eps", float(self.eps), low=0.0, open_low=True)
+        _check_risk("risk", self.risk)
+        _check.in_range("eps", self.eps, low=0.0, open_low=True)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -135,6 +143,10 @@ def per_sample(outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: Sample
             f'{tuple(losses.shape)}; pass reduction="none"'
         )
     return losses
+
+
+def _check_risk(name: str, risk: Risk) -> None:
+    _check.instance(name, risk, Risk, "a Risk, such as VREx()")
 
 
 def _terms(risk: Risk) -> tuple[tuple[float | int, Risk], ...]:

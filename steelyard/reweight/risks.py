@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +17,7 @@ from steelyard.reweight.risk import Risk, per_sample
 __all__ = ["GroupWorst", "IRMv1", "SoftGroupWorst", "VREx"]
 
 Field = Literal["environment", "group"]
+FIELDS: tuple[Field, ...] = get_args(Field)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class IRMv1(Risk):
     """
 
     unbiased: bool = False
+
+    def __post_init__(self) -> None:
+        _check.boolean("unbiased", self.unbiased)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -70,6 +74,9 @@ class VREx(Risk):
 
     mean: float | int = 0.0
 
+    def __post_init__(self) -> None:
+        _check.in_range("mean", self.mean)
+
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
         risks = _means(per_sample(outputs, batch, loss), _labels(batch, "environment", at_least=2))
@@ -88,6 +95,9 @@ class GroupWorst(Risk):
     """
 
     by: Field = "group"
+
+    def __post_init__(self) -> None:
+        _check.choice("by", self.by, FIELDS)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -110,7 +120,8 @@ class SoftGroupWorst(Risk):
     by: Field = "group"
 
     def __post_init__(self) -> None:
-        _check.in_range("temperature", float(self.temperature), low=0.0, open_low=True)
+        _check.in_range("temperature", self.temperature, low=0.0, open_low=True)
+        _check.choice("by", self.by, FIELDS)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -136,6 +147,7 @@ def _labels(batch: Batch, by: Field, at_least: int = 1) -> Int[Tensor, " n"]:
     labels = getattr(batch, by)
     if labels is None:
         raise ValueError(f"this risk needs {by} ids, but batch.{by} is None; make the batch with {by}=...")
+    _check.integers(f"batch.{by}", labels)
     if not len(labels) or int(labels.min()) < 0:
         raise ValueError(f"batch.{by} must hold ids 0, 1, ... for at least one sample, got {labels.tolist()[:5]}...")
     counts = torch.bincount(labels)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.reweight.risks import FIELDS, Field
 
 __all__ = [
     "KLDRO",
@@ -32,8 +33,6 @@ __all__ = [
     "TopQ",
     "Uniform",
 ]
-
-Field = Literal["environment", "group"]
 
 
 class Rule(ABC):
@@ -71,7 +70,7 @@ class Custom(Rule):
     """A rule made of a function ``(losses (b,), batch) -> (b,)``; its weights are divided by their sum."""
 
     def __init__(self, function: Callable[[Tensor, Batch], Tensor]) -> None:
-        self.function = function
+        self.function = _check.function("function", function, "a function of losses and a batch")
 
     def __call__(self, losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
         """Return the function's weights."""
@@ -94,7 +93,7 @@ class GroupWeights(Rule):
 
     def __init__(self, counts: Int[Tensor, " groups"], by: Field = "group") -> None:
         _no_empty(counts)
-        self.per_group, self.by = counts.sum() / counts, by
+        self.per_group, self.by = counts.sum() / counts, _check.choice("by", by, FIELDS)
 
     def __call__(self, losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
         """Return n / n_g for each sample's group."""
@@ -171,7 +170,7 @@ class GroupDRO(Rule):
         _no_empty(counts)
         self.step = float(_check.in_range("step", step, low=0.0, open_low=True))
         self.margin = _check.in_range("adjustment", adjustment, low=0.0) / counts.double().sqrt()
-        self.by = by
+        self.by = _check.choice("by", by, FIELDS)
         self.log_q = torch.full_like(self.margin, -math.log(len(counts)))
 
     @property
@@ -271,6 +270,7 @@ class RelativeDifficulty:
 
     def __init__(self, targets: Int[Tensor, " n"], memory: float = 0.7) -> None:
         self.memory = float(_check.in_range("memory", memory, low=0.0, high=1.0, open_high=True))
+        _check.integers("targets", targets)
         self.classes = targets == torch.arange(int(targets.max()) + 1, device=targets.device)[:, None]
         self.averages = torch.zeros(2, len(targets), device=targets.device)
         self.seen = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
@@ -301,13 +301,13 @@ def group_ids(batch: Batch, by: Field, groups: int) -> Int[Tensor, " b"]:
     ids = getattr(batch, by)
     if ids is None:
         raise ValueError(f"this rule needs {by} ids, but batch.{by} is None; make the batch with {by}=...")
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < groups:
+    if len(_check.integers(f"batch.{by}", ids)) and not 0 <= int(ids.min()) <= int(ids.max()) < groups:
         raise ValueError(f"batch.{by} must hold ids 0 .. {groups - 1}, got {int(ids.min())} .. {int(ids.max())}")
     return ids
 
 
 def _no_empty(counts: Tensor) -> None:
-    if not len(counts) or int(counts.min()) < 1:
+    if not len(_check.integers("counts", counts)) or int(counts.min()) < 1:
         raise ValueError(f"counts needs at least one training sample in every group, got {counts.tolist()}")
 
 

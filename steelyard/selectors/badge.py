@@ -52,6 +52,7 @@ def badge(
     p = _inputs.distributions("probabilities", probabilities)
     h = _inputs.embeddings("embeddings", embeddings)
     _inputs.count(k, _check.same_length(probabilities=p, embeddings=h))
+    _check.generator("generator", generator)
     dtype = torch.promote_types(p.dtype, h.dtype)
     points = Points.outer(residual(p).to(dtype), h.to(dtype))
     return seed_points(points, k, int(points.norms.argmax()), generator)

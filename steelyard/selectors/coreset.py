@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steelyard import _check
 from steelyard.selectors import _inputs
 from steelyard.selectors._points import Points
 
@@ -63,6 +64,7 @@ def k_center(
         (points,) = Points.rows(values)
         nearest = torch.full_like(points.norms, torch.inf)
         if generator is not None:
+            _check.generator("generator", generator)
             start = int(torch.randint(len(points), (), generator=generator, device=generator.device))
             return _greedy(points, nearest, [start], k)
         return _greedy(points, nearest, [0], k)

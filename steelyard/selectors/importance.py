@@ -81,6 +81,7 @@ def importance_draws(probabilities: Float[Tensor, " n"], draws: int, *, generato
     mass = p.cumsum(0)
     if abs(float(mass[-1]) - 1) > 1e-4:
         raise ValueError(f"probabilities must sum to 1, got {float(mass[-1]):.6g}; see importance_probabilities")
+    _check.generator("generator", generator)
     uniform = torch.rand(draws, generator=generator, device=generator.device, dtype=torch.float64).to(p.device)
     # Searching below the last step of the sum, so that rounding at its end cannot draw a sample with P_i = 0.
     place = (uniform * mass[-1]).clamp_(max=float(torch.nextafter(mass[-1], torch.zeros_like(mass[-1]))))

@@ -51,6 +51,7 @@ def partitioned(
     _check.integer("n", n, low=1)
     _inputs.count(k, n)
     _check.integer("parts", parts, low=1, high=n)
+    _check.generator("generator", generator)
     shuffled = torch.randperm(n, generator=generator, device=generator.device)
     picked = []
     # tensor_split gives the remainder to the first parts, of the pool and of k alike: no quota is above its part.

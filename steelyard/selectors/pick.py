@@ -77,4 +77,5 @@ def top_k(score: Float[Tensor, " n"], k: int, *, generator: torch.Generator | No
 
 
 def _permutation(n: int, generator: torch.Generator) -> Tensor:
+    _check.generator("generator", generator)
     return torch.randperm(n, generator=generator, device=generator.device)

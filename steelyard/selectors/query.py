@@ -54,7 +54,7 @@ class Query:
         if (score is None) == (select is None):
             raise ValueError("pass exactly one of score and select")
         self._score, self._select, self._missing = score, select, missing_label
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(_check.seed("seed", seed))
 
     def query(
         self,

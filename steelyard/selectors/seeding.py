@@ -53,6 +53,7 @@ def kmeans_plus_plus(
     values = _inputs.embeddings("embeddings", embeddings)
     _inputs.count(k, values.shape[0])
     _check.choice("first", first, ["uniform", "largest"])
+    _check.generator("generator", generator)
     if first == "largest":  # of the norms about the origin: `Points.rows` moves it
         size = values / values.abs().amax().clamp_min(torch.finfo(values.dtype).tiny)
         start = int(size.square().sum(1).argmax())

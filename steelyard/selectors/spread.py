@@ -89,6 +89,7 @@ def dre(
     _check.integer("bins", bins, low=1)
     low, width = bits.min(), bits.max() - bits.min()
     bin_of = ((bits - low) / width.clamp_min(torch.finfo(bits.dtype).tiny) * bins).long().clamp_(max=bins - 1)
+    _check.generator("generator", generator)
     shuffled = torch.randperm(n, generator=generator, device=generator.device).to(bits.device)
     bin_of = bin_of[shuffled]
     picked = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -22,6 +24,32 @@ def test_take_and_chunks_keep_ids() -> None:
     assert torch.equal(torch.cat([piece.environment for piece in pieces]), batch.environment)
     assert pieces[0].inputs.data_ptr() == batch.inputs.data_ptr()  # a view
     assert next(batch.chunks(None)) is batch
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Batch.of([[1.0]], torch.zeros(1)), r"inputs must be a tensor, got \[\[1\.0\]\] \(list\)"),
+        (lambda: Batch.of(torch.zeros(1, 2), [0]), r"targets must be a tensor, got \[0\]"),
+        (
+            lambda: Batch.of(torch.tensor(1.0), torch.zeros(1)),
+            "inputs must have a row for each sample, got a number, 1",
+        ),
+        (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), environment=[0, 1]), "environment must be a tensor"),
+        (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), environment=torch.zeros(2)), "environment must hold int"),
+        (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), group=torch.zeros(2, 1).long()), r"group .*got \(2, 1\)"),
+        (
+            lambda: Batch(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2)),
+            "index must hold integers, got torch.float32",
+        ),
+        (lambda: Batch(torch.zeros(2, 1), torch.zeros(2), None), "index must be a tensor, got None"),
+        (lambda: example().take([0, 1]), r"positions must be a tensor, got \[0, 1\] \(list\)"),
+    ],
+)
+def test_what_is_no_batch_is_named(call: Callable[[], Batch], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
 
 
 def test_errors_name_the_field() -> None:

@@ -108,6 +108,32 @@ def test_errors(name) -> None:
         call()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("wrong", [None, 3])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda g: selectors.random_selection(3, 2, generator=g),
+        lambda g: selectors.kmeans_plus_plus(EMBEDDINGS, 1, generator=g),
+        lambda g: selectors.badge(GOOD, EMBEDDINGS, 1, generator=g),
+        lambda g: selectors.lhd(GOOD, GOOD, EMBEDDINGS, EMBEDDINGS, 1, generator=g),
+        lambda g: selectors.dre(GOOD, 1, generator=g),
+        lambda g: selectors.importance_draws(torch.tensor([0.0, 1.0]), 1, generator=g),
+        lambda g: selectors.partitioned(lambda index, k: index[:k], 3, 1, parts=2, generator=g),
+        lambda g: selectors.k_center(EMBEDDINGS, 1, generator=3 if g is None else g),
+        lambda g: selectors.top_k(torch.ones(2), 1, generator=3 if g is None else g),
+    ],
+)
+def test_what_is_no_generator(call, wrong) -> None:
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, such as .*, got (None|3)"):
+        call(wrong)
+
+
+def test_a_seed_beyond_64_bits() -> None:
+    with pytest.raises(ValueError, match="seed must be in"):
+        selectors.Query(score=lambda x: x[:, 0], seed=10**20)
+
+
 def test_half_precision_is_promoted() -> None:
     p = torch.randn(50, 20, generator=generator()).softmax(1)
     for dtype in (torch.float16, torch.bfloat16):
