@@ -21,7 +21,7 @@ from steelyard.distributed import ALONE, Ranks
 __all__ = ["described", "samples", "settings"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by size of an entry in bytes; others are int64
-_PIECE = 1 << 20  # entries at a time: a copy of them as integers of 64 bits is made
+_PIECE = 1 << 15  # entries at a time: their copy as integers of 64 bits stays in a cache
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
 _NESTED = 8  # levels; deeper, or a cycle, is left out
 

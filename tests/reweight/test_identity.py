@@ -108,12 +108,13 @@ def test_lambdas_are_known_by_what_they_do():
 def test_samples_do_not_depend_on_the_shares():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         data = spurious(61, dtype=dtype)[0]
+        data = replace(data, inputs=data.inputs.repeat(1, 2500))  # read in several pieces
         whole = samples("train", data)
         for size in (2, 5):
             for found in in_threads(size, lambda r, d=data: samples("train", d.take(r.share(61)), r)):
                 assert found == whole
     streamed = samples("train", Streamed.of([*data.inputs], data.targets, environment=data.environment))
-    assert streamed.pop("train.inputs") == "torch.bfloat16 (61, 2)"
+    assert streamed.pop("train.inputs") == "torch.bfloat16 (61, 5000)"
     assert streamed.items() < whole.items()
 
 
