@@ -83,14 +83,20 @@ class InnerRun:
         storage: Storage = _WHOLE,
         schedule: Callable[[float], float] | None = None,
     ) -> None:
-        self.objective = objective
+        if isinstance(model, nn.Module):  # which can be called, too
+            raise TypeError("model must be a function that makes the module, got a module: give lambda: MyNet(...)")
+        _check.function("model", model, "a function that makes the module")
+        _check.function("optimizer", optimizer, "a function that makes an optimizer of parameters")
+        if schedule is not None:
+            _check.function("schedule", schedule, "a function of progress in [0, 1]")
+        self.objective = _check.instance("objective", objective, WeightedLoss, "a WeightedLoss")
         self.steps = _check.integer("steps", steps, low=1)
         self.batch_size = None if batch_size is None else _check.integer("batch_size", batch_size, low=1)
-        self.restart = restart
+        self.restart = _check.boolean("restart", restart)
         self.autocast = _check.choice("autocast", autocast, [None, torch.bfloat16])
-        self.seed = _check.integer("seed", seed, low=0)
+        self.seed = _check.seed("seed", seed)
         self.window = _check.integer("window", window, low=1, high=steps)
-        self.storage = storage
+        self.storage = _check.instance("storage", storage, Storage, "a Storage")
         self.schedule = schedule
         self._make_model, self._make_optimizer = model, optimizer
         self._model: nn.Module | None = None
@@ -214,6 +220,7 @@ def _kept(train: Batch, weight: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _check_weight(train: Batch, weight: Tensor) -> None:
+    _check.tensor("weight", weight, ("n",))
     _check.same_length(train=train.inputs, weight=weight)
     _check.finite("weight", weight)
     if len(weight) and float(weight.min()) < 0:

@@ -14,6 +14,7 @@ from steelyard.reweight import (
     GroupDRO,
     GroupWeights,
     GroupWorst,
+    InnerRun,
     IRMv1,
     Log,
     Maple,
@@ -131,3 +132,26 @@ def test_refused(name):
 @pytest.mark.parametrize("budget", [5, 5.0, CubicBudget(6, 5)])
 def test_numbers_and_functions_are_budgets(budget):
     assert len(maple(budget=budget).fit(TRAIN)) == 20
+
+
+OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": nn.Linear(2, 2)}, "model must be a function that makes the module, got a module"),
+        ({"optimizer": "sgd"}, "optimizer must be a function that makes an optimizer of parameters, got 'sgd'"),
+        ({"objective": CROSS_ENTROPY}, "objective must be a WeightedLoss, got"),
+        ({"schedule": 0.5}, r"schedule must be a function of progress in \[0, 1\], got 0.5"),
+        ({"restart": "no"}, "restart must be True or False, got 'no'"),
+        ({"storage": torch.bfloat16}, "storage must be a Storage, got"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_inner_runs_of_the_wrong_kinds(given: dict, words: str) -> None:
+    right = {"model": lambda: nn.Linear(2, 2), "optimizer": torch.optim.SGD, "objective": OBJECTIVE, "steps": 2}
+    with pytest.raises(TypeError, match=words):
+        InnerRun(**right | given)
+    with pytest.raises(ValueError, match="seed must be"):
+        InnerRun(**right, seed=10**20)
