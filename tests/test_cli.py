@@ -264,6 +264,24 @@ def test_bounds_of_a_loss_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Written" in capsys.readouterr().out
 
 
+def test_bounds_of_a_loss_matrix_leave_the_committed_tables_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    numpy.save("losses.npy", numpy.random.default_rng(0).random((3, 40)))
+    assert main(["bounds", "--losses", "losses.npy", "--loss-range", "1"]) == 0
+    assert "Written: runs/bounds" in capsys.readouterr().out
+    assert Path("runs/bounds/terms.csv").is_file()
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--clean", "x.npy"), ("--loss-range", "1"), ("--s", "8"), ("--q", "2"), ("--delta", "0.1"), ("--draws", "9")],
+)
+def test_bounds_options_that_need_losses(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bounds", option, value]) == 2
+    assert f"{option} is about a loss matrix: give --losses" in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
 def test_bounds_names_the_condition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numpy.save(tmp_path / "losses.npy", numpy.random.default_rng(0).random((3, 40)))
     arguments = ["--losses", str(tmp_path / "losses.npy"), "--s", "2", "--q", "8", "--loss-range", "1.0"]
