@@ -34,6 +34,8 @@ CHECKPOINT, LOCK = "checkpoint.safetensors", "run.lock"
 TRACES = tuple(path.name for path in Journal.files(Path(CHECKPOINT)))  # of a run that has not ended well
 FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, PRIOR, *TRACES)
 SIGNS = (METRICS, *TRACES[:2])  # of a run that has got somewhere
+REMEDY = "put the file back, or run it again with --overwrite"
+ACTIVE_STATE = "state.safetensors"  # of a run of active learning
 ASIDE = (".old", ".old.moving", ".old.dropped")  # folders for the run that another replaces, see `replaced`
 
 

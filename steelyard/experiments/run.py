@@ -22,11 +22,13 @@ from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.directory import (
+    ACTIVE_STATE,
     ASIDE,
     CONFIG,
     ENVIRONMENT,
     METRICS,
     MODEL,
+    REMEDY,
     RESULT,
     REWEIGHTING,
     SIGNS,
@@ -224,24 +226,43 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     place = Path(directory)
     if not (place / CONFIG).is_file():
         raise RunError(f"{place} is not a run directory: it has no {CONFIG}{_runs_below(place)}{_aside(place)}")
+    if (place / ACTIVE_STATE).is_file():
+        raise RunError(
+            f"{place} holds a run of active learning, whose tables `steelyard active ... --resume --tables FOLDER` "
+            "writes; compare and report are for those of `steelyard run`"
+        )
     if not (place / ENVIRONMENT).is_file():
         raise RunError(
             f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume{_aside(place)}"
         )
-    try:
+    with _readable(place / CONFIG):
         config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         recipe = parse(Recipe, config["recipe"], str(place / CONFIG))
         name, overrides = str(config["name"]), tuple(map(str, config["overrides"]))
-        history = read_metrics(place / METRICS)
+    history = read_metrics(place / METRICS)
+    last = history[-1].visible.step if history else 0
+    if last != recipe.method.last_step:
+        raise RunError(
+            f"{place / METRICS}, line {len(history)}: the last evaluated step is {last if history else 'missing'}, the "
+            f"run's last step is {recipe.method.last_step}; {REMEDY}"
+        )
+    with _readable(place / ENVIRONMENT):
         facts = _read_environment(place / ENVIRONMENT)
+    with _readable(place / RESULT):
         samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
+    return Run(place, name, overrides, recipe, history, facts, samples)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into RunError that names it and the remedy."""
+    try:
+        yield
     except RunError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"the run in {place} cannot be read: {error}") from error
-    if not history:
-        raise RunError(f"the run in {place} has no evaluated step in {METRICS}")
-    return Run(place, name, overrides, recipe, history, facts, samples)
+        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
 
 
 def _aside(place: Path) -> str:
@@ -260,14 +281,14 @@ def _runs_below(place: Path) -> str:
 def _read_environment(path: Path) -> dict[str, Any]:
     facts = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), (int, float)):
-        raise RunError(f"{path} must be a table with the run's `seconds`")
+        raise RunError(f"{path} must be a table with the run's `seconds`; {REMEDY}")
     return facts
 
 
 def _read_samples(path: Path) -> pandas.DataFrame:
     frame = read_parquet(path)
     if missing := [name for name in SAMPLE_COLUMNS if name not in frame]:
-        raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)})")
+        raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)}); {REMEDY}")
     return frame
 
 

@@ -27,11 +27,13 @@ from steelyard.experiments.active.view import read
 from steelyard.experiments.adversarial import robust_accuracy
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.directory import (
+    ACTIVE_STATE,
     ASIDE,
     CHECKPOINT,
     CONFIG,
     ENVIRONMENT,
     LOCK,
+    REMEDY,
     TRACES,
     check_recipe,
     holding,
@@ -49,7 +51,7 @@ from steelyard.journal import Journal
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
 
-STATE, ROUNDS = "state.safetensors", "rounds.csv"
+STATE, ROUNDS = ACTIVE_STATE, "rounds.csv"
 FILES = (CONFIG, STATE, ROUNDS, ENVIRONMENT, *TRACES)
 SIGNS = (STATE, *TRACES[:2])  # of a run that has got somewhere
 
@@ -253,8 +255,9 @@ def _config(directory: Path) -> tuple[str, tuple[str, ...], ActiveRecipe]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         recipe = parse(ActiveRecipe, config["recipe"], str(path))
         return str(config["name"]), tuple(map(str, config["overrides"])), recipe
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
 
 
 def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: bool, resume: bool) -> None:
