@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from steelyard.cli.shared import as_table, data_root_of, set_threads
+from steelyard.cli.shared import as_table, check_seeds, check_writable, data_root_of, set_threads
 from steelyard.experiments.errors import UserError
 
 __all__ = ["bounds", "priors"]
@@ -51,6 +51,7 @@ def bounds(
     from steelyard.experiments.bounds import bounds as run_bounds
 
     set_threads(threads)
+    check_seeds("--seed", [seed])
     settings = {"clean": clean, "s": s, "q": q, "delta": delta, "loss_range": loss_range, "draws": draws}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     if losses is None and given:
@@ -59,6 +60,7 @@ def bounds(
     if losses is not None and quick:
         raise UserError("--quick is about the experiments, which --losses leaves out: give one of them")
     folder = out or Path("results/theory" if losses is None else "runs/bounds")
+    check_writable("--out", folder)
     tables = run_bounds(folder, quick=quick, losses=losses, seed=seed, **given)
     console = Console()
     if losses is not None:
@@ -91,6 +93,8 @@ def priors(
     from steelyard.experiments.prior_benchmark import priors as run_priors
 
     set_threads(threads)
+    check_seeds("--seeds", seeds)
+    check_writable("--out", out)
     console = Console()
     with console.status("") as status:
         run_priors(

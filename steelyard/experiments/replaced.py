@@ -1,7 +1,8 @@
 """A run that another one replaces: set aside until that has got somewhere, put back if it never does.
 
-What a kill leaves tells what to do next. OLD.moving: files are on their way, aside or back, and no other run's are beside
-them. OLD: all are aside, and what lies in the run's folder is the new run's. OLD.dropped: they are being removed.
+What a kill leaves tells what to do next. `.old.moving`: files are on their way, aside or back, and no other run's are
+beside them. `.old`: all are aside, and what lies in the run's folder is the new run's. `.old.dropped`: they are being
+removed.
 """
 
 from __future__ import annotations
@@ -108,4 +109,6 @@ def _moving(directory: Path) -> Iterator[None]:
     except OSError as error:
         places = [str(directory / name) for name in (OLD, MOVING) if (directory / name).is_dir()]
         lies = f"; the run that was there lies in {' and '.join([*places, str(directory)])}" if places else ""
-        raise RunError(f"the run in {directory} cannot be replaced: {error}{lies}; mend that and start again") from error
+        raise RunError(
+            f"the run in {directory} cannot be replaced: {error}{lies}; mend that and start again"
+        ) from error

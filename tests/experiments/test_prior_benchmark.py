@@ -201,7 +201,7 @@ def test_the_files(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         priors(tmp_path, runs, parts=("mine",))
 
 
-def test_parts_that_are_not_remade_keep_their_rows(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_not_remade_keep_their_rows(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, _ = done
     monkeypatch.setattr(prior_benchmark, "main_cells", lambda seeds: CELLS)
     path = tmp_path / "summary.json"

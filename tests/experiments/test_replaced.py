@@ -177,4 +177,3 @@ def test_active_learning_keeps_its_old_run_too(tmp_path: Path) -> None:
     again = execute_active(replace(recipe, seed=1), tmp_path, name="x", overwrite=True)
     assert again.history != old.history
     assert {path.name for path in tmp_path.iterdir()} == set(before)
-
