@@ -86,7 +86,7 @@ def priors(
         runs: folder of the run directories.
         parts: which parts to run; mnist needs MNIST below the data root.
         seeds: of the main and noise parts; the others take the first two.
-        tabulate: only make the tables of the runs that are there.
+        tabulate: only make the tables of the runs that are there; scores.md and scores.csv have none and stay.
         data_root: where data sets lie (default: $STEELYARD_DATA).
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
