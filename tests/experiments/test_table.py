@@ -56,7 +56,7 @@ def test_spaced_tables(tmp_path: Path) -> None:
         ("a,b\ninf,1\n", "line 2: 'a' is 'inf', expected a number >= 0"),
         ("a,b\n3_9,1\n", "line 2: 'a' is '3_9', expected a number >= 0"),
         ("a,b\n\u0663,1\n", "line 2: 'a' is '\u0663', expected a number >= 0"),
-        ("bc,Male\n1,1\n", r"no column 'a' \(the columns are bc, Male\)"),
+        ("bc,Max\n1,1\n", r"no column 'a' \(the columns are bc, Max\)"),
         ("a,b\n-1,1\n", "line 2: 'a' is '-1', expected a number >= 0"),
     ],
 )
