@@ -139,7 +139,7 @@ def choice(name: str, value: T, choices: Iterable[T]) -> T:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the word closest to `word`, or an empty string."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

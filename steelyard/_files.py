@@ -28,11 +28,13 @@ def atomic_path(path: str | os.PathLike[str], previous: str | os.PathLike[str] |
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+    with _named(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _named(target):
+            yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         umask = os.umask(0)
@@ -44,6 +46,18 @@ def atomic_path(path: str | os.PathLike[str], previous: str | os.PathLike[str] |
         _flush_names(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Put `target` in the place of its temporary file, or of no file, in an OSError's message."""
+    try:
+        yield
+    except OSError as error:
+        own = error.filename is None or os.path.basename(os.fsdecode(error.filename)).startswith(f".{target.name}.")
+        if error.errno is not None and own:
+            error.filename = str(target)
+        raise
 
 
 def _flush_names(folder: Path) -> None:

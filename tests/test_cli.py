@@ -1,6 +1,7 @@
 """The command line, end to end on tiny recipes, and its errors: one line, exit status 2, no traceback."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -192,6 +193,27 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "coloured_digits/erm", "--set", "device=xpu:7"], "device 'xpu:7' cannot be used here"),
         (["run", "coloured_digits/erm", "--threads", "-1"], "--threads must be 0"),
         (["demo", "--threads", "-1"], "--threads must be 0"),
+        (["run", "coloured_digits/erm", "--threads", "3000000000"], "to 1024, got 3000000000"),
+        (["run", "coloured_digits/erm", "--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        (["run", "digits"], "'digits' is a recipe for another command: steelyard active digits"),
+        (["run", "coloured_digits/erm", "--set", "method=3"], "method must be a table of fields with a `name` among"),
+        (["run", "coloured_digits/erm", "--set", "method={}"], "method has no field 'name'; it needs a `name` among"),
+        (["run", "coloured_digits/erm", "--set", "method.name=3"], "method.name must be one of"),
+        (["run", "re\udcff.toml"], r"the file's name 're\udcff.toml' is not UTF-8"),
+        (["run", "coloured_digits/erm", "--set", "device=\udcff"], r"--set 'device=\udcff' is not UTF-8"),
+        (["bounds", "--losses", "l.npy", "--loss-range", "1", "--seed", "-1"], "--seed must be in [0, 9223372036854"),
+        (["bounds", "--seed", "99999999999999999999"], "got 99999999999999999999"),
+        (["bounds", "--quick", "--losses", "l.npy"], "--quick is about the experiments"),
+        (["bounds", "--out", "/proc/x"], "--out /proc/x cannot be written"),
+        (["disagreement", "--seeds", "-1"], "--seeds must be in [0, 9223372036854775807], got -1"),
+        (
+            ["disagreement", "--seeds", "0", "99999999999999999999"],
+            "--seeds must be in [0, 922",
+        ),
+        (["disagreement", "--out", "/proc/x"], "--out /proc/x cannot be written"),
+        (["priors", "--seeds", "-1"], "--seeds must be in"),
+        (["priors", "--out", "/proc/x"], "--out /proc/x cannot be written"),
+        (["report", "done/seed0", "--data-root", "nope"], "--data-root nope is not a folder"),
         (["demo", "--seeds"], "--seeds needs at least one seed"),
         (["run", "coloured_digits/erm", "--seeds", str(2**63)], "seed must be in [0, 9223372036854775807]"),
         (["run", "coloured_digits/erm", *TINY, "--out", "/proc/x"], "/proc/x"),
@@ -250,6 +272,32 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["run", "coloured_digits/erm"]) == 130
 
 
+def test_words_that_the_terminal_cannot_show() -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--seeds", "0", "1", "--out", "two"]) == 0
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    for arguments in (["compare", "two/seed0", "two/seed1"], ["compare", "--help"], ["compare", "n\u00f6"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "steelyard", *arguments], capture_output=True, check=False, env=ascii_only
+        )
+        assert b"Traceback" not in done.stderr
+        assert (done.stdout + done.stderr).isascii()
+        assert done.returncode == (2 if "n\u00f6" in arguments else 0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compare", "one/seed0", "--out", "table"], ["report", "one/seed0", "--out", "table/comparison.md"]]
+)
+def test_a_file_that_cannot_be_written_is_named_not_its_temporary_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "coloured_digits/erm", *TINY, "--out", "one"]) == 0
+    Path("table/comparison.md").mkdir(parents=True)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("steelyard: error: table/comparison.md: Is a directory; make room, or name another place")
+
+
 def test_python_m_steelyard() -> None:
     done = subprocess.run([sys.executable, "-m", "steelyard", "recipes"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
@@ -262,6 +310,24 @@ def test_bounds_of_a_loss_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["bounds", *arguments, "--draws", "50", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "terms.csv").is_file()
     assert "Written" in capsys.readouterr().out
+
+
+def test_bounds_of_a_loss_matrix_leave_the_committed_tables_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    numpy.save("losses.npy", numpy.random.default_rng(0).random((3, 40)))
+    assert main(["bounds", "--losses", "losses.npy", "--loss-range", "1"]) == 0
+    assert "Written: runs/bounds" in capsys.readouterr().out
+    assert Path("runs/bounds/terms.csv").is_file()
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--clean", "x.npy"), ("--loss-range", "1"), ("--s", "8"), ("--q", "2"), ("--delta", "0.1"), ("--draws", "9")],
+)
+def test_bounds_options_that_need_losses(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bounds", option, value]) == 2
+    assert f"{option} is about a loss matrix: give --losses" in capsys.readouterr().err
+    assert not Path("results").exists()
 
 
 def test_bounds_names_the_condition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

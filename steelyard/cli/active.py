@@ -9,7 +9,16 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from steelyard.cli.shared import Overrides, data_root_of, every, progress_bars, set_threads, stoppable
+from steelyard.cli.shared import (
+    Overrides,
+    check_seeds,
+    check_writable,
+    data_root_of,
+    every,
+    progress_bars,
+    set_threads,
+    stoppable,
+)
 from steelyard.experiments.errors import UserError
 
 __all__ = ["active", "disagreement", "robust"]
@@ -60,6 +69,9 @@ def active(
     set_threads(threads)
     console = Console()
     folder = out or Path("runs") / "active" / Path(recipe).stem
+    steps = every(checkpoint_every)
+    check_writable("--out", folder)
+    check_writable("--tables", tables or folder)
     grid = Grid.of(recipe, set_, folder, seeds=seeds, selectors=selectors, noises=noises, fine_tuning=fine_tuning)
     grid.check(overwrite=overwrite, resume=resume)
     with progress_bars(console) as bars, stoppable(bars) as stop:
@@ -70,7 +82,7 @@ def active(
             download=download,
             overwrite=overwrite,
             resume=resume,
-            checkpoint_every=every(checkpoint_every),
+            checkpoint_every=steps,
             progress=lambda done, text: bars.update(bar, completed=done, description=text),
             stop=stop,
         )
@@ -101,6 +113,8 @@ def disagreement(
     from steelyard.experiments.disagreement_report import disagreement as measure
 
     set_threads(threads)
+    check_seeds("--seeds", seeds)
+    check_writable("--out", out)
     words = [f"steelyard disagreement --out {out.as_posix()} --seeds {' '.join(map(str, seeds))}"]
     words += [f"--sizes {' '.join(map(str, sizes))} --share {share:g}"]
     try:
@@ -143,6 +157,10 @@ def robust(
     from steelyard.experiments.active.robust import robust as run_robust
 
     set_threads(threads)
+    if not seeds:
+        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
+    check_writable("--out", out)
+    check_writable("--runs", runs)
     chosen = selectors or (*ELEVEN, "dre")
     if missing := [name for name in ("rand", "ent", "dre") if name not in chosen]:
         raise UserError(f"--selectors needs {missing[0]!r}: the claims compare rand, ent and dre")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: another process of the same run failed or ended. 2: something the user gave is wrong, said in one line.
     130: interrupted. 143: terminated.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a figure's "±", or a file's name, may have no place in its encoding
+            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         Console().print(f"steelyard {steelyard.__version__}", highlight=False)
@@ -54,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RankError as error:
         return _fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a disk that is full
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        place = error.filename2 or error.filename  # of a file that is moved, where to
+        said = f"{place}: {error.strerror}" if place else str(error)
+        return _fail(f"{said}; make room, or name another place (--out)")
     except Stopped as stopped:
         again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
         if launched_processes() > 1:

@@ -104,6 +104,7 @@ def run(
         threads: torch threads; 0 leaves torch's own choice.
     """
     set_threads(threads)
+    steps = every(checkpoint_every)
     recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
     places = [folder / f"seed{one.seed}" for one in recipes]
@@ -133,7 +134,7 @@ def run(
                         download=download,
                         overwrite=overwrite,
                         resume=resume,
-                        checkpoint_every=every(checkpoint_every),
+                        checkpoint_every=steps,
                         progress=progress,
                         stop=stop,
                         ranks=ranks,
@@ -182,6 +183,8 @@ def report(
     """
     from steelyard.experiments.report import write_report
 
+    if data_root is not None and not data_root.is_dir():
+        raise UserError(f"--data-root {data_root} is not a folder; leave it out to go without images")
     done = read_runs(runs)
     page = out or runs[0].parent / "report.html"
     write_report(done, page, data_root_of(data_root))

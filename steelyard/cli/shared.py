@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,8 @@ from steelyard.experiments.run import Run, read_run
 __all__ = [
     "Overrides",
     "as_table",
+    "check_seeds",
+    "check_writable",
     "data_root_of",
     "every",
     "progress_bars",
@@ -33,6 +36,8 @@ __all__ = [
     "stoppable",
     "watcher",
 ]
+
+_MOST_THREADS = 1024
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 
@@ -49,10 +54,32 @@ def stoppable(bars: Progress) -> AbstractContextManager[Callable[[], int]]:
     return noted_signals(lambda: bars.console.print("Finishing the step ..."))
 
 
+def check_seeds(option: str, seeds: Iterable[int]) -> None:
+    """Raise UserError unless all are what torch's generators take, without a sign."""
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"{option} must be in [0, {2**63 - 1}], got {seed}")
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Raise UserError if `folder` cannot be made or written into; nothing is left there.
+
+    For before hours of work whose outcome goes there.
+    """
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be written ({place}: {error.strerror}); name another one") from error
+
+
 def set_threads(threads: int) -> None:
     """Apply ``--threads``."""
-    if threads < 0:
-        raise UserError(f"--threads must be 0 (torch's own choice) or more, got {threads}")
+    if not 0 <= threads <= _MOST_THREADS:
+        raise UserError(f"--threads must be 0 (torch's own choice) to {_MOST_THREADS}, got {threads}")
     if threads:
         torch.set_num_threads(threads)
 

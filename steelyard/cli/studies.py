@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from steelyard.cli.shared import as_table, data_root_of, set_threads
+from steelyard.cli.shared import as_table, check_seeds, check_writable, data_root_of, set_threads
+from steelyard.experiments.errors import UserError
 
 __all__ = ["bounds", "priors"]
 
 
 def bounds(
-    out: Path = Path("results/theory"),
+    out: Path | None = None,
     losses: Path | None = None,
     clean: Path | None = None,
-    s: int = 16,
-    q: int = 4,
-    delta: float = 0.05,
+    s: int | None = None,
+    q: int | None = None,
+    delta: float | None = None,
     loss_range: float | None = None,
-    draws: int = 1000,
+    draws: int | None = None,
     quick: bool = False,
     seed: int = 0,
     threads: int = 1,
@@ -34,37 +36,36 @@ def bounds(
     steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
 
     Args:
-        out: folder for the tables, the plots and README.md.
+        out: folder for the tables, the plots and README.md (default: results/theory; with --losses runs/bounds).
         losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet; then only its terms.
-        clean: the same for the clean data, where it is known.
-        s: batch size.
-        q: how many of the largest losses of a batch count.
-        delta: the bound fails with at most this probability.
-        loss_range: M, the largest possible loss.
-        draws: Monte Carlo draws.
-        quick: smaller experiments, for a look.
+        clean: the same for the clean data, where it is known; needs --losses.
+        s: batch size (16); needs --losses.
+        q: how many of the largest losses of a batch count (4); needs --losses.
+        delta: the bound fails with at most this probability (0.05); needs --losses.
+        loss_range: M, the largest possible loss; needs --losses, which needs it.
+        draws: Monte Carlo draws (1000); needs --losses.
+        quick: smaller experiments, for a look; not with --losses.
         seed: of all random draws.
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
     from steelyard.experiments.bounds import bounds as run_bounds
 
     set_threads(threads)
-    tables = run_bounds(
-        out,
-        quick=quick,
-        losses=losses,
-        clean=clean,
-        s=s,
-        q=q,
-        delta=delta,
-        loss_range=loss_range,
-        draws=draws,
-        seed=seed,
-    )
+    check_seeds("--seed", [seed])
+    settings = {"clean": clean, "s": s, "q": q, "delta": delta, "loss_range": loss_range, "draws": draws}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if losses is None and given:
+        option = next(iter(given)).replace("_", "-")
+        raise UserError(f"--{option} is about a loss matrix: give --losses FILE too, or leave it out")
+    if losses is not None and quick:
+        raise UserError("--quick is about the experiments, which --losses leaves out: give one of them")
+    folder = out or Path("results/theory" if losses is None else "runs/bounds")
+    check_writable("--out", folder)
+    tables = run_bounds(folder, quick=quick, losses=losses, seed=seed, **given)
     console = Console()
     if losses is not None:
         console.print(as_table(tables["terms"]))
-    console.print(f"Written: {out}", markup=False, soft_wrap=True)
+    console.print(f"Written: {folder}", markup=False, soft_wrap=True)
 
 
 def priors(
@@ -85,13 +86,15 @@ def priors(
         runs: folder of the run directories.
         parts: which parts to run; mnist needs MNIST below the data root.
         seeds: of the main, noise and mnist parts; ablation and scores take the first two.
-        tabulate: only make the tables of the runs that are there.
+        tabulate: only make the tables of the runs that are there; scores.md and scores.csv have none and stay.
         data_root: where data sets lie (default: $STEELYARD_DATA).
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
     from steelyard.experiments.prior_benchmark import priors as run_priors
 
     set_threads(threads)
+    check_seeds("--seeds", seeds)
+    check_writable("--out", out)
     console = Console()
     with console.status("") as status:
         run_priors(

@@ -33,6 +33,10 @@ RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model
 CHECKPOINT, LOCK = "checkpoint.safetensors", "run.lock"
 TRACES = tuple(path.name for path in Journal.files(Path(CHECKPOINT)))  # of a run that has not ended well
 FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, PRIOR, *TRACES)
+SIGNS = (METRICS, *TRACES[:2])  # of a run that has got somewhere
+REMEDY = "put the file back, or run it again with --overwrite"
+ACTIVE_STATE = "state.safetensors"  # of a run of active learning
+ASIDE = (".old", ".old.moving", ".old.dropped")  # folders for the run that another replaces, see `replaced`
 
 
 def is_finished(directory: Path) -> bool:
@@ -43,13 +47,14 @@ def is_finished(directory: Path) -> bool:
 def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> None:
     """Raise RunError if a run cannot be written into `directory`; nothing is changed.
 
-    It must be missing or empty, or (with `overwrite` or `resume`) hold nothing but a run.
+    It must be missing or empty but for the state in which a run failed, or (with `overwrite` or `resume`) hold nothing
+    but a run.
     """
     try:
-        found = {path.name for path in directory.iterdir()} - {LOCK} if directory.exists() else set()
+        found = {path.name for path in directory.iterdir()} - {LOCK, *ASIDE} if directory.exists() else set()
     except OSError as error:
         raise RunError(f"cannot write a run into {directory}: {error}") from error
-    if found and not (overwrite or resume):
+    if found - {TRACES[2]} and not (overwrite or resume):
         unfinished = CONFIG in found and not is_finished(directory)
         go_on = "--resume to go on with the unfinished run in it, " if unfinished else ""
         raise RunError(f"{directory} is not empty; give another --out, {go_on}or --overwrite to replace the run in it")
@@ -61,10 +66,15 @@ def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> N
 def holding(directory: Path) -> Iterator[None]:
     """Make `directory` if it is missing and hold its lock, so that no second run writes into it meanwhile.
 
+    A directory that was made and is empty in the end is removed.
+
     Raises:
         RunError: another process holds it, or it cannot be written.
     """
+    made = not directory.exists()
     with ExitStack() as stack:
+        if made:
+            stack.callback(_remove_if_empty, directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(directory / LOCK))
@@ -78,13 +88,15 @@ def holding(directory: Path) -> Iterator[None]:
 def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
     """Make `directory`, which is held, ready for a run of `recipe`.
 
-    Only a run's own files are removed: all of them with `overwrite`; with `resume` those that a crash left half written
-    and, where there is no checkpoint yet, all of them.
+    Only a run's own files are removed, and with `overwrite` none (see `replaced.replacing`): with `resume` those that a
+    crash left half written and, where there is no checkpoint yet, all of them.
 
     Raises:
         RunError: see `check_directory`; or another recipe's run is there to be gone on with.
     """
     check_directory(directory, overwrite, resume)
+    if overwrite:
+        return
     if resume:
         check_recipe(directory, recipe)
     kept: set[str] = set()
@@ -125,6 +137,10 @@ def remove_run(directory: Path) -> None:
     """Remove a run's files and its directory; RunError if that holds anything else, or is being written."""
     with holding(directory):
         check_directory(directory, overwrite=True)
+        for name in ASIDE:
+            if (directory / name).is_dir():
+                _remove(directory / name, set())
+                (directory / name).rmdir()
         _remove(directory, set())
     directory.rmdir()
 
@@ -142,6 +158,11 @@ def _remove(directory: Path, kept: set[str]) -> None:
                 path.unlink()
     except OSError as error:
         raise RunError(f"cannot write a run into {directory}: {error}") from error
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _is_leftover(name: str) -> bool:

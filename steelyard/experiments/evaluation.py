@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steelyard import reweight
+from steelyard import _check, reweight
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.estimates import binomial_interval, calibration_error, confidence
 from steelyard.experiments.problem import Problem
@@ -83,7 +83,8 @@ class SplitMetrics:
         """Return the metrics in one split's part of a line of metrics.jsonl; null stands for NaN.
 
         Raises:
-            TypeError, ValueError: a field that is missing, unknown, or not a number.
+            TypeError, ValueError: a field that is missing, unknown, or not a number; an accuracy outside of [0, 1];
+                counts that are none.
         """
         values: dict[str, Any] = {}
         for name, value in table.items():
@@ -91,7 +92,14 @@ class SplitMetrics:
                 values[name] = tuple(value) if name in ("group_right", "group_count") else tuple(map(number, value))
             elif not (value is None and _unknown(name, table)):
                 values[name] = number(value)
-        return cls(**values)
+        metrics = cls(**values)
+        accuracies = (metrics.accuracy, *metrics.environment_accuracy, metrics.adjusted_accuracy)
+        for value in accuracies:
+            if value is not None and not math.isnan(value):
+                _check.in_range("an accuracy", value, low=0.0, high=1.0)
+        for right, count in zip(metrics.group_right, metrics.group_count, strict=True):
+            _check.integer("group_right", right, low=0, high=_check.integer("group_count", count, low=0))
+        return metrics
 
     @property
     def finite(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from steelyard import _check
 from steelyard.distributed import ALONE, Ranks
-from steelyard.experiments.directory import CHECKPOINT, METRICS, identity_of
+from steelyard.experiments.directory import CHECKPOINT, METRICS, REMEDY, identity_of
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
 from steelyard.experiments.recipe import Recipe
@@ -104,7 +104,7 @@ def _cut_back(file: TextIO, path: Path, steps: int) -> list[Evaluation]:
             "put the file back, or begin anew with --overwrite"
         )
     file.truncate(len("".join(lines).encode()))
-    return [_parsed(path, row, line) for row, line in enumerate(lines, start=1)]
+    return _evaluations(path, lines)
 
 
 def read_metrics(path: Path) -> tuple[Evaluation, ...]:
@@ -112,18 +112,30 @@ def read_metrics(path: Path) -> tuple[Evaluation, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-    return tuple(_parsed(path, row, line) for row, line in enumerate(lines, start=1))
+        raise RunError(f"{path} cannot be read: {error}; {REMEDY}") from error
+    return tuple(_evaluations(path, lines))
+
+
+def _evaluations(path: Path, lines: Sequence[str]) -> list[Evaluation]:
+    """Return what the lines say; RunError where one is damaged, or its step not after the one before."""
+    found: list[Evaluation] = []
+    for row, line in enumerate(lines, start=1):
+        found.append(_parsed(path, row, line))
+        if row > 1 and (step := found[-1].visible.step) <= (before := found[-2].visible.step):
+            raise RunError(f"{path}, line {row}: step {step} comes after step {before}; {REMEDY}")
+    return found
 
 
 def _parsed(path: Path, row: int, text: str) -> Evaluation:
     try:
         line = json.loads(text)
+        step = _check.integer("step", line["step"], low=0)
         train, validation, test = (SplitMetrics.from_json(line[part]) for part in ("train", "validation", "test"))
         extra = {key: number(value) for key, value in line["extra"].items()}
-        return Evaluation(Visible(int(line["step"]), train, validation), test, extra)
+        return Evaluation(Visible(step, train, validation), test, extra)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise RunError(f"{path}, line {row}, is not an evaluated step: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise RunError(f"{path}, line {row}, is not an evaluated step: {what}; {REMEDY}") from error
 
 
 def _line(evaluation: Evaluation) -> Mapping[str, Any]:

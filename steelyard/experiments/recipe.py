@@ -22,6 +22,7 @@ from steelyard.experiments.selection import CRITERIA
 __all__ = ["Recipe", "load_recipe", "names_in", "read_table", "recipe_names"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
+_FOLDERS = {"run": _SHIPPED, "active": Path(__file__).parent / "active" / "recipes"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ def read_table(
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     for override in overrides:
+        try:
+            override.encode()
+        except UnicodeEncodeError as error:
+            raise RecipeError(f"--set {override!a} is not UTF-8, which tables of runs are") from error
         _set(table, override)
     if seed is not None:
         table["seed"] = seed
@@ -117,9 +122,16 @@ def read_table(
 
 
 def _path(name: str, folder: Path) -> Path:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"the file's name {name!a} is not UTF-8, which tables of runs are; rename it") from error
     if name.endswith(".toml"):
         return Path(name)
     if name not in (known := names_in(folder)):
+        for command, other in _FOLDERS.items():
+            if other != folder and name in names_in(other):
+                raise RecipeError(f"{name!r} is a recipe for another command: steelyard {command} {name}")
         raise RecipeError(
             f"there is no recipe {name!r}{_check.nearest(name, known)} "
             "(`steelyard recipes` lists them; a file of your own is named with its .toml)"

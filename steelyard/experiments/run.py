@@ -22,12 +22,16 @@ from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.directory import (
+    ACTIVE_STATE,
+    ASIDE,
     CONFIG,
     ENVIRONMENT,
     METRICS,
     MODEL,
+    REMEDY,
     RESULT,
     REWEIGHTING,
+    SIGNS,
     begin,
     check_directory,
     check_recipe,
@@ -43,6 +47,7 @@ from steelyard.experiments.models import PretrainedResNet
 from steelyard.experiments.parquet import read_parquet
 from steelyard.experiments.problem import Fitted, Problem
 from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.replaced import recover, replacing, settle
 from steelyard.experiments.schema import parse, plain
 from steelyard.experiments.selection import check_selection
 from steelyard.experiments.shares import check_model, check_shared, loaded
@@ -112,7 +117,8 @@ def execute(
         overrides: fields of the recipe that were set, kept for the command in tables.
         data_root: where data sets lie that are not installed.
         download: whether a data set may be downloaded there.
-        overwrite: replace the run that lies in `directory`.
+        overwrite: replace the run that lies in `directory`; it is put back if the new one fails before it has
+            evaluated a step or written a checkpoint.
         resume: go on with the run that lies there; one that is finished is read and left alone, a missing one begun.
             With the same torch, device and number of threads the outcome is that of an uninterrupted run, bit for bit.
         checkpoint_every: optimizer steps between two checkpoints; a MAPLE step counts as its inner runs' steps. There
@@ -137,12 +143,13 @@ def execute(
     if overwrite and resume:
         raise RunError("--overwrite begins anew and --resume goes on: give one of them")
     check_shared(recipe, ranks)
+    first = ranks.rank == 0
+    ranks.together(lambda: recover(directory, SIGNS) if first else None)
     if resume and is_finished(directory):
         check_recipe(directory, recipe)
         done = read_run(directory)
         progress(done.history[-1])
         return done
-    first = ranks.rank == 0
     ranks.together(lambda: check_directory(directory, overwrite, resume) if first else None)
     if isinstance(recipe.model, PretrainedResNet):
         recipe.model.backbone.state(download)  # weights that are missing are said before anything is written
@@ -164,6 +171,8 @@ def execute(
             def observe(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
                 evaluation = evaluate(problem, model, step, extra)
                 log.add(evaluation)
+                if first:
+                    settle(directory, SIGNS)
                 progress(evaluation)
 
             with _blamed_on(recipe, name):
@@ -181,6 +190,7 @@ def execute(
 def _hold(held: ExitStack, directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
     held.enter_context(holding(directory))
     begin(directory, recipe, overwrite, resume)
+    held.enter_context(replacing(directory, overwrite, SIGNS))
 
 
 def _finish(
@@ -215,42 +225,70 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     """
     place = Path(directory)
     if not (place / CONFIG).is_file():
-        raise RunError(f"{place} is not a run directory: it has no {CONFIG}{_runs_below(place)}")
+        raise RunError(f"{place} is not a run directory: it has no {CONFIG}{_runs_below(place)}{_aside(place)}")
+    if (place / ACTIVE_STATE).is_file():
+        raise RunError(
+            f"{place} holds a run of active learning, whose tables `steelyard active ... --resume --tables FOLDER` "
+            "writes; compare and report are for those of `steelyard run`"
+        )
     if not (place / ENVIRONMENT).is_file():
-        raise RunError(f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume")
-    try:
+        raise RunError(
+            f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume{_aside(place)}"
+        )
+    with _readable(place / CONFIG):
         config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         recipe = parse(Recipe, config["recipe"], str(place / CONFIG))
         name, overrides = str(config["name"]), tuple(map(str, config["overrides"]))
-        history = read_metrics(place / METRICS)
+    history = read_metrics(place / METRICS)
+    last = history[-1].visible.step if history else 0
+    if last != recipe.method.last_step:
+        raise RunError(
+            f"{place / METRICS}, line {len(history)}: the last evaluated step is {last if history else 'missing'}, the "
+            f"run's last step is {recipe.method.last_step}; {REMEDY}"
+        )
+    with _readable(place / ENVIRONMENT):
         facts = _read_environment(place / ENVIRONMENT)
+    with _readable(place / RESULT):
         samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
+    return Run(place, name, overrides, recipe, history, facts, samples)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into RunError that names it and the remedy."""
+    try:
+        yield
     except RunError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"the run in {place} cannot be read: {error}") from error
-    if not history:
-        raise RunError(f"the run in {place} has no evaluated step in {METRICS}")
-    return Run(place, name, overrides, recipe, history, facts, samples)
+        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
+
+
+def _aside(place: Path) -> str:
+    """Return where the run lies that this one was about to replace when it was killed."""
+    found = [str(place / name) for name in ASIDE[:2] if (place / name).is_dir()]
+    return f"; the run it was to replace lies in {found[0]}: the next start in {place} puts it back" if found else ""
 
 
 def _runs_below(place: Path) -> str:
     """Return what to name instead of a folder that has runs one or two levels down."""
     found = sorted(path.parent for pattern in ("*", "*/*") for path in place.glob(f"{pattern}/{CONFIG}"))
+    found = [path for path in found if path.name not in ASIDE]
     return f"; runs lie in {', '.join(map(str, found[:3]))}{' ...' if len(found) > 3 else ''}" if found else ""
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
     facts = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), (int, float)):
-        raise RunError(f"{path} must be a table with the run's `seconds`")
+        raise RunError(f"{path} must be a table with the run's `seconds`; {REMEDY}")
     return facts
 
 
 def _read_samples(path: Path) -> pandas.DataFrame:
     frame = read_parquet(path)
     if missing := [name for name in SAMPLE_COLUMNS if name not in frame]:
-        raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)})")
+        raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)}); {REMEDY}")
     return frame
 
 

@@ -98,8 +98,13 @@ def _tuple(arguments: tuple[Any, ...], value: Any, source: str, path: str) -> tu
 
 def _variant(kinds: tuple[Any, ...], value: Any, source: str, path: str) -> Any:
     by_name = {get_args(get_type_hints(kind)["name"])[0]: kind for kind in kinds}
-    name = value.get("name") if isinstance(value, Mapping) else None
-    if name not in by_name:
+    kinds_named = f"a `name` among {', '.join(by_name)}"
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{source}: {path or 'it'} must be a table of fields with {kinds_named}, got {value!r}")
+    if "name" not in value:
+        raise RecipeError(f"{source}: {path or 'it'} has no field 'name'; it needs {kinds_named}")
+    name = value["name"]
+    if not isinstance(name, str) or name not in by_name:
         raise RecipeError(
             f"{source}: {_join(path, 'name')} must be one of {', '.join(by_name)}, got {name!r}"
             f"{nearest(str(name), by_name)}"

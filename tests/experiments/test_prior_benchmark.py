@@ -201,6 +201,35 @@ def test_the_files(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         priors(tmp_path, runs, parts=("mine",))
 
 
+def test_parts_not_remade_keep_their_rows(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, _ = done
+    monkeypatch.setattr(prior_benchmark, "main_cells", lambda seeds: CELLS)
+    path = tmp_path / "summary.json"
+    old = [{"method": part, "command": f"steelyard priors --out x --parts {part}"} for part in ("main", "noise")]
+    path.write_text(json.dumps(old))
+    priors(tmp_path, runs, parts=(), seeds=(1, 2), complete=False)
+    rows = json.loads(path.read_text())
+    assert rows[-1] == old[1]
+    assert len(rows) > 2
+    assert {row["command"].rpartition(" ")[2] for row in rows[:-1]} == {"main"}
+    assert old[0] not in rows
+    path.write_text("{")
+    with pytest.raises(RunError, match=r"summary\.json is not an earlier summary.*another --out"):
+        priors(tmp_path, runs, parts=(), seeds=(1, 2), complete=False)
+
+
+@pytest.mark.parametrize("arguments", [["--tabulate"], ["--parts"]])
+def test_no_runs_to_tabulate_write_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("[]")
+    assert main(["priors", *arguments, "--out", str(tmp_path), "--runs", str(tmp_path / "none")]) == 2
+    assert f"no runs under {tmp_path}/none that are complete; --runs" in " ".join(capsys.readouterr().err.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+    assert path.read_text() == "[]"
+
+
 def test_the_command_tabulates_what_is_there(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, _ = done
     monkeypatch.setattr(prior_benchmark, "main_cells", lambda seeds: CELLS)

@@ -74,7 +74,7 @@ def test_overrides(override: str, value) -> None:  # type: ignore[no-untyped-def
         ("selection=test", "selection must be one of"),
         ("seed.x=1", "'seed' must be a table|unknown field|must be"),
         ("nonsense", "expected field.field=value"),
-        ("data=3", "data.name must be one of"),
+        ("data=3", "data must be a table of fields with a `name` among coloured_digits, .* got 3"),
         ("train_floor.x=1", "'train_floor' is a value"),
     ],
 )

@@ -157,6 +157,24 @@ def _damage(kind: str, place: Path) -> None:
             (place / "metrics.jsonl").write_text(text[:-20])
         case "not an object":
             (place / "metrics.jsonl").write_text("[1]\n")
+        case "the last line":
+            text = (place / "metrics.jsonl").read_text()
+            (place / "metrics.jsonl").write_text(text.splitlines(keepends=True)[0])
+        case "a line twice":
+            text = (place / "metrics.jsonl").read_text()
+            (place / "metrics.jsonl").write_text(text + text.splitlines(keepends=True)[-1])
+        case "a negative step" | "half a step":
+            text = (place / "metrics.jsonl").read_text()
+            (place / "metrics.jsonl").write_text(text.replace('"step": 2', f'"step": {-2 if "neg" in kind else 1.5}'))
+        case "an accuracy above 1":
+            text = (place / "metrics.jsonl").read_text()
+            (place / "metrics.jsonl").write_text(re.sub('"accuracy": [^,}]*', '"accuracy": 1.25', text))
+        case "no metrics":
+            (place / "metrics.jsonl").unlink()
+        case "no JSON":
+            (place / "config.json").write_text("{")
+        case "facts that are no JSON":
+            (place / "environment.json").write_text("{")
         case "words for numbers":
             text = (place / "metrics.jsonl").read_text()
             (place / "metrics.jsonl").write_text(re.sub('"loss": [^,}]*', '"loss": "much"', text))
@@ -187,9 +205,17 @@ def _damage(kind: str, place: Path) -> None:
         ("words for numbers", r"metrics\.jsonl, line 1, .*expected a number or null, got 'much'"),
         ("no seconds", r"environment\.json must be a table with the run's `seconds`"),
         ("a list of facts", r"environment\.json must be a table"),
-        ("no name", "cannot be read: 'name'"),
+        ("no name", r"config\.json cannot be read: there is no field 'name'"),
         ("no column", "has no column 'probability'"),
-        ("no steps", "no evaluated step"),
+        ("no steps", r"metrics\.jsonl, line 0: the last evaluated step is missing, the run's last step is 4"),
+        ("the last line", r"metrics\.jsonl, line 1: the last evaluated step is 2, the run's last step is 4"),
+        ("a line twice", r"metrics\.jsonl, line 3: step 4 comes after step 4"),
+        ("a negative step", r"metrics\.jsonl, line 1, .*step must be >= 0, got -2"),
+        ("half a step", r"metrics\.jsonl, line 1, is not an evaluated step: Type(.|\n)*1\.5"),
+        ("an accuracy above 1", r"metrics\.jsonl, line 1, .*an accuracy must be .*1\.25"),
+        ("no metrics", r"metrics\.jsonl cannot be read"),
+        ("no JSON", r"config\.json cannot be read"),
+        ("facts that are no JSON", r"environment\.json cannot be read"),
         ("other fields", "'dta'; did you mean 'data'"),
         ("not a table", "cannot be read"),
     ],
@@ -197,5 +223,6 @@ def _damage(kind: str, place: Path) -> None:
 def test_damaged_runs(tmp_path: Path, fast: dict, kind: str, words: str) -> None:
     go(ERM, fast, tmp_path)
     _damage(kind, tmp_path)
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(RunError, match=words) as caught:
         read_run(tmp_path)
+    assert ("run it again with --overwrite" in str(caught.value)) == (kind not in ("no config", "unfinished"))

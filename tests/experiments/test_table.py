@@ -51,6 +51,12 @@ def test_spaced_tables(tmp_path: Path) -> None:
         ("a,b\n1,1\n3,2\n", "line 3: 'b' is '2', expected one of '0', '1'"),
         ("a,b\nnan,1\n", "line 2: 'a' is 'nan', expected a number"),
         ("a,b\nx,1\n", "line 2: 'a' is 'x', expected a number"),
+        ("a,b\n1e39,1\n", r"line 2: 'a' is '1e39', expected a number of size 3\.4e\+38 at most"),
+        ("a,b\n1,1\n-1e39,1\n", r"line 3: 'a' is '-1e39', expected a number of size 3\.4e\+38 at most"),
+        ("a,b\ninf,1\n", "line 2: 'a' is 'inf', expected a number >= 0"),
+        ("a,b\n3_9,1\n", "line 2: 'a' is '3_9', expected a number >= 0"),
+        ("a,b\n\u0663,1\n", "line 2: 'a' is '\u0663', expected a number >= 0"),
+        ("bc,Max\n1,1\n", r"no column 'a' \(the columns are bc, Max\)"),
         ("a,b\n-1,1\n", "line 2: 'a' is '-1', expected a number >= 0"),
     ],
 )

@@ -1,5 +1,6 @@
 """Adult and COMPAS from files in the published layout."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def test_adult_published_test_split(tmp_path: Path) -> None:
         (", United-States", ", Atlantis", "line 3: 'native-country' is 'Atlantis'"),
         (", 13,", ",", "line 3: has 14 values, expected 15"),
         (", 40,", ", forty,", "line 3: 'hours-per-week' is 'forty', expected a number"),
+        (", 40,", ", 1e39,", "line 3: 'hours-per-week' is '1e39', expected a number of size 3.4e"),
         (", 0, 40,", ", -2, 40,", "line 3: 'capital-loss' is '-2', expected a number >= 0"),
     ],
 )
@@ -146,6 +148,17 @@ def test_compas_keeps_the_rows_that_propublica_analysed(tmp_path: Path) -> None:
 def test_compas_wrong_column(tmp_path: Path, old: str, new: str, words: str) -> None:
     replace_line(write_compas(tmp_path) / "compas-scores-two-years.csv", 1, old, new)
     with pytest.raises(DataError, match=words):
+        COMPAS().load(0, tmp_path)
+
+
+def test_compas_values_that_are_none(tmp_path: Path) -> None:
+    path = write_compas(tmp_path) / "compas-scores-two-years.csv"
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][rows[0].index("is_recid")] = "2"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(DataError, match=r"line 2: 'is_recid' is '2', expected one of '-1', '0', '1'"):
         COMPAS().load(0, tmp_path)
 
 

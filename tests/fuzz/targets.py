@@ -40,7 +40,9 @@ _CHECKPOINT = {
 }
 _LINE = {"step": 1, "extra": {"loss": 0.5}}
 _SPLIT = {"accuracy": 0.5, "loss": 0.7, "environment_accuracy": [0.5, 0.5], "environment_loss": [0.7, None]}
-_CONFIG = {"name": "x", "overrides": [], "recipe": {"data": {"name": "coloured_digits"}, "model": {"name": "mlp"}}}
+_RECIPE = {"data": {"name": "coloured_digits"}, "model": {"name": "mlp"}}
+_METHOD = {"name": "erm", "training": {"steps": 1}}
+_CONFIG = {"name": "x", "overrides": [], "recipe": {**_RECIPE, "method": _METHOD}}
 
 
 def _saved(value: object) -> bytes:
@@ -190,7 +192,7 @@ SEEDS: dict[str, bytes] = {
     "recipe": b'[data]\nname = "coloured_digits"\n[model]\nname = "mlp"\nhidden = [8]\n[method]\nname = "erm"\n',
     "override": b"method.training.steps=3",
     "metrics": json.dumps({**_LINE, "train": _SPLIT, "validation": _SPLIT, "test": _SPLIT}).encode() + b"\n",
-    "config": json.dumps({**_CONFIG, "recipe": {**_CONFIG["recipe"], "method": {"name": "erm"}}}).encode(),  # type: ignore[dict-item]
+    "config": json.dumps(_CONFIG).encode(),
     "result": _parquet(),
     "reweighting": save(
         {name: torch.ones(2) for name in ("weights", "probabilities")} | {"index": torch.arange(2)},

@@ -62,12 +62,16 @@ class Grid:
         noises: Sequence[str] = (),
         fine_tuning: Literal["recipe", "off", "on", "both"] = "recipe",
     ) -> Grid:
-        """Return the grid of all combinations; an empty sequence leaves that to the recipe.
+        """Return the grid of all combinations; an empty sequence leaves that to the recipe. A seed counts once.
 
         Raises:
-            RecipeError: no such recipe, or a field that does not fit.
+            RecipeError: no such recipe, or a field that does not fit. UserError: a selector or kind of noise twice.
         """
+        for option, named in (("--selectors", selectors), ("--noises", noises)):
+            if twice := [value for value in named if list(named).count(value) > 1]:
+                raise UserError(f"{option} names {twice[0]} twice")
         planned = []
+        seeds = tuple(dict.fromkeys(seeds))
         for seed, noise, tuned, selector in _combinations(seeds, noises, _SWITCH[fine_tuning], selectors):
             sets = {"noise.name": noise, "fine_tune": tuned, "selector": selector}
             chosen = (*overrides, *(f"{key}={value}" for key, value in sets.items() if value is not None))
@@ -88,9 +92,6 @@ class Grid:
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Raise UserError if any run cannot be written: before the first hour of training, not after it."""
-        places = [plan.directory for plan in self.planned]
-        if len(set(places)) != len(places):
-            raise UserError("a seed, selector or kind of noise is named twice")
         for plan in self.planned:
             check_active_directory(plan.directory, plan.recipe, overwrite=overwrite, resume=resume)
 

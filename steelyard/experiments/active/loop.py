@@ -62,7 +62,7 @@ class Schedule:
     def __post_init__(self) -> None:
         _check.integer("initial", self.initial, low=1)
         _check.integer("per_round", self.per_round, low=1)
-        _check.integer("rounds", self.rounds, low=0)
+        _check.integer("rounds", self.rounds, low=1)
 
     @property
     def total(self) -> int:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ from steelyard.experiments.active.view import read
 from steelyard.experiments.adversarial import robust_accuracy
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.directory import (
+    ACTIVE_STATE,
+    ASIDE,
     CHECKPOINT,
     CONFIG,
     ENVIRONMENT,
     LOCK,
+    REMEDY,
     TRACES,
     check_recipe,
     holding,
@@ -39,6 +43,7 @@ from steelyard.experiments.directory import (
 )
 from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.models import HEADS
+from steelyard.experiments.replaced import recover, replacing, settle
 from steelyard.experiments.run import environment
 from steelyard.experiments.schema import parse, plain
 from steelyard.experiments.seeds import generator
@@ -46,8 +51,9 @@ from steelyard.journal import Journal
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
 
-STATE, ROUNDS = "state.safetensors", "rounds.csv"
+STATE, ROUNDS = ACTIVE_STATE, "rounds.csv"
 FILES = (CONFIG, STATE, ROUNDS, ENVIRONMENT, *TRACES)
+SIGNS = (STATE, *TRACES[:2])  # of a run that has got somewhere
 
 _NOISE = 10**6  # the place of the noise among a seed's derived ones, which no round's number reaches
 
@@ -132,7 +138,8 @@ def execute_active(
         recipe: what to run.
         directory: made if missing. name, overrides: kept for tables.
         data_root, download: where data sets lie that are not installed, and whether they may be downloaded there.
-        overwrite: replace the run that lies in `directory`.
+        overwrite: replace the run that lies in `directory`; it is put back if the new one fails before it has ended a
+            round or written a checkpoint.
         resume: go on with the run that lies there after its last checkpoint; a finished one is read back. With the same
             torch, device and number of threads the result is that of an uninterrupted run, bit for bit, but for the
             seconds of the round that was cut short.
@@ -148,12 +155,13 @@ def execute_active(
         DataError: the data are not there.
         Stopped: the run was asked to stop.
     """
-    with holding(directory):
+    recover(directory, SIGNS)
+    with ExitStack() as held:
+        held.enter_context(holding(directory))
         check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
         if resume and is_finished(directory):
             return read_active_run(directory)
-        if overwrite:
-            _remove(directory)
+        held.enter_context(replacing(directory, overwrite, SIGNS))
         try:
             splits = data_of(recipe, data_root, download) if splits is None else splits
             config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
@@ -220,6 +228,7 @@ def _rounds(
     for done in loop:
         rounds.append(done)
         write_state(directory / STATE, plain(recipe), rounds)
+        settle(directory, SIGNS)
         remove_traces(directory)
         progress(done)
     return rounds
@@ -246,8 +255,9 @@ def _config(directory: Path) -> tuple[str, tuple[str, ...], ActiveRecipe]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         recipe = parse(ActiveRecipe, config["recipe"], str(path))
         return str(config["name"]), tuple(map(str, config["overrides"])), recipe
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
 
 
 def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: bool, resume: bool) -> None:
@@ -255,11 +265,11 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
     if overwrite and resume:
         raise RunError("--overwrite and --resume exclude each other")
     _check_device(recipe.device)
-    found = {path.name for path in directory.iterdir()} - {LOCK} if directory.exists() else set()
+    found = {path.name for path in directory.iterdir()} - {LOCK, *ASIDE} if directory.exists() else set()
     leftover = tuple(f".{name}." for name in FILES)  # temporary files of a run that was killed
     if others := sorted(name for name in found - set(FILES) if not name.startswith(leftover)):
         raise RunError(f"{directory} holds more than an active learning run ({others[0]}); give another --out")
-    if found and not (overwrite or resume):
+    if found - {TRACES[2]} and not (overwrite or resume):
         raise RunError(f"{directory} is not empty: --resume goes on with the run in it, --overwrite replaces it")
     if resume:
         check_recipe(directory, recipe)
@@ -274,12 +284,6 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
         raise RunError(f"device {device!r} cannot be used here: {error}") from error
-
-
-def _remove(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.name != LOCK:
-            path.unlink()
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from steelyard._files import atomic_path
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Past, Pool, Round
+from steelyard.experiments.directory import REMEDY
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import finite_json, number
 
@@ -71,9 +72,8 @@ def read_state(path: Path) -> State:
         if not history or len(history) != len(picked) or not isinstance(recipe, dict):
             raise ValueError(f"it has the figures of {len(history)} rounds and the ids of {len(picked)}")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is not a whole state of an active learning run: {type(error).__name__}: {error}") from (
-            error
-        )
+        what = f"{type(error).__name__}: {error}"
+        raise RunError(f"{path} is not a whole state of an active learning run: {what}; {REMEDY}") from error
     parts = ({name[len(p) :]: tensors[name] for name in tensors if name.startswith(p)} for p in (_MODEL, _AVERAGE))
     return State(recipe, history, picked, next(parts), next(parts))
 
@@ -91,12 +91,12 @@ def restored(path: Path, state: State, template: Learned, pool: Pool) -> list[Ro
     ids = torch.cat(state.picked)
     fits = ids.dtype == torch.int64 and bool(((ids >= 0) & (ids < len(pool.data))).all())
     if not fits or len(ids.unique()) != len(ids):
-        raise RunError(f"{path}: the ids picked are not different samples of a pool of {len(pool.data)}")
+        raise RunError(f"{path}: the ids picked are not different samples of a pool of {len(pool.data)}; {REMEDY}")
     try:
         template.model.load_state_dict(state.model)
         template.average.load_state_dict(state.average)
     except RuntimeError as error:
-        raise RunError(f"{path} holds the parameters of another net: {error}") from error
+        raise RunError(f"{path} holds the parameters of another net: {error}; {REMEDY}") from error
     device = pool.data.index.device
     pairs = zip(state.picked, state.history, strict=True)
     return [Round(k, picked.to(device), template, metrics) for k, (picked, metrics) in enumerate(pairs)]

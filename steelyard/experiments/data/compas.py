@@ -97,6 +97,7 @@ def _analysed(table: Table) -> Table:
     screened = table.where([value != "" for value in columns["days_b_screening_arrest"]])
     days = screened.numbers("days_b_screening_arrest").abs() <= 30
     columns = screened.columns
-    known = zip(columns["is_recid"], columns["c_charge_degree"], columns["score_text"], strict=True)
-    ordinary = [recid != "-1" and degree != "O" and score != "N/A" for recid, degree, score in known]
+    recid = screened.codes("is_recid", {"-1": 0, "0": 1, "1": 1}).tolist()
+    known = zip(recid, columns["c_charge_degree"], columns["score_text"], strict=True)
+    ordinary = [bool(known) and degree != "O" and score != "N/A" for known, degree, score in known]
     return screened.where([near and kept for near, kept in zip(days.tolist(), ordinary, strict=True)])

@@ -18,6 +18,8 @@ from steelyard.experiments.errors import DataError
 
 __all__ = ["Table", "read_csv", "read_spaced"]
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class Table:
@@ -45,9 +47,11 @@ class Table:
         return torch.tensor([ids[value] for value in values], dtype=torch.int64)
 
     def numbers(self, column: str, *, low: float = -math.inf) -> Float[Tensor, " n"]:
-        """Return the column as float32; DataError for a value that is no finite number, or one below `low`."""
+        """Return the column as float32; DataError for a value that is no finite number there, or one below `low`."""
         numbers = [_number(value) for value in self.columns[column]]
-        row = next((row for row, x in enumerate(numbers) if not (math.isfinite(x) and x >= low)), None)
+        row = next((row for row, x in enumerate(numbers) if not (abs(x) <= _LARGEST and x >= low)), None)
+        if row is not None and abs(numbers[row]) > _LARGEST and math.isfinite(numbers[row]):
+            raise self.error(row, column, f"a number of size {_LARGEST:.2g} at most (float32)")
         if row is not None:
             raise self.error(row, column, "a number" if low == -math.inf else f"a number >= {low:g}")
         return torch.tensor(numbers, dtype=torch.float32)
@@ -161,6 +165,9 @@ def _text(path: Path) -> str:
 
 
 def _number(value: str) -> float:
+    """Return the number that is written, NaN for none; Python's float also takes `3_9` and digits of other scripts."""
+    if "_" in value or not value.isascii():
+        return math.nan
     try:
         return float(value)
     except ValueError:

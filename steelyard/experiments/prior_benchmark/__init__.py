@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 
 from steelyard import _files
-from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.prior_benchmark import plots
 from steelyard.experiments.prior_benchmark.cells import carry_out, collect
 from steelyard.experiments.prior_benchmark.plan import (
@@ -56,6 +56,7 @@ def priors(
 
     Args:
         output: folder for tables (Markdown, CSV), figures (SVG) and `summary.json`; made if it is not there.
+            What is there of parts that have no run under `runs` stays.
         runs: folder of the run directories.
         parts: of `PARTS`, what to run; of the others what is there is tabulated. "main": the methods over kinds and
             shares of corruption; "noise": labels that are right but for the corruption; "ablation": start, anchor,
@@ -68,7 +69,8 @@ def priors(
         watch: called before each run.
 
     Raises:
-        RecipeError: an unknown part, or no seeds. RunError: a directory under `runs` holds a run of other settings.
+        RecipeError: an unknown part, or no seeds. RunError: a directory under `runs` holds a run of other settings;
+            nothing is there to tabulate; or the `summary.json` that is there cannot be read.
         DataError: MNIST is not there.
     """
     if not seeds or set(parts) - set(PARTS):
@@ -83,21 +85,37 @@ def priors(
         "mnist": mnist_cells(seeds),
     }
     tables: dict[str, pandas.DataFrame] = {}
-    rows: list[dict[str, Any]] = []
+    rows = _rows_of_parts(folder / "summary.json")
     for part, cells in plan.items():
         run = complete and part in parts
         found = carry_out(cells, place, watch, root) if run else collect(cells, place, root)
         if len(found):
             found = with_common_level(found)
             tables[part] = grouped(found, KEYS[part])
-            rows += summary(tables[part], KEYS[part], f"{command} --parts {part}")
+            rows[part] = summary(tables[part], KEYS[part], f"{command} --parts {part}")
             _write(part, tables[part], found, folder)
     if complete and "scores" in parts:
         tables["scores"] = separation(_SCORED, seeds[:2])
         _files.write_text(folder / "scores.csv", tables["scores"].to_csv(index=False, float_format="%.4f"))
         _files.write_text(folder / "scores.md", _plain_markdown(tables["scores"]))
-    _files.write_text(folder / "summary.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    if not tables:
+        raise RunError(f"no runs under {place} that are complete; --runs names their folder, --parts what to carry out")
+    kept = [row for part in KEYS for row in rows.get(part, ())]
+    _files.write_text(folder / "summary.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     return tables
+
+
+def _rows_of_parts(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of an earlier summary by their part, which is what their command ends with."""
+    if not path.exists():
+        return {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            found.setdefault(row["command"].rpartition(" --parts ")[2], []).append(row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} is not an earlier summary ({error}); move it away, or give another --out") from error
+    return found
 
 
 def _write(part: str, table: pandas.DataFrame, cells: pandas.DataFrame, folder: Path) -> None:

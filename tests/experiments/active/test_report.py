@@ -54,6 +54,26 @@ def test_a_grid_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*command, "--resume"]) == 0
 
 
+def test_an_out_that_is_a_file_is_said_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["active", "digits", *TINY, "--out", str(tmp_path / "file")]) == 2
+    captured = capsys.readouterr()
+    assert f"--out {tmp_path}/file cannot be written" in captured.err
+    assert not captured.out
+
+
+def test_a_seed_given_twice_counts_once_and_compare_says_what_it_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(Grid.of("digits", (), tmp_path, seeds=(3, 3)).planned) == 1
+    few = [*TINY[:-1], "schedule.rounds=1"]
+    assert main(["active", "digits", *few, "--seeds", "0", "0", "--out", str(tmp_path)]) == 0
+    place = next(tmp_path.rglob("state.safetensors")).parent
+    for command in ("compare", "report"):
+        assert main([command, str(place)]) == 2
+        assert "holds a run of active learning" in capsys.readouterr().err
+
+
 def test_fine_tuning_both_ways_runs_each_method_twice(tmp_path: Path) -> None:
     overrides = [word for word in (*TINY, *TUNE) if word != "--set"]
     grid = Grid.of("digits", overrides, tmp_path, fine_tuning="both")
@@ -89,7 +109,12 @@ def test_four_moons_has_its_picture(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["active", "digit"], "did you mean 'digits'"),
-        (["active", "digits", "--selectors", "conf", "conf"], "named twice"),
+        (["active", "digits", "--selectors", "conf", "conf"], "--selectors names conf twice"),
+        (["active", "digits", "--noises", "noisy_blank", "noisy_blank"], "--noises names noisy_blank twice"),
+        (["active", "digits", "--set", "schedule.rounds=0"], "schedule: rounds must be >= 1, got 0"),
+        (["active", "digits", "--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        (["active", "digits", "--tables", "/proc/x"], "--tables /proc/x cannot be written"),
+        (["active", "coloured_digits/erm"], "another command: steelyard run coloured_digits/erm"),
         (["active", "digits", "--selectors", "random"], "selector must be one of"),
         (["active", "mnist", "--set", "device=cpu"], "needs a data root"),
         (["active", "digits", "--resume", "--overwrite"], "exclude"),

@@ -94,7 +94,7 @@ def test_recipes_attack_as_published(name: str) -> None:
 
 
 def test_accuracy_under_attack_is_measured_where_the_recipe_says_so(tmp_path: Path) -> None:
-    short = ["epochs.epochs=1", "schedule.rounds=0", "attack.steps=1"]
+    short = ["epochs.epochs=1", "schedule.rounds=1", "attack.steps=1"]
     recipe = load_active_recipe("robust/digits", [*short, "measure.steps=3"])
     run = execute_active(recipe, tmp_path / "with", name="robust/digits")
     splits, model = data_of(recipe), recipe.build(data_of(recipe), 0)
@@ -123,6 +123,12 @@ def test_the_command_writes_what_it_found_and_resumes(tmp_path: Path, capsys: py
     words = ["robust", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "no"), "--selectors", "rand", "dre"]
     assert cli.main(words) == 2
     assert "--selectors needs 'ent'" in capsys.readouterr().err
+    assert cli.main(["robust", "--seeds"]) == 2
+    assert "--seeds needs at least one seed" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    for option in ("--out", "--runs"):
+        assert cli.main(["robust", option, str(tmp_path / "file" / "x")]) == 2
+        assert f"{option} {tmp_path}/file/x cannot be written" in capsys.readouterr().err
 
 
 def made_up(dre: float, standard: float = 0.0) -> dict[str, dict[str, float]]:

@@ -188,7 +188,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="wait for it"):
             execute(RECIPE, place, resume=True)
 
-    execute(replace(RECIPE, schedule=Schedule(20, 10, 0)), place, progress=second)
+    execute(replace(RECIPE, schedule=Schedule(20, 10, 1)), place, progress=second)
 
 
 def test_a_damaged_state_is_named_and_left(tmp_path: Path) -> None:

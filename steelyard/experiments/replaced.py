@@ -1,0 +1,114 @@
+"""A run that another one replaces: set aside until that has got somewhere, put back if it never does.
+
+What a kill leaves tells what to do next. `.old.moving`: files are on their way, aside or back, and no other run's are
+beside them. `.old`: all are aside, and what lies in the run's folder is the new run's. `.old.dropped`: they are being
+removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from steelyard.experiments.directory import ASIDE, LOCK, TRACES, holding
+from steelyard.experiments.errors import RunError
+
+__all__ = ["recover", "replacing", "settle"]
+
+OLD, MOVING, DROPPED = ASIDE
+_FAILED = TRACES[2]
+
+
+@contextmanager
+def replacing(directory: Path, overwrite: bool, signs: Sequence[str]) -> Iterator[None]:
+    """With `overwrite`, set the run in `directory`, which is held, aside while the body carries out another.
+
+    It is put back if the body ends before there is a file of `signs`, names that say that a run has got somewhere. A
+    run that nothing lies aside for leaves nothing either, then, but the state in which it failed.
+
+    Raises:
+        RunError: files cannot be moved; the message says where the old run lies.
+    """
+    if overwrite:
+        with _moving(directory):
+            _set_aside(directory)
+    try:
+        yield
+    finally:
+        if not settle(directory, signs) and not _got_somewhere(directory, signs):
+            _clear(directory, {LOCK, _FAILED})
+
+
+def settle(directory: Path, signs: Sequence[str]) -> bool:
+    """Remove what was set aside if the run in `directory`, which is held, has got somewhere; else put it back.
+
+    Returns:
+        Whether the run that was set aside is the one in `directory` again.
+
+    Raises:
+        RunError: see `replacing`.
+    """
+    with _moving(directory):
+        _remove(directory / DROPPED)
+        if (directory / OLD).is_dir():
+            if _got_somewhere(directory, signs):
+                (directory / OLD).rename(directory / DROPPED)
+                _remove(directory / DROPPED)
+                return False
+            _clear(directory, {LOCK, _FAILED, *ASIDE})
+            (directory / OLD).rename(directory / MOVING)
+        if not (directory / MOVING).is_dir():
+            return False
+        for path in (directory / MOVING).iterdir():
+            path.replace(directory / path.name)
+        (directory / MOVING).rmdir()
+        return True
+
+
+def recover(directory: Path, signs: Sequence[str]) -> None:
+    """Do what `settle` does where a kill left a run aside; nothing where none did.
+
+    Raises:
+        RunError: another process holds `directory`; or see `replacing`.
+    """
+    if any((directory / name).is_dir() for name in ASIDE):
+        with holding(directory):
+            settle(directory, signs)
+
+
+def _set_aside(directory: Path) -> None:
+    (directory / MOVING).mkdir()
+    for path in directory.iterdir():
+        if path.name not in {LOCK, *ASIDE}:
+            path.rename(directory / MOVING / path.name)
+    (directory / MOVING).rename(directory / OLD)
+
+
+def _got_somewhere(directory: Path, signs: Sequence[str]) -> bool:
+    places = [directory / name for name in signs]
+    return any(place.is_file() and place.stat().st_size for place in places)
+
+
+def _clear(directory: Path, kept: set[str]) -> None:
+    for path in directory.iterdir():
+        if path.name not in kept:
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        _clear(folder, set())
+        folder.rmdir()
+
+
+@contextmanager
+def _moving(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        places = [str(directory / name) for name in (OLD, MOVING) if (directory / name).is_dir()]
+        lies = f"; the run that was there lies in {' and '.join([*places, str(directory)])}" if places else ""
+        raise RunError(
+            f"the run in {directory} cannot be replaced: {error}{lies}; mend that and start again"
+        ) from error
