@@ -67,7 +67,7 @@ def test_a_missing_data_set_names_the_layouts(tmp_path: Path) -> None:
 
 
 WATERBIRDS_ERRORS = [
-    (1, "place,", "background,", r"line 1: there is no column 'place'; did you mean"),
+    (1, "place,", "background,", r"line 1: there is no column 'place' \(the columns are img_id, "),
     (3, ",0,0,0,", ",0,3,0,", "line 3: 'split' is '3', expected one of '0', '1', '2'"),
     (3, ",0,0,0,", ",0,0,water,", "line 3: 'place' is 'water', expected one of '0', '1'"),
     (3, ",0,0,0,", ",,0,0,", "line 3: 'y' is '', expected one of"),
