@@ -106,36 +106,34 @@ class ForwardMode:
             with suppress(RuntimeError):
                 return _twice(run, step, at, along)
             step.twice = False
-        weighted = run.weighted
 
         def loss(parameters: Tensors) -> tuple[Tensor, Tensor]:
-            noted: list[Tensor] = []
-
-            def noting(model: nn.Module, batch: Batch) -> Tensor:
-                noted.append(weighted.sample_losses(model, batch))
-                return noted[-1]
-
-            value = run.loss_with(noting, step, parameters)
-            return value, noted[0]
+            return _loss_and_losses(run, step, parameters)
 
         with _remedy():
             product, tangents = jvp(grad(loss, has_aux=True), (at,), (along,))[1]
         return _detached(product), tangents.detach()
 
 
-def _twice(run: Trajectory, step: Step, at: Tensors, along: Tensors) -> tuple[Tensors, Tensor]:
-    """Return H u and the t_i, both from the derivative of <u, gradient of the loss + sum z_i l_i> at z = 0."""
-    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+def _loss_and_losses(run: Trajectory, step: Step, parameters: Tensors) -> tuple[Tensor, Tensor]:
+    """Replay the inner loss of `step`; return the per-sample losses on the way beside it."""
     noted: list[Tensor] = []
 
     def noting(model: nn.Module, batch: Batch) -> Tensor:
         noted.append(run.weighted.sample_losses(model, batch))
         return noted[-1]
 
+    value = run.loss_with(noting, step, parameters)
+    return value, noted[0]
+
+
+def _twice(run: Trajectory, step: Step, at: Tensors, along: Tensors) -> tuple[Tensors, Tensor]:
+    """Return H u and the t_i, both from the derivative of <u, gradient of the loss + sum z_i l_i> at z = 0."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     with torch.enable_grad():
-        value = run.loss_with(noting, step, leaves)
-        extra = torch.zeros_like(noted[0], requires_grad=True)
-        total = value + (extra * noted[0]).sum()
+        value, losses = _loss_and_losses(run, step, leaves)
+        extra = torch.zeros_like(losses, requires_grad=True)
+        total = value + (extra * losses).sum()
     first = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
     moving = [(g, along[name]) for name, g in zip(leaves, first, strict=True) if g is not None and g.requires_grad]
     if not moving:

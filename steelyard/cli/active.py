@@ -11,6 +11,7 @@ from rich.markdown import Markdown
 
 from steelyard.cli.shared import (
     Overrides,
+    check_any_seed,
     check_seeds,
     check_writable,
     data_root_of,
@@ -157,8 +158,7 @@ def robust(
     from steelyard.experiments.active.robust import robust as run_robust
 
     set_threads(threads)
-    if not seeds:
-        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
+    check_any_seed(seeds)
     check_writable("--out", out)
     check_writable("--runs", runs)
     chosen = selectors or (*ELEVEN, "dre")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from steelyard.cli.shared import (
     Overrides,
+    check_any_seed,
     data_root_of,
     every,
     progress_bars,
@@ -49,8 +50,7 @@ def demo(
 
     set_threads(threads)
     seeds = tuple(dict.fromkeys(seeds))
-    if not seeds:
-        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
+    check_any_seed(seeds)
     console = Console()
     with progress_bars(console) as bars:
         watch = watcher(bars, len(DEMO) * len(seeds))

@@ -26,6 +26,7 @@ from steelyard.experiments.run import Run, read_run
 __all__ = [
     "Overrides",
     "as_table",
+    "check_any_seed",
     "check_seeds",
     "check_writable",
     "data_root_of",
@@ -59,6 +60,12 @@ def check_seeds(option: str, seeds: Iterable[int]) -> None:
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise UserError(f"{option} must be in [0, {2**63 - 1}], got {seed}")
+
+
+def check_any_seed(seeds: tuple[int, ...]) -> None:
+    """Raise UserError if ``--seeds`` names none."""
+    if not seeds:
+        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
 
 
 def check_writable(option: str, folder: Path) -> None:

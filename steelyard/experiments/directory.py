@@ -160,6 +160,18 @@ def _remove(directory: Path, kept: set[str]) -> None:
         raise RunError(f"cannot write a run into {directory}: {error}") from error
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into RunError that names it and the remedy."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
+
+
 def _remove_if_empty(directory: Path) -> None:
     with suppress(OSError):
         directory.rmdir()

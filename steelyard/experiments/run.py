@@ -37,6 +37,7 @@ from steelyard.experiments.directory import (
     check_recipe,
     holding,
     is_finished,
+    readable,
     remove_run,
     remove_traces,
 )
@@ -235,7 +236,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         raise RunError(
             f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume{_aside(place)}"
         )
-    with _readable(place / CONFIG):
+    with readable(place / CONFIG):
         config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         recipe = parse(Recipe, config["recipe"], str(place / CONFIG))
         name, overrides = str(config["name"]), tuple(map(str, config["overrides"]))
@@ -246,23 +247,11 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
             f"{place / METRICS}, line {len(history)}: the last evaluated step is {last if history else 'missing'}, the "
             f"run's last step is {recipe.method.last_step}; {REMEDY}"
         )
-    with _readable(place / ENVIRONMENT):
+    with readable(place / ENVIRONMENT):
         facts = _read_environment(place / ENVIRONMENT)
-    with _readable(place / RESULT):
+    with readable(place / RESULT):
         samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
     return Run(place, name, overrides, recipe, history, facts, samples)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what a damaged file raises into RunError that names it and the remedy."""
-    try:
-        yield
-    except RunError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
 
 
 def _aside(place: Path) -> str:

@@ -33,12 +33,12 @@ from steelyard.experiments.directory import (
     CONFIG,
     ENVIRONMENT,
     LOCK,
-    REMEDY,
     TRACES,
     check_recipe,
     holding,
     identity_of,
     is_finished,
+    readable,
     remove_traces,
 )
 from steelyard.experiments.errors import RunError, UserError
@@ -251,13 +251,10 @@ def read_active_run(directory: Path) -> ActiveRun:
 
 def _config(directory: Path) -> tuple[str, tuple[str, ...], ActiveRecipe]:
     path = directory / CONFIG
-    try:
+    with readable(path):
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         recipe = parse(ActiveRecipe, config["recipe"], str(path))
         return str(config["name"]), tuple(map(str, config["overrides"])), recipe
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
 
 
 def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: bool, resume: bool) -> None:
