@@ -21,12 +21,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from steelyard import _check
-from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
-from steelyard.bilevel.reuse import ghost, tangents
-from steelyard.bilevel.rowwise import separate
-from steelyard.bilevel.tape import Recording, Unusable
+from steelyard.bilevel.sweep.from_record import ghost, tangents
+from steelyard.bilevel.sweep.graph_record import Recording, Unusable
+from steelyard.bilevel.sweep.memory import bytes_per_sample
+from steelyard.bilevel.sweep.row_independence import separate
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["CentralDifference", "Direction", "ForwardMode", "dot", "gradient", "mixed", "mixes_samples", "quick_dot"]

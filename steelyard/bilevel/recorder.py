@@ -17,7 +17,7 @@ from steelyard.bilevel.integrity import Guard, fingerprint, guards
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.pullback import pullback_for
 from steelyard.bilevel.storage import WHOLE, Storage
-from steelyard.bilevel.tape import Recording, Tape
+from steelyard.bilevel.sweep.graph_record import Recording, Tape
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, random_state
 
 __all__ = ["Recorder"]

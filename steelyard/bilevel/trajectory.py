@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss
-from steelyard.bilevel.tape import Tape
+from steelyard.bilevel.sweep.graph_record import Tape
 from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["Step", "Tensors", "Trajectory"]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Trajectory, Truncated, WeightedLoss, tangents
+from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Trajectory, Truncated, WeightedLoss
+from steelyard.bilevel.sweep import forward_rules
 from steelyard.reweight import MeanRisk
 from steelyard.reweight.hypergradient import OuterRisk
 from tests.bilevel.problems import CROSS_ENTROPY, relative
@@ -290,7 +291,7 @@ def test_a_buffer_with_a_gradient_that_is_written_to() -> None:
 
 def test_a_normalisation_without_a_rule_leaves_running_statistics_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, whose kernel is another operator."""
-    monkeypatch.delitem(tangents._RULES, torch.ops.aten.native_batch_norm.default)
+    monkeypatch.delitem(forward_rules._RULES, torch.ops.aten.native_batch_norm.default)
     run = trained(Normed, all_of, reuse=True)
     before = {name: value.clone() for name, value in run.module.named_buffers()}
     found = Truncated()(run, outer)

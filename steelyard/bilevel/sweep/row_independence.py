@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steelyard.bilevel.tape import Link, Note, Tape
+from steelyard.bilevel.sweep.graph_record import Link, Note, Tape
 
 __all__ = ["separate"]
 

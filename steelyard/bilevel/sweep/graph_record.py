@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steelyard.bilevel.tangents import Rule, rule_for
+from steelyard.bilevel.sweep.forward_rules import Rule, rule_for
 
 __all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable"]
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss
-from steelyard.bilevel.reuse import ghost, tangents
-from steelyard.bilevel.tape import Unusable
+from steelyard.bilevel.sweep.from_record import ghost, tangents
+from steelyard.bilevel.sweep.graph_record import Unusable
 from tests.bilevel import problems
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 
