@@ -93,6 +93,10 @@ class Ranks:
         """Return every rank's number `own`."""
         return [int(length) for length in self.stack(torch.tensor(own))]
 
+    def any(self, own: bool) -> bool:
+        """Return whether `own` is true on any rank."""
+        return own if self.size == 1 else any(self.lengths(int(own)))
+
     def place(self, own: int) -> tuple[int, int]:
         """Return where this rank's share of `own` entries begins, and how many entries there are in all."""
         lengths = self.lengths(own)

@@ -10,6 +10,7 @@ from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
 from steelyard.bilevel.recorder import Recorder
 from steelyard.bilevel.storage import Storage
 from steelyard.bilevel.streamed import MemoryMapped, Streamed
+from steelyard.bilevel.sweep.ladder import NoDerivative, StopGradientWarning
 from steelyard.bilevel.trajectory import Step, Trajectory
 from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
 from steelyard.bilevel.unrolled import Unrolled
@@ -19,6 +20,7 @@ __all__ = [
     "FiniteDifference",
     "Implicit",
     "MemoryMapped",
+    "NoDerivative",
     "Objective",
     "Outer",
     "Recorder",
@@ -26,6 +28,7 @@ __all__ = [
     "SolverReport",
     "SolverWarning",
     "Step",
+    "StopGradientWarning",
     "Storage",
     "Streamed",
     "Trajectory",

@@ -13,7 +13,7 @@ from steelyard.bilevel.unrolled import check_schedule, options
 
 __all__ = ["HigherStepper"]
 
-_KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad)
+_KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad)  # its RMSprop is wrong, and warns of it
 
 
 class HigherStepper:

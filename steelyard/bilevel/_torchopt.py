@@ -10,7 +10,7 @@ import torchopt
 from torch import Tensor
 
 from steelyard.bilevel.trajectory import Step, Tensors
-from steelyard.bilevel.unrolled import check_schedule
+from steelyard.bilevel.unrolled import check_schedule, double_scalars
 
 __all__ = ["TorchOptStepper"]
 
@@ -49,7 +49,10 @@ class TorchOptStepper:
         for name, gradient in zip(names, gradients, strict=True):
             one, optimizer = {name: parameters[name]}, self.optimizers[name]
             self.rate[name] = step.groups[name]["lr"]
-            updates, self.state[name] = optimizer.update({name: gradient}, self.state[name], params=one, inplace=False)
+            with double_scalars():
+                updates, self.state[name] = optimizer.update(
+                    {name: gradient}, self.state[name], params=one, inplace=False
+                )
             after[name] = torchopt.apply_updates(one, updates, inplace=False)[name]
         return after
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import Direction, ForwardMode, dot, mixed
+from steelyard.bilevel.replay import dot
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
+from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Tensors, Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import (
@@ -23,7 +24,6 @@ from steelyard.bilevel.window import (
     add_rows,
     check_alone,
     check_detached,
-    couples,
     ids_of,
     outer_gradient,
     virtual,
@@ -94,7 +94,7 @@ class Implicit:
         self.damping = _check.in_range("damping", damping, low=0.0)
         self.tolerance = _check.in_range("tolerance", tolerance, low=0.0, open_low=True)
         self.step_size = None if step_size is None else _check.in_range("step_size", step_size, low=0.0, open_low=True)
-        self.direction: Direction = ForwardMode(memory)
+        self.ladder = Ladder(memory)
 
     def __call__(
         self,
@@ -125,7 +125,7 @@ class Implicit:
                 f"samples need a trajectory of one recorded step (it has {len(trajectory.steps)}) and no index beside "
                 "them; record with steps=1, or ask by index"
             )
-        if samples is not None and couples(trajectory, trajectory.steps[0], samples):
+        if samples is not None and self.ladder.couples(trajectory, trajectory.steps[0], samples):
             raise ValueError(
                 "the recorded step normalised by its batch (BatchNorm in training mode) or mixed samples otherwise: "
                 "ask by index, or put such layers in eval mode"
@@ -135,10 +135,10 @@ class Implicit:
         at = _trained(trajectory)
         along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         if samples is not None:
-            return virtual(trajectory, trajectory.steps[0], at, along, samples, self.direction), report
+            return virtual(trajectory, trajectory.steps[0], at, along, samples, self.ladder), report
         total = torch.zeros(len(ids), device=ids.device, dtype=trajectory.steps[0].weight.dtype)
         for step in trajectory.steps:
-            tangents = self.direction.losses(trajectory, step, at, along, step.batch)
+            tangents = self.ladder.losses(trajectory, step, at, along, step.batch)
             add_rows(total, ids, step.batch.index, trajectory.weighted.pull(tangents, tangents, step.weight))
         return total, report
 
@@ -152,7 +152,7 @@ class Implicit:
         self._warn(report)
         total = list(found.direct)
         for step in trajectory.steps:
-            _, through = mixed(trajectory, step, at, along, tensors)
+            _, through = self.ladder.mixed(trajectory, step, at, along, tensors)
             total = [one + more for one, more in zip(total, through, strict=True)]
         return tuple(total)
 
@@ -172,7 +172,7 @@ class Implicit:
         """(sign H + decay + damping) along, averaged over the recorded steps."""
         total = {name: self.damping * value for name, value in along.items()}
         for step in run.steps:
-            part = self.direction.curvature(run, step, at, along)
+            part = self.ladder.curvature(run, step, at, along)
             for name, value in along.items():
                 decay = step.groups[name]["weight_decay"]
                 total[name] = total[name] + (sign * part[name] + decay * value) / len(run.steps)

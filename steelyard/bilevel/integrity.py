@@ -6,13 +6,14 @@ Anything that was changed behind its back would give a wrong derivative without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Guard", "fingerprint", "guards", "in_one_piece", "pieces"]
+__all__ = ["Guard", "fingerprint", "guards", "in_one_piece", "pieces", "projection"]
 
 
 class Guard(NamedTuple):
@@ -55,6 +56,36 @@ def _bits(tensor: Tensor) -> Tensor:
     return total
 
 
+def projection(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return <g, r> and |g| ``(2,)`` of a gradient g by name.
+
+    r is random with entries of mean 0 and variance 1, and always the same: one vector that stays in the cache, and for
+    every piece of g a sign and a shift of it.
+    """
+    along: list[Tensor] = []
+    sizes: list[Tensor] = []
+    number = 0
+    for tensor in tensors.values():
+        for piece in pieces(tensor):
+            wide = piece if piece.element_size() >= 4 else piece.float()
+            start, sign = (number * 7919) % _SHIFTS, 1 - 2 * (number * 2654435761 >> 7 & 1)
+            along.append(sign * torch.dot(wide, _random(wide.dtype, wide.device)[start : start + len(wide)]))
+            sizes.append(torch.linalg.vector_norm(wide))
+            number += 1
+    if not along:
+        return torch.zeros(2, dtype=torch.float64)
+    return torch.stack([torch.stack(along).sum(), torch.linalg.vector_norm(torch.stack(sizes))])
+
+
+_SHIFTS = 4096
+
+
+@lru_cache(maxsize=8)
+def _random(dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_length(device) + _SHIFTS, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the entries ``(k,)`` in pieces that stay in a CPU's second cache once they are float64."""
     return tensor.detach().flatten().split(_piece(tensor))
@@ -66,4 +97,8 @@ def in_one_piece(tensor: Tensor) -> bool:
 
 
 def _piece(tensor: Tensor) -> int:
-    return 1 << 16 if tensor.device.type == "cpu" else 1 << 24
+    return _length(tensor.device)
+
+
+def _length(device: torch.device) -> int:
+    return 1 << 16 if device.type == "cpu" else 1 << 24

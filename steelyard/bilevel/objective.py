@@ -86,7 +86,11 @@ class WeightedLoss:
 
     def __call__(self, model: nn.Module, batch: Batch, weight: Tensor) -> Tensor:
         """Return the scalar inner loss of `batch` under `weight` ``(batch,)``."""
-        total = (weight * self.sample_losses(model, batch)).sum() / self.divisor(weight)
+        return self.reduce(model, self.sample_losses(model, batch), weight)
+
+    def reduce(self, model: nn.Module, losses: Tensor, weight: Tensor) -> Tensor:
+        """Return the scalar inner loss of samples whose losses ``(batch,)`` are at hand; `model` is regularised."""
+        total = (weight * losses).sum() / self.divisor(weight)
         return total if self.regulariser is None else total + self.regulariser(model)
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:

@@ -13,13 +13,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.replay import differentiate, leaves_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["Precise", "precise_gradient", "single"]
+__all__ = ["Precise", "precise_gradient", "single", "wide_batch", "widened"]
 
 _AGREE = 1e-2  # of a parameter's gradient, and a hundredth of that of all: a bias before BatchNorm has noise only
 
@@ -58,7 +59,7 @@ def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Precise 
         run, step: the step, for which `single` holds.
         recorded: the gradient that the optimizer used, by the names asked for.
     """
-    wide = _widened(run, step)
+    wide = widened(run, step)
     found = _replayed(run, step, wide, recorded)
     if not all(run.ranks.lengths(int(found is not None))):
         return None
@@ -66,11 +67,12 @@ def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Precise 
     return _accepted(run.ranks.mean(found), recorded, wide)
 
 
-def _widened(run: Trajectory, step: Step) -> Step:
+def widened(run: Trajectory, step: Step) -> Step:
+    """Return `step` with all that it replays in float64."""
     untrained = {name: p for name, p in run.module.named_parameters() if name not in step.parameters}
     return replace(
         step,
-        batch=_wide(step.batch),
+        batch=wide_batch(step.batch),
         weight=step.weight.double(),
         parameters={name: p.double() for name, p in step.parameters.items()},
         buffers={name: _double(value.detach()) for name, value in {**step.buffers, **untrained}.items()},
@@ -81,17 +83,18 @@ def _widened(run: Trajectory, step: Step) -> Step:
 
 
 def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
-    leaves = {
-        name: (wide.parameters[name] if _cancels(step, name) else step.parameters[name]).detach().requires_grad_()
-        for name in recorded
-    }
+    leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
+
+    def body(module: nn.Module) -> Tensors:
+        return differentiate(module, run.objective_of(wide)(module, wide.batch, wide.weight), leaves)
+
     try:
         with torch.enable_grad():
-            value = run.loss(wide, {**wide.parameters, **{name: leaf.double() for name, leaf in leaves.items()}})
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            at = {**wide.parameters, **{name: leaf.double() for name, leaf in leaves.items()}}
+            found: Tensors = run.replay(wide, at, body)
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
-    return dict(zip(leaves, found, strict=True))
+    return found
 
 
 def _cancels(step: Step, name: str) -> bool:
@@ -122,7 +125,8 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(apart)).to(other.dtype)
 
 
-def _wide(batch: Batch) -> Batch:
+def wide_batch(batch: Batch) -> Batch:
+    """Return `batch` with its numbers in float64."""
     return replace(batch, inputs=_double(batch.inputs), targets=_double(batch.targets))
 
 

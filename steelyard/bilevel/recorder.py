@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.integrity import Guard, fingerprint, guards
+from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.pullback import pullback_for
 from steelyard.bilevel.storage import WHOLE, Storage
@@ -107,6 +106,7 @@ class Recorder:
         self._window: deque[Step] = deque()
         self._pending: Step | None = None
         self._after: list[Guard] = []
+        self._mark = torch.zeros(0, dtype=torch.int64)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -189,18 +189,10 @@ class Recorder:
         if not (self._reuse and usual and self._model is self._module):
             return objective(self._model, batch, weight), None
         assert isinstance(objective, WeightedLoss)
-        tapes: list[Tape | None] = []
-
-        def noting(model: nn.Module, batch: Batch) -> Tensor:
-            with Recording({name: p for p, name in self._names.items()}, listen=True) as recording:
-                losses = objective.sample_losses(model, batch)
-            tapes.append(recording.tape(losses))
-            return losses
-
-        noted = copy.copy(objective)
-        noted.sample_losses = noting  # type: ignore[method-assign, assignment]
-        value = noted(self._model, batch, weight)
-        return value, tapes[0]
+        with Recording({name: p for p, name in self._names.items()}, listen=True) as recording:
+            losses = objective.sample_losses(self._model, batch)
+        tape = recording.tape(losses)
+        return objective.reduce(self._model, losses, weight), tape
 
     def trajectory(self) -> Trajectory:
         """Return the record and start a new, empty one.
@@ -220,8 +212,8 @@ class Recorder:
         steps = list(self._window)
         self._window.clear()
         names = tuple(steps[-1].parameters)
-        live = dict(self._module.named_parameters())
-        mark = fingerprint(live[name] for name in names)
+        marks = dict(zip(self._names.values(), self._mark, strict=True))
+        mark = torch.stack([marks[name] for name in names])
         earlier, steps = steps[: -self._steps], steps[-self._steps :]
         return Trajectory(self._module, self._objective, steps, type(self._optimizer), names, mark, earlier)
 
@@ -247,6 +239,8 @@ class Recorder:
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):
             raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")
+        if self._steps > 1:
+            step.projected = projection({name: p.grad.detach() for name, p in live.items() if p.grad is not None})
         step.checkpoint = self._storage.starts_stretch(self._window)
         step.parameters = _copy(live, self._storage.make_room(self._window, self._steps))
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
@@ -277,10 +271,18 @@ class Recorder:
             )
         self._storage.append(self._window, step, self._steps)
         self._after = guards((name, p) for p, name in self._names.items())
+        self._mark = fingerprint(self._names)
 
     def _check_between_steps(self) -> None:
         """Raise if parameters were changed between two recorded steps: the pull-back would skip that change."""
-        broken = [guard.what for guard in self._after if guard.broken] if self._window else []
+        if not self._window:
+            return
+        broken = [guard.what for guard in self._after if guard.broken]
+        if not broken:  # `p.data` edits are seen by value only
+            now = fingerprint(guard.tensor for guard in self._after)
+            broken = [
+                guard.what for guard, moved in zip(self._after, now != self._mark[: len(now)], strict=True) if moved
+            ]
         if broken:
             raise RuntimeError(
                 f"parameter {broken[0]!r} was changed between two recorded steps (a clamp, a loaded state): "
@@ -347,6 +349,11 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, 
                 raise ValueError(
                     f"tensor {position} of optimizer group {number}, shape {tuple(p.shape)}, is not a parameter of the "
                     "model: give Recorder the module that holds all that the optimizer trains"
+                )
+            if p.is_complex():
+                raise TypeError(
+                    f"parameter {names[p]!r} is complex ({p.dtype}), of which the updates have other derivatives: hold "
+                    "it as a real parameter with a last axis of 2, and use torch.view_as_complex in forward"
                 )
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     return {p: names[p] for p in optimized}

@@ -1,4 +1,4 @@
-"""The path through BatchNorm's running statistics, which autograd does not know.
+"""The path through running statistics (of BatchNorm, InstanceNorm), which autograd does not know.
 
 An outer loss is usually evaluated in eval mode. It then reads the running means and variances, and those are
 averages over the activations of the recorded steps: they move with every parameter vector after the first, hence
@@ -16,16 +16,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from steelyard.bilevel.replay import leaves_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["differentiable_statistics", "statistics_adjoint", "tracking_layers"]
 
 
-def tracking_layers(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers with running statistics, by name (a shared layer once)."""
-    return {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+def tracking_layers(module: nn.Module) -> dict[str, _NormBase]:
+    """Return the BatchNorm and InstanceNorm layers with running statistics, by name (a shared layer once)."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, _NormBase) and m.running_mean is not None}
 
 
 @contextmanager
@@ -59,10 +61,11 @@ class _EvalForward:
     def __call__(
         self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
     ) -> Tensor | None:
-        if layer.training or not isinstance(layer, _BatchNorm):
+        if layer.training or not isinstance(layer, _NormBase):
             return None
         x = args[0] if args else kwargs["input"]
-        shape = [1, -1] + [1] * (x.ndim - 2)
+        channels = _channels(layer, x)
+        shape = [-1 if axis == channels else 1 for axis in range(x.ndim)]
         y = (x - self.mean.view(shape)) * torch.rsqrt(self.variance.view(shape) + layer.eps)
         if layer.affine:
             y = y * layer.weight.view(shape) + layer.bias.view(shape)
@@ -71,8 +74,28 @@ class _EvalForward:
 
 class _Call(NamedTuple):
     name: str
-    x: Tensor
+    means: Tensor
+    variances: Tensor
     momentum: float
+
+
+def _channels(layer: _NormBase, x: Tensor) -> int:
+    """Return the axis of the channels: InstanceNorm takes a sample without a batch axis, too."""
+    alone = isinstance(layer, _InstanceNorm) and x.ndim == layer._get_no_batch_dim()  # type: ignore[no-untyped-call]
+    return 0 if alone else 1
+
+
+def _statistics(layer: _NormBase, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means and unbiased variances ``(channels,)`` that the layer moves its running ones towards.
+
+    InstanceNorm takes those of each sample, and averages them.
+    """
+    if not isinstance(layer, _InstanceNorm):
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        return x.mean(axes), x.var(axes, unbiased=True)
+    x = x.unsqueeze(0) if _channels(layer, x) == 0 else x
+    axes = list(range(2, x.ndim))
+    return x.mean(axes).mean(0), x.var(axes, unbiased=True).mean(0)
 
 
 def statistics_adjoint(
@@ -89,23 +112,28 @@ def statistics_adjoint(
     Returns:
         What reaches the parameters, the adjoint of the statistics before the step, and what reaches `tensors`.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
-    with torch.enable_grad(), _noted(run.module, step) as calls:
-        run.loss(step, leaves)
-        before = dict(after)
+    leaves = leaves_of(run, at)
+    before = dict(after)
+
+    def body(module: nn.Module) -> tuple[Tensor, ...] | None:
+        run.objective_of(step)(module, step.batch, step.weight)
         terms = []
         for call in reversed(calls):
             momentum = 1.0 if settled else call.momentum
             mean, variance = _key(call.name, "running_mean"), _key(call.name, "running_var")
-            axes = [axis for axis in range(call.x.ndim) if axis != 1]
-            terms.append(momentum * (before.get(mean, _ZERO) * call.x.mean(axes)).sum())
-            terms.append(momentum * (before.get(variance, _ZERO) * call.x.var(axes, unbiased=True)).sum())
+            terms.append(momentum * (before.get(mean, _ZERO) * call.means).sum())
+            terms.append(momentum * (before.get(variance, _ZERO) * call.variances).sum())
             before.update({key: before[key] * (1 - momentum) for key in (mean, variance) if key in before})
-    total = torch.stack(terms).sum() if terms else torch.zeros(())
-    if not total.requires_grad:
+        total = torch.stack(terms).sum() if terms else torch.zeros(())
+        if not total.requires_grad:
+            return None
+        return torch.autograd.grad(total, [*leaves.values(), *tensors], allow_unused=True, materialize_grads=True)
+
+    with torch.enable_grad(), _noted(run.module, step) as calls:
+        found = run.replay(step, leaves, body)
+    if found is None:
         zeros = {name: torch.zeros_like(value) for name, value in at.items()}
         return zeros, before, tuple(torch.zeros_like(tensor) for tensor in tensors)
-    found = torch.autograd.grad(total, [*leaves.values(), *tensors], allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, found[: len(leaves)], strict=True)), before, found[len(leaves) :]
 
 
@@ -115,14 +143,14 @@ def _noted(module: nn.Module, step: Step) -> Iterator[list[_Call]]:
     calls: list[_Call] = []
     counts: dict[str, int] = {}
 
-    def note(name: str, layer: _BatchNorm, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def note(name: str, layer: _NormBase, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if not layer.training:
             return
         counts[name] = counts.get(name, 0) + 1
         momentum = layer.momentum
         if momentum is None:  # a cumulative average: 1 / the number of batches so far, this one included
             momentum = 1.0 / (int(step.buffers[_key(name, "num_batches_tracked")]) + counts[name])
-        calls.append(_Call(name, args[0] if args else kwargs["input"], momentum))
+        calls.append(_Call(name, *_statistics(layer, args[0] if args else kwargs["input"]), momentum))
 
     handles = [
         layer.register_forward_pre_hook(

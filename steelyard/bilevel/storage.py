@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.pullback import pullback_of
+from steelyard.bilevel.replay import leaves_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["WHOLE", "Storage", "backward"]
@@ -135,7 +136,8 @@ def _whole(run: Trajectory, step: Step, newer: Step) -> Step:
             {name: _mapped(one, partial(_like, parameters[name])) for name, one in states.items()}
             for states in (step.state, step.full_state)
         )
-        found = replace(step, kept="whole", parameters=parameters, state=state, full_state=full_state)
+        rounded = step.kept == "rounded"
+        found = replace(step, kept="whole", rounded=rounded, parameters=parameters, state=state, full_state=full_state)
     if step.checkpoint:
         found = replace(found, state=_kept(run, found, found.full_state))
     return found
@@ -162,9 +164,14 @@ def _replayed(run: Trajectory, steps: list[Step], newer: Step) -> list[Step]:
 
 def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, States]:
     """Take `step` again; return parameters and optimizer state after it. `state` is written over."""
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in step.parameters.items()}
+    leaves = leaves_of(run, {name: p.detach().clone() for name, p in step.parameters.items()})
+
+    def body(module: nn.Module) -> None:
+        loss = run.objective_of(step)(module, step.batch, step.weight)
+        loss.backward(inputs=list(leaves.values()))
+
     with torch.enable_grad():
-        run.training_loss(step, leaves).backward(inputs=list(leaves.values()))
+        run.replay(step, leaves, body, exactly=True)
     groups: dict[int, dict[str, Any]] = {}
     for name, leaf in leaves.items():
         if name in step.skipped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss
+from steelyard.bilevel.sweep.composites import Composites
 from steelyard.bilevel.sweep.graph_record import Tape
 from steelyard.distributed import ALONE, Ranks
 
@@ -51,8 +51,8 @@ class Step:
         gradient: references (no copies) to the gradients and their versions, for the newest step only.
         objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
         tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
-        traceable: no replay of the step has failed to give a tape.
-        twice: no operator of it was found that cannot be differentiated twice in reverse.
+        rounded: its parameters were kept rounded.
+        projected: the gradient that the step used, as `integrity.projection` has it; windows of one step have none.
     """
 
     batch: Batch
@@ -73,8 +73,8 @@ class Step:
     gradient: dict[str, tuple[Tensor, int]] | None = None
     objective: WeightedLoss | None = None
     tape: Tape | None = None
-    traceable: bool = True
-    twice: bool = True
+    rounded: bool = False
+    projected: Tensor | None = None
     connected: bool = False
     guards: list[Guard] = field(default_factory=list)
 
@@ -161,40 +161,51 @@ class Trajectory:
                     "for the hypergradient first, or give the recorder a tensor of its own (clone it)"
                 )
 
-    def loss(self, step: Step, parameters: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
-        """Replay the inner loss of `step` at `parameters` (same batch, dropout masks, precision, mode).
+    def objective_of(self, step: Step) -> Objective:
+        """Return the inner loss of `step`; on several ranks that of this rank's share, averaged over ranks later."""
+        return step.objective or self.objective
 
-        On several ranks it is that of this rank's share, whose mean over the ranks is the inner loss.
+    def replay(
+        self,
+        step: Step,
+        parameters: Mapping[str, Tensor],
+        function: Callable[..., Any],
+        *args: Any,
+        exactly: bool = False,
+        composites: bool = False,
+    ) -> Any:
+        """Return ``function(module, *args)`` at `parameters` under the conditions of `step` (mode, precision, masks).
+
+        What differentiates the outcome in reverse belongs into `function`: a backward pass may read the module once
+        more (`torch.utils.checkpoint`, a hook), and afterwards that holds its live parameters again.
+
+        Args:
+            step, parameters, function, args: as above.
+            exactly: take the kernels that the training took, bit for bit; no transformation may be around.
+            composites: take operators apart that torch can differentiate once only (`sweep.composites`).
         """
-        objective = step.objective or self.objective
-        return self._replay(step, parameters, objective, step.batch, step.weight if weight is None else weight)
+        tensors = self._tensors(parameters, step.buffers)
+        with self._conditions(step, not exactly), Composites() if composites else nullcontext():
+            return functional_call(_Call(self.module), tensors, (function, *args))
 
-    def training_loss(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Replay the inner loss by the kernels that the training took, bit for bit; it may not be transformed."""
-        objective = step.objective or self.objective
-        return self._replay(step, parameters, objective, step.batch, step.weight, transformed=False)
-
-    def loss_with(
-        self, loss: Callable[[nn.Module, Batch], Tensor], step: Step, parameters: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Replay the inner loss of `step` with `loss` in the place of the objective's `sample_losses`."""
-        objective = copy.copy(step.objective or self.weighted)
-        objective.sample_losses = loss  # type: ignore[method-assign, assignment]
-        return self._replay(step, parameters, objective, step.batch, step.weight)
-
-    def regulariser(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Replay the regulariser of the inner loss (there is one) at `parameters`."""
-        assert self.weighted.regulariser is not None
-        return self._replay(step, parameters, self.weighted.regulariser)
+    def loss(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Replay the inner loss of `step` at `parameters`, to differentiate it forward."""
+        return self.replay(step, parameters, self.objective_of(step), step.batch, step.weight, composites=True)
 
     def sample_losses(self, step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Replay the per-sample losses ``(batch,)`` of `batch` at `parameters` as in `step`."""
-        return self._replay(step, parameters, self.weighted.sample_losses, batch)
+        return self.replay(step, parameters, self.weighted.sample_losses, batch)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the objective is a `WeightedLoss` that is summed up as those are."""
+        return isinstance(self.objective, WeightedLoss) and type(self.objective).__call__ is WeightedLoss.__call__
 
     @property
     def weighted(self) -> WeightedLoss:
         """The objective, where it is a `WeightedLoss`; TypeError with the remedy otherwise."""
-        if isinstance(self.objective, WeightedLoss) and type(self.objective).__call__ is WeightedLoss.__call__:
+        if self.is_weighted:
+            assert isinstance(self.objective, WeightedLoss)
             return self.objective
         raise TypeError(
             "gradients for sample weights need a WeightedLoss objective (a subclass may change sample_losses, not "
@@ -202,15 +213,14 @@ class Trajectory:
             "for another inner loss use `estimator.tensors(trajectory, outer, [tensor, ...])`"
         )
 
+    def weighted_of(self, step: Step) -> WeightedLoss:
+        """Return the `WeightedLoss` of `step`; see `objective_of`."""
+        return step.objective or self.weighted
+
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
         with self._conditions(None):
             return scalar(functional_call(_Call(self.module), self._tensors(parameters, self._buffers()), (outer,)))
-
-    def _replay(self, step: Step, parameters, function, *args, transformed=True):  # type: ignore[no-untyped-def]
-        tensors = self._tensors(parameters, step.buffers)
-        with self._conditions(step, transformed):
-            return functional_call(_Call(self.module), tensors, (function, *args))
 
     def _buffers(self) -> Tensors:
         return dict(self.module.named_buffers())

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import CentralDifference, Direction, ForwardMode, mixed
+from steelyard.bilevel.precise import precise_gradient, widened
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.storage import backward
+from steelyard.bilevel.sweep.ladder import Ladder, NoDerivative
+from steelyard.bilevel.sweep.rungs import Curved, Differences
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
     add_rows,
     check_alone,
     check_detached,
-    check_gradient,
-    couples,
+    check_replayed,
     ids_of,
+    objection_to,
     outer_gradient,
     virtual,
 )
@@ -74,7 +76,17 @@ class Truncated:
     def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Literal["refuse", "chunk"] = "refuse") -> None:
         self.steps = _check.integer("steps", steps, low=1)
         self.coupled = _check.choice("coupled", coupled, ("refuse", "chunk"))
-        self.direction: Direction = ForwardMode(memory)
+        self.ladder = Ladder(memory)
+
+    @property
+    def answered(self) -> dict[str, int]:
+        """How often each way to d l_i along u has answered (`steelyard.bilevel.sweep`), by name."""
+        return dict(self.ladder.answered)
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Why faster ways than the one that answered last did not, by name."""
+        return dict(self.ladder.passed_over)
 
     def __call__(
         self,
@@ -111,7 +123,7 @@ class Truncated:
             adjoint = outer_gradient(trajectory, outer).parameters
             step = next(backward(trajectory, 1))
             update = pull_update(trajectory, step, adjoint, {}, last=True)
-            values = virtual(trajectory, step, step.parameters, update.along, samples, self.direction)
+            values = virtual(trajectory, step, step.parameters, update.along, samples, self.ladder)
             return values * update.times
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
@@ -125,8 +137,6 @@ class Truncated:
                 mean = trajectory.ranks.mean(product)
                 adjoint, running, _ = _arrive(trajectory, step, update.direct, mean, running)
                 state = update.state
-            if self.direction.exact and update.times:
-                check_gradient(trajectory, step, step.parameters, update.along, tangents)
             values = weighted.pull(tangents, tangents, step.weight) * update.times
             add_rows(total, ids, step.batch.index, values, window=index is None)
         return total
@@ -155,8 +165,11 @@ class Truncated:
         state: dict[str, Tensors] = {}
         for step in backward(trajectory, len(steps)):
             update = pull_update(trajectory, step, adjoint, state)
-            product, through = mixed(trajectory, step, step.parameters, update.along, tensors)
-            adjoint, running, moved = _arrive(trajectory, step, update.direct, product, running, tensors)
+            curved, through = self.ladder.mixed(trajectory, step, step.parameters, update.along, tensors)
+            other = check_replayed(trajectory, step, curved.gradient)
+            if other is not None:
+                raise NoDerivative(f"{other}; ask for sample weights, or with steps=1")
+            adjoint, running, moved = _arrive(trajectory, step, update.direct, curved.product, running, tensors)
             state = update.state
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
         return tuple(total)
@@ -166,13 +179,35 @@ class Truncated:
 
         (The product is rounded to the parameters' precision: on several ranks it travels.)
         """
-        at, along = step, update.along
-        if update.wide is not None:
-            at, along = update.wide, {name: u.double() for name, u in along.items()}
+        product, tangents = self._along_in(run, step, step, update.along, curvature)
+        wide = update.wide
+        blurred = update.gradients is not None and update.blur > _BLURRED * _size(tangents)
+        if wide is None and run.ranks.any(blurred):
+            assert update.gradients is not None
+            same = precise_gradient(run, step, update.gradients) is not None
+            wide = widened(run, step) if same else None
+        if wide is None:
+            return product, tangents
+        try:
+            along = {name: u.double() for name, u in update.along.items()}
+            return self._along_in(run, step, wide, along, curvature)
+        except NoDerivative:  # what the module holds is of another precision
+            return product, tangents
+
+    def _along_in(
+        self, run: Trajectory, step: Step, there: Step, along: Tensors, curvature: bool
+    ) -> tuple[Tensors, Tensor]:
+        """Do so in the precision of `there`, which is `step` or the same in float64."""
         if not curvature:
-            return {}, self.direction.losses(run, at, at.parameters, along, at.batch)
-        product, tangents = self.direction.curvature_and_losses(run, at, at.parameters, along)
-        return {name: value.to(step.parameters[name].dtype) for name, value in product.items()}, tangents
+            objection = objection_to(run, step, along)
+            return {}, self.ladder.losses(run, there, there.parameters, along, there.batch, objection)
+
+        def object_to(curved: Curved) -> str | None:
+            other = check_replayed(run, step, curved.gradient)
+            return other or objection_to(run, step, along, curved.gradient)(curved.tangents)
+
+        found = self.ladder.curvature_and_losses(run, there, there.parameters, along, object_to)
+        return {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}, found.tangents
 
     def _window(self, trajectory: Trajectory) -> list[Step]:
         if self.steps > len(trajectory.steps):
@@ -189,7 +224,7 @@ class Truncated:
                 f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
                 "all the later ones; use index for the samples of the window"
             )
-        if self.coupled == "refuse" and couples(run, step, samples):
+        if self.coupled == "refuse" and self.ladder.couples(run, step, samples):
             raise ValueError(
                 "the recorded step normalised by its batch or wrote to a buffer (BatchNorm in training mode), so "
                 "the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, or "
@@ -220,7 +255,17 @@ class FiniteDifference(Truncated):
         coupled: Literal["refuse", "chunk"] = "refuse",
     ) -> None:
         super().__init__(steps, memory, coupled)
-        self.direction = CentralDifference(memory, length)
+        if length is not None:
+            _check.in_range("length", length, low=0.0, open_low=True)
+        self.ladder = Ladder(memory, Differences(length))
+
+
+_BLURRED = 1e-4
+"""What rounding may do to a t_i, relative to the largest, before a step is taken in float64."""
+
+
+def _size(tangents: Tensor) -> float:
+    return float(tangents.abs().max()) if len(tangents) else 0.0
 
 
 def _tracks(run: Trajectory, steps: list[Step]) -> bool:

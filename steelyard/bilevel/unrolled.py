@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
@@ -39,8 +41,9 @@ class Unrolled:
       cold start (refused: torch detaches the first buffer); NaN where a gradient has been zero from the start (the
       square root's derivative at 0).
     - ``"torchopt"``: SGD, Adam, AdamW, RMSprop, Adagrad; NaN in the same places.
-    - ``"higher"``: SGD (without ``maximize``), Adam, RMSprop, Adagrad. Its Adam adds eps before the bias correction, so
-      it is another function than `torch.optim.Adam`, far off where the gradients are small (a cold start).
+    - ``"higher"``: SGD (without ``maximize``), Adam, Adagrad. Its Adam adds eps before the bias correction, so
+      it is another function than `torch.optim.Adam`, far off where the gradients are small (a cold start). Its RMSprop
+      has wrong derivatives, of which it warns itself: refused.
 
     None of them sees the path through BatchNorm's running statistics (`bilevel.statistics`), nor do they return a
     derivative for samples outside of the window.
@@ -72,7 +75,7 @@ class Unrolled:
         steps = self._window(trajectory)
         weights = [step.weight.clone().requires_grad_() for step in steps]
         value = self._unroll(trajectory, outer, steps, weights)
-        found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+        found = _derivatives(trajectory, value, weights)
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=weights[0].dtype)
         for step, rows in zip(steps, found, strict=True):
@@ -84,7 +87,7 @@ class Unrolled:
         steps = self._window(trajectory)
         check_detached(trajectory)
         value = self._unroll(trajectory, outer, steps, [step.weight for step in steps])
-        return tuple(torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True))
+        return _derivatives(trajectory, value, tensors)
 
     def _unroll(self, run: Trajectory, outer: Outer, steps: list[Step], weights: list[Tensor]) -> Tensor:
         """Run the steps again, with a graph, and evaluate the outer loss at their end."""
@@ -92,7 +95,9 @@ class Unrolled:
         with torch.enable_grad():
             parameters = {name: p.clone().requires_grad_() for name, p in steps[0].parameters.items()}
             for step, weight in zip(steps, weights, strict=True):
-                parameters = stepper.step(step, parameters, run.loss(step, parameters, weight))
+                parameters = run.replay(
+                    step, parameters, _take, run, stepper, step, parameters, weight, composites=True
+                )
             return run.evaluate(outer, parameters)
 
     def _window(self, run: Trajectory) -> list[Step]:
@@ -108,6 +113,39 @@ class Unrolled:
                 "Unrolled starts from the whole optimizer state: record with Recorder(..., full_state=True)"
             )
         return steps
+
+
+def _take(
+    module: nn.Module, run: Trajectory, stepper: Stepper, step: Step, parameters: Tensors, weight: Tensor
+) -> Tensors:
+    """Take one step where the parameters are swapped in still: its backward pass may read the module once more."""
+    return stepper.step(step, parameters, run.objective_of(step)(module, step.batch, weight))
+
+
+def _derivatives(run: Trajectory, value: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Go back through all the steps at once, over live parameters that are nothing but NaN.
+
+    Nothing there may read them: a model that computes activations once more on the way back (`torch.utils.checkpoint`)
+    would do so at the parameters of another step.
+    """
+    live = list(run.module.parameters())
+    values = [p.data for p in live]
+    try:
+        for p in live:
+            p.data = torch.full_like(p, math.nan)
+        found = torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True, retain_graph=True)
+    finally:
+        for p, own in zip(live, values, strict=True):
+            p.data = own
+    if all(bool(torch.isfinite(one).all()) for one in found):
+        return found
+    again = torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True)
+    if all(torch.equal(one.isnan(), other.isnan()) for one, other in zip(found, again, strict=True)):
+        return again
+    raise RuntimeError(
+        "the model reads its parameters once more on the way back (torch.utils.checkpoint, a hook), and Unrolled goes "
+        "back through several steps at once, which had others: use Truncated"
+    )
 
 
 def _stepper(backend: str, run: Trajectory, first: Step) -> Stepper:
@@ -135,7 +173,13 @@ class TorchStepper:
                     "torch's differentiable SGD detaches the first momentum buffer, and its derivative is wrong from a "
                     "cold start; use Truncated, or backend='torchopt' or 'higher'"
                 )
-        self.state: dict[str, dict[str, Any]] = {name: dict(state) for name, state in first.full_state.items()}
+        # Counts of steps are float32 tensors there, in which 1 - beta^t is off by up to 1e-3.
+        self.state: dict[str, dict[str, Any]] = {
+            name: {
+                key: one.double() if key == "step" and isinstance(one, Tensor) else one for key, one in state.items()
+            }
+            for name, state in first.full_state.items()
+        }
 
     def step(self, step: Step, parameters: Tensors, loss: Tensor) -> Tensors:
         """See `Stepper.step`."""
@@ -151,7 +195,8 @@ class TorchStepper:
             old = self.state[name]
             optimizer.state[after[name]] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in old.items()}
             after[name].grad = gradient
-        optimizer.step()
+        with double_scalars():
+            optimizer.step()
         for name in names:
             self.state[name] = dict(optimizer.state[after[name]])
             after[name].grad = None
@@ -163,6 +208,19 @@ def options(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> dict
     skip = {"params", "foreach", "fused", "capturable", "differentiable"}
     known = inspect.signature(kind).parameters
     return {key: value for key, value in group.items() if key not in skip and key in known}
+
+
+@contextmanager
+def double_scalars() -> Iterator[None]:
+    """Inside, numbers that become tensors are float64: the libraries' counts of steps, in whose float32 1 - beta^t is
+    off by 1e-5 and more. (A tensor without dimensions leaves the precision of the others alone.)
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_schedule(backend: str, first: Step, step: Step) -> None:

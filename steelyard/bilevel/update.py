@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steelyard.bilevel.directional import gradient
 from steelyard.bilevel.integrity import in_one_piece, pieces
 from steelyard.bilevel.precise import precise_gradient, single
 from steelyard.bilevel.pullback import Pullback, Pulled, pullback_of
 from steelyard.bilevel.pullback.sgd import SGDPullback
+from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["TOLERANCE", "Update", "pull_update"]
@@ -41,6 +41,8 @@ class Update(NamedTuple):
         state: that of the optimizer's state, by parameter and entry.
         times: what u is a multiple of `along` by; 1 but for a last step, from which all goes on in proportion to u.
         wide: the step in float64, where its derivatives along u should be taken there.
+        blur: about how far rounding, in float32, may move a derivative along u.
+        gradients: that the step used, where the update reads them.
     """
 
     along: Tensors
@@ -48,6 +50,8 @@ class Update(NamedTuple):
     state: dict[str, Tensors]
     times: float = 1.0
     wide: Step | None = None
+    blur: float = 0.0
+    gradients: Tensors | None = None
 
 
 class _Known(NamedTuple):
@@ -124,6 +128,8 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     size, doubt = _Norm(), _Norm()
     found = _update(pullback, step, gradients, adjoint, state, last, noise, size, doubt)
     allowed, bound = TOLERANCE * size.value(), doubt.value()
+    blur = _noise_of_all(gradients) * size.value()
+    found = found._replace(blur=blur, gradients=gradients)
     # The bound is 6 to 100 times too large in what was measured: between, the noise itself is put in.
     doubtful = not bound <= allowed and (
         allowed * _FAR < bound < float("inf") or _moved(pullback, step, gradients, adjoint, state, noise) > allowed
@@ -134,7 +140,7 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     if exact is None:
         return found
     found = _update(pullback, step, exact.gradients, adjoint, state, last, over=found.along)
-    return found._replace(wide=exact.wide)
+    return found._replace(wide=exact.wide, blur=blur, gradients=gradients)
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:
@@ -259,6 +265,13 @@ def _noise(gradient: Tensor) -> Tensor:
     """Return what rounding does to an entry of a gradient, as a scalar: twice its precision times its size."""
     size = torch.linalg.vector_norm(gradient) / max(1, gradient.numel()) ** 0.5
     return 2 * torch.finfo(gradient.dtype).eps * size
+
+
+def _noise_of_all(gradients: Tensors) -> float:
+    """Return what rounding does to an entry of the whole gradient: one that is nothing else is as large as that."""
+    count = sum(g.numel() for g in gradients.values())
+    size = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])))
+    return 2 * torch.finfo(torch.float32).eps * size / max(1, count) ** 0.5
 
 
 def _moved(

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.directional import Direction, dot, mixes_samples, quick_dot
+from steelyard.bilevel.integrity import projection
+from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of, quick_dot
 from steelyard.bilevel.statistics import differentiable_statistics
+from steelyard.bilevel.sweep.checks import blur, tolerance_of
+from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, scalar
 
 __all__ = [
@@ -20,9 +23,9 @@ __all__ = [
     "add_rows",
     "check_alone",
     "check_detached",
-    "check_gradient",
-    "couples",
+    "check_replayed",
     "ids_of",
+    "objection_to",
     "outer_gradient",
     "virtual",
 ]
@@ -69,6 +72,11 @@ def outer_gradient(
         """Walk back where the parameters are swapped in still: a checkpoint evaluates the model once more."""
         nonlocal direct
         value = scalar(outer(module))
+        if any(one.grad is not None for one in own.values()):
+            raise ValueError(
+                "outer called backward() by itself, and its gradients would be counted twice: return the loss, and "
+                "leave the rest to the estimator"
+            )
         run.ranks.together(lambda: _check_outer(value))
         if tensors:
             direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
@@ -99,9 +107,9 @@ def _apart(gradients: Tensors) -> Tensors:
     """Return the gradients in memory of their own: two parameters that are added share that of their sum."""
     seen: set[int] = set()
     found = {}
-    for name, gradient in gradients.items():
-        memory = gradient.untyped_storage().data_ptr()
-        found[name] = gradient.clone() if memory in seen else gradient
+    for name, one in gradients.items():
+        memory = one.untyped_storage().data_ptr()
+        found[name] = one.clone() if memory in seen else one
         seen.add(memory)
     return found
 
@@ -124,11 +132,6 @@ def check_alone(run: Trajectory, what: str) -> None:
         )
 
 
-def couples(run: Trajectory, step: Step, samples: Batch) -> bool:
-    """Whether the loss of one of `samples` in `step` depends on which others are beside it."""
-    return step.coupled or mixes_samples(run, step, step.parameters, samples)
-
-
 def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: bool = False) -> None:
     """Add `values` ``(batch,)`` of the samples `rows` ``(batch,)`` into `total` ``(k,)``, which is aligned with `ids`.
 
@@ -148,17 +151,20 @@ def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: b
         part += summed[place].masked_fill_(unique[place] != some, 0)
 
 
-def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: Batch, direction: Direction) -> Tensor:
+def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: Batch, ladder: Ladder) -> Tensor:
     """Return d<along, grad objective>/dw_i for all `samples` as if each had been a row of the step.
 
     A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0.
     """
-    tangents = direction.losses(run, step, at, along, samples)
     places = _same_rows(step.batch, samples) if step.separable else None
+    objection = objection_to(run, step, along) if at is step.parameters else lambda rows: None
     # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
-    recorded = direction.losses(run, step, at, along, step.batch) if places is None else tangents[places]
-    if direction.exact:
-        check_gradient(run, step, at, along, recorded)
+    if run.ranks.any(places is None):
+        tangents = ladder.losses(run, step, at, along, samples)
+        recorded = ladder.losses(run, step, at, along, step.batch, objection)
+    else:
+        tangents = ladder.losses(run, step, at, along, samples, lambda found: objection(found[places]))
+        recorded = tangents[places]
     values = run.weighted.pull(tangents, recorded, step.weight)
     rows = run.weighted.pull(recorded, recorded, step.weight)
     total, seen = torch.zeros_like(values), torch.zeros_like(values)
@@ -220,50 +226,114 @@ def _places(index: Tensor, wanted: Tensor) -> Tensor | None:
     return place if order is None else order[place]
 
 
-def check_gradient(run: Trajectory, step: Step, at: Tensors, along: Tensors, recorded: Tensor) -> None:
-    """Raise if the gradient that the optimizer used is not that of the recorded loss.
+def objection_to(
+    run: Trajectory, step: Step, along: Tensors, slope: Tensors | None = None
+) -> Callable[[Tensor], str | None]:
+    """Return what compares <u, g> with the weighted sum of the t_i = <u, grad l_i> of the step's batch.
 
-    Compares <u, gradient>, from the gradient that the newest step still holds, with the weighted sum of the
-    t_i = <u, grad l_i> of its batch: nearly free. A gradient that was cleared in place cannot be checked.
+    g is the gradient that the optimizer used, where the step still holds it (the newest does); else that of a replay,
+    compared with the recorded one by what the step noted of it. What is returned gives None for t_i that agree up to
+    rounding.
 
     Args:
-        run: the trajectory.
-        step: its newest step.
-        at: where the t_i were taken; only the parameters before the step can be compared.
-        along: u.
-        recorded: ``(batch,)`` t_i.
+        run, step, along: the step, and u.
+        slope: the gradient of a replay, where there is one.
 
-    Raises:
-        RuntimeError: they differ by more than rounding explains.
+    Raises (when it is called):
+        RuntimeError: the optimizer's gradient is not that of the recorded loss.
     """
     held = step.held_gradient()
-    if at is not step.parameters or any(run.ranks.lengths(int(held is None))):
-        return
-    assert held is not None
-    weighted, weight = step.objective or run.weighted, step.weight.to(recorded.dtype)
-    terms = (weight * recorded / weighted.divisor(weight)).double()
-    expected, scale = (run.ranks.sum(torch.stack([terms.sum(), terms.abs().sum()])) / run.ranks.size).tolist()
-    if weighted.regulariser is not None:
-        share = _along_regulariser(run, step, along)
-        expected, scale = expected + share, scale + abs(share)
-    tolerance = 0.2 if step.autocast else 0.02
-    used = float(quick_dot(held, along))
-    if not (math.isfinite(used) and abs(used - expected) <= tolerance * max(scale, abs(used))):
-        used = float(dot(held, along))  # the disagreement may be one of rounding
-    if abs(used - expected) > tolerance * max(scale, abs(used)):
-        raise RuntimeError(
-            f"the optimizer's gradient is not that of the recorded loss: along the hypergradient's direction it is "
-            f"{used:.3g}, the recorded batch gives {expected:.3g}. Clipping, gradient accumulation, a loss added to or "
-            "multiplied with the recorded one, or a hook changed it between recorder.loss() and step(); put it "
-            "into the objective, or leave it out of the recorded steps"
-        )
+    lost = run.ranks.any(held is None)
+    if not lost:
+        reference = held
+    elif slope is None and step.projected is not None:
+        reference = gradient(run, step, step.parameters)
+        check_replayed(run, step, reference)
+    else:
+        reference = slope
+
+    def along_reference(product: Callable[..., Tensor]) -> float:
+        assert reference is not None
+        found = product(reference, along)
+        return float(run.ranks.sum(found) / run.ranks.size if lost else found)
+
+    def objection(tangents: Tensor) -> str | None:
+        if reference is None:
+            return None
+        weighted, weight = run.weighted_of(step), step.weight.to(tangents.dtype)
+        terms = (weight * tangents / weighted.divisor(weight)).double()
+        expected, scale = (run.ranks.sum(torch.stack([terms.sum(), terms.abs().sum()])) / run.ranks.size).tolist()
+        if weighted.regulariser is not None:
+            share = _along_regulariser(run, step, along)
+            expected, scale = expected + share, scale + abs(share)
+        tolerance = tolerance_of(step, next(iter(reference.values())).dtype)
+        used = along_reference(quick_dot)
+        if abs(used - expected) <= tolerance * max(scale, abs(used)):
+            return None
+        used = along_reference(dot)  # the disagreement may be one of rounding
+        noise = 32 * blur(reference, along)
+        if abs(used - expected) <= tolerance * max(scale, abs(used)) + noise:
+            return None
+        if not lost:
+            replayed = float(dot(run.ranks.mean(gradient(run, step, step.parameters)), along))
+            size = max(abs(used), scale if math.isfinite(scale) else 0.0, _size_along(reference, along) * 1e-3)
+            if not abs(used - replayed) <= tolerance * size + noise:
+                raise RuntimeError(_ANOTHER.format(used=used, expected=replayed))
+        return f"along u its weighted sum is {expected:.6g}, the gradient gives {used:.6g}"
+
+    return objection
+
+
+def _size_along(slope: Tensors, along: Tensors) -> float:
+    return float(dot({n: g.abs() for n, g in slope.items()}, {n: u.abs() for n, u in along.items()}))
+
+
+def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
+    """Compare the gradient `slope` of a replay (on several ranks, of this one's) with the recorded one.
+
+    Compared are the sums along a random direction that every step of a window notes of its gradient. Returned is what
+    is wrong with `slope`, where an ordinary backward pass gives the recorded gradient.
+
+    Raises:
+        RuntimeError: no backward pass of the recorded loss does.
+    """
+    if step.projected is None:
+        return None
+    used, size = step.projected.tolist()
+    dtypes = (next(iter(step.parameters.values())).dtype, step.projected.dtype)
+    tolerance = max(tolerance_of(step, dtype) for dtype in dtypes)
+
+    def project(slope: Tensors) -> float:
+        own = projection({name: slope[name] for name in step.parameters if name not in step.skipped})[0]
+        return float(run.ranks.sum(own) / run.ranks.size)
+
+    found = project(slope)
+    if abs(found - used) <= tolerance * size:
+        return None
+    ordinary = project(gradient(run, step, step.parameters))
+    if abs(ordinary - used) <= tolerance * size:
+        return f"its gradient is {found:.6g} along a random direction, that of the run {used:.6g}"
+    raise RuntimeError(_ANOTHER.format(used=used, expected=ordinary))
+
+
+_ANOTHER = (
+    "the optimizer's gradient is not that of the recorded loss: along one direction it is {used:.3g}, the recorded "
+    "batch gives {expected:.3g}. Clipping, gradient accumulation, a loss added to or multiplied with the recorded one, "
+    "or a hook changed it between recorder.loss() and step(); put it into the objective, or leave it out of the "
+    "recorded steps"
+)
 
 
 def _along_regulariser(run: Trajectory, step: Step, along: Tensors) -> float:
-    leaves = {name: value.detach().requires_grad_() for name, value in step.parameters.items()}
+    """Return <u, gradient of the regulariser>."""
+    regulariser = run.weighted.regulariser
+    assert regulariser is not None
+
+    def body(module: nn.Module) -> float:
+        value = regulariser(module)
+        return float(dot(differentiate(module, value, leaves), along)) if value.requires_grad else 0.0
+
+    leaves = leaves_of(run, step.parameters)
     with torch.enable_grad():
-        value = run.regulariser(step, leaves)
-    if not value.requires_grad:
-        return 0.0
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return float(sum((along[n].double() * g.double()).sum() for n, g in zip(leaves, found, strict=True)))
+        found: float = run.replay(step, leaves, body)
+    return found

@@ -123,8 +123,9 @@ class _Ear:
         self.tape: Tape | None = None
 
     def listen(self, value: Tensor, slot: int) -> None:
-        def note(gradient: Tensor) -> None:
-            if self.tape is not None and self.tape.listening:
+        def note(gradient: Tensor | None) -> None:
+            # (None: of an output that nothing reads; some fused operators say so in the place of zeros.)
+            if gradient is not None and self.tape is not None and self.tape.listening:
                 held = self.tape.gradients[slot] = Held(gradient, _memory(gradient))
                 held.settle()
 
@@ -170,6 +171,11 @@ class Recording(TorchDispatchMode):
         except Unusable as trouble:
             self._give_up(str(trouble))
             return func(*args, **kwargs)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no tape, if there is none."""
+        return self._trouble
 
     def tape(self, losses: Tensor) -> Tape | None:
         """Return the tape of `losses` ``(batch,)``, or None where it was given up."""

@@ -99,6 +99,12 @@ _KNOWN: dict[Any, tuple[Sequence[int], Fits]] = {
     **dict.fromkeys([aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default], ((0,), _always)),
     **dict.fromkeys([aten.tanh.default, aten.sigmoid.default, aten.elu.default, aten.neg.default], ((0,), _always)),
     **dict.fromkeys([aten._to_copy.default, aten.clone.default, aten.alias.default], ((0,), _always)),
+    **dict.fromkeys([aten.pow.Tensor_Scalar, aten.abs.default, aten.exp.default, aten.log.default], ((0,), _always)),
+    **dict.fromkeys([aten.sqrt.default, aten.rsqrt.default, aten.log1p.default, aten.expm1.default], ((0,), _always)),
+    **dict.fromkeys([aten.leaky_relu.default, aten.softplus.default, aten.hardtanh.default], ((0,), _always)),
+    aten.clamp.default: ((0,), _always),
+    aten.div.Tensor: ((0, 1), _aligned),
+    aten.bmm.default: ((0, 1), _always),
     **dict.fromkeys([aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar], ((0,), _always)),
     **dict.fromkeys(
         [aten._adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d_with_indices.default],

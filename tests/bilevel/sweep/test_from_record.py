@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss
 from steelyard.bilevel.sweep.from_record import ghost, tangents
 from steelyard.bilevel.sweep.graph_record import Unusable
+from steelyard.bilevel.sweep.ladder import Ladder
 from tests.bilevel import problems
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 
@@ -159,10 +160,10 @@ def truth(run: Trajectory, along: dict[str, Tensor]) -> Tensor:
     return torch.stack(found).detach()
 
 
-def answer(run: Trajectory, along: dict[str, Tensor]) -> Tensor:
+def answer(run: Trajectory, along: dict[str, Tensor], ladder: Ladder | None = None) -> Tensor:
     """What an estimator gets."""
     step = run.steps[-1]
-    return Truncated().direction.losses(run, step, step.parameters, along, step.batch)
+    return (ladder or Truncated().ladder).losses(run, step, step.parameters, along, step.batch)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -198,15 +199,18 @@ def test_a_fresh_sweep_is_the_derivative_too(model: str) -> None:
     """Also through no_grad ("detached"), which torch's forward mode does not respect."""
     run = record(MODELS[model], reuse=False)
     _, along = directions(run)
-    assert relative(answer(run, along), truth(run, along)) < 1e-12
-    assert run.steps[-1].traceable
+    ladder = Truncated().ladder
+    assert relative(answer(run, along, ladder), truth(run, along)) < 1e-12
+    assert set(ladder.answered) == {"forward over a replay"}
 
 
 def test_a_function_with_rules_of_its_own_goes_through_them() -> None:
     run = record(lambda: Untraceable("function"))
     _, along = directions(run)
-    assert relative(answer(run, along), truth(run, along)) < 1e-12
-    assert not run.steps[-1].traceable
+    ladder = Truncated().ladder
+    assert relative(answer(run, along, ladder), truth(run, along)) < 1e-12
+    assert set(ladder.answered) == {"torch's forward mode"}
+    assert "forward over a replay" in ladder.passed_over
 
 
 def test_outputs_that_are_not_laid_out_by_samples_are_noticed() -> None:

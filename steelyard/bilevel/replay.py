@@ -1,0 +1,114 @@
+"""An ordinary backward pass of a replayed step, and inner products over its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["differentiate", "dot", "gradient", "leaves_of", "nodes_of", "quick_dot"]
+
+
+def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
+    """Return the gradient of the step's inner loss at `at` by one reverse pass; zeros where it does not depend."""
+
+    def body(module: nn.Module) -> Tensors:
+        return differentiate(module, run.objective_of(step)(module, step.batch, step.weight), leaves)
+
+    leaves = leaves_of(run, at)
+    with torch.enable_grad():
+        found: Tensors = run.replay(step, leaves, body)
+    return found
+
+
+def leaves_of(run: Trajectory, at: Tensors, hooks: list[RemovableHandle] | None = None) -> Tensors:
+    """Return copies by reference that a backward pass can end in, with the gradient hooks of the live parameters.
+
+    (A hook on a parameter changes what the optimizer is given: it is part of the run. `hooks` collects the handles,
+    for a second derivative goes back to the same leaves, and not through the hooks.)
+    """
+    live = dict(run.module.named_parameters())
+    leaves = {}
+    for name, value in at.items():
+        leaf = leaves[name] = value.detach().requires_grad_()
+        for hook in (getattr(live.get(name), "_backward_hooks", None) or {}).values():
+            handle = leaf.register_hook(hook)
+            if hooks is not None:
+                hooks.append(handle)
+    return leaves
+
+
+def differentiate(
+    module: nn.Module,
+    outputs: Tensor,
+    leaves: Tensors,
+    cotangent: Tensor | None = None,
+    retain_graph: bool = False,
+) -> Tensors:
+    """Return the gradient of `outputs` by `leaves` as an ordinary backward pass has it; zeros where none comes.
+
+    (A reentrant `torch.utils.checkpoint` takes no `torch.autograd.grad`: there the gradients are collected.)
+    """
+    if _reentrant(outputs):
+        found: Sequence[Tensor] = _collected(module, outputs, leaves, cotangent, retain_graph)
+    else:
+        found = torch.autograd.grad(
+            outputs,
+            list(leaves.values()),
+            cotangent,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return dict(zip(leaves, found, strict=True))
+
+
+def _reentrant(outputs: Tensor) -> bool:
+    """Whether a reentrant checkpoint is in the graph (a backward pass that fails there has let go of parts of it)."""
+    return any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes_of(outputs))
+
+
+def nodes_of(outputs: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph of `outputs`, each once."""
+    seen, stack = set(), [outputs.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack += [following for following, _ in node.next_functions]
+
+
+def _collected(
+    module: nn.Module, outputs: Tensor, leaves: Tensors, cotangent: Tensor | None, retain_graph: bool
+) -> list[Tensor]:
+    others = [p for p in module.parameters() if p.is_leaf and not any(p is leaf for leaf in leaves.values())]
+    held = [p.grad for p in others]
+    for p in (*others, *leaves.values()):
+        p.grad = None
+    try:
+        torch.autograd.backward(outputs, cotangent, retain_graph=retain_graph)
+        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.values()]
+    finally:
+        for leaf in leaves.values():
+            leaf.grad = None
+        for p, gradient in zip(others, held, strict=True):
+            p.grad = gradient
+
+
+def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    """Return the inner product over all parameters, accumulated in float64."""
+    pairs = (pair for name in one for pair in zip(pieces(one[name]), pieces(other[name]), strict=True))
+    return torch.stack([torch.dot(first.double(), second.double()) for first, second in pairs]).sum()
+
+
+def quick_dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    """Return `dot` accumulated in the parameters' own precision, a quarter of the time; it may overflow or vanish."""
+    return torch.stack([torch.dot(one[n].flatten(), other[n].flatten().to(one[n].dtype)).double() for n in one]).sum()

@@ -1,0 +1,143 @@
+"""What an answer has to pass, whichever rung it comes from.
+
+Two checks, both against what an ordinary backward pass gives, neither blind to NaN (a comparison with NaN fails):
+
+- along u: sum w_i t_i / W against <g, u>, g the gradient that the optimizer used (`window.objection_to`), at every
+  call and every step;
+- random signs r: sum r_i t_i against <grad sum r_i l_i, u> (`signs`), when it is due, by one backward pass.
+
+And for H u, when it is due: <J' a, b> against <a, J b> for random a, b (`curvature`), J b by a central difference of
+the gradient, which needs no second derivative of torch's; in float64 where possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.bilevel.precise import single, wide_batch, widened
+from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
+from steelyard.bilevel.sweep.question import Question
+from steelyard.bilevel.sweep.rungs import CANNOT, Curved
+from steelyard.bilevel.trajectory import Step, Tensors
+
+__all__ = ["blur", "curvature", "signs", "tolerance_of", "widen"]
+
+_SIGNS = {torch.float64: 1e-7, torch.float32: 3e-3}
+_CURVED = 1e-4
+
+
+def tolerance_of(step: Step, dtype: torch.dtype) -> float:
+    """How far sums of the same derivatives may be apart, relative to their size, for rounding."""
+    if step.autocast or dtype not in _SIGNS:
+        return 0.2
+    if step.rounded:
+        return 0.1
+    return 1e-6 if dtype == torch.float64 else 2e-2
+
+
+def widen(question: Question) -> Question | None:
+    """Return the question in float64; None where it is so already, or under autocast."""
+    if not single(question.step) or any(value.dtype != torch.float32 for value in question.at.values()):
+        return None
+    step = widened(question.run, question.step)
+    batch = step.batch if question.batch is question.step.batch else wide_batch(question.batch)
+    at = step.parameters if question.at is question.step.parameters else _double(question.at)
+    return replace(question, step=step, at=at, along=_double(question.along), batch=batch)
+
+
+def blur(slope: Tensors, along: Tensors) -> float:
+    """Return about how far rounding alone may move <slope, along>, `slope` a gradient.
+
+    An entry of a gradient rounds by a few units of the size of the others (a bias before BatchNorm has nothing else).
+    One that is exactly 0 comes from a dead unit, and does not.
+    """
+    count = sum(g.numel() for g in slope.values())
+    eps = max(torch.finfo(g.dtype).eps for g in slope.values()) if slope else 0.0
+    size = float(dot(slope, slope)) ** 0.5 / max(1, count) ** 0.5
+    reached = sum(float(torch.linalg.vector_norm((along[n] * (g != 0)).double()) ** 2) for n, g in slope.items())
+    return eps * size * reached**0.5
+
+
+def signs(question: Question, found: Tensor, generator: torch.Generator) -> str | None:
+    """Compare `found` t_i with one backward pass along random signs; return what is wrong."""
+    signs = (torch.randint(0, 2, (len(found),), generator=generator) * 2 - 1).to(found)
+    slope = _signed_gradient(question, signs)
+    reference, value = float(dot(slope, question.along)), float(signs.double() @ found.double())
+    scale = max(float(torch.linalg.vector_norm(found.double())), abs(reference))
+    dtype = next(iter(question.at.values())).dtype
+    tolerance = 0.2 if question.step.autocast else _SIGNS.get(dtype, 0.2)
+    if abs(value - reference) <= tolerance * scale or (
+        abs(value - reference) <= tolerance * scale + 32 * blur(slope, question.along)
+    ):
+        return None
+    return f"with random signs its sum is {value:.6g}, a backward pass gives {reference:.6g}"
+
+
+def _signed_gradient(question: Question, signs: Tensor) -> Tensors:
+    """Return the gradient of sum r_i l_i by an ordinary backward pass, in pieces where the question is."""
+    total = {name: torch.zeros_like(value) for name, value in question.at.items()}
+    start = 0
+    for piece in question.pieces():
+        rows = signs[start : start + len(piece.batch)]
+        start += len(piece.batch)
+        leaves = leaves_of(question.run, question.at)
+
+        def body(module: nn.Module, piece: Question = piece, rows: Tensor = rows, leaves: Tensors = leaves) -> Tensors:
+            losses = piece.sample_losses(module)
+            if not losses.requires_grad:
+                return {}
+            return differentiate(module, losses, leaves, rows.to(losses))
+
+        for name, value in piece.replay(body, leaves).items():
+            total[name] += value
+    return total
+
+
+def curvature(
+    question: Question, answer: Callable[[Question], Curved], generator: torch.Generator, tries: int = 3
+) -> str | None:
+    """Check the way `answer` to H u by <J' a, b> = <a, J b>, a and b random; return what is wrong.
+
+    Where a kink lies between the two points of the difference, which is rare, another b is taken.
+    """
+    wide = widen(question)
+    if question.step.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
+        return None
+    asked = wide or question
+    a = _random(asked.at, generator)
+    asked = replace(asked, along=a)
+    try:
+        found = answer(asked)
+        product, worst = found.product, ""
+        for number in range(tries):
+            # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
+            b = {name: value * (found.gradient[name] != 0) for name, value in _random(asked.at, generator).items()}
+            h = 1e-7 * 0.1**number
+            up, down = (
+                gradient(asked.run, asked.step, {name: p + sign * h * b[name] for name, p in asked.at.items()})
+                for sign in (1, -1)
+            )
+            moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
+            one, other = float(dot(product, b)), float(dot(moved, a))
+            scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
+            noise = 1e-14 / h * float(dot(up, up)) ** 0.5
+            if abs(one - other) <= _CURVED * scale + noise:
+                return None
+            worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
+    except CANNOT:
+        return None if wide is not None else "it cannot be checked"
+    return worst
+
+
+def _random(at: Tensors, generator: torch.Generator) -> Tensors:
+    return {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) for name, value in at.items()
+    }
+
+
+def _double(tensors: Tensors) -> Tensors:
+    return {name: value.double() for name, value in tensors.items()}

@@ -1,0 +1,91 @@
+"""Does a sample's loss depend on which other samples are beside it?
+
+BatchNorm says so by writing to a buffer, and the recorder sees that. What it cannot see (a home-made norm, centring
+within a domain) is found by effect: the same samples in other company have other losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["mixes_samples"]
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def mixes_samples(
+    run: Trajectory, step: Step, at: Tensors, batch: Batch, generator: torch.Generator, size: int | None = None
+) -> bool:
+    """Whether the losses of `batch` change with the grouping: as it stands, and in a random order in smaller groups.
+
+    Random operators give constants meanwhile (dropout keeps all), for a mask depends on the grouping by itself.
+
+    Args:
+        run, step, at: the step, replayed at `at`.
+        batch: the samples.
+        generator: draws the order.
+        size: the largest group that fits into memory; None: all at once.
+    """
+    count = len(batch)
+    if count < 2:
+        return False
+    size = min(count, size or count)
+    order = torch.randperm(count, generator=generator)
+    smaller = max(1, size // 2)
+    try:
+        together = _losses(run, step, at, batch, torch.arange(count).split(size))
+        apart = _losses(run, step, at, batch, [part[part.argsort()] for part in order.split(smaller)])
+    except _UnableError:
+        return True
+    precision = torch.float32 if together.dtype not in _TOLERANCE else together.dtype
+    tolerance = 2e-2 if step.autocast else _TOLERANCE[precision]
+    scale = together[torch.isfinite(together)].abs().max() if bool(torch.isfinite(together).any()) else 1.0
+    return not torch.allclose(together, apart, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
+
+
+def _losses(run: Trajectory, step: Step, at: Tensors, batch: Batch, groups: Sequence[Tensor]) -> Tensor:
+    """Return the losses in the order of `batch`, evaluated group by group."""
+    found = []
+    for group in groups:
+        samples = batch.take(group)  # (an error of the data is one of the data)
+        try:
+            with torch.no_grad(), _Constants() if step.stochastic else nullcontext():
+                found.append(run.sample_losses(step, at, samples))
+        except Exception as error:  # whatever a model says that takes only the number of samples it was trained on
+            raise _UnableError from error
+    joined = torch.cat(found)
+    return joined[torch.cat(list(groups)).argsort().to(joined.device)]
+
+
+class _UnableError(Exception):
+    """The model does not take the group."""
+
+
+class _Constants(TorchDispatchMode):
+    """Random operators give the middle of what they draw."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return found
+        if func is torch.ops.aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(found[1])
+        for one in _tensors(found):
+            if one.is_floating_point():
+                one.fill_(1.0 if "bernoulli" in func.name() else 0.5)
+        return found
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for one in values if isinstance(values, (list, tuple)) else (values,):
+        if isinstance(one, Tensor):
+            yield one

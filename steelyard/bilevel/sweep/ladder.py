@@ -1,0 +1,302 @@
+"""One ladder of ways to d l_i along u, from the fastest to the plainest; the first that stands the checks answers.
+
+Which rung answered, how often, and why others were passed over, can be asked (`Ladder.answered`, `Ladder.passed_over`):
+what falls down the ladder gets slower, and must be seen to.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from steelyard import _check
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.sweep import checks
+from steelyard.bilevel.sweep.coupling import mixes_samples
+from steelyard.bilevel.sweep.memory import bytes_per_sample
+from steelyard.bilevel.sweep.question import Question
+from steelyard.bilevel.sweep.rungs import (
+    CANNOT,
+    EXACT,
+    Curved,
+    Differences,
+    Rung,
+    curvature_rungs,
+    general,
+    loss_rungs,
+)
+from steelyard.bilevel.sweep.stopped import stops_gradients
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["Ladder", "NoDerivative", "StopGradientWarning"]
+
+Answer = TypeVar("Answer")
+Objection = Callable[[Any], str | None]
+
+
+def _none(found: Any) -> None:
+    """No objection."""
+
+
+class NoDerivative(RuntimeError):
+    """No way to a derivative of the recorded loss stands the checks."""
+
+
+class StopGradientWarning(UserWarning):
+    """The model stops gradients (`detach`, `no_grad`), and second derivatives leave out what flows through there."""
+
+
+@dataclass
+class _Known:
+    """What calls have shown of one (model, loss, shapes, mode).
+
+    Attributes:
+        calls: how many there were.
+        barred: rungs that could not answer, or did not stand a check, and why.
+        fine: rungs whose second derivatives have stood theirs.
+        generator: of the random directions of checks.
+    """
+
+    calls: int = 0
+    barred: dict[str, str] = field(default_factory=dict)
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def due(self) -> bool:
+        """Count a call; whether the dearer checks are due: at calls 1, 2, 4, ..., and every 256th, a clean slate."""
+        self.calls += 1
+        if self.calls % 256 == 0:
+            self.barred.clear()
+            return True
+        return self.calls < 256 and self.calls & (self.calls - 1) == 0
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""By objective and module. (A note of what was checked; without it everything is checked once more.)"""
+
+
+def _known(question: Question, kind: str) -> _Known:
+    run, step, batch = question.run, question.step, question.batch
+    shapes = (batch.inputs.shape, batch.inputs.dtype, batch.targets.shape, batch.targets.dtype)
+    dtypes = tuple(value.dtype for value in question.at.values())
+    key = (kind, shapes, step.modes, step.autocast, dtypes)
+    try:
+        by_module = _KNOWN.setdefault(run.objective, weakref.WeakKeyDictionary())
+    except TypeError:  # nothing that a note can be kept of
+        return _Known()
+    return by_module.setdefault(run.module, {}).setdefault(key, _Known())
+
+
+class Ladder:
+    """The rungs in order, for one estimator.
+
+    Args:
+        memory: bytes that the activations of one chunk of a sweep may take; the chunk size follows from a probe of
+            a few samples. A recorded batch that couples its samples or draws random numbers is never cut.
+        differences: take central differences first, in the place of rules.
+
+    Attributes:
+        answered: how often each rung answered.
+        passed_over: why rungs above those did not, the last time that they were tried.
+    """
+
+    def __init__(self, memory: int, differences: Differences | None = None) -> None:
+        self.memory = _check.integer("memory", memory, low=1)
+        self.differences = differences
+        self.answered: Counter[str] = Counter()
+        self.passed_over: dict[str, str] = {}
+
+    def losses(
+        self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch, objection: Objection = _none
+    ) -> Tensor:
+        """Return t_i = <along, grad l_i(at)> ``(batch,)`` for every sample of `batch`, without a graph.
+
+        Args:
+            run, step, at, along, batch: the question.
+            objection: from t_i to what the caller has against them, or None; where a gradient is at hand to compare.
+
+        Raises:
+            NoDerivative: no rung's answer stands.
+        """
+        question = Question(run, step, at, along, batch)
+        known = _known(question, "losses")
+        due = run.ranks.any(known.due())
+        question = replace(question, size=self._size(question, known.generator, due))
+
+        def ask(rung: Rung) -> Tensor:
+            return torch.cat([_answer(rung, piece) for piece in question.pieces()])
+
+        def fault(rung: Rung, found: Tensor) -> str | None:
+            if not rung.ordinary and not bool(torch.isfinite(found).all()):
+                return "not finite"
+            return checks.signs(question, found, known.generator) if due and len(found) else None
+
+        return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection)
+
+    def curvature_and_losses(
+        self, run: Trajectory, step: Step, at: Tensors, along: Tensors, objection: Objection = _none
+    ) -> Curved:
+        """Return H u of the step's inner loss at `at`, u = `along`, and the t_i of its batch, with the gradient.
+
+        H is the transposed derivative of the gradient that `backward` gives, as autograd has it: what the model
+        detaches, or computes without gradients, it takes as constant (and a `StopGradientWarning` says so).
+
+        Raises:
+            NoDerivative: no rung's answer stands.
+        """
+        question = Question(run, step, at, along, step.batch)
+        known = _known(question, "curvature")
+        due = run.ranks.any(known.due())
+
+        def fault(rung: Rung, found: Curved) -> str | None:
+            if not all(bool(torch.isfinite(one).all()) for one in (*found.product.values(), found.tangents)):
+                return "not finite"
+            if not due:
+                return None
+            signs = checks.signs(question, found.tangents, known.generator) if len(found.tangents) else None
+            return signs or _bent(question, known, rung.answer, rung.name == EXACT)
+
+        rungs = curvature_rungs(step.coupled, self.differences)
+        return self._climb(question, known, rungs, lambda rung: _answer(rung, question), fault, objection)
+
+    def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
+        """Return H u alone, of any objective; see `curvature_and_losses`."""
+        if run.is_weighted:
+            return self.curvature_and_losses(run, step, at, along).product
+        return self.mixed(run, step, at, along, ())[0].product
+
+    def mixed(
+        self, run: Trajectory, step: Step, at: Tensors, along: Tensors, tensors: Sequence[Tensor]
+    ) -> tuple[Curved, tuple[Tensor, ...]]:
+        """Return H u and the gradient of any objective, and the derivative of <u, gradient> by `tensors`.
+
+        Raises:
+            NoDerivative: second derivatives of the model are not those of its gradient.
+        """
+        question = Question(run, step, at, along, step.batch)
+        known = _known(question, "general")
+        found, through = general(question, tensors)
+        if known.due():
+            fault = _bent(question, known, lambda asked: general(asked, ())[0], True)
+            if fault is not None:
+                raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
+        self.answered[EXACT] += 1
+        return found, through
+
+    def couples(self, run: Trajectory, step: Step, samples: Batch) -> bool:
+        """Whether the loss of one of `samples` in `step` depends on which others are beside it.
+
+        All are looked at when it is due, else some that are drawn anew each time.
+        """
+        if step.coupled:
+            return True
+        question = Question(run, step, step.parameters, {}, samples)
+        known = _known(question, "coupling")
+        count = max(64, len(samples) // 32)
+        if not known.due() and len(samples) > count:
+            samples = samples.take(torch.randperm(len(samples), generator=known.generator)[:count].sort().values)
+        size = self._fitting(question)
+        return mixes_samples(run, step, step.parameters, samples, known.generator, size)
+
+    def _climb(
+        self,
+        question: Question,
+        known: _Known,
+        rungs: Sequence[Rung],
+        ask: Callable[[Rung], Answer],
+        fault: Callable[[Rung, Answer], str | None],
+        objection: Callable[[Answer], str | None],
+    ) -> Answer:
+        """Return the first answer that stands. All ranks take each rung together."""
+        ranks, reasons = question.run.ranks, {}
+        for rung in rungs:
+            if ranks.any(rung.name in known.barred):
+                reasons[rung.name] = known.barred.get(rung.name, "another rank cannot")
+                continue
+            found, why = None, None
+            try:
+                found = ask(rung)
+            except _CannotError as error:
+                why = str(error)
+            if ranks.any(why is not None):
+                lasting = not rung.passing
+            else:
+                assert found is not None
+                lasting = True
+                why = objection(found) or fault(rung, found)
+                if not ranks.any(why is not None):
+                    self.answered[rung.name] += 1
+                    self.passed_over = reasons
+                    return found
+            reasons[rung.name] = why or "another rank cannot"
+            if lasting:
+                known.barred[rung.name] = reasons[rung.name]
+        said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {_REMEDY}")
+
+    def _size(self, question: Question, generator: torch.Generator, due: bool) -> int | None:
+        """Return how many samples at a time fit into memory; None: all, as where the recorded batch may not be cut."""
+        batch, step = question.batch, question.step
+        own = batch is step.batch
+        if len(batch) <= 4 or (own and not step.separable):
+            return None
+        try:
+            size = self._fitting(question)
+        except Exception:  # noqa: BLE001 (whatever a model says that takes only the number of samples it was trained on)
+            return None
+        if size >= len(batch):
+            return None
+        if own:
+            some = batch if due else batch.take(torch.randperm(len(batch), generator=generator)[:16].sort().values)
+            if mixes_samples(question.run, step, question.at, some, generator, size):
+                return None
+        return size
+
+    def _fitting(self, question: Question) -> int:
+        def probe(samples: int) -> Callable[[], Tensor]:
+            few = question.batch.take(torch.arange(samples))
+            return lambda: question.run.sample_losses(question.step, question.at, few)
+
+        if len(question.batch) <= 4:
+            return 4
+        return max(1, self.memory // bytes_per_sample(probe, self.differences is None))
+
+
+class _CannotError(Exception):
+    """A rung cannot answer. (What the loading of data raises is not taken for that.)"""
+
+
+def _answer(rung: Rung, question: Question) -> Any:
+    try:
+        return rung.answer(question)
+    except CANNOT as error:
+        raise _CannotError(str(error).strip().split("\n")[0][:300] or type(error).__name__) from error
+
+
+_REMEDY = (
+    "Truncated(steps=1) needs no second derivative; or put the operator together from others that torch differentiates "
+    "twice"
+)
+
+
+def _bent(question: Question, known: _Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:
+    """Check H; where the model stops gradients, what autograd leaves out is meant, and said."""
+    fault = checks.curvature(question, answer, known.generator)
+    if fault is None or not exact or not stops_gradients(question):
+        return fault
+    warnings.warn(
+        "the model or the loss stops gradients (detach, no_grad, .data), and with more than one step the second "
+        "derivative leaves out what flows through there: the answer is that of autograd, not of training again "
+        f"({fault}). Truncated(steps=1) is not concerned",
+        StopGradientWarning,
+        stacklevel=2,
+    )
+    return None

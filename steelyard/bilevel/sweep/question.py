@@ -1,0 +1,54 @@
+"""What a sweep is asked: the derivatives of which samples' losses, in which step, where, and along what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+
+__all__ = ["Question"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """t_i = <along, grad l_i(at)> of every sample of `batch`, evaluated as in `step`.
+
+    Attributes:
+        run, step: the step, whole.
+        at: parameters, by name.
+        along: u, by name.
+        batch: the samples; that of the step, or others.
+        size: at most so many samples at a time; None: all at once, as where they couple.
+    """
+
+    run: Trajectory
+    step: Step
+    at: Tensors
+    along: Tensors
+    batch: Batch
+    size: int | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is asked of the recorded batch, where it was recorded."""
+        return self.batch is self.step.batch and self.at is self.step.parameters
+
+    def pieces(self) -> Iterator[Question]:
+        """Yield the question in pieces of at most `size` samples."""
+        for batch in self.batch.chunks(self.size):
+            yield self if batch is self.batch else replace(self, batch=batch)
+
+    def replay(self, function: Callable[..., Any], parameters: Tensors, composites: bool = False) -> Any:
+        """Return ``function(module)`` at `parameters` under the step's conditions, with gradients on."""
+        with torch.enable_grad():
+            return self.run.replay(self.step, parameters, function, composites=composites)
+
+    def sample_losses(self, module: nn.Module) -> Tensor:
+        """Return the losses ``(batch,)``; for use inside of `replay`."""
+        return self.run.weighted.sample_losses(module, self.batch)

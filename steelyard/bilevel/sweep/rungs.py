@@ -1,0 +1,349 @@
+"""The ways to d l_i along u of every sample, each a function of one question; `ladder` says in which order.
+
+A way that cannot answer raises; which errors that may be is said here (`CANNOT`), once. What it answers is checked by
+the ladder, for the first four differentiate the VALUE of the losses, and the run was led by what `backward` made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import grad, jvp
+from torch.utils.hooks import RemovableHandle
+
+from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
+from steelyard.bilevel.sweep.from_record import ghost, tangents
+from steelyard.bilevel.sweep.graph_record import Recording, Unusable
+from steelyard.bilevel.sweep.question import Question
+from steelyard.bilevel.sweep.row_independence import separate
+from steelyard.bilevel.trajectory import Tensors
+
+__all__ = ["CANNOT", "EXACT", "Curved", "Differences", "Rung", "curvature_rungs", "general", "loss_rungs"]
+
+CANNOT = (Unusable, RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError)
+"""What torch raises where an operator has no derivative, or a transformation no rule."""
+
+
+EXACT = "reverse over reverse"
+
+
+class Rung(NamedTuple):
+    """One way.
+
+    Attributes:
+        name: what `answered` says of it.
+        answer: from a question (a piece of it) to its t_i ``(batch,)``; for a window of several steps to `Curved`.
+        ordinary: it is the backward pass that the training takes: where that is not finite, nothing is.
+        passing: that it cannot answer says nothing of the next call, and costs nothing to find out.
+    """
+
+    name: str
+    answer: Callable[[Question], Any]
+    ordinary: bool = False
+    passing: bool = False
+
+
+class Curved(NamedTuple):
+    """What one step back needs: H u, by parameter; t_i ``(batch,)``; and the gradient that was met on the way."""
+
+    product: Tensors
+    tangents: Tensor
+    gradient: Tensors
+
+
+def _row_products(question: Question) -> Tensor:
+    """One multiplication a layer, by the record of the training's own forward pass and what `backward` sent past."""
+    tape = _record_of(question)
+    if not question.step.separable:
+        raise Unusable("the samples couple, or random numbers were drawn")
+    if not separate(tape):
+        raise Unusable("not all operators are known to keep the samples apart")
+    with _without_autocast(question):
+        return ghost(tape, question.at, question.along)
+
+
+def _recorded_forward(question: Question) -> Tensor:
+    """A tangent pass over the record of the training's own forward pass: two multiplications a layer."""
+    with _without_autocast(question):
+        return tangents(_record_of(question), question.at, question.along)
+
+
+def _replayed_forward(question: Question) -> Tensor:
+    """The same over the record of a replay: three. Autograd marks the path and saves nothing."""
+    leaves = {name: value.detach().requires_grad_() for name, value in question.at.items()}
+    with torch.enable_grad(), saved_tensors_hooks(_drop, _drop), Recording(leaves) as recording:
+        losses = question.run.sample_losses(question.step, leaves, question.batch)
+    tape = recording.tape(losses)
+    if tape is None:
+        raise Unusable(recording.trouble or "no record")
+    with _without_autocast(question):
+        return tangents(tape, question.at, question.along)
+
+
+def _torch_forward(question: Question) -> Tensor:
+    """torch's own forward mode, which evaluates every operator again."""
+
+    def losses(parameters: Tensors) -> Tensor:
+        return question.run.sample_losses(question.step, parameters, question.batch)
+
+    with torch.no_grad():
+        found: Tensor = jvp(losses, (question.at,), (question.along,))[1]
+    return found.detach()
+
+
+def _double_backward(question: Question) -> Tensor:
+    """The derivative of <u, backward pass with cotangents c> by c: one pass for all samples, of what `backward` did."""
+
+    def body(module: nn.Module) -> Tensor:
+        losses = question.sample_losses(module)
+        cotangents = torch.ones_like(losses, requires_grad=True)
+        first = torch.autograd.grad(losses, list(leaves.values()), cotangents, create_graph=True, allow_unused=True)
+        moving = [
+            (g, question.along[n]) for n, g in zip(leaves, first, strict=True) if g is not None and g.requires_grad
+        ]
+        if not moving:
+            return torch.zeros_like(losses).detach()
+        return torch.autograd.grad(
+            [g for g, _ in moving], cotangents, [u for _, u in moving], allow_unused=True, materialize_grads=True
+        )[0]
+
+    leaves = leaves_of(question.run, question.at)
+    found: Tensor = question.replay(body, leaves, composites=True)
+    return found
+
+
+def _ordinary_backward(question: Question) -> Tensor:
+    """One backward pass a sample, as the training takes it: right for whatever it does. Slow."""
+
+    def body(module: nn.Module) -> Tensor:
+        losses = question.sample_losses(module)
+        if not losses.requires_grad:
+            return torch.zeros_like(losses)
+        rows = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+        found = [
+            dot(differentiate(module, losses, leaves, row, retain_graph=number + 1 < len(rows)), question.along)
+            for number, row in enumerate(rows)
+        ]
+        return torch.stack(found).to(losses) if found else torch.zeros_like(losses).detach()
+
+    leaves = leaves_of(question.run, question.at)
+    found: Tensor = question.replay(body, leaves)
+    return found.detach()
+
+
+def _reverse_over_reverse(question: Question) -> Curved:
+    """H u and the t_i, both from the derivative of <u, gradient of the loss + sum z_i l_i> at z = 0."""
+    first: tuple[Tensor, ...] = ()
+
+    def body(module: nn.Module) -> tuple[Tensor, ...]:
+        nonlocal first
+        objective, step = question.run.weighted_of(question.step), question.step
+        losses = question.sample_losses(module)
+        extra = torch.zeros_like(losses, requires_grad=True)
+        total = objective.reduce(module, losses, step.weight) + (extra * losses).sum()
+        first = torch.autograd.grad(
+            total, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for hook in hooks:
+            hook.remove()
+        moving = [(g, question.along[name]) for name, g in zip(leaves, first, strict=True) if g.requires_grad]
+        if not moving:
+            return (*(torch.zeros_like(value) for value in question.at.values()), torch.zeros_like(extra).detach())
+        return torch.autograd.grad(
+            [g for g, _ in moving],
+            [*leaves.values(), extra],
+            grad_outputs=[u for _, u in moving],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    hooks: list[RemovableHandle] = []
+    leaves = leaves_of(question.run, question.at, hooks)
+    *product, values = question.replay(body, leaves, composites=True)
+    slope = {name: g.detach() for name, g in zip(leaves, first, strict=True)}
+    return Curved(dict(zip(leaves, product, strict=True)), values, slope)
+
+
+def general(question: Question, tensors: Sequence[Tensor]) -> tuple[Curved, tuple[Tensor, ...]]:
+    """H u and the gradient of any objective (no t_i), and the derivative of <u, gradient> by `tensors`."""
+
+    def body(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        step = question.step
+        value = question.run.objective_of(step)(module, step.batch, step.weight)
+        first = torch.autograd.grad(
+            value, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for hook in hooks:
+            hook.remove()
+        moving = [(g, question.along[name]) for name, g in zip(leaves, first, strict=True) if g.requires_grad]
+        asked = [*leaves.values(), *tensors]
+        if not moving:
+            return first, tuple(torch.zeros_like(one).detach() for one in asked)
+        found = torch.autograd.grad(
+            [g for g, _ in moving], asked, [u for _, u in moving], allow_unused=True, materialize_grads=True
+        )
+        return first, found
+
+    hooks: list[RemovableHandle] = []
+    leaves = leaves_of(question.run, question.at, hooks)
+    first, found = question.replay(body, leaves, composites=True)
+    slope = {name: g.detach() for name, g in zip(leaves, first, strict=True)}
+    product = dict(zip(leaves, found[: len(leaves)], strict=True))
+    return Curved(product, next(iter(slope.values())).new_zeros(0), slope), found[len(leaves) :]
+
+
+def _forward_over_reverse(question: Question) -> Curved:
+    """H u by forward over reverse, and the t_i of the same pass.
+
+    (For BatchNorm: in a tangent pass the shift by a bias before it goes out with the mean, in reverse it is a sum of
+    large terms that rounds. Reverse over forward, which looks as cheap, is wrong there:
+    `tests/bilevel/test_torch_facts.py`.)
+    """
+
+    def loss(parameters: Tensors) -> tuple[Tensor, Tensor]:
+        def body(module: nn.Module) -> tuple[Tensor, Tensor]:
+            losses = question.sample_losses(module)
+            return question.run.weighted_of(question.step).reduce(module, losses, question.step.weight), losses
+
+        found: tuple[Tensor, Tensor] = question.run.replay(question.step, parameters, body, composites=True)
+        return found
+
+    (slope, _), (product, values) = cast(Any, jvp)(grad(loss, has_aux=True), (question.at,), (question.along,))
+    # The graph to whatever else the objective reads (a temperature that requires a gradient, say) is cut.
+    return Curved(
+        {n: one.detach() for n, one in product.items()}, values.detach(), {n: g.detach() for n, g in slope.items()}
+    )
+
+
+class Differences:
+    """Central differences along u: of the values, which need no rule, and of the gradient.
+
+    Args:
+        length: of the step in parameter space, h times the norm of u; None: the cube root of the precision (of
+            autocast, where that is on), which balances truncation against rounding. Not relative to the norm of
+            theta: in a wide net that is large, and the step would cross kinks everywhere.
+    """
+
+    def __init__(self, length: float | None = None) -> None:
+        self.length = length
+
+    def values(self, question: Question) -> Tensor:
+        """Two forward passes without a graph, for each part of u."""
+        total: Tensor | None = None
+        with torch.no_grad():
+            for along, h in self._parts(question):
+                up, down = (
+                    question.run.sample_losses(question.step, _moved(question.at, along, one), question.batch)
+                    for one in (h, -h)
+                )
+                found = (up - down) / (2 * h)
+                total = found if total is None else total + found
+            if total is None:
+                total = torch.zeros_like(question.run.sample_losses(question.step, question.at, question.batch))
+        return total
+
+    def gradients(self, question: Question) -> Tensors:
+        """Two gradients, for each part of u: J u of the gradient field, which is H u where J is symmetric."""
+        total = {name: torch.zeros_like(value) for name, value in question.at.items()}
+        for along, h in self._parts(question):
+            up, down = (gradient(question.run, question.step, _moved(question.at, along, one)) for one in (h, -h))
+            for name, value in total.items():
+                value += (up[name] - down[name]) / (2 * h)
+        return total
+
+    def curved(self, question: Question) -> Curved:
+        """All three."""
+        return Curved(
+            self.gradients(question), self.values(question), gradient(question.run, question.step, question.at)
+        )
+
+    def _parts(self, question: Question) -> list[tuple[Tensors, float]]:
+        """Split u so that no part has a few huge entries beside which the step vanishes in all the others.
+
+        (An adaptive optimizer has u = e / eps where a gradient has been zero, 1e8 times the rest.)
+        """
+        precision = question.step.autocast[1] if question.step.autocast else next(iter(question.at.values())).dtype
+        length = self.length or torch.finfo(precision).eps ** (1 / 3)
+        found = []
+        for part in _by_size(question.along):
+            size = math.sqrt(float(dot(part, part)))
+            if size:
+                found.append((part, length / size))
+        return found
+
+
+_HUGE = 1e3
+"""How many times the root mean square of the other entries an entry of u is that is stepped along by itself."""
+
+
+def _by_size(along: Tensors) -> list[Tensors]:
+    """Return u as a sum of at most four parts, each without entries far above its others."""
+    parts: list[Tensors] = []
+    rest = along
+    while len(parts) < 3:
+        sizes = torch.cat([value.detach().abs().flatten().double() for value in rest.values()])
+        sizes = sizes[sizes > 0]
+        if not len(sizes) or not bool(torch.isfinite(sizes).all()):
+            break
+        bound = _HUGE * float(sizes.median())
+        if float(sizes.max()) <= bound:
+            break
+        parts.append({name: torch.where(value.abs() > bound, value, 0) for name, value in rest.items()})
+        rest = {name: torch.where(value.abs() > bound, 0, value) for name, value in rest.items()}
+    return [rest, *parts]
+
+
+def loss_rungs(differences: Differences | None = None) -> list[Rung]:
+    """Return the ways to the t_i alone, in order; with `differences` of the values first, in the place of rules."""
+    by_rules = [
+        Rung("row products of the record", _row_products, passing=True),
+        Rung("forward over the record", _recorded_forward, passing=True),
+        Rung("forward over a replay", _replayed_forward),
+        Rung("torch's forward mode", _torch_forward),
+    ]
+    by_values = [] if differences is None else [Rung("differences of the losses", differences.values)]
+    return [
+        *(by_values or by_rules),
+        Rung("double backward", _double_backward),
+        Rung("ordinary backward", _ordinary_backward, ordinary=True),
+    ]
+
+
+def curvature_rungs(coupled: bool, differences: Differences | None = None) -> list[Rung]:
+    """Return the ways to H u, t_i and the gradient at once, in order.
+
+    Args:
+        coupled: the samples couple through BatchNorm, say.
+        differences: take differences first, and not last.
+    """
+    reverse = Rung(EXACT, _reverse_over_reverse)
+    forward = Rung("forward over reverse", _forward_over_reverse)
+    exact = [forward, reverse] if coupled else [reverse, forward]
+    by_differences = Rung("differences of the gradient", (differences or Differences()).curved)
+    return [*exact, by_differences] if differences is None else [by_differences, *exact]
+
+
+def _record_of(question: Question) -> Any:
+    tape = question.step.tape
+    if tape is None or not question.recorded:
+        raise Unusable("the forward pass of the step was not kept")
+    return tape
+
+
+def _without_autocast(question: Question) -> Any:
+    device = next(iter(question.at.values())).device.type  # (ids may be elsewhere)
+    return torch.autocast(device, enabled=False)
+
+
+def _drop(tensor: Any) -> Any:
+    """Save nothing: no backward pass will follow."""
+
+
+def _moved(at: Tensors, along: Tensors, h: float) -> Tensors:
+    with torch.no_grad():
+        return {name: value.add(along[name], alpha=h) for name, value in at.items()}

@@ -1,0 +1,38 @@
+"""Does a model stop gradients on purpose?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from steelyard.bilevel.replay import leaves_of
+from steelyard.bilevel.sweep.question import Question
+
+__all__ = ["stops_gradients"]
+
+_STOPS = {Tensor.detach, Tensor.detach_, torch.detach, torch._C._set_grad_enabled, Tensor.data.__get__}  # type: ignore[attr-defined]
+
+
+def stops_gradients(question: Question) -> bool:
+    """Whether a replay of the step calls `detach`, reads ``.data`` or turns gradients off."""
+    leaves = leaves_of(question.run, question.at)
+
+    def body(module: Any) -> bool:
+        with _Watch() as watch:
+            question.run.objective_of(question.step)(module, question.step.batch, question.step.weight)
+        return watch.stopped
+
+    found: bool = question.replay(body, leaves)
+    return found
+
+
+class _Watch(TorchFunctionMode):
+    stopped = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _STOPS:
+            self.stopped = True
+        return func(*args, **(kwargs or {}))
