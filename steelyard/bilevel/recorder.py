@@ -31,9 +31,9 @@ class Recorder:
     a long run costs the others nothing.
 
     What is recorded is the loss and the optimizer's step. A gradient that something else changed in between (clipping,
-    accumulation, an added loss) is noticed by `Truncated` when it is asked for weights, for the newest step, as long as
-    that gradient is there. Not seen at all: randomness of Python or of a generator of the module's own, and running
-    statistics other than BatchNorm's.
+    accumulation, an added loss) is noticed when an estimator is asked, at every step of the window; with ``steps=1`` as
+    long as that gradient is there (not after ``zero_grad(set_to_none=False)``). Not seen at all: randomness of Python
+    or of a generator of the module's own, and running statistics other than BatchNorm's and InstanceNorm's.
 
     Memory: per step one copy of the parameters and of the optimizer state that the pull-back reads (none for SGD;
     two moments for Adam); batches and weights by reference; the gradients of the newest step by reference. `Storage`
@@ -54,7 +54,8 @@ class Recorder:
         storage: how the steps before the newest are kept; default whole, beside the parameters.
 
     Raises:
-        TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one).
+        TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one); a complex
+            parameter.
         ValueError: a rounded storage with an adaptive optimizer, a hyperparameter that the pull-back cannot be finite
             for (``eps=0``), an optimized tensor that is not a parameter of `model`, or ranks of `objective` that are
             not those of `model`.

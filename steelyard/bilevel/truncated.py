@@ -38,7 +38,12 @@ MEMORY = 256 * 2**20
 
 
 class Truncated:
-    """d outer / d w through the last T recorded steps, exact for those steps, blind to all before them.
+    """d outer / d w through the last T recorded steps; blind to all before them.
+
+    Exact up to rounding, with T = 1, for whatever the backward pass of the recorded step computed: custom functions,
+    reversed or straight-through gradients, hooks and stops included. With T > 1 the gradient of each later step is
+    differentiated as well, by autograd: what the model or the loss detaches, or computes under `no_grad`, is constant
+    in that derivative, where training again would move it (0.1 to 50 % in our cases; a `StopGradientWarning` says so).
 
     Source: truncated back-propagation (Shaban et al. 2019); T = 1 is the estimator of MAPLE (Zhou et al. 2022,
     Algorithm 1, line 5). Here the optimizer's update is pulled back in closed form and the samples are reached by
@@ -113,7 +118,10 @@ class Truncated:
         Raises:
             ValueError: `index` and `samples` together, `samples` with T > 1 or a coupled step, more steps than
                 recorded.
-            RuntimeError: the live parameters were changed after the recording.
+            RuntimeError: the live parameters were changed after the recording, or a gradient that the optimizer used
+                is not that of the recorded loss (clipping, accumulation).
+            NoDerivative: no way to the derivative stands the checks: for T > 1, an operator that torch differentiates
+                once only, in a gradient that is no symmetric field.
             TypeError: the objective is not a `WeightedLoss`.
         """
         steps = self._window(trajectory)
@@ -235,10 +243,11 @@ class Truncated:
 class FiniteDifference(Truncated):
     """`Truncated` with every derivative along a direction taken by a central difference.
 
-    Two plain forward passes in the place of a forward-mode one, so it works through operators that have no
-    forward-mode rule; the optimizer is still pulled back in closed form. Error about eps^(2/3) of the parameters'
-    precision at best, 1e-10 in float64 and 1e-5 in float32; in wide nets, across kinks (ReLU) or under autocast it
-    can be a few per cent. The general path (`tensors`) is `Truncated`'s.
+    Two plain forward passes in the place of a forward-mode one; the optimizer is still pulled back in closed form. The
+    error is about eps^(2/3) of the parameters' precision at best, 1e-10 in float64 and 1e-5 in float32; in wide nets
+    and across kinks (ReLU) more. It differentiates the VALUE of the losses; where the backward pass is not the
+    derivative of that (or the error is larger than the checks allow), the ladder goes on to double backward and
+    ordinary backward passes. The general path (`tensors`) is `Truncated`'s.
 
     Args:
         steps: T.

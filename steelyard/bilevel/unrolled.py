@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.storage import backward
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 from steelyard.bilevel.truncated import Outer
-from steelyard.bilevel.window import add_rows, check_alone, check_detached, ids_of
+from steelyard.bilevel.window import add_rows, check_alone, check_detached, ids_of, outer_gradient
 
 __all__ = ["Unrolled"]
 
@@ -45,8 +46,10 @@ class Unrolled:
       it is another function than `torch.optim.Adam`, far off where the gradients are small (a cold start). Its RMSprop
       has wrong derivatives, of which it warns itself: refused.
 
-    None of them sees the path through BatchNorm's running statistics (`bilevel.statistics`), nor do they return a
-    derivative for samples outside of the window.
+    None of them sees the path through running statistics (`bilevel.statistics`): where the outer loss reads those that
+    the window moved, that is refused. Nor do they return a derivative for samples outside of the window, or go back
+    through a model that computes its activations once more on the way (`torch.utils.checkpoint`). What the model
+    detaches is constant to them, as it is to autograd.
 
     Args:
         steps: T.
@@ -56,6 +59,8 @@ class Unrolled:
         ValueError: the recorder did not keep the whole optimizer state (``Recorder(full_state=True)``), `samples`
             given, more steps than recorded.
         TypeError: the backend does not know the optimizer or one of its options.
+        RuntimeError: torch has no second derivative of an operator; the outer loss reads running statistics that the
+            window moved; the model reads its parameters on the way back.
     """
 
     def __init__(self, steps: int = 1, backend: Literal["torch", "torchopt", "higher"] = "torchopt") -> None:
@@ -92,6 +97,13 @@ class Unrolled:
     def _unroll(self, run: Trajectory, outer: Outer, steps: list[Step], weights: list[Tensor]) -> Tensor:
         """Run the steps again, with a graph, and evaluate the outer loss at their end."""
         stepper = _stepper(self.backend, run, steps[0])
+        if len(steps) > 1 and any(step.coupled for step in steps) and tracking_layers(run.module):
+            read = outer_gradient(run, outer, statistics=True).statistics
+            if read:
+                raise RuntimeError(
+                    f"outer reads running statistics ({next(iter(read))!r}) that the steps have moved, and unrolling "
+                    "knows no derivative of those; use Truncated, or evaluate outer in training mode"
+                )
         with torch.enable_grad():
             parameters = {name: p.clone().requires_grad_() for name, p in steps[0].parameters.items()}
             for step, weight in zip(steps, weights, strict=True):
@@ -134,6 +146,8 @@ def _derivatives(run: Trajectory, value: Tensor, tensors: Sequence[Tensor]) -> t
         for p in live:
             p.data = torch.full_like(p, math.nan)
         found = torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True, retain_graph=True)
+    except (RuntimeError, NotImplementedError) as error:
+        raise RuntimeError(f"the unrolled steps cannot be differentiated: {error}; use Truncated") from error
     finally:
         for p, own in zip(live, values, strict=True):
             p.data = own
