@@ -1,0 +1,180 @@
+"""Right, refused or wrong: what an estimator says of a case, against retraining."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from steelyard.bilevel import Batch, Recorder, Truncated, WeightedLoss
+from tests.bilevel.zoo.case import SAMPLES, Case, seed_of, seeded
+from tests.bilevel.zoo.retraining import (
+    Setting,
+    Start,
+    Truth,
+    batches,
+    optimizer_of,
+    outer,
+    prepared,
+    relative,
+    restore,
+)
+
+__all__ = ["QUESTIONS", "Outcome", "Question", "judge"]
+
+TOLERANCE, SINGLE, UNSURE = 1e-6, 5e-3, 1e-4
+REMEDY = re.compile(
+    r"\b(use|pass|record|set|ask|put|take|give|replace|leave|wrap|clone|accept|compute|detach|steps=1)\b", re.IGNORECASE
+)
+REFUSALS = (RuntimeError, TypeError, NotImplementedError, ValueError)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).rsplit(".")[-1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one question.
+
+    Attributes:
+        case: its name.
+        question: what was asked.
+        verdict: "right", "refused" or "wrong".
+        error: relative to the largest entry; None where nothing was returned.
+        detail: the refusal's text, or what was wrong.
+        doubt: by how much the best two differences of the truth differ, where they were needed.
+    """
+
+    case: str
+    question: Question
+    verdict: str
+    error: float | None = None
+    detail: str = ""
+    doubt: float = 0.0
+
+    @property
+    def label(self) -> str:
+        s, q = self.question.setting, self.question
+        return f"{self.case} | {s.optimizer} T={s.steps} {s.normalise} {_short(q.dtype)}{' reuse' if q.reuse else ''}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a case: a setting, and how it is recorded."""
+
+    setting: Setting
+    dtype: torch.dtype = torch.float64
+    reuse: bool = False
+
+
+def questions() -> Iterator[Question]:
+    """Yield all of float64; of the rest a half, in turn, so that every optimizer, T and normalisation comes by."""
+    pairs = [(optimizer, steps) for steps in (1, 3) for optimizer in ("sgd", "adam")]
+    for place, (optimizer, steps) in enumerate(pairs):
+        for normalise in ("none", "weights"):
+            setting = Setting(optimizer, steps, normalise)
+            even = (place + (normalise == "weights")) % 2 == 0
+            yield Question(setting)
+            if even or steps == 1:
+                yield Question(setting, reuse=True)
+            yield Question(setting, torch.float32, reuse=not even)
+
+
+QUESTIONS = tuple(questions())
+
+
+def weights(case: Case) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_of(case.name, "weights"))
+    return 0.5 + torch.rand(SAMPLES, generator=generator)
+
+
+def answer(case: Case, start: Start, question: Question, estimator: Callable[..., Tensor]) -> Tensor:
+    """Record the window as a user would, and ask."""
+    setting, dtype = question.setting, question.dtype
+    model = case.build(dtype)
+    optimizer = optimizer_of(case, model, setting.optimizer)
+    restore(start, model, optimizer)
+    weight = weights(case).to(dtype)
+    objective = WeightedLoss(case.loss, setting.normalise)  # type: ignore[arg-type]
+    with Recorder(model, optimizer, objective, setting.steps, reuse=question.reuse) as recorder:
+        with seeded(case.name, "window"):
+            for inputs, targets, rows in batches(case, setting.steps, dtype):
+                loss = recorder.loss(Batch(inputs, targets, rows), weight[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return estimator(recorder.trajectory(), outer(case, dtype), torch.arange(SAMPLES))
+
+
+@dataclass
+class Known:
+    """The truth of one setting, as precise as the answers need it."""
+
+    truth: Truth
+    quick: Tensor | None = None
+    exact: tuple[Tensor, float] | None = None
+
+    def error(self, found: Tensor, tolerance: float) -> tuple[float, float]:
+        """Return the error of `found` and the doubt about it; better differences before it is called wrong."""
+        if self.quick is None:
+            self.quick = self.truth.differences(2e-5)
+        error = relative(found, self.quick)
+        if error <= tolerance or error == float("inf"):
+            return error, 0.0
+        if self.exact is None:
+            self.exact = self.truth.best()
+        return relative(found, self.exact[0]), self.exact[1]
+
+
+@dataclass
+class Judge:
+    """Asks a case everything; starts and truths are shared."""
+
+    case: Case
+    starts: dict[str, Start] = field(default_factory=dict)
+    known: dict[Setting, Known] = field(default_factory=dict)
+
+    def __call__(self, question: Question, estimator: Callable[..., Tensor] | None = None) -> Outcome:
+        setting = question.setting
+        if setting.optimizer not in self.starts:
+            self.starts[setting.optimizer] = prepared(self.case, setting.optimizer)
+        start = self.starts[setting.optimizer]
+        say = lambda verdict, *rest: Outcome(self.case.name, question, verdict, *rest)  # noqa: E731
+        try:
+            found = answer(self.case, start, question, estimator or Truncated(setting.steps))
+        except REFUSALS as refusal:
+            text = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0][:200]}"
+            own = REMEDY.search(str(refusal)) and _raised_here(refusal)
+            return say("refused" if own else "wrong", None, text if own else f"crashed, {text}")
+        except Exception as crash:  # noqa: BLE001
+            return say("wrong", None, f"crashed, {type(crash).__name__}: {str(crash)[:200]}")
+        if setting not in self.known:
+            self.known[setting] = Known(Truth(self.case, start, setting, weights(self.case)))
+        tolerance = TOLERANCE if question.dtype == torch.float64 else SINGLE
+        error, doubt = self.known[setting].error(found, tolerance)
+        if error <= max(tolerance, 3 * doubt) and doubt < UNSURE:
+            return say("right", error, "", doubt)
+        detail = "NaN" if not bool(torch.isfinite(found).all()) else ""
+        return say("wrong", error, detail, doubt)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the library said it, not torch in the middle of something."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        last, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
+    return "steelyard" in last and "torch" not in last.rsplit("/", 2)[-2]
+
+
+def judge(case: Case, asked: tuple[Question, ...] = QUESTIONS) -> Iterator[Outcome]:
+    """Yield the outcomes of all questions about `case`."""
+    ask = Judge(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for question in asked:
+            yield ask(question)
