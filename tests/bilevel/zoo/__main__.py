@@ -8,8 +8,7 @@ from collections import Counter
 
 import torch
 
-from tests.bilevel.zoo.losses import loss_cases
-from tests.bilevel.zoo.modules import module_cases
+from tests.bilevel.zoo import every_case
 from tests.bilevel.zoo.outcomes import Outcome, judge
 
 
@@ -66,12 +65,13 @@ def _in_common(some: list[Outcome]) -> str:
 
 def main(parts: list[str]) -> int:
     torch.set_num_threads(1)
-    cases = [c for c in [*module_cases(), *loss_cases()] if not parts or any(part in c.name for part in parts)]
+    cases = [case for case in every_case() if not parts or any(part in case.name for part in parts)]
     started, outcomes = time.perf_counter(), []
     for case in cases:
         asked = list(judge(case))
         for verdict in ("wrong", "refused"):
-            print(*_of_case(asked, verdict), sep="\n", end="", file=sys.stderr, flush=True)
+            for line in _of_case(asked, verdict):
+                print(f"{verdict} {line}", file=sys.stderr, flush=True)
         outcomes += asked
     print(table(outcomes))
     covered = {c.covers for c in cases}

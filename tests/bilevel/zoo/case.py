@@ -47,6 +47,8 @@ class Case:
         targets: of the samples.
         predicts: the outer loss reads the model's outputs, not its parameters only. (Not where `backward` of the model
             is not the derivative of its value: the outer loss itself would have another gradient than its value.)
+        field: what `backward` gives is not the derivative of the value, or autograd's second derivative leaves out a
+            part of its derivative: right is what retraining gives, nothing else.
         rate: what the learning rates are multiplied by.
     """
 
@@ -57,6 +59,7 @@ class Case:
     inputs: Draw = _NORMAL
     targets: Draw = _CLASSES
     predicts: bool = True
+    field: bool = False
     rate: float = 1.0
 
     def draw(self, which: str, dtype: torch.dtype, rows: int = SAMPLES) -> tuple[Tensor, Tensor]:
