@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,11 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def _kind(o: Outcome) -> str:
+    """Return the beginning of the detail, its numbers left out."""
+    return re.sub(r"-?\d+\.[\de+-]+", "...", o.detail)[:150]
+
+
 def _group(o: Outcome) -> tuple[int, str, bool]:
     return o.question.setting.steps, str(o.question.dtype).rsplit(".")[-1], o.question.reuse
 
@@ -40,8 +46,8 @@ def _group(o: Outcome) -> tuple[int, str, bool]:
 def _of_case(asked: list[Outcome], verdict: str) -> list[str]:
     """Return a line for each kind of detail: how many of what was asked, and the worst."""
     lines = []
-    for detail in dict.fromkeys(o.detail for o in asked if o.verdict == verdict):
-        some = [o for o in asked if o.verdict == verdict and o.detail == detail]
+    for detail in dict.fromkeys(_kind(o) for o in asked if o.verdict == verdict):
+        some = [o for o in asked if o.verdict == verdict and _kind(o) == detail]
         where = []
         for steps, dtype in sorted({_group(o)[:2] for o in asked}):
             group = [o for o in asked if _group(o)[:2] == (steps, dtype)]
