@@ -49,7 +49,7 @@ class Case:
             is not the derivative of its value: the outer loss itself would have another gradient than its value.)
         field: what `backward` gives is not the derivative of the value, or autograd's second derivative leaves out a
             part of its derivative: right is what retraining gives, nothing else.
-        rate: what the learning rates are multiplied by.
+        optimizers: those that can train it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Case:
     targets: Draw = _CLASSES
     predicts: bool = True
     field: bool = False
-    rate: float = 1.0
+    optimizers: tuple[str, ...] = ("sgd", "adam")
 
     def draw(self, which: str, dtype: torch.dtype, rows: int = SAMPLES) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the samples `which` names, always the same."""

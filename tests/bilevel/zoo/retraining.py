@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -46,16 +46,16 @@ class Start:
     state: list[dict[str, Any]]
 
 
-def optimizer_of(case: Case, model: nn.Module, kind: str) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, kind: str) -> torch.optim.Optimizer:
     make, options = OPTIMIZERS[kind]
     trained = [p for p in model.parameters() if p.requires_grad]
-    return make(trained, **{**options, "lr": options["lr"] * case.rate})  # type: ignore[arg-type]
+    return make(trained, **options)  # type: ignore[arg-type]
 
 
 def prepared(case: Case, kind: str) -> Start:
     """Train for a few steps and round: the optimizer is warm, and both precisions can start at the same point."""
     model = case.build(torch.float64)
-    optimizer = optimizer_of(case, model, kind)
+    optimizer = optimizer_of(model, kind)
     weight = torch.ones(SAMPLES, dtype=torch.float64)
     with seeded(case.name, "warm-up"):
         for inputs, targets, rows in batches(case, WARMUP, torch.float64):
@@ -98,8 +98,12 @@ def _step(
     targets: Tensor,
     weight: Tensor,
     normalise: str,
+    nudges: Sequence[Tensor] = (),
 ) -> None:
+    """Train one step. `nudges`, ``(batch, *shape)`` a parameter, are added to the samples' gradients."""
     losses = case.loss(model(inputs), targets)
+    for nudge, p in zip(nudges, model.parameters(), strict=bool(nudges)):
+        losses = losses + (nudge * p).real.reshape(len(losses), -1).sum(1)
     loss = (weight * losses).sum()
     if normalise != "none":
         loss = loss / (weight.sum() if normalise == "weights" else len(weight))
@@ -130,16 +134,19 @@ class Truth:
     def __init__(self, case: Case, start: Start, setting: Setting, weight: Tensor) -> None:
         self.case, self.start, self.setting, self.weight = case, start, setting, weight.double()
         self.model = case.build(torch.float64)
-        self.optimizer = optimizer_of(case, self.model, setting.optimizer)
+        self.optimizer = optimizer_of(self.model, setting.optimizer)
         self.outer = outer(case, torch.float64)
         self.batches = list(batches(case, setting.steps, torch.float64))
+        self.nudges: list[Tensor] = []
 
     def value(self, weight: Tensor) -> float:
         """Train the window under `weight` and return the outer loss."""
         restore(self.start, self.model, self.optimizer)
         with seeded(self.case.name, "window"):
             for inputs, targets, rows in self.batches:
-                _step(self.case, self.model, self.optimizer, inputs, targets, weight[rows], self.setting.normalise)
+                nudges = [nudge[rows] for nudge in self.nudges]
+                normalise = self.setting.normalise
+                _step(self.case, self.model, self.optimizer, inputs, targets, weight[rows], normalise, nudges)
         return float(self.outer(self.model).detach())
 
     def differences(self, h: float, points: int = 2) -> Tensor:
@@ -162,6 +169,22 @@ class Truth:
         pairs = [(relative(a, b), b) for a, b in pairwise(found)]
         error, value = min(pairs, key=lambda pair: pair[0])
         return value, error
+
+    def conditioning(self) -> float:
+        """Return by how much the truth moves if each sample's gradient is off by what float32 rounds away.
+
+        Where Adam divides a gradient that is nothing but rounding by its eps, that is a lot.
+        """
+        plain = self.differences(1e-4)
+        self.value(self.weight)
+        size = max(float(p.grad.abs().max()) for p in self.model.parameters() if p.grad is not None)
+        generator = torch.Generator().manual_seed(0)
+        for p in self.model.parameters():
+            noise = torch.randn(SAMPLES, *p.shape, generator=generator, dtype=p.dtype)
+            self.nudges.append(noise * size * torch.finfo(torch.float32).eps)
+        moved = self.differences(1e-4)
+        self.nudges = []
+        return relative(moved, plain)
 
 
 def relative(found: Tensor, right: Tensor) -> float:
