@@ -149,7 +149,7 @@ class Known:
     def error(self, found: Tensor, tolerance: float) -> tuple[float, float]:
         """Return the error of `found` and the doubt about it; better differences before it is called wrong."""
         if self.quick is None:
-            self.quick = self.truth.differences(2e-5)
+            self.quick = self.truth.differences(1e-4)
         error = relative(found, self.quick)
         if error <= tolerance or error == float("inf"):
             return error, 0.0
