@@ -50,7 +50,8 @@ def of_case(asked: list[Outcome], verdict: str) -> list[str]:
 
 def _group(o: Outcome) -> Group:
     q = o.question
-    return f"{q.estimator}{', reuse' if q.reuse else ''}", str(q.dtype).rsplit(".")[-1], q.setting.steps
+    how = ", reuse" if q.reuse else ", samples" if q.others else ""
+    return f"{q.estimator}{how}", str(q.dtype).rsplit(".")[-1], q.setting.steps
 
 
 def _kind(o: Outcome) -> str:

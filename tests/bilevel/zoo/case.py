@@ -14,9 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "CROSS_ENTROPY", "FEATURES", "SAMPLES", "Case", "Shell", "classes", "normal", "seed_of", "seeded"]
+__all__ = [
+    "CLASSES",
+    "CROSS_ENTROPY",
+    "FEATURES",
+    "OTHERS",
+    "SAMPLES",
+    "Case",
+    "Shell",
+    "classes",
+    "normal",
+    "seed_of",
+    "seeded",
+]
 
-SAMPLES, FEATURES, CLASSES = 5, 3, 3
+SAMPLES, OTHERS, FEATURES, CLASSES = 5, 3, 3, 3
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 
 Draw = Callable[[torch.Generator, int], Tensor]
@@ -66,6 +78,14 @@ class Case:
         """Return inputs and targets of the samples `which` names, always the same."""
         generator = torch.Generator().manual_seed(seed_of(self.name, which))
         return cast(self.inputs(generator, rows), dtype), cast(self.targets(generator, rows), dtype)
+
+    def data(self, dtype: torch.dtype, others: int = 0) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the samples that are trained on, and of `others` that are not."""
+        inputs, targets = self.draw("inner", dtype)
+        if not others:
+            return inputs, targets
+        more = self.draw("others", dtype, others)
+        return torch.cat([inputs, more[0]]), torch.cat([targets, more[1]])
 
     def build(self, dtype: torch.dtype) -> nn.Module:
         """Return the model, always the same, in training mode."""

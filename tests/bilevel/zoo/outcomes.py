@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, Unrolled, WeightedLoss
-from tests.bilevel.zoo.case import SAMPLES, Case, seed_of, seeded
+from tests.bilevel.zoo.case import OTHERS, SAMPLES, Case, seed_of, seeded
 from tests.bilevel.zoo.retraining import (
     Setting,
     Start,
@@ -62,20 +62,20 @@ class Outcome:
     @property
     def label(self) -> str:
         s, q = self.question.setting, self.question
+        how = (" reuse" if q.reuse else "") + (" samples" if q.others else "")
         own = "" if q.estimator == "Truncated" else f" {q.estimator}"
-        return (
-            f"{self.case} | {s.optimizer} T={s.steps} {s.normalise} {_short(q.dtype)}{' reuse' if q.reuse else ''}{own}"
-        )
+        return f"{self.case} | {s.optimizer} T={s.steps} {s.normalise} {_short(q.dtype)}{how}{own}"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a case: a setting, and how it is recorded."""
+    """What is asked of a case: how it is trained and recorded, which estimator, with how many `others`."""
 
     setting: Setting
     dtype: torch.dtype = torch.float64
     reuse: bool = False
     estimator: Literal["Truncated", "FiniteDifference", "Unrolled"] = "Truncated"
+    others: int = 0
 
     @property
     def tolerance(self) -> float:
@@ -85,6 +85,12 @@ class Question:
         return 1e-6 if self.dtype == torch.float64 else 5e-3
 
     def ask(self, case: Case, trajectory: Trajectory) -> Tensor:
+        if self.others:
+            rows = torch.arange(SAMPLES + self.others)
+            rows[:2], rows[4:] = rows[:2].flip(0), rows[4:].flip(0)
+            inputs, targets = case.data(self.dtype, self.others)
+            samples = Batch(inputs[rows], targets[rows], rows)
+            return Truncated(1)(trajectory, outer(case, self.dtype), samples=samples)[rows]
         make: dict[str, Any] = {
             "Truncated": Truncated,
             "FiniteDifference": FiniteDifference,
@@ -108,14 +114,16 @@ def questions() -> Iterator[Question]:
     yield Question(Setting("adam", 3), estimator="FiniteDifference")
     yield Question(Setting("adam", 1), torch.float32, estimator="FiniteDifference")
     yield Question(Setting("sgd", 3), estimator="Unrolled")
+    yield Question(Setting("sgd", 1), others=OTHERS)
+    yield Question(Setting("adam", 1, "weights"), others=OTHERS)
 
 
 QUESTIONS = tuple(questions())
 
 
-def weights(case: Case) -> Tensor:
+def weights(case: Case, others: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed_of(case.name, "weights"))
-    return 0.5 + torch.rand(SAMPLES, generator=generator)
+    return torch.cat([0.5 + torch.rand(SAMPLES, generator=generator), torch.zeros(others)])
 
 
 def answer(case: Case, start: Start, question: Question) -> Tensor:
@@ -149,7 +157,7 @@ class Known:
     def error(self, found: Tensor, tolerance: float) -> tuple[float, float]:
         """Return the error of `found` and the doubt about it; better differences before it is called wrong."""
         if self.quick is None:
-            self.quick = self.truth.differences(1e-4)
+            self.quick = self.truth.differences(3e-5)
         error = relative(found, self.quick)
         if error <= tolerance or error == float("inf"):
             return error, 0.0
@@ -164,7 +172,7 @@ class Judge:
 
     case: Case
     starts: dict[str, Start] = field(default_factory=dict)
-    known: dict[Setting, Known] = field(default_factory=dict)
+    known: dict[tuple[Setting, int], Known] = field(default_factory=dict)
 
     def __call__(self, question: Question) -> Outcome:
         setting = question.setting
@@ -180,14 +188,16 @@ class Judge:
             return say("refused" if own else "wrong", None, text if own else f"crashed, {text}")
         except Exception as crash:  # noqa: BLE001
             return say("wrong", None, f"crashed, {type(crash).__name__}: {str(crash)[:200]}")
-        if setting not in self.known:
-            self.known[setting] = Known(Truth(self.case, start, setting, weights(self.case)))
+        known = self.known.get((setting, question.others))
+        if known is None:
+            known = Known(Truth(self.case, start, setting, weights(self.case, question.others)))
+            self.known[setting, question.others] = known
         tolerance = question.tolerance
-        error, doubt = self.known[setting].error(found, tolerance)
+        error, doubt = known.error(found, tolerance)
         if error <= max(tolerance, 3 * doubt) and doubt < UNSURE:
             return say("right", error, "", doubt)
         detail = "" if bool(torch.isfinite(found).all()) else "NaN"
-        if question.dtype == torch.float32 and error <= 10 * self.known[setting].truth.conditioning():
+        if question.dtype == torch.float32 and error <= 10 * known.truth.conditioning():
             detail = "as far as float32's rounding of the samples' gradients moves the truth"
         return say("wrong", error, detail, doubt)
 
@@ -200,12 +210,22 @@ def _raised_here(error: BaseException) -> bool:
     return "steelyard" in last and "torch" not in last.rsplit("/", 2)[-2]
 
 
+def draws(case: Case) -> bool:
+    """Whether the forward pass in training mode draws random numbers."""
+    model = case.build(torch.float64)
+    with seeded(case.name, "draws"):
+        before = torch.get_rng_state()
+        model(case.data(torch.float64)[0])
+        return not torch.equal(before, torch.get_rng_state())
+
+
 def judge(case: Case, asked: tuple[Question, ...] = QUESTIONS) -> Iterator[Outcome]:
     """Yield the outcomes of all questions about `case`."""
     ask = Judge(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        stochastic = draws(case)  # the noise of a sample outside of the batch is not known
         for question in asked:
-            if question.setting.optimizer not in case.optimizers:
+            if question.setting.optimizer not in case.optimizers or (question.others and stochastic):
                 continue
             yield ask(question)

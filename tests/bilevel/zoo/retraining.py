@@ -82,11 +82,11 @@ def restore(start: Start, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     model.train()
 
 
-def batches(case: Case, steps: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield inputs, targets and rows of every step: all samples, in another order each time."""
-    inputs, targets = case.draw("inner", dtype)
+def batches(case: Case, steps: int, dtype: torch.dtype, others: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield inputs, targets and rows of every step: all samples, in another order each time; then the others."""
+    inputs, targets = case.data(dtype, others)
     for number in range(steps):
-        rows = torch.arange(SAMPLES).roll(number)
+        rows = torch.cat([torch.arange(SAMPLES).roll(number), torch.arange(SAMPLES, SAMPLES + others)])
         yield inputs[rows], targets[rows], rows
 
 
@@ -129,14 +129,17 @@ def outer(case: Case, dtype: torch.dtype) -> Any:
 
 
 class Truth:
-    """Central differences of `outer` in the weight of each sample."""
+    """Central differences of `outer` in the weight of each sample; those beyond the first `SAMPLES` are others.
+
+    (An other has weight 0: what its weight would do, had it been a row of the batch.)
+    """
 
     def __init__(self, case: Case, start: Start, setting: Setting, weight: Tensor) -> None:
         self.case, self.start, self.setting, self.weight = case, start, setting, weight.double()
         self.model = case.build(torch.float64)
         self.optimizer = optimizer_of(self.model, setting.optimizer)
         self.outer = outer(case, torch.float64)
-        self.batches = list(batches(case, setting.steps, torch.float64))
+        self.batches = list(batches(case, setting.steps, torch.float64, len(weight) - SAMPLES))
         self.nudges: list[Tensor] = []
 
     def value(self, weight: Tensor) -> float:
@@ -152,7 +155,7 @@ class Truth:
     def differences(self, h: float, points: int = 2) -> Tensor:
         """Central differences with 2 points, or with 4 (the error is then of the order h^4)."""
         found = []
-        for i in range(SAMPLES):
+        for i in range(len(self.weight)):
             unit = torch.zeros_like(self.weight)
             unit[i] = h
             slope = self.value(self.weight + unit) - self.value(self.weight - unit)
@@ -180,7 +183,7 @@ class Truth:
         size = max(float(p.grad.abs().max()) for p in self.model.parameters() if p.grad is not None)
         generator = torch.Generator().manual_seed(0)
         for p in self.model.parameters():
-            noise = torch.randn(SAMPLES, *p.shape, generator=generator, dtype=p.dtype)
+            noise = torch.randn(len(self.weight), *p.shape, generator=generator, dtype=p.dtype)
             self.nudges.append(noise * size * torch.finfo(torch.float32).eps)
         moved = self.differences(1e-4)
         self.nudges = []

@@ -38,7 +38,7 @@ UNROLLED_LEAVES_OUT = ("BatchNorm", "InstanceNorm")
 
 def truncated(outcomes: list[Outcome], steps: int) -> list[Outcome]:
     asked = [o.question for o in outcomes]
-    chosen = [q.estimator == "Truncated" and q.setting.steps == steps for q in asked]
+    chosen = [q.estimator == "Truncated" and not q.others and q.setting.steps == steps for q in asked]
     return [o for o, one in zip(outcomes, chosen, strict=True) if one]
 
 
