@@ -197,7 +197,7 @@ class Judge:
         if error <= max(tolerance, 3 * doubt) and doubt < UNSURE:
             return say("right", error, "", doubt)
         detail = "" if bool(torch.isfinite(found).all()) else "NaN"
-        if question.dtype == torch.float32 and error <= 10 * known.truth.conditioning():
+        if question.dtype == torch.float32 and error <= 10 * known.truth.conditioning:
             detail = "as far as float32's rounding of the samples' gradients moves the truth"
         return say("wrong", error, detail, doubt)
 
