@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +152,9 @@ class Truth:
                 nudges = [nudge[rows] for nudge in self.nudges]
                 normalise = self.setting.normalise
                 _step(self.case, self.model, self.optimizer, inputs, targets, weight[rows], normalise, nudges)
-        return float(self.outer(self.model).detach())
+        found = float(self.outer(self.model).detach())
+        assert math.isfinite(found), f"{self.case.name} diverges: it has no derivative to be compared with"
+        return found
 
     def differences(self, h: float, points: int = 2) -> Tensor:
         """Central differences with 2 points, or with 4 (the error is then of the order h^4)."""
