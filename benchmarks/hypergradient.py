@@ -5,11 +5,12 @@
     python -m benchmarks.hypergradient --report              # the table again from what was measured
 
 A cell is MODEL/BATCH/T/OPTIMIZER. Every figure is of a fresh process on one thread that warms up (the method on four
-samples) and runs a plain step, the method, a plain step (small nets: the median of 21 such). `ratio`
-is the CPU time of {T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods
-take turns. Memory is the peak above what was resident before, in a process of its own. Error is relative, in float32,
-to `Truncated` in float64, which the tests compare with finite differences: of the same recorded run, its parameters,
-moments and data cast to float64 (`error`), and of a run in float64 from the start (`other run`), which ends elsewhere.
+samples) and runs a plain step, the method, a plain step (small nets: the median of 21 such). Ours has run twice before
+on the same model: the first calls are checked by further backward passes (`first call`). `ratio` is the CPU time of
+{T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods take turns. Memory is
+the peak above what was resident before, in a process of its own. Error is relative, in float32, to `Truncated` in
+float64, which the tests compare with finite differences: of the same recorded run, its parameters, moments and data
+cast to float64 (`error`), and of a run in float64 from the start (`other run`), which ends elsewhere.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ CELLS = [
     *(f"resnet18/128/{steps}/{kind}" for steps in (1, 5) for kind in ("sgd", "adam")),
 ]
 FLOORS = {"reuse": 8 / 6, "reuse, no BatchNorm": 7 / 6, "truncated": 9 / 6, "difference": 8 / 6}
+CHECKED = 2  # calls that the engine checks more dearly, before the one that is measured; see `benchmarks.checks`
 WHAT = ["time", "memory", "error"]
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 SPREAD = WeightedLoss(CROSS_ENTROPY)
@@ -198,12 +200,15 @@ def small(cell: str) -> str:
     return "/".join([name, "4", *rest])
 
 
-def _pair(cell: str, method: str) -> tuple[float, float]:
+def _pair(cell: str, method: str) -> tuple[float, float, float]:
+    """Return the ratio of a call without the dearer checks, what a plain step took, and the ratio of the first call."""
     before, problem, after = (Problem.of(cell, torch.float32) for _ in range(3))
+    checked = [_measure.seconds(lambda: METHODS[method](problem))[0] for _ in range(CHECKED if method in FLOORS else 1)]
     first, _ = _measure.seconds(lambda: plain(before))
     spent, _ = _measure.seconds(lambda: METHODS[method](problem))
     last, _ = _measure.seconds(lambda: plain(after))
-    return spent / ((problem.steps + 1) * (first + last) / 2), (first + last) / 2
+    step = (first + last) / 2
+    return spent / ((problem.steps + 1) * step), step, checked[0] / ((problem.steps + 1) * step)
 
 
 def errors(cell: str, methods: list[str]) -> dict[str, Any]:
@@ -221,7 +226,7 @@ def worker(cell: str, method: str, what: str) -> dict[str, Any]:
     if what == "time":
         METHODS[method](Problem.of(small(cell), torch.float32))
         pairs = sorted(_pair(cell, method) for _ in range(21 if cell.startswith("mlp") else 1))
-        return dict(zip(("ratio", "plain"), pairs[len(pairs) // 2], strict=True))
+        return dict(zip(("ratio", "plain", "first"), pairs[len(pairs) // 2], strict=True))
     problem = Problem.of(cell, torch.float32)
     METHODS[method](Problem.of(small(cell), torch.float32))  # libraries and kernels load
     before_bytes = _measure.resident()
@@ -271,6 +276,7 @@ def report() -> None:
         name, batch, steps, kind = one["cell"].split("/")
         floor = FLOORS.get("reuse, no BatchNorm" if one["method"] == "reuse" and name != "resnet18" else one["method"])
         got = _measure.middle([pair["ratio"] for pair in one["ratios"]]) if one["ratios"] else {}
+        firsts = [pair["first"] for pair in one["ratios"] if "first" in pair]
         rows.append(
             {
                 "model": name,
@@ -282,6 +288,7 @@ def report() -> None:
                 "low": got.get("low"),
                 "high": got.get("high"),
                 "runs": got.get("runs"),
+                "first call": _measure.middle(firsts)["median"] if firsts else None,
                 "floor": floor if steps == "1" else None,
                 "memory MiB": one.get("memory"),
                 "error": one.get("error"),
@@ -294,14 +301,15 @@ def report() -> None:
     ]
     notes = [
         "Ratio: CPU time of {T training steps, outer gradient, hypergradient} over T + 1 plain steps, medians of",
-        "fresh processes. Floor: forward-pass units over 6, for T = 1. `reuse`, `truncated`, `difference` are",
-        "Steelyard's. `error` is relative to float64 at the recorded float32 steps, `other run` to a run in float64",
-        "from the start. `adam` starts cold, `adam-warm` from moments of a later step (Steelyard's only).",
+        "fresh processes; `first call`: of the first call on a model, which is checked dearly. Floor: forward-pass",
+        "units over 6, for T = 1. `reuse`, `truncated`, `difference` are Steelyard's. `error` is relative to float64",
+        "at the recorded float32 steps, `other run` to a run in float64 from the start. `adam` starts cold,",
+        "`adam-warm` from moments of a later step (Steelyard's only).",
         "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
-    columns = ["model", "batch", "T", "optimizer", "method", "ratio", "low", "high", "runs", "floor", "memory MiB"]
-    columns += ["error", "other run", "note"]
+    columns = ["model", "batch", "T", "optimizer", "method", "ratio", "low", "high", "runs", "first call", "floor"]
+    columns += ["memory MiB", "error", "other run", "note"]
     _measure.write("hypergradient", "Hypergradient of sample weights", notes, rows, columns)
 
 

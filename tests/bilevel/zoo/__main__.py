@@ -17,14 +17,15 @@ Group = tuple[str, str, int]
 
 def table(outcomes: list[Outcome]) -> str:
     """Return the counts, the worst errors, and every answer that is wrong or refused."""
-    lines = ["| by | precision | T | right | refused | wrong | worst error of the right |", "|---|" + "---|" * 6]
+    verdicts = ("right", "rounded", "warned", "refused", "wrong")
+    lines = [f"| by | precision | T | {' | '.join(verdicts)} | worst error of the right |", "|---|" + "---|" * 8]
     for group in sorted({_group(o) for o in outcomes}):
         some = [o for o in outcomes if _group(o) == group]
         count = Counter(o.verdict for o in some)
         worst = max((o.error or 0.0 for o in some if o.verdict == "right"), default=0.0)
-        row = [*group, *(count[verdict] for verdict in ("right", "refused", "wrong")), f"{worst:.1e}"]
+        row = [*group, *(count[verdict] for verdict in verdicts), f"{worst:.1e}"]
         lines.append("| " + " | ".join(map(str, row)) + " |")
-    for verdict in ("wrong", "refused"):
+    for verdict in ("wrong", "warned", "rounded", "refused"):
         some = [o for o in outcomes if o.verdict == verdict]
         lines.append(f"\n{verdict}: {len(some)} answers, {len({o.case for o in some})} cases")
         for name in dict.fromkeys(o.case for o in some):

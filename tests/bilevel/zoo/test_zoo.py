@@ -49,6 +49,8 @@ def documented(case: Case, question: Question) -> bool:
 
 def check(case: Case, questions: tuple[Question, ...]) -> None:
     outcomes = list(judge(case, questions))
+    warned = [o for o in outcomes if o.verdict == "warned"]
+    assert not warned or (case.field and all(o.question.setting.steps > 1 for o in warned)), warned
     wrong = [o for o in outcomes if o.verdict == "wrong" and not documented(case, o.question)]
     assert not wrong, [f"{o.label}: {o.detail} {o.error}" for o in wrong]
     for steps, listed in ((1, NEVER), (3, REFUSED_AT_3)):
