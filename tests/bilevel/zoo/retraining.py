@@ -20,7 +20,7 @@ __all__ = ["OPTIMIZERS", "Setting", "Start", "Truth", "batches", "outer", "prepa
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     "adam": (torch.optim.Adam, {"lr": 0.02}),
-    "adam, larger eps": (torch.optim.Adam, {"lr": 0.02, "eps": 1e-2}),
+    "adam, larger eps": (torch.optim.Adam, {"lr": 0.02, "eps": 0.1}),
 }
 WARMUP = 2
 
