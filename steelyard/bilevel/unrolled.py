@@ -106,10 +106,11 @@ class Unrolled:
                 )
         with torch.enable_grad():
             parameters = {name: p.clone().requires_grad_() for name, p in steps[0].parameters.items()}
-            for step, weight in zip(steps, weights, strict=True):
-                parameters = run.replay(
-                    step, parameters, _take, run, stepper, step, parameters, weight, composites=True
-                )
+            with _remedy():
+                for step, weight in zip(steps, weights, strict=True):
+                    parameters = run.replay(
+                        step, parameters, _take, run, stepper, step, parameters, weight, composites=True
+                    )
             return run.evaluate(outer, parameters)
 
     def _window(self, run: Trajectory) -> list[Step]:
@@ -134,6 +135,15 @@ def _take(
     return stepper.step(step, parameters, run.objective_of(step)(module, step.batch, weight))
 
 
+@contextmanager
+def _remedy() -> Iterator[None]:
+    """Say what to do where torch cannot differentiate a step twice."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise RuntimeError(f"the unrolled steps cannot be differentiated: {error}; use Truncated") from error
+
+
 def _derivatives(run: Trajectory, value: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Go back through all the steps at once, over live parameters that are nothing but NaN.
 
@@ -145,9 +155,10 @@ def _derivatives(run: Trajectory, value: Tensor, tensors: Sequence[Tensor]) -> t
     try:
         for p in live:
             p.data = torch.full_like(p, math.nan)
-        found = torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True, retain_graph=True)
-    except (RuntimeError, NotImplementedError) as error:
-        raise RuntimeError(f"the unrolled steps cannot be differentiated: {error}; use Truncated") from error
+        with _remedy():
+            found = torch.autograd.grad(
+                value, list(tensors), allow_unused=True, materialize_grads=True, retain_graph=True
+            )
     finally:
         for p, own in zip(live, values, strict=True):
             p.data = own
