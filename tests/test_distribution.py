@@ -29,8 +29,14 @@ def _tracked() -> list[str]:
         found = [name for name in said.split("\0") if name and (ROOT / name).is_file()]
     else:  # an unpacked sdist
         found = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]
-        found = [name for name in found if not any(part in name for part in ("__pycache__", "egg-info", "PKG-INFO"))]
+        found = [name for name in found if not _made(name)]
     return sorted(name for name in found if not any(part.startswith(".") for part in Path(name).parts))
+
+
+def _made(name: str) -> bool:
+    """Whether a file is not of the tree but of what was built or run in it."""
+    first, *_ = parts = Path(name).parts
+    return first in ("PKG-INFO", "setup.cfg", "build", "dist", "runs", "steelyard.egg-info") or "__pycache__" in parts
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +69,7 @@ def test_the_sdist_has_every_file_of_the_tree(distributions: tuple[Path, Path], 
     """All tests too, with what they read."""
     with tarfile.open(distributions[0]) as archive:
         names = [name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()]
-    made = [name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name]
-    assert sorted(set(names) - set(made)) == tracked
+    assert sorted(name for name in names if not _made(name)) == tracked
     assert "tests/test_distribution.py" in names
 
 

@@ -10,9 +10,11 @@ import matplotlib
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 
-__all__ = ["COLOURS", "STYLE", "accuracy_curves", "distributions", "outer_steps", "svg"]
+__all__ = ["COLOURS", "STYLE", "accuracy_curves", "distributions", "outer_steps", "plain_number", "svg"]
 
 # Okabe and Ito's palette: readers with any common colour vision tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,6 +35,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "figure.constrained_layout.use": True,
 }
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Curves = Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]
 """Name -> one (steps, values) for each seed."""
@@ -142,6 +146,41 @@ def _cycle(count: int) -> list[str]:
 
 def svg(figure: Figure) -> str:
     """Return a figure as SVG text; the caller draws it under `STYLE`."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        _write_plain_numbers(axis)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
+
+
+def _write_plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis without TeX, which `STYLE` would show as it is written, and leave room for."""
+    for formatter, change in (
+        (axis.get_major_formatter(), axis.set_major_formatter),
+        (axis.get_minor_formatter(), axis.set_minor_formatter),
+    ):
+        if isinstance(formatter, LogFormatterMathtext):
+            base = axis.get_transform().base  # type: ignore[attr-defined]
+            change(_PlainLog(base, formatter.labelOnlyBase, formatter.minor_thresholds))
+
+
+class _PlainLog(LogFormatter):
+    """Label the ticks that matplotlib would label, with `plain_number`."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of the tick at `x`, which may be none."""
+        return plain_number(x) if super().__call__(x, pos) else ""
+
+
+def plain_number(x: float) -> str:
+    """Return a tick's number in plain text.
+
+    Example:
+        >>> plain_number(0.001), plain_number(2e-05), plain_number(1e10), plain_number(-1e-7)
+        ('0.001', '2×10⁻⁵', '10¹⁰', '−10⁻⁷')
+    """
+    digits, _, exponent = f"{x:g}".partition("e")
+    if exponent:
+        power = "10" + str(int(exponent)).translate(_RAISED)
+        digits = {"1": power, "-1": f"-{power}"}.get(digits, f"{digits}×{power}")
+    return digits.replace("-", "−")
