@@ -18,9 +18,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import grad, jvp
+from torch.func import grad
 
 from steelyard import _check
+from steelyard.bilevel._forward_mode import jvp
 from steelyard.bilevel._memory import bytes_per_sample
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
