@@ -8,7 +8,7 @@ import nox
 
 nox.options.error_on_missing_interpreters = False
 
-TORCHVISION = {"2.6": "0.21", "2.8": "0.23", "2.10": "0.25", "2.13": "0.28"}
+TORCHVISION = {"2.6": "0.21", "2.8": "0.23", "2.10": "0.25", "2.13": "0.28", "2.14": "0.29"}
 
 
 @nox.session(python=["3.10", "3.11", "3.12", "3.13"])

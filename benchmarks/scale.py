@@ -248,9 +248,6 @@ def plot(rows: list[dict[str, Any]]) -> str:
         end = rows[-1]
         axes.plot(sizes, [end["s a step"] * n / end["n"] for n in sizes], "--", color="#667085", label="slope 1")
         axes.set(xscale="log", yscale="log", xlabel="samples n", ylabel="CPU seconds an outer step")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:,g}")
-            axis.set_minor_formatter("")
         axes.legend(frameon=False, fontsize=9, loc="upper left")
         return svg(figure)
 

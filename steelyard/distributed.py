@@ -9,19 +9,26 @@ of an all-reduce), so that all take the same way on.
     share = data.take(ranks.share(len(data)))
 
 A rank that raises ends; the others learn of it from the next thing that they ask, and raise too (`RankError`), at the
-latest after the timeout that the process group was given.
+latest after the timeout that the process group was given. What all must have in common (settings, types of the samples,
+the shape of the model) is compared before it is relied on (`Ranks.agree`): ranks that differ would give a wrong result
+without a word, or wait for each other.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from steelyard._agreement import disagreement, model_kinds
 
 if dist.is_available():
     # DistributedDataParallel imports this at its first use, and its defaults (``group=group.WORLD``) would then keep
@@ -33,9 +40,11 @@ __all__ = ["ALONE", "Processes", "RankError", "Ranks", "launched", "launched_pro
 
 T = TypeVar("T")
 
+_ELSEWHERE = "the ranks make different calls: all must make the same ones in the same order"
+
 
 class RankError(RuntimeError):
-    """Another rank failed, ended, or did not answer in time; the message says which, as far as it is known."""
+    """Another rank failed, ended, did not answer in time or was given something else; the message says which."""
 
 
 class Ranks:
@@ -151,13 +160,44 @@ class Ranks:
         except Exception as error:  # noqa: BLE001 (raised below, once the others know)
             raised = error
         failed = self.lengths(int(raised is not None))
+        if not {0, 1}.issuperset(failed):  # a digest: that rank is in `agree`
+            raise RankError(_ELSEWHERE) from raised
         if not any(failed):
             return result  # type: ignore[return-value]
-        said = f"{type(raised).__name__}: {raised}" if raised is not None and self.rank == failed.index(1) else ""
-        text = bytes(self.gather(torch.tensor(list(said.encode()), dtype=torch.uint8)).tolist()).decode()
+        said = self._texts("" if raised is None else f"{type(raised).__name__}: {raised}")
         if raised is not None:
             raise raised
-        raise RankError(f"rank {failed.index(1)}: {text}")
+        raise RankError(f"rank {failed.index(1)}: {said[failed.index(1)]}")
+
+    def agree(self, what: str, facts: Mapping[str, object]) -> None:
+        """Raise on all ranks unless all give the same; one all-gather of a number where they do.
+
+        Args:
+            what: is begun together; it, too, must be the same.
+            facts: by name what this rank has there; compared as text.
+
+        Raises:
+            RankError: what differs, and on which ranks.
+        """
+        if self.size == 1:
+            return
+        text = json.dumps([what, {name: str(value) for name, value in facts.items()}])
+        digests = self.lengths(2 + int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        if len(set(digests)) == 1:
+            return
+        if not {0, 1}.isdisjoint(digests):  # that rank is in `together`
+            raise RankError(_ELSEWHERE)
+        begun, everywhere = zip(*map(json.loads, self._texts(text)), strict=True)
+        if len(set(begun)) > 1:
+            calls = ", ".join(f"{name} on rank {begun.index(name)}" for name in dict.fromkeys(begun))
+            raise RankError(f"{_ELSEWHERE} ({calls})")
+        raise RankError(f"{what} is not the same on all ranks: {disagreement(everywhere)}; give all ranks the same")
+
+    def _texts(self, own: str) -> list[str]:
+        """Return every rank's text."""
+        data = torch.tensor(list(own.encode("utf-8", "backslashreplace")), dtype=torch.uint8)
+        everywhere = self.gather(data).split(self.lengths(len(data)))
+        return [bytes(piece.tolist()).decode() for piece in everywhere]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -210,9 +250,14 @@ class Processes(Ranks):
         return torch.stack(found).to(tensor.device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return `model` in DistributedDataParallel; its parameters become those of rank 0."""
+        """Return `model` in DistributedDataParallel; its parameters become those of rank 0.
+
+        Raises:
+            RankError: the models differ in their parameters' names, types or shapes.
+        """
         if self.size == 1:
             return model
+        self.agree("the model", model_kinds(model))
         with self.listening():
             return nn.parallel.DistributedDataParallel(model, process_group=self._group)
 
@@ -237,11 +282,15 @@ class Processes(Ranks):
 
 
 @contextmanager
-def launched(device: str = "cpu") -> Iterator[Ranks]:
+def launched(device: str = "cpu", timeout: float | None = None) -> Iterator[Ranks]:
     """Yield the processes that torchrun (or ``accelerate launch``) started this one with; `ALONE` outside of these.
 
     Joins the default group, and leaves it on the way out: with "nccl", and the GPU of this process's number on its
     machine, where `device` is "cuda", else with "gloo".
+
+    Args:
+        device: of the computation.
+        timeout: seconds that a process waits for one that is silent; None: torch's own.
 
     Raises:
         RankError: the environment names several processes, and they cannot be met.
@@ -253,7 +302,8 @@ def launched(device: str = "cpu") -> Iterator[Ranks]:
     try:
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        waiting = None if timeout is None else timedelta(seconds=timeout)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=waiting)
     except (RuntimeError, ValueError) as error:
         raise RankError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the other processes cannot be met: {error}; start all of "

@@ -85,7 +85,7 @@ class Journal:
     Raises:
         CheckpointError: the file is damaged, of another version of steelyard or of another identity; it is left as it
             is, and the message names the earlier one. Or the ranks see other files there.
-        RankError: another rank could not read it.
+        RankError: another rank could not read it, or has another `every`, or no path.
 
     Example:
         >>> journal = Journal("run.safetensors", identity={"seed": "3"})                      # doctest: +SKIP
@@ -110,6 +110,7 @@ class Journal:
         self._note, self._stop = note, stop
         self._stages: list[dict[str, Any]] = []
         self._begun = 0
+        ranks.agree("the journal", {"journal.every": every, "journal.path given": path is not None})
         if self.path is not None:
             if self.path.suffix != ".safetensors":
                 raise ValueError(f"path must end in .safetensors, got {self.path}")

@@ -265,7 +265,7 @@ def all_cases(ranks: Ranks, folder: Path) -> None:
     with torch.random.fork_rng():
         found["dropout"] = whole_run(ranks, _dropout)
     found["resumed"] = uninterrupted(ranks, folder / "run.safetensors")
-    said = {name: _said(partial(call, ranks)) for name, call in REFUSED.items()}
+    said = {name: _said(partial(call, ranks)) for name, call in {**REFUSED, **DIFFERENT}.items()}
     waited = Processes(dist.new_group(timeout=timedelta(seconds=1)))
     said["silent"] = _said(lambda: waited.sum(torch.ones(1))) if ranks.rank == 0 else ""
     _state.write(folder / f"found.{ranks.rank}", {"found": found, "said": said}, "found")
@@ -315,6 +315,81 @@ def _journal_of_one(ranks: Ranks) -> None:
     train = spurious(8)[0].take(ranks.share(8))
     Maple(inner_run(ranks), MeanRisk(), budget=4, steps=1).fit(train, journal=Journal("nothing_here.safetensors"))
 
+
+def _fit(ranks: Ranks, change: Callable[[Batch], Batch] = lambda own: own, run: Any = None, **options: Any) -> None:
+    """A run of MAPLE on shares that `change` may change."""
+    train = change(spurious(8)[0].take(ranks.share(8)))
+    settings = {"risk": Sqrt(VREx()), "budget": 4, "steps": 2, **options}
+    Maple(inner_run(ranks) if run is None else run, **settings).fit(train)
+
+
+def _on_second(ranks: Ranks, change: Callable[[Batch], Batch]) -> None:
+    _fit(ranks, change if ranks.rank else lambda own: own)
+
+
+def _closed_over(ranks: Ranks, rate: float, width: int = 2) -> InnerRun:
+    """An inner run whose settings no one sees from outside: functions that hold them."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=rate)
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, width), nn.Linear(width, 2)).double()
+
+    return InnerRun(model, optimizer, WeightedLoss(CROSS_ENTROPY, ranks=ranks), 3)
+
+
+def _schedule(ranks: Ranks) -> Callable[[float], float]:
+    return lambda progress: 1 - progress * ranks.rank / 2
+
+
+def _alike_loop(ranks: Ranks, rate: float = 0.1, steps: int = 1, dtype: torch.dtype = torch.float64) -> None:
+    """A user's own loop."""
+    module = net().to(dtype)
+    model, stepper = ranks.wrap(module), torch.optim.SGD(module.parameters(), lr=rate)
+    own, weight = data().take(ranks.share(SAMPLES)), start_weight()[ranks.share(SAMPLES)]
+    own = replace(own, inputs=own.inputs.to(dtype))
+    with Recorder(model, stepper, WeightedLoss(CROSS_ENTROPY, ranks=ranks), 3) as recorder:
+        for _ in range(3):
+            loss = recorder.loss(own, weight)
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+        Truncated(steps)(recorder.trajectory(), outer_loss(ranks))
+
+
+DIFFERENT: dict[str, Callable[[Ranks], object]] = {
+    "budget": lambda ranks: _fit(ranks, budget=4 + ranks.rank),
+    "outer steps": lambda ranks: _fit(ranks, steps=2 + ranks.rank),
+    "budget in a function": lambda ranks: _fit(ranks, budget=lambda progress: 4 + ranks.rank * progress),
+    "schedule": lambda ranks: _fit(ranks, schedule=_schedule(ranks)),
+    "seed": lambda ranks: _fit(ranks, seed=ranks.rank),
+    "inner steps": lambda ranks: _fit(ranks, run=inner_run(ranks, 3 + ranks.rank)),
+    "learning rate": lambda ranks: _fit(ranks, run=_closed_over(ranks, 0.5 + ranks.rank)),
+    "learning rate of an inner run alone": lambda ranks: _closed_over(ranks, 0.5 + ranks.rank)(
+        spurious(8)[0].take(ranks.share(8)), torch.ones(4, dtype=torch.float64)
+    ),
+    "learning rate of w": lambda ranks: _fit(
+        ranks, weight_optimizer=lambda leaves: torch.optim.Adam(leaves, lr=0.1 + ranks.rank)
+    ),
+    "model": lambda ranks: _fit(ranks, run=_closed_over(ranks, 0.5, width=2 + ranks.rank)),
+    "prior": lambda ranks: _fit(ranks, prior=Prior(torch.full((8,), 0.5 + ranks.rank / 4), anchor=0.1)),
+    "journal": lambda ranks: Journal("nothing_here.safetensors", every=1 + ranks.rank, ranks=ranks),
+    "environments": lambda ranks: _on_second(ranks, lambda own: replace(own, environment=None)),
+    "dtype": lambda ranks: _on_second(ranks, lambda own: replace(own, inputs=own.inputs.float())),
+    "labels": lambda ranks: _on_second(ranks, lambda own: replace(own, targets=own.targets.double())),
+    "shape": lambda ranks: _on_second(ranks, lambda own: replace(own, inputs=own.inputs[:, :1])),
+    "no samples": lambda ranks: _on_second(ranks, lambda own: Batch.of(torch.zeros(0), torch.zeros(0))),
+    "weight's dtype": lambda ranks: inner_run(ranks)(
+        spurious(8)[0].take(ranks.share(8)), torch.ones(4, dtype=torch.float32 if ranks.rank else torch.float64)
+    ),
+    "loop's learning rate": lambda ranks: _alike_loop(ranks, rate=0.1 * (1 + ranks.rank)),
+    "loop's dtype": lambda ranks: _alike_loop(ranks, dtype=torch.float32 if ranks.rank else torch.float64),
+    "estimator": lambda ranks: _alike_loop(ranks, steps=1 + ranks.rank),
+    "calls": lambda ranks: _fit(ranks) if ranks.rank else _alike_loop(ranks),
+    "named calls": lambda ranks: Journal(ranks=ranks) if ranks.rank else _alike_loop(ranks),
+}
+"""What the second rank is given otherwise."""
 
 REFUSED: dict[str, Callable[[Ranks], object]] = {
     "no ranks": lambda ranks: _record(ranks, ALONE, ranks),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from steelyard import _state
 from steelyard.distributed import ALONE, Processes, RankError, Ranks
 from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import Mask, Reweighting
+from steelyard.reweight.identity import described
 
-from .ranked import CASES, all_cases, alone, killed, started, uninterrupted
+from .ranked import CASES, DIFFERENT, all_cases, alone, killed, started, uninterrupted
 from .shares import Threads, in_threads
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +96,42 @@ def test_what_cannot_be_right_is_refused_on_every_rank(name: str, found: list[di
     expected = SAID[name]
     for rank, of_rank in enumerate(found):
         assert of_rank["said"][name].startswith(expected if isinstance(expected, str) else expected[rank])
+
+
+DIFFERS = {
+    "budget": "Maple.fit is not the same on all ranks: budget is 4 on rank 0, 5 on rank 1; budget at",
+    "outer steps": "Maple.fit is not the same on all ranks: steps is 2 on rank 0, 3 on rank 1; give all ranks the same",
+    "budget in a function": "Maple.fit is not the same on all ranks: budget at 0.25 is 4.0 on rank 0, 4.25 on rank 1",
+    "schedule": "Maple.fit is not the same on all ranks: schedule at 0.25 is 1.0 on rank 0, 0.875 on rank 1",
+    "seed": "Maple.fit is not the same on all ranks: seed is 0 on rank 0, 1 on rank 1",
+    "inner steps": "Maple.fit is not the same on all ranks: inner.steps is 3 on rank 0, 4 on rank 1",
+    "learning rate": "the inner run is not the same on all ranks: inner.optimizer.lr is 0.5 on rank 0, 1.5 on rank 1",
+    "learning rate of an inner run alone": "the inner run is not the same on all ranks: inner.optimizer.lr is 0.5 on",
+    "learning rate of w": "the outer state is not the same on all ranks: the optimizer of weights.lr is 0.1 on rank 0",
+    "model": "the model is not the same on all ranks: parameter '0.weight' is torch.float64 (2, 2) on rank 0, torch.",
+    "prior": "Maple.fit is not the same on all ranks: prior is steelyard.reweight.priors.Prior(probabilities=torch.",
+    "journal": "the journal is not the same on all ranks: journal.every is 1 on rank 0, 2 on rank 1",
+    "environments": "Maple.fit is not the same on all ranks: train.environment is torch.int64 (n) on rank 0, None on r",
+    "dtype": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch.float32 (",
+    "labels": "Maple.fit is not the same on all ranks: train.targets is torch.int64 (n) on rank 0, torch.float64 (n) o",
+    "shape": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch.float64",
+    "no samples": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch",
+    "weight's dtype": "the inner run is not the same on all ranks: inner.weight is torch.float64 on rank 0, torch.flo",
+    "loop's learning rate": "the record is not the same on all ranks: optimizer.lr is 0.1 on rank 0, 0.2 on rank 1",
+    "loop's dtype": "the model is not the same on all ranks: parameter '0.weight' is torch.float64 (5, 4) on rank 0",
+    "estimator": "the hypergradient is not the same on all ranks: steps is 1 on rank 0, 2 on rank 1",
+    "calls": "the ranks make different calls: all must make the same ones in the same order",
+    "named calls": "the ranks make different calls: all must make the same ones in the same order (the model on ",
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_ranks_that_were_given_different_things_all_say_what_differs(name: str, found: list[dict[str, Any]]) -> None:
+    """At once, and all are in step afterwards: the cases that follow in the same processes are right."""
+    first, second = (of_rank["said"][name] for of_rank in found)
+    assert first == second
+    assert first.startswith(f"RankError: {DIFFERS[name]}")
+    assert "rank 1" in first or name == "calls"
 
 
 def test_a_killed_rank_ends_the_run_and_the_run_goes_on(
@@ -189,6 +227,34 @@ def test_a_failure_of_one_rank_is_told_on_all() -> None:
     assert str(first) == "rank 1: OverflowError: größer than 1"
     assert (type(second), str(second)) == (OverflowError, "größer than 1")
     assert (type(third), str(third)) == (OverflowError, "größer than 2")
+
+
+def test_what_ranks_are_to_have_in_common() -> None:
+    """One number a rank where they agree; else all have the same words, of any number of ranks and of any text."""
+
+    def body(ranks: Threads, *differ: int) -> tuple[int, str]:
+        facts = {"steps": 8, "name": "a" * 300, "größe": "1" if ranks.rank in differ else "\udc80"}
+        try:
+            ranks.agree("the run", facts)
+        except RankError as error:
+            return ranks.asked, str(error)
+        return ranks.asked, ""
+
+    assert in_threads(3, body) == [(1, "")] * 3
+    (_, said), *others = in_threads(7, lambda ranks: body(ranks, 2, 5))
+    assert {other for _, other in others} == {said}
+    assert said == (
+        "the run is not the same on all ranks: größe is \udc80 on ranks 0, 1, 3, 4 and 6, 1 on ranks 2 and 5; give all "
+        "ranks the same"
+    )
+    ALONE.agree("the run", {"anything": object()})
+
+
+def test_a_device_of_its_own_on_every_rank_is_no_difference() -> None:
+    for one, other in (("cuda:0", "cuda:1"), (torch.device("cuda", 0), torch.device("cuda", 3))):
+        assert described(partial(torch.nn.Linear, device=one)) == described(partial(torch.nn.Linear, device=other))
+    assert described("cuda:0") != described("cpu:0")
+    assert described("risk: 1") != described("risk: 2")
 
 
 @pytest.mark.parametrize("mask", [Mask(), Mask("relaxed", temperature=0.5)], ids=["identity", "relaxed"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._agreement import optimizer_settings, sample_kinds
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Objective, WeightedLoss
@@ -106,6 +107,7 @@ class Recorder:
             )
         self._window: deque[Step] = deque()
         self._pending: Step | None = None
+        self._agreed = False
         self._after: list[Guard] = []
         self._mark = torch.zeros(0, dtype=torch.int64)
         self._handles = [
@@ -140,11 +142,15 @@ class Recorder:
             ValueError: `weight` does not fit the batch.
             RuntimeError: the recorder is closed; on several ranks, the forward pass mixed samples (BatchNorm in
                 training mode).
+            RankError: at the first loss, the ranks differ in settings of the optimizer, the objective or the recorder,
+                or in the types of their samples.
 
         A loss that no step follows (one that was only read, or whose step a `GradScaler` skipped) is replaced by the
         next.
         """
         self._check(batch, weight)
+        if not self._agreed:
+            self._agree(batch, weight)
         for earlier in self._window:  # before this forward pass takes memory of its own
             earlier.gradient = earlier.tape = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
@@ -183,6 +189,15 @@ class Recorder:
             step.tape.listening = not step.coupled
         self._pending = step
         return value
+
+    def _agree(self, batch: Batch, weight: Tensor) -> None:
+        """Raise RankError if the ranks would not take the same steps of the same loss."""
+        objective, self._agreed = self._objective, True
+        if isinstance(objective, WeightedLoss):
+            facts = {"steps": self._steps, "storage": self._storage, "normalise": objective.normalise}
+            facts |= {"regulariser given": objective.regulariser is not None, "weight": weight.dtype}
+            facts |= {**optimizer_settings("optimizer", self._optimizer), **sample_kinds("batch", batch)}
+            objective.ranks.agree("the record", facts)
 
     def _evaluate(self, objective: Objective, batch: Batch, weight: Tensor) -> tuple[Tensor, Tape | None]:
         """Return the inner loss and, where asked for and possible, the tape of its forward pass."""

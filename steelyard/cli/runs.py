@@ -15,6 +15,7 @@ from steelyard.cli.shared import (
     every,
     progress_bars,
     read_runs,
+    seconds,
     set_threads,
     stoppable,
     watcher,
@@ -76,6 +77,7 @@ def run(
     data_root: Path | None = None,
     download: bool = False,
     threads: int = 0,
+    rank_timeout: float | None = None,
 ) -> None:
     """Carry out a recipe, a run directory for each seed.
 
@@ -102,9 +104,11 @@ def run(
         data_root: where data sets lie (default: $STEELYARD_DATA).
         download: let the data set be downloaded to the data root.
         threads: torch threads; 0 leaves torch's own choice.
+        rank_timeout: seconds that one of several processes waits for another that is silent (default: torch's own, 30
+            minutes, with GPUs 10); more where the first takes longer to load the data.
     """
     set_threads(threads)
-    steps = every(checkpoint_every)
+    steps, waiting = every(checkpoint_every), seconds("--rank-timeout", rank_timeout)
     recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
     places = [folder / f"seed{one.seed}" for one in recipes]
@@ -114,8 +118,9 @@ def run(
             check_directory(place, overwrite, resume)
 
     runs = []
-    with launched(recipes[0].device) as ranks:
+    with launched(recipes[0].device, waiting) as ranks:
         console = Console(quiet=ranks.rank > 0)
+        ranks.agree("steelyard run", {"the recipe": recipe, "--seeds": [one.seed for one in recipes]})
         ranks.together(lambda: check() if ranks.rank == 0 else None)
         with progress_bars(console) as bars, stoppable(bars) as stop:
             watch = watcher(bars, len(recipes))

@@ -33,12 +33,14 @@ __all__ = [
     "every",
     "progress_bars",
     "read_runs",
+    "seconds",
     "set_threads",
     "stoppable",
     "watcher",
 ]
 
 _MOST_THREADS = 1024
+_LONGEST = 10_000_000  # seconds: more than a hundred days; torch counts milliseconds
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 
@@ -48,6 +50,13 @@ def every(steps: int) -> int:
     if steps < 1:
         raise UserError(f"--checkpoint-every must be at least 1, got {steps}")
     return steps
+
+
+def seconds(option: str, value: float | None) -> float | None:
+    """Return the option's seconds, or say that they must be positive."""
+    if value is not None and not 0 < value <= _LONGEST:
+        raise UserError(f"{option} must be above 0 and at most {_LONGEST} seconds, got {value:g}")
+    return value
 
 
 def stoppable(bars: Progress) -> AbstractContextManager[Callable[[], int]]:

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from steelyard.experiments.compare import Spread
-from steelyard.experiments.plots import COLOURS, STYLE, svg
+from steelyard.experiments.plots import COLOURS, STYLE, svg, wrapped
 
 __all__ = ["Bars", "accuracy_bars"]
 
 BAR, GAP = 0.38, 0.02  # heights, where a method has 1
-LINE, MARGIN = 0.36, 1.15  # inches: of a method, and of titles and axis labels together
+LINE, MARGIN = 0.36, 1.15  # inches: of a method (at least), and of titles and axis labels together
 PALETTE = (COLOURS[0], COLOURS[4], COLOURS[2])  # dark, light, between: told apart in grey too
 
 
@@ -40,7 +40,9 @@ def accuracy_bars(panels: Sequence[Bars], title: str) -> str:
     methods = list(panels[0].methods)
     series = list(dict.fromkeys(name for bars in panels[0].methods.values() for name in bars))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, MARGIN + LINE * len(methods)))
+        names = [wrapped(name, 30) for name in methods]
+        height = max(LINE, 0.17 * (1 + max(name.count("\n") for name in names)))
+        figure = Figure(figsize=(9.2, MARGIN + height * len(methods)))
         drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(drawn, panels, strict=True):
             for place, one in enumerate(series):
@@ -49,9 +51,9 @@ def accuracy_bars(panels: Sequence[Bars], title: str) -> str:
                 spreads = [panel.methods[methods[line]][one] for line in lines]
                 _series(axes, [line + shift for line in lines], spreads, PALETTE[place], one)
             axes.set(xlim=(0, 100), xlabel=panel.title)
-            axes.xaxis.set_major_locator(MultipleLocator(20))
+            axes.xaxis.set_major_locator(MultipleLocator(20 if len(panels) == 1 else 50))
             axes.grid(visible=False, axis="y")
-        drawn[0].set_yticks(range(len(methods)), methods)
+        drawn[0].set_yticks(range(len(methods)), names)
         drawn[0].set_ylim(len(methods) - 0.4, -0.6)
         figure.suptitle(title, fontsize=12)
         figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

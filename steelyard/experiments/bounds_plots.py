@@ -58,7 +58,8 @@ def _coverage(table: pandas.DataFrame, path: Path) -> None:
                 axes.text(float(allowed.max()) * 1.02, y, f"{rate:.2%}", va="center", color=_GREY, fontsize=9)
             axes.axvline(0, color=_GREY, linewidth=0.8)
             axes.set(yticks=place, yticklabels=rows["corruption"], title=f"s = {s}, q = {q}", xlabel="loss")
-            axes.set_xlim(min(-0.03, float(rows["needed"].min()) - 0.02), float(allowed.max()) * 1.28)
+            top = float(allowed.max())
+            axes.set_xlim(min(0.0, float(rows["needed"].min())) - 0.06 * top, top * 1.28)
             axes.invert_yaxis()
         draws, n = int(shown["draws"].iloc[0]), int(shown["n"].iloc[0])
         figure.suptitle(
@@ -153,17 +154,17 @@ def _terms(table: pandas.DataFrame, path: Path) -> None:
 
 def _certificates(table: pandas.DataFrame, path: Path) -> None:
     """DR-IS's radius against what was needed, and the share of certified splits."""
-    with _figure(path, 9.2, 3.6) as figure:
+    with _figure(path, 9.2, 4.2) as figure:
         left, right = figure.subplots(1, 2)
         left.plot(table["proxies"], table["radius"], "o-", color=COLOURS[0], label="radius t")
         left.plot(table["proxies"], table["needed"], "s-", color=COLOURS[1], label="needed in 95% of ensembles")
         left.axhline(float(table["gap"].iloc[0]) / 2, color=_GREY, linestyle=":", label="half of the gap")
         left.set(xscale="log", yscale="log", xlabel="proxies K", ylabel="|D − E D|")
-        left.legend(frameon=False)
         right.plot(table["proxies"], table["certified"], "o-", color=COLOURS[2], label="splits certified")
         right.plot(table["proxies"], table["coverage"], "s--", color=COLOURS[0], label="all |D − E D| ≤ t")
         right.set(xscale="log", xlabel="proxies K", ylabel="share of ensembles", ylim=(-0.05, 1.05))
-        right.legend(frameon=False, loc="center left")
+        for axes in (left, right):  # below the lines, which may be anywhere
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, ncols=2)
         figure.suptitle(f"Rank-disagreement certificate, N = {int(table['samples'].iloc[0])}")
 
 

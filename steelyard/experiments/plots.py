@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,21 @@ import matplotlib
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 
-__all__ = ["COLOURS", "STYLE", "accuracy_curves", "distributions", "outer_steps", "svg"]
+__all__ = [
+    "COLOURS",
+    "STYLE",
+    "accuracy_curves",
+    "distributions",
+    "legend_below",
+    "outer_steps",
+    "plain_number",
+    "svg",
+    "wrapped",
+]
 
 # Okabe and Ito's palette: readers with any common colour vision tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,6 +47,8 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 Curves = Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]
 """Name -> one (steps, values) for each seed."""
 
@@ -48,11 +63,12 @@ def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float |
         reference: height of a dashed line, the accuracy of the oracle.
         band: draw the range; the bands of many names hide each other.
     """
+    names = [wrapped(name, 40) for name in curves]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, max(4.2, 0.27 * (len(curves) + 2))))  # as high as the legend
+        figure = Figure(figsize=(9.2, 4.2))
         axes = figure.subplots()
         grid = np.linspace(0, 100, 201)
-        for number, (colour, (name, seeds)) in enumerate(zip(_cycle(len(curves)), curves.items(), strict=True)):
+        for number, (colour, name, seeds) in enumerate(zip(_cycle(len(curves)), names, curves.values(), strict=True)):
             values = np.stack([np.interp(grid, 100 * np.array(x) / x[-1], y) for x, y in seeds])
             first = max(100 * x[0] / x[-1] for x, _ in seeds)  # no line before the first evaluation
             shown = grid >= first
@@ -64,8 +80,9 @@ def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float |
                 axes.fill_between(grid[shown], low, high, color=colour, alpha=0.15, linewidth=0)
         if reference is not None:
             axes.axhline(reference, color="#475467", linestyle="--", linewidth=1.2, label="oracle without colour")
-        axes.set(xlabel="share of the run done (%)", ylabel=y_label, title=title, xlim=(0, 100), ylim=(0, 1))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.set(xlabel="share of the run done (%)", ylabel=y_label, xlim=(0, 100), ylim=(0, 1))
+        figure.suptitle(title, fontsize=12)  # over all of the figure, which is wider than the axes
+        legend_below(figure, axes)
         return svg(figure)
 
 
@@ -111,7 +128,7 @@ def outer_steps(histories: Mapping[str, Sequence[Mapping[str, float]]], count: i
         norms.set(xlabel="outer step", title="gradient norm")
         if all(np.isfinite(line.get_ydata()).any() and np.nanmin(line.get_ydata()) > 0 for line in norms.get_lines()):
             norms.set_yscale("log")
-        figure.legend(*risk.get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
+        legend_below(figure, risk)
         return svg(figure)
 
 
@@ -136,12 +153,69 @@ def _histogram(
     axes.set(xlabel=f"{label} (dotted: mean)", ylabel="share of the samples (%)", xlim=span)
 
 
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Put the legend of `axes` below all axes of the figure, which grows by its height: it takes no room from them."""
+    handles, labels = axes.get_legend_handles_labels()
+    heights = [label.count("\n") + 1 for label in labels]
+    widest = max((len(line) for label in labels for line in label.splitlines()), default=0)
+    columns = max(1, min(len(labels), int(11 * figure.get_figwidth() / (widest + 7))))  # 11 characters an inch
+    rows = max(1, -(-len(labels) // columns))
+    lines = max((sum(heights[first : first + rows]) for first in range(0, len(labels), rows)), default=0)
+    figure.set_figheight(figure.get_figheight() + 0.24 * lines)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def wrapped(name: str, width: int) -> str:
+    """Return `name` in at most four lines of `width` characters: a long one takes little room from the plot.
+
+    Example:
+        >>> wrapped('maple_100 risk.shape="log" method.beta1=0.9', 26).splitlines()
+        ['maple_100 risk.shape="log"', 'method.beta1=0.9']
+    """
+    return "\n".join(textwrap.wrap(name, width, max_lines=4, placeholder=" …")) or name
+
+
 def _cycle(count: int) -> list[str]:
     return [COLOURS[k % len(COLOURS)] for k in range(count)]
 
 
 def svg(figure: Figure) -> str:
     """Return a figure as SVG text; the caller draws it under `STYLE`."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        _write_plain_numbers(axis)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
+
+
+def _write_plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis without TeX, which `STYLE` would show as it is written, and leave room for."""
+    for formatter, change in (
+        (axis.get_major_formatter(), axis.set_major_formatter),
+        (axis.get_minor_formatter(), axis.set_minor_formatter),
+    ):
+        if isinstance(formatter, LogFormatterMathtext):
+            base = axis.get_transform().base  # type: ignore[attr-defined]
+            change(_PlainLog(base, formatter.labelOnlyBase, formatter.minor_thresholds))
+
+
+class _PlainLog(LogFormatter):
+    """Label the ticks that matplotlib would label, with `plain_number`."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of the tick at `x`, which may be none."""
+        return plain_number(x) if super().__call__(x, pos) else ""
+
+
+def plain_number(x: float) -> str:
+    """Return a tick's number in plain text.
+
+    Example:
+        >>> plain_number(0.001), plain_number(2e-05), plain_number(1e5), plain_number(1e10), plain_number(-1e-7)
+        ('0.001', '2×10⁻⁵', '100,000', '10¹⁰', '−10⁻⁷')
+    """
+    digits, _, exponent = f"{x:,g}".partition("e")
+    if exponent:
+        power = "10" + str(int(exponent)).translate(_RAISED)
+        digits = {"1": power, "-1": f"-{power}"}.get(digits, f"{digits}×{power}")
+    return digits.replace("-", "−")

@@ -51,7 +51,7 @@ from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.replaced import recover, replacing, settle
 from steelyard.experiments.schema import parse, plain
 from steelyard.experiments.selection import check_selection
-from steelyard.experiments.shares import check_model, check_shared, loaded
+from steelyard.experiments.shares import check_alike, check_model, check_shared, loaded
 from steelyard.reweight import Reweighting
 
 __all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
@@ -137,7 +137,7 @@ def execute(
         DataError: the data are not there.
         RecipeError: the recipe selects by groups and the data has none; or several ranks cannot share its method or
             model.
-        RankError: another rank failed or is gone.
+        RankError: another rank failed or is gone, or was given another recipe, other options or other data.
         Stopped: the run was asked to stop.
     """
     _check_device(recipe.device)
@@ -146,6 +146,8 @@ def execute(
     check_shared(recipe, ranks)
     first = ranks.rank == 0
     ranks.together(lambda: recover(directory, SIGNS) if first else None)
+    options = {"overwrite": overwrite, "resume": resume, "checkpoint_every": checkpoint_every}
+    check_alike(ranks, recipe, **options, **{"a finished run there": is_finished(directory)})
     if resume and is_finished(directory):
         check_recipe(directory, recipe)
         done = read_run(directory)

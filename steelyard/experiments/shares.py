@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import steelyard
+from steelyard._agreement import sample_kinds
 from steelyard.bilevel import Batch, Streamed
 from steelyard.distributed import Ranks
 from steelyard.experiments import methods
@@ -17,8 +19,10 @@ from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.schema import plain
+from steelyard.reweight.identity import described
 
-__all__ = ["SHARED", "Shares", "check_model", "check_shared", "loaded"]
+__all__ = ["SHARED", "Shares", "check_alike", "check_model", "check_shared", "loaded"]
 
 SHARED = (
     methods.ERM,
@@ -72,6 +76,21 @@ def check_shared(recipe: Recipe, ranks: Ranks) -> None:
         )
 
 
+def check_alike(ranks: Ranks, recipe: Recipe, **options: object) -> None:
+    """Raise RankError unless all ranks have the same recipe, options, and versions of what computes it."""
+    if ranks.size > 1:
+        versions = {"steelyard": steelyard.__version__, "torch": torch.__version__}
+        ranks.agree("the run", {**dict(_leaves(plain(recipe))), **options, **versions})
+
+
+def _leaves(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
 def check_model(problem: Problem) -> None:
     """Raise RecipeError if the model of `problem` normalises by the batch, and several processes train it."""
     if problem.ranks.size > 1 and any(isinstance(module, _BatchNorm) for module in problem.model().modules()):
@@ -88,16 +107,28 @@ def loaded(load: Callable[[], Splits], ranks: Ranks) -> Splits:
 
     Raises:
         ValueError: a split has fewer samples than there are ranks.
+        RankError: the ranks loaded different data.
     """
     if ranks.size == 1:
         return load()
     own = None
     for first in (True, False):
         turn = first is (ranks.rank == 0)
-        found = ranks.together(lambda turn=turn: _share(load(), ranks) if turn else None)  # type: ignore[misc]
+        found = ranks.together(lambda turn=turn: _loaded(load(), ranks) if turn else None)  # type: ignore[misc]
         own = found or own
     assert own is not None  # every rank had its turn
-    return own
+    ranks.agree("the data", own[1])
+    return own[0]
+
+
+def _loaded(splits: Splits, ranks: Ranks) -> tuple[Shares, dict[str, str]]:
+    """Return this rank's share, and what all ranks must have loaded alike: samples, their types and their labels."""
+    facts = {"classes": str(splits.classes), "environments": str(splits.environments)}
+    for name in ("train", "validation", "test"):
+        data = getattr(splits, name)
+        facts |= {f"samples of {name}": str(len(data)), **sample_kinds(name, data)}
+        facts |= {f"{name}.{field}": described(getattr(data, field)) for field in ("targets", "environment", "group")}
+    return _share(splits, ranks), facts
 
 
 def _share(splits: Splits, ranks: Ranks) -> Shares:

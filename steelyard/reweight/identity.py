@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -22,7 +23,8 @@ __all__ = ["described", "samples", "settings"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by size of an entry in bytes; others are int64
 _PIECE = 1 << 15  # entries at a time: their copy as integers of 64 bits stays in a cache
-_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype)
+_NUMBERED = re.compile(r"[a-z]+:\d+")  # a device
 _NESTED = 8  # levels; deeper, or a cycle, is left out
 
 
@@ -58,6 +60,8 @@ def described(value: object, level: int = 0) -> str:
     deeper = functools.partial(described, level=level + 1)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a budget of 20.0 is one of 20
+    if isinstance(value, torch.device) or (isinstance(value, str) and _NUMBERED.fullmatch(value)):
+        value = str(value).partition(":")[0]  # which of them is each rank's own
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor):

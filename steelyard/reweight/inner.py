@@ -16,9 +16,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steelyard import _check
+from steelyard._agreement import optimizer_settings, sample_kinds
 from steelyard._random import seeded
 from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.distributed import Ranks
+from steelyard.reweight.identity import described, settings
 
 __all__ = ["InnerRun"]
 
@@ -56,7 +58,7 @@ class InnerRun:
 
     Raises (at the call):
         ValueError: weights that are negative, not finite, not aligned with `train`, or zero everywhere.
-        RankError: another rank failed or is gone.
+        RankError: another rank failed or is gone, or was given other settings or samples of other types.
 
     Example:
         >>> from functools import partial
@@ -122,9 +124,11 @@ class InnerRun:
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
-        kept = _kept(train, weight, self.ranks)
         device = train.device
+        self.ranks.together(lambda: _check_weight(train, weight))
         model, optimizer = self._start(device)
+        self._agree(train, weight, optimizer)
+        kept = _kept(weight, self.ranks)
         seed = self.seed if self.restart else self.seed + self._runs
         self._runs += 1
         generator = torch.Generator().manual_seed(seed)
@@ -188,6 +192,15 @@ class InnerRun:
             self._runs, self._restored = self._restored["runs"], None
         return self._model.train(), self._optimizer
 
+    def _agree(self, train: Batch, weight: Tensor, optimizer: Optimizer) -> None:
+        """Raise RankError if the ranks would not take the same steps."""
+        if self.ranks.size == 1:
+            return
+        facts = {name: described(value) for name, value in settings(self).items()}
+        facts |= {**optimizer_settings("optimizer", optimizer), **sample_kinds("train", train)}
+        facts |= {"train's device": train.device.type, "weight": str(weight.dtype)}
+        self.ranks.agree("the inner run", {f"inner.{name}": value for name, value in facts.items()})
+
     def _set_rates(self, optimizer: Optimizer, progress: float) -> None:
         if self.schedule is not None:
             for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
@@ -209,9 +222,8 @@ class InnerRun:
         optimizer.step()
 
 
-def _kept(train: Batch, weight: Tensor, ranks: Ranks) -> Tensor:
+def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
     """Return the positions ``(k,)`` of the samples with weight > 0."""
-    ranks.together(lambda: _check_weight(train, weight))
     positions = (weight > 0).nonzero().flatten()
     if not any(ranks.lengths(len(positions))):
         count = sum(ranks.lengths(len(weight)))

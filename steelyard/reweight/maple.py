@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._agreement import optimizer_settings, sample_kinds
 from steelyard._finite import broken_samples
 from steelyard.bilevel import Batch, Streamed, Truncated
 from steelyard.journal import Journal, Stateful
@@ -191,12 +192,12 @@ class Maple:
         Raises:
             CheckpointError: the journal has a run of other settings or samples; the message names what differs.
             FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
-            RankError: another rank failed or is gone; the run can be gone on with from its journal.
+            RankError: another rank failed or is gone, and the run can be gone on with from its journal; or it was given
+                other settings, or samples of other types.
         """
         ranks = self.inner.ranks
-        for name, data, optional in (("train", train, ()), ("validation", validation, (type(None),))):
-            _check.instance(name, data, (Batch, *optional), "a Batch, as Batch.of(inputs, targets) makes it")
-        _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
+        ranks.together(lambda: _check_given(train, validation, journal))
+        self._agree(train, validation, state, journal, carry)
         journal = Journal(ranks=ranks) if journal is None else journal
         if journal.ranks.size != ranks.size:
             raise ValueError(
@@ -208,6 +209,10 @@ class Maple:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
         identity = {} if journal.path is None else self._identity(journal, train, validation, state)
         state = self.begin(train) if state is None else state
+        made = [optimizer_settings(f"the optimizer of {name}", one) for name, one in state.optimizers.items()]
+        ranks.agree(
+            "the outer state", {"step": state.step, **{name: value for one in made for name, value in one.items()}}
+        )
         target = train if validation is None else validation
         outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast, ranks)
         callbacks = list(callbacks)
@@ -262,10 +267,7 @@ class Maple:
         self, journal: Journal, train: Batch, validation: Batch | None, state: OuterState | None
     ) -> dict[str, str]:
         """Return what the journal knows this run by, the same on every rank; see `fit`."""
-        inner = {f"inner.{name}": value for name, value in settings(self.inner).items()}
-        optimizers = {f"{name}' optimizer": make for name, make in self.optimizers.items() if name in self._learned}
-        own = {**settings(self), **settings(self.constraints), **optimizers, **inner}
-        found = {name: described(value) for name, value in own.items() if name not in ("inner", "constraints")}
+        found = self._settings()
         vouched = len(journal.identity) > 1
         found |= samples("train", train, self.inner.ranks, not vouched)
         found |= {} if validation is None else samples("validation", validation, self.inner.ranks, not vouched)
@@ -273,6 +275,40 @@ class Maple:
             saved = state.state_dict()
             found |= {f"state's {name}": described(saved[name]) for name in ("step", "weights", "probabilities")}
         return found
+
+    def _settings(self) -> dict[str, str]:
+        """Return all settings as text."""
+        inner = {f"inner.{name}": value for name, value in settings(self.inner).items()}
+        optimizers = {f"{name}' optimizer": make for name, make in self.optimizers.items() if name in self._learned}
+        own = {**settings(self), **settings(self.constraints), **optimizers, **inner}
+        return {name: described(value) for name, value in own.items() if name not in ("inner", "constraints")}
+
+    def _agree(
+        self,
+        train: Batch,
+        validation: Batch | None,
+        state: OuterState | None,
+        journal: Journal | None,
+        carry: Mapping[str, Stateful] | None,
+    ) -> None:
+        """Raise RankError if the ranks would not do the same, or hold samples of other types."""
+        ranks = self.inner.ranks
+        if ranks.size == 1:
+            return
+        given = {"state": state is not None, "journal": journal is not None, "carry": sorted(carry or {})}
+        kinds = {**sample_kinds("train", train), **sample_kinds("validation", validation)}
+        # A function is known by its name, which says nothing of what it was made with.
+        course = {
+            f"{name} at {at}": function(at) for at in (0.0, 0.25, 0.75) for name, function in self._courses.items()
+        }
+        facts = {**self._settings(), **given, **kinds, "train's device": train.device.type, **course}
+        ranks.agree("Maple.fit", facts)
+
+    @property
+    def _courses(self) -> dict[str, Callable[[float], float]]:
+        """What changes with progress."""
+        inner = {} if self.inner.schedule is None else {"inner.schedule": self.inner.schedule}
+        return {"budget": self.constraints.budget_at, "schedule": self.schedule, **inner}
 
     def _finite_step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
         """Take one outer step; where it meets a NaN or an infinity, leave the state as it was and say the step."""
@@ -360,6 +396,13 @@ class Maple:
             return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
         model, trajectory = self.inner(train, weight)
         return model, hypergradient(self.estimator, model, trajectory, outer, train)
+
+
+def _check_given(train: Batch, validation: Batch | None, journal: Journal | None) -> None:
+    """Raise TypeError where what `fit` is given is of another kind."""
+    for name, data, optional in (("train", train, ()), ("validation", validation, (type(None),))):
+        _check.instance(name, data, (Batch, *optional), "a Batch, as Batch.of(inputs, targets) makes it")
+    _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
 
 
 def _blamed(outer: OuterRisk, train: Batch) -> str:

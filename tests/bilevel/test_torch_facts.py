@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own: steelyard/bilevel/_forward_mode.py
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_reverse_over_forward_is_wrong_through_training_mode_batch_norm() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()

@@ -190,6 +190,16 @@ def test_groups_and_published_figures_have_columns_of_their_own(runs: list[Run])
     assert "as reported" not in Page(render(runs[:2])).text
 
 
+def test_the_words_below_the_table_are_not_as_wide_as_the_table(runs: list[Run]) -> None:
+    """In the table they would be cut off with it on a narrow screen."""
+    last = runs[0].history[-1]
+    grouped = replace(last.test, group_right=(1, 9), group_count=(40, 10), adjusted_accuracy=0.345)
+    html = render([replace(runs[0], history=(replace(last, test=grouped),))])
+    below = html.split("<tbody>")[1].split("</tbody>")[1]
+    assert below.index("</table>") < below.index("“Selected on validation” takes the step")
+    assert "the lowest accuracy of a group. Seconds are of one run" in re.sub(r"\s+", " ", Page(html).text)
+
+
 def test_the_bar_chart_is_on_the_page(runs: list[Run]) -> None:
     assert 'alt="Test accuracy of each method: mean, standard deviation and every seed"' in render(runs[:1])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel import Batch
 from steelyard.cli import main
-from steelyard.distributed import ALONE, Ranks
+from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits, Waterbirds
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RecipeError
@@ -26,7 +28,7 @@ from steelyard.experiments.parts import parts
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.run import read_run
-from steelyard.experiments.shares import check_model, check_shared, loaded
+from steelyard.experiments.shares import check_alike, check_model, check_shared, loaded
 from steelyard.reweight import Reweighting
 from tests.experiments.layouts import write_waterbirds
 from tests.experiments.shrunk import short, shortened
@@ -186,6 +188,48 @@ def test_the_first_loads_before_the_others_and_each_keeps_its_share(tmp_path: Pa
     assert torch.unique(second.test.environment).tolist() == [0, 1]
     said = in_threads(5, lambda ranks: loaded(lambda: whole, ranks))
     assert str(said[0]) == "the validation split has 4 samples, fewer than the 5 processes; start fewer"
+
+
+def test_processes_with_other_recipes_options_or_data_say_what_differs(tmp_path: Path) -> None:
+    def recipes(ranks: Threads) -> None:
+        fields = [f"method.training.l2=0.{1 + ranks.rank}", f"method.training.steps={3 + ranks.rank}"]
+        check_alike(ranks, short("coloured_digits/erm", *fields), resume=ranks.rank > 0)
+
+    write_waterbirds(tmp_path, counts=FEW)
+    whole = Waterbirds(inputs="images", workers=0).load(0, tmp_path)
+    flipped = replace(whole.train, targets=1 - whole.train.targets)
+
+    def data(ranks: Threads) -> Splits:
+        return loaded(lambda: replace(whole, train=flipped) if ranks.rank else whole, ranks)
+
+    for body, words in (
+        (recipes, "the run is not the same on all ranks: method.training.steps is 3 on rank 0, 4 on rank 1; met"),
+        (data, "the data is not the same on all ranks: train.targets is torch.int64 (9,) "),
+    ):
+        said = in_threads(2, body)
+        assert all(isinstance(error, RankError) and str(error).startswith(words) for error in said), said
+    assert "resume is False on rank 0, True on rank 1" in str(in_threads(2, recipes)[0])
+    check_alike(ALONE, short("coloured_digits/erm"), resume=True)
+
+
+def test_how_long_a_process_waits_is_an_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """One of two that finds no other gives up after the time that it was given; what is no time is refused."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+        monkeypatch.setenv(name, value)
+    waited: list[Any] = []
+
+    def meet(backend: str, timeout: Any) -> None:
+        waited.append((backend, timeout))
+        raise RuntimeError("nobody came")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    assert main(["run", "coloured_digits/erm", "--rank-timeout", "90.5"]) == 1
+    assert "the other processes cannot be met: nobody came" in capsys.readouterr().err
+    assert main(["run", "coloured_digits/erm"]) == 1
+    assert waited == [("gloo", timedelta(seconds=90.5)), ("gloo", None)]
+    for value in ("0", "-1", "nan", "inf", "1e12"):
+        assert main(["run", "coloured_digits/erm", "--rank-timeout", value]) == 2
+        assert "--rank-timeout must be above 0 and at most" in capsys.readouterr().err
 
 
 def test_a_part_of_a_batch_gives_the_gradient_of_the_whole() -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from steelyard.bilevel._forward_mode import dual_level
+
 __all__ = ["Call", "Rule", "rule_for"]
 
 aten = torch.ops.aten
@@ -242,7 +244,7 @@ def _by_forward_mode(call: Call) -> Sequence[Tensor | None]:
             return [dual(one, other) for one, other in zip(value, tangent, strict=True)]
         return value if tangent is None else forward_ad.make_dual(value, tangent)
 
-    with forward_ad.dual_level():
+    with dual_level():
         values = [dual(value, tangent) for value, tangent in zip(call.args, call.tangents, strict=True)]
         if call.op._schema.is_mutable:  # its own copy: what it was given may be read again
             values[0] = torch.clone(values[0])

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import grad, jvp
+from torch.func import grad
 from torch.utils.hooks import RemovableHandle
 
+from steelyard.bilevel._forward_mode import jvp
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.sweep.from_record import ghost, tangents
 from steelyard.bilevel.sweep.graph_record import Recording, Unusable
@@ -213,7 +214,7 @@ def _forward_over_reverse(question: Question) -> Curved:
         found: tuple[Tensor, Tensor] = question.run.replay(question.step, parameters, body, composites=True)
         return found
 
-    (slope, _), (product, values) = cast(Any, jvp)(grad(loss, has_aux=True), (question.at,), (question.along,))
+    (slope, _), (product, values) = jvp(grad(loss, has_aux=True), (question.at,), (question.along,))
     # The graph to whatever else the objective reads (a temperature that requires a gradient, say) is cut.
     return Curved(
         {n: one.detach() for n, one in product.items()}, values.detach(), {n: g.detach() for n, g in slope.items()}

@@ -1,0 +1,146 @@
+"""The wheel and the sdist: every file of the tree is in them, and the wheel works where there is no tree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+_PATIENCE = 600  # seconds until a test gives up on a process that takes some ten on a free machine
+
+_BUILD = """
+import sys
+from setuptools import build_meta as backend
+getattr(backend, f"build_{sys.argv[1]}")(sys.argv[2])
+"""
+
+
+def _tracked() -> list[str]:
+    """The files of the tree, hidden ones aside; those that git tracks where there is a repository."""
+    if (ROOT / ".git").exists():
+        said = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        found = [name for name in said.split("\0") if name and (ROOT / name).is_file()]
+    else:  # an unpacked sdist
+        found = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]
+        found = [name for name in found if not _made(name)]
+    return sorted(name for name in found if not any(part.startswith(".") for part in Path(name).parts))
+
+
+def _made(name: str) -> bool:
+    """Whether a file is not of the tree but of what was built or run in it."""
+    first, *_ = parts = Path(name).parts
+    return first in ("PKG-INFO", "setup.cfg", "build", "dist", "runs", "steelyard.egg-info") or "__pycache__" in parts
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    return _tracked()
+
+
+@pytest.fixture(scope="module")
+def distributions(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An sdist of a copy of the tree, and a wheel of that sdist, as `python -m build` makes them; offline."""
+    place = tmp_path_factory.mktemp("built")
+    for name in tracked:
+        (place / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place / "tree" / name)
+    sdist = _build("sdist", place / "tree", place)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(place, filter="data")
+    return sdist, _build("wheel", place / sdist.name.removesuffix(".tar.gz"), place)
+
+
+def _build(kind: str, tree: Path, place: Path) -> Path:
+    command = [sys.executable, "-W", "ignore", "-c", _BUILD, kind, str(place)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    (built,) = place.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+    return built
+
+
+def test_the_sdist_has_every_file_of_the_tree(distributions: tuple[Path, Path], tracked: list[str]) -> None:
+    """All tests too, with what they read."""
+    with tarfile.open(distributions[0]) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()]
+    assert sorted(name for name in names if not _made(name)) == tracked
+    assert "tests/test_distribution.py" in names
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(
+    distributions: tuple[Path, Path], tracked: list[str]
+) -> None:
+    with zipfile.ZipFile(distributions[1]) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    assert sorted(name for name in names if ".dist-info/" not in name) == [
+        name for name in tracked if name.startswith("steelyard/")
+    ]
+
+
+@pytest.fixture(scope="module")
+def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel in it, as pip installs it."""
+    folder = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    command += ["--disable-pip-version-check", "--target", str(folder), str(distributions[1])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def _run(installed: Path, place: Path, *arguments: str) -> str:
+    """What Python prints in a folder of its own, with the installed wheel before anything else."""
+    settings = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+_RECIPES = """
+import sys
+from pathlib import Path
+import steelyard
+from steelyard.cli import main
+from steelyard.experiments.active.recipe import active_recipe_names, load_active_recipe
+from steelyard.experiments.recipe import load_recipe, recipe_names
+
+assert Path(steelyard.__file__).is_relative_to(sys.argv[1]), steelyard.__file__
+print(len([load_recipe(name) for name in recipe_names()]), "recipes")
+print(len([load_active_recipe(name) for name in active_recipe_names()]), "active recipes")
+short = ["--set", "method.training.steps=4", "--set", "model.hidden=[8]"]
+assert main(["run", "coloured_digits/erm", *short, "--seeds", "0", "--out", "runs"]) == 0
+assert main(["report", "runs/seed0", "--out", "report.html"]) == 0
+assert main(["compare", "runs/seed0", "--out", "compared"]) == 0
+"""
+
+
+def test_recipes_and_the_report_from_the_wheel(installed: Path, tracked: list[str], tmp_path: Path) -> None:
+    said = _run(installed, tmp_path, "-c", _RECIPES, str(installed)).splitlines()
+    recipes = [name for name in tracked if name.startswith("steelyard/") and "/recipes/" in name]
+    active = [name for name in recipes if "/active/" in name]
+    assert f"{len(recipes) - len(active)} recipes" in said
+    assert f"{len(active)} active recipes" in said
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "compared" / "comparison.md").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    _run(installed, tmp_path, "-m", "steelyard", "demo", "--seeds", "0")
+    assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_robust_active_learning_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    short = ["epochs.epochs=1", "schedule.rounds=1", "schedule.per_round=20", "attack.steps=1", "measure.steps=2"]
+    sets = [word for field in short for word in ("--set", field)]
+    command = ["-m", "steelyard", "robust", "--selectors", "rand", "ent", "dre", "--seeds", "0", "--out", "found"]
+    _run(installed, tmp_path, *command, *sets)
+    assert (tmp_path / "found" / "README.md").is_file()
