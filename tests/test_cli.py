@@ -309,7 +309,42 @@ def test_bounds_of_a_loss_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[s
     arguments = ["--losses", str(tmp_path / "losses.npy"), "--s", "8", "--q", "2", "--loss-range", "1.0"]
     assert main(["bounds", *arguments, "--draws", "50", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "terms.csv").is_file()
-    assert "Written" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Written" in out
+    assert "mean loss" in out
+    assert out.count("says nothing, since") == 3
+
+
+def test_bounds_call_nothing_a_certificate_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numpy.save(tmp_path / "losses.npy", numpy.zeros((30, 4000)))
+    arguments = ["bounds", "--losses", str(tmp_path / "losses.npy"), "--loss-range", "1", "--s", "4", "--q", "4"]
+    arguments += ["--draws", "5", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "True" not in out
+    assert out.count("were fixed before the data (which was not said: no certificate)") == 20
+    assert "Of 30 hypotheses those with the lowest bounds; all are in summary.csv" in out
+    assert main([*arguments, "--fixed-before-data"]) == 0
+    out = capsys.readouterr().out
+    assert "False" not in out
+    assert "Hypothesis 0: risk at most 0.0" in out
+
+
+def test_bounds_say_that_a_matrix_may_be_turned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numpy.save(tmp_path / "losses.npy", numpy.random.default_rng(0).random((40, 3)))
+    arguments = [
+        "bounds",
+        "--losses",
+        str(tmp_path / "losses.npy"),
+        "--loss-range",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 2
+    assert "give --transpose" in capsys.readouterr().err
+    assert main([*arguments, "--transpose"]) == 0
+    assert "Hypothesis 2:" in capsys.readouterr().out
 
 
 def test_bounds_of_a_loss_matrix_leave_the_committed_tables_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +363,12 @@ def test_bounds_options_that_need_losses(option: str, value: str, capsys: pytest
     assert main(["bounds", option, value]) == 2
     assert f"{option} is about a loss matrix: give --losses" in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("flag", ["--transpose", "--fixed-before-data"])
+def test_bounds_flags_that_need_losses(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bounds", flag]) == 2
+    assert f"{flag} is about a loss matrix: give --losses" in capsys.readouterr().err
 
 
 def test_bounds_names_the_condition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

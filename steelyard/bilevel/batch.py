@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 
 __all__ = ["Batch"]
 
@@ -19,18 +20,20 @@ __all__ = ["Batch"]
 class Batch:
     """Some samples: inputs, targets and their global ids; where known, environment and group.
 
-    A whole in-memory data set is a `Batch` too.
+    A whole in-memory data set is a `Batch` too. Arrays, lists and what pandas has are taken as by `torch.as_tensor`,
+    ids of any integer type as int64.
 
     Attributes:
         inputs: ``(batch, ...)``.
-        targets: ``(batch, ...)``, class indices ``(batch,)`` for classification.
+        targets: ``(batch, ...)``, class indices ``(batch,)`` for classification; integers become int64, which torch's
+            losses ask for (but bytes of more than one axis stay, as images have them).
         index: ``(batch,)`` int64, the global sample ids: the positions in the data set's weight vector.
         environment: ``(batch,)`` int64 environment ids, or None where unknown.
         group: ``(batch,)`` int64 group ids (label x attribute), or None where unknown.
 
     Raises:
         ValueError: the fields differ in length, `index` has a negative id, or ids are not ``(batch,)``.
-        TypeError: a field that is no tensor, ids that are no integers.
+        TypeError: a field that no tensor can be made of, ids that are no integers.
 
     Example:
         >>> data = Batch.of(torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
@@ -45,7 +48,8 @@ class Batch:
     group: Int[Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _check.store(self, inputs=_rows("inputs", self.inputs))
+        labels_as_tensors(self)
         _check.same_length(**{field.name: getattr(self, field.name) for field in fields(Batch)})
         if len(self.index) and int(self.index.min()) < 0:
             raise ValueError(f"index holds global sample ids >= 0, got {int(self.index.min())}")
@@ -53,15 +57,16 @@ class Batch:
     @classmethod
     def of(
         cls,
-        inputs: Tensor,
-        targets: Tensor,
+        inputs: Tensor | Numbers,
+        targets: Tensor | Numbers,
         *,
-        environment: Tensor | None = None,
-        group: Tensor | None = None,
+        environment: Tensor | Numbers | None = None,
+        group: Tensor | Numbers | None = None,
     ) -> Batch:
         """Make a whole data set: ids 0 .. n-1 in the order given."""
-        index = torch.arange(_rows("inputs", inputs), device=inputs.device)
-        return cls(inputs, targets, index, environment, group)
+        inputs = _rows("inputs", inputs)
+        index = torch.arange(len(inputs), device=inputs.device)
+        return cls(inputs, targets, index, environment, group)  # type: ignore[arg-type]  # they become tensors there
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -71,9 +76,9 @@ class Batch:
         """Where a model finds the inputs."""
         return self.inputs.device
 
-    def take(self, positions: Tensor) -> Batch:
+    def take(self, positions: Tensor | Numbers) -> Batch:
         """Return the samples at `positions` ``(k,)`` of this batch (ids or a boolean mask), ids kept."""
-        positions = _check.tensor("positions", positions).to(self.index.device)
+        positions = row_positions(positions, len(self)).to(self.index.device)
         return self._map(lambda tensor: tensor[positions])
 
     def to(self, device: torch.device | str) -> Batch:
@@ -96,17 +101,33 @@ class Batch:
         return Batch(inputs, targets, index, maybe(self.environment), maybe(self.group))
 
 
-def _check_fields(batch: Batch) -> None:
-    for name in ("inputs", "targets"):
-        _rows(name, getattr(batch, name))
+def labels_as_tensors(batch: Batch) -> None:
+    """Make tensors of the targets and ids of a batch in the making; TypeError or ValueError where that cannot be."""
+    _check.store(batch, targets=_as_labels(_rows("targets", batch.targets)))
     for name in ("index", "environment", "group"):
         ids = getattr(batch, name)
         if ids is not None or name == "index":
-            _check.integers(name, ids)
+            _check.store(batch, **{name: _check.integers(name, ids)})
 
 
-def _rows(name: str, values: Tensor) -> int:
-    """Return how many rows there are; TypeError or ValueError if `values` is no tensor that has any."""
-    if not _check.tensor(name, values).ndim:
-        raise ValueError(f"{name} must have a row for each sample, got a number, {values.item()}")
-    return values.shape[0]
+def row_positions(positions: Tensor | Numbers, count: int) -> Tensor:
+    """Return positions among `count` rows as int64 ``(k,)``, or a boolean mask of them as it is."""
+    found = _check.tensor("positions", positions, ("k",))
+    if found.dtype != torch.bool:
+        return _check.integers("positions", positions)
+    if len(found) != count:
+        raise ValueError(f"positions is a mask of {len(found)} entries, but there are {count} samples")
+    return found
+
+
+def _as_labels(targets: Tensor) -> Tensor:
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return targets.long() if whole and (targets.dtype != torch.uint8 or targets.ndim == 1) else targets
+
+
+def _rows(name: str, values: Tensor | Numbers) -> Tensor:
+    """Return a tensor with rows; TypeError or ValueError if `values` is none and cannot be made one."""
+    found = _check.tensor(name, values)
+    if not found.ndim:
+        raise ValueError(f"{name} must have a row for each sample, got a number, {found.item()}")
+    return found

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.replay import dot
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
@@ -100,7 +101,7 @@ class Implicit:
         self,
         trajectory: Trajectory,
         outer: Outer,
-        index: Int[Tensor, " k"] | None = None,
+        index: Int[Tensor, " k"] | Numbers | None = None,
         samples: Batch | None = None,
     ) -> Float[Tensor, " k"]:
         """Return d outer / d w_i; the arguments are those of `Truncated`.
@@ -115,7 +116,7 @@ class Implicit:
         self,
         trajectory: Trajectory,
         outer: Outer,
-        index: Int[Tensor, " k"] | None = None,
+        index: Int[Tensor, " k"] | Numbers | None = None,
         samples: Batch | None = None,
     ) -> tuple[Float[Tensor, " k"], SolverReport]:
         """Return the hypergradient and what the solver says of it, without a warning."""

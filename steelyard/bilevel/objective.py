@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -12,13 +13,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, Ranks
 
-__all__ = ["Objective", "SampleLoss", "WeightedLoss"]
+__all__ = ["Objective", "SampleLoss", "WeightedLoss", "check_rows"]
 
 SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, targets) -> (batch,)``, for example ``partial(F.cross_entropy, reduction="none")``."""
+
+_TRIED = 7  # rows whose losses are taken alone too
+
+Shapes: TypeAlias = tuple[torch.Size, torch.Size]
 
 Normalise: TypeAlias = Literal["weights", "batch", "none"]
 
@@ -56,8 +62,9 @@ class WeightedLoss:
         ranks: the processes that train the model together, see `Processes`.
 
     Raises:
-        ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or (for
-            ``"weights"``) weights whose sum is not positive and finite, with the weight that is to blame.
+        ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or that takes every output
+            with every target (``(n, 1)`` and ``(n,)`` broadcast); weights that are not ``(batch,)``, or (for
+            ``"weights"``) whose sum is not positive and finite, with the weight that is to blame.
         TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient.
 
     Example:
@@ -83,9 +90,13 @@ class WeightedLoss:
         self.regulariser = regulariser
         self.ranks = ranks
         self._divisor: Tensor | float | int | None = None
+        self._matched: set[Shapes] = set()
 
-    def __call__(self, model: nn.Module, batch: Batch, weight: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch, weight: Tensor | Numbers) -> Tensor:
         """Return the scalar inner loss of `batch` under `weight` ``(batch,)``."""
+        weight = _check.tensor("weight", weight, ("batch",))
+        if len(weight) != len(batch):
+            raise ValueError(f"weight must have an entry for each of the {len(batch)} samples, got {len(weight)}")
         return self.reduce(model, self.sample_losses(model, batch), weight)
 
     def reduce(self, model: nn.Module, losses: Tensor, weight: Tensor) -> Tensor:
@@ -101,6 +112,7 @@ class WeightedLoss:
         outputs = model(batch.inputs)
         if isinstance(outputs, Tensor) and outputs.dtype in (torch.bfloat16, torch.float16):
             outputs = outputs.float()
+        check_rows(self.loss, outputs, batch.targets, self._matched)
         losses = self.loss(outputs, batch.targets)
         if losses.shape != (len(batch),):
             raise ValueError(
@@ -166,3 +178,69 @@ def _check_total(total: Tensor, weight: Tensor, of: str, remedy: str = "") -> No
     if len(weight) and (least := float(weight.detach().min())) < 0:
         raise ValueError(f"weight must be >= 0, the smallest is {least}, and the sum {value}")
     raise ValueError(f'the weights of {of} sum to {value}: normalise="weights" needs a positive, finite sum{remedy}')
+
+
+def check_rows(loss: SampleLoss, outputs: object, targets: Tensor, matched: set[Shapes] | None = None) -> None:
+    """Raise ValueError if `loss` would take the outputs of one sample with the targets of others, by broadcasting.
+
+    ``outputs - targets`` of the shapes ``(n, 1)`` and ``(n,)`` is ``(n, n)``, and a mean over its columns one number a
+    sample, of nothing that was meant. Shapes alone do not tell, for a loss may squeeze the outputs. So where they can
+    broadcast the loss is tried on a few rows.
+
+    Args:
+        loss: the loss of every sample.
+        outputs: of the model.
+        targets: ``(n, ...)``.
+        matched: shapes of a row for which this loss is known to take the rows one by one; those found are added.
+    """
+    count = len(targets)
+    if not isinstance(outputs, Tensor) or count < 2:
+        return
+    if not outputs.ndim or (len(outputs) == 1 and count not in outputs.shape):
+        raise ValueError(
+            f"the model gave outputs of the shape {tuple(outputs.shape)} for {count} samples: it must give each a row"
+        )
+    shapes = outputs.shape[1:], targets.shape[1:]
+    if not _can_broadcast(outputs, targets) or (matched is not None and shapes in matched):
+        return
+    devices = [outputs.device] if outputs.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, that two sizes differ
+        crossed = _crosses_rows(loss, outputs.detach(), targets)
+    if crossed:
+        both = tuple(torch.broadcast_shapes(outputs.shape, targets.shape))
+        raise ValueError(
+            f"loss takes every output with every target: outputs {tuple(outputs.shape)} and targets "
+            f"{tuple(targets.shape)} broadcast to {both}; give them one shape, by outputs.reshape(targets.shape) in "
+            "the loss, say"
+        )
+    if crossed is False and matched is not None:
+        matched.add(shapes)
+
+
+def _can_broadcast(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether torch would broadcast the rows of the one along a later axis of the other."""
+    few, many = sorted((outputs.shape, targets.shape), key=len)
+    aligned = many[len(many) - len(few) :]
+    return len(few) < len(many) and all(
+        one == two or one == 1 or two == 1 for one, two in zip(few, aligned, strict=True)
+    )
+
+
+def _crosses_rows(loss: SampleLoss, outputs: Tensor, targets: Tensor) -> bool | None:
+    """Return whether a loss mixes rows that can broadcast; None if these rows cannot tell (their targets are alike)."""
+    wide = outputs if outputs.ndim > targets.ndim else targets
+    single = wide.shape[abs(outputs.ndim - targets.ndim)] == 1
+    try:  # One row of outputs is missing. Who takes the rows one by one cannot go on.
+        loss(outputs[[0, 0]], targets[[0, 0, 0]]) if single else loss(outputs[:-1], targets)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+        return False
+    unlike = (targets != targets[:1]).reshape(len(targets), -1).any(1).nonzero()[:_TRIED, 0].tolist()
+    few = [0, *unlike]
+    together = loss(outputs[few], targets[few]) if single else loss(outputs, targets)
+    apart = [loss(outputs[[row]], targets[[row]]) for row in few]
+    if together.shape != (len(few if single else targets),) or any(one.shape != (1,) for one in apart):
+        return True  # the pairs themselves
+    if not torch.allclose(together if single else together[few], torch.cat(apart), equal_nan=True):
+        return True
+    return False if unlike else None

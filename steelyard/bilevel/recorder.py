@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard._agreement import optimizer_settings, sample_kinds
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Objective, WeightedLoss
@@ -131,7 +132,7 @@ class Recorder:
         self._window.clear()
         self._pending = None
 
-    def loss(self, batch: Batch, weight: Tensor) -> Tensor:
+    def loss(self, batch: Batch, weight: Tensor | Numbers) -> Tensor:
         """Return ``objective(model, batch, weight)`` and note what is needed to replay it.
 
         Args:
@@ -148,6 +149,7 @@ class Recorder:
         A loss that no step follows (one that was only read, or whose step a `GradScaler` skipped) is replaced by the
         next.
         """
+        weight = weight if isinstance(weight, Tensor) else _check.floats("weight", weight)
         self._check(batch, weight)
         if not self._agreed:
             self._agree(batch, weight)

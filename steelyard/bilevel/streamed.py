@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard._workers import worker_context
-from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.batch import Batch, labels_as_tensors, row_positions
 
 __all__ = ["MemoryMapped", "Streamed"]
 
@@ -49,15 +50,16 @@ class Streamed(Batch):
     workers: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
+        labels_as_tensors(self)
         _check.same_length(rows=self.rows, **{one.name: getattr(self, one.name) for one in fields(Batch)})
 
     @staticmethod
     def of(  # type: ignore[override]
         dataset: Any,
-        targets: Tensor,
+        targets: Tensor | Numbers,
         *,
-        environment: Tensor | None = None,
-        group: Tensor | None = None,
+        environment: Tensor | Numbers | None = None,
+        group: Tensor | Numbers | None = None,
         chunk: int = 8192,
         workers: int = 0,
     ) -> Streamed:
@@ -78,6 +80,7 @@ class Streamed(Batch):
             ValueError: lengths differ.
         """
         count = len(dataset)
+        targets = _check.tensor("targets", targets)
         if count != len(targets):
             raise ValueError(f"targets has {len(targets)} entries, but dataset has {count} items; give one an item")
         first = _Rows(dataset)[torch.arange(min(1, count))] if count else torch.empty(0)
@@ -86,8 +89,8 @@ class Streamed(Batch):
             torch.empty((count, *first.shape[1:]), dtype=first.dtype, device="meta"),
             targets,
             index,
-            environment,
-            group,
+            environment,  # type: ignore[arg-type]  # they become tensors there
+            group,  # type: ignore[arg-type]
             rows=torch.arange(count),
             chunk=_check.integer("chunk", chunk, low=1),
             workers=_check.integer("workers", workers, low=0),
@@ -117,8 +120,9 @@ class Streamed(Batch):
         """Yield the samples in order, as evaluation sees them, in pieces of at most `size` (and at most `chunk`)."""
         return self.at(iter(torch.arange(len(self)).split(min(size or self.chunk, self.chunk))))
 
-    def take(self, positions: Tensor) -> Batch:
+    def take(self, positions: Tensor | Numbers) -> Batch:
         """Return the samples at `positions` (ids or a mask) with their inputs in memory, as evaluation sees them."""
+        positions = row_positions(positions, len(self))
         chosen = positions.nonzero().flatten() if positions.dtype == torch.bool else positions
         inputs = torch.empty((len(chosen), *self.inputs.shape[1:]), dtype=self.inputs.dtype, device=self.device)
         places = inputs.split(self.chunk) if len(chosen) else ()

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.precise import precise_gradient, widened
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
@@ -97,7 +98,7 @@ class Truncated:
         self,
         trajectory: Trajectory,
         outer: Outer,
-        index: Int[Tensor, " k"] | None = None,
+        index: Int[Tensor, " k"] | Numbers | None = None,
         samples: Batch | None = None,
     ) -> Float[Tensor, " k"]:
         """Return d outer / d w_i for the samples asked for.

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.storage import backward
@@ -71,7 +72,7 @@ class Unrolled:
         self,
         trajectory: Trajectory,
         outer: Outer,
-        index: Int[Tensor, " k"] | None = None,
+        index: Int[Tensor, " k"] | Numbers | None = None,
         samples: Batch | None = None,
     ) -> Float[Tensor, " k"]:
         """Return d outer / d w_i for the samples of the window; the arguments are those of `Truncated`."""

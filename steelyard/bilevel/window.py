@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of, quick_dot
@@ -185,7 +187,7 @@ def check_detached(run: Trajectory) -> None:
         )
 
 
-def ids_of(run: Trajectory, index: Tensor | None) -> Tensor:
+def ids_of(run: Trajectory, index: Tensor | Numbers | None) -> Tensor:
     """Return the ids asked for; those of the window by default.
 
     Raises:
@@ -193,10 +195,12 @@ def ids_of(run: Trajectory, index: Tensor | None) -> Tensor:
     """
     if index is None:
         return run.index
-    if not isinstance(index, Tensor) or index.dtype == torch.bool or index.is_floating_point() or index.ndim != 1:
-        got = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"index must be a tensor (k,) of global sample ids, int64, got {got}")
-    return index
+    index = _check.tensor("index", index)
+    if index.dtype == torch.bool or index.is_floating_point() or index.ndim != 1:
+        raise TypeError(
+            f"index must be a tensor (k,) of global sample ids, int64, got {index.dtype} {tuple(index.shape)}"
+        )
+    return index.long()
 
 
 def _same_rows(batch: Batch, samples: Batch) -> Tensor | None:

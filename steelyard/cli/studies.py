@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pandas import DataFrame
 from rich.console import Console
 from rich.markup import escape
 
@@ -13,10 +14,14 @@ from steelyard.experiments.errors import UserError
 
 __all__ = ["bounds", "priors"]
 
+_MOST_SHOWN = 20  # hypotheses
+
 
 def bounds(
     out: Path | None = None,
     losses: Path | None = None,
+    transpose: bool = False,
+    fixed_before_data: bool = False,
     clean: Path | None = None,
     s: int | None = None,
     q: int | None = None,
@@ -38,11 +43,15 @@ def bounds(
     Args:
         out: folder for the tables, the plots and README.md (default: results/theory; with --losses runs/bounds).
         losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet; then only its terms.
+        transpose: the rows of the matrix are samples and its columns hypotheses; needs --losses.
+        fixed_before_data: all hypotheses were fixed before those samples were drawn, so none was trained on them or
+            chosen by them; without this nothing is called a certificate; needs --losses.
         clean: the same for the clean data, where it is known; needs --losses.
         s: batch size (16); needs --losses.
         q: how many of the largest losses of a batch count (4); needs --losses.
         delta: the bound fails with at most this probability (0.05); needs --losses.
-        loss_range: M, the largest possible loss; needs --losses, which needs it.
+        loss_range: M, the most by which two losses of one hypothesis can differ, 1 for the 0-1 loss; needs --losses,
+            which needs it.
         draws: Monte Carlo draws (1000); needs --losses.
         quick: smaller experiments, for a look; not with --losses.
         seed: of all random draws.
@@ -54,18 +63,39 @@ def bounds(
     check_seeds("--seed", [seed])
     settings = {"clean": clean, "s": s, "q": q, "delta": delta, "loss_range": loss_range, "draws": draws}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    if losses is None and given:
-        option = next(iter(given)).replace("_", "-")
+    flags = {"transpose": transpose, "fixed_before_data": fixed_before_data}
+    asked = [*given, *(name for name, value in flags.items() if value)]
+    if losses is None and asked:
+        option = asked[0].replace("_", "-")
         raise UserError(f"--{option} is about a loss matrix: give --losses FILE too, or leave it out")
     if losses is not None and quick:
         raise UserError("--quick is about the experiments, which --losses leaves out: give one of them")
     folder = out or Path("results/theory" if losses is None else "runs/bounds")
     check_writable("--out", folder)
-    tables = run_bounds(folder, quick=quick, losses=losses, seed=seed, **given)
     console = Console()
+    tables = run_bounds(
+        folder,
+        quick=quick,
+        losses=losses,
+        transpose=transpose,
+        fixed=fixed_before_data,
+        seed=seed,
+        warn=lambda hint: console.print(hint, markup=False, soft_wrap=True),
+        **given,
+    )
     if losses is not None:
-        console.print(as_table(tables["terms"]))
+        _print_summary(console, tables["summary"])
     console.print(f"Written: {folder}", markup=False, soft_wrap=True)
+
+
+def _print_summary(console: Console, summary: DataFrame) -> None:
+    """Print what the bound says of each hypothesis, of many of those with the lowest."""
+    shown = summary.nsmallest(_MOST_SHOWN, "bound") if len(summary) > _MOST_SHOWN else summary
+    console.print(as_table(shown.drop(columns="sentence")))
+    for hypothesis, sentence in zip(shown["hypothesis"], shown["sentence"], strict=True):
+        console.print(f"Hypothesis {hypothesis}: {sentence}.", markup=False, soft_wrap=True)
+    if len(summary) > _MOST_SHOWN:
+        console.print(f"Of {len(summary)} hypotheses those with the lowest bounds; all are in summary.csv.")
 
 
 def priors(

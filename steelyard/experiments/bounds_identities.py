@@ -127,7 +127,7 @@ def certificates(draws: int, proxies: tuple[int, ...], seed: int, advance: Calla
         distances, certified, wrong = [], 0, 0
         for _ in range(draws):
             ranks = theory.block_ranks(blocks, k, generator)
-            distances.append((theory.rank_disagreement(ranks) - expected).abs().max())
+            distances.append((theory.mean_rank_distance(ranks) - expected).abs().max())
             split = theory.certify(ranks, DELTA)
             certified += split.is_certified
             wrong += split.is_certified and not _in_order(expected, split.high)

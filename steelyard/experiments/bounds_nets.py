@@ -24,7 +24,7 @@ from steelyard.experiments.methods import ERM, Maple
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.trainer import train
-from steelyard.reweight import TopQ
+from steelyard.reweight import TopQ, budget_of
 from steelyard.theory import Estimate
 
 __all__ = ["METHODS", "networks", "ramp"]
@@ -100,7 +100,7 @@ def _fit(method: str, data: _Data, seed: int) -> nn.Module:
     if method == "MAPLE":
         settings = load_recipe("coloured_digits/maple", seed=seed).method
         assert isinstance(settings, Maple)
-        share = settings.budget / 1079  # the recipe's share of the whole training set
+        share = budget_of(settings.budget, 1079) / 1079  # the recipe's share of the whole training set
         return replace(settings, budget=round(share * len(data.true))).fit(data.problem, ignore).model
     erm = load_recipe("coloured_digits/erm", seed=seed).method
     assert isinstance(erm, ERM)

@@ -19,7 +19,8 @@ def parse(cls: type[T], table: Any, source: str, path: str = "") -> T:
     """Return a `cls` from `table`.
 
     Field types may be bool, int, float, str, Literal, ``tuple[X, ...]`` or ``tuple[X, Y]``, another dataclass, or a
-    union of dataclasses told apart by their field `name`. A float field takes an int; nothing else is converted.
+    union: of dataclasses told apart by their field `name`, or of numbers and None. A float field takes an int; nothing
+    else is converted.
 
     Args:
         cls: a dataclass.
@@ -64,7 +65,11 @@ def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, source, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
-        return _variant(arguments, value, source, path)
+        if any(dataclasses.is_dataclass(kind) for kind in arguments):
+            return _variant(arguments, value, source, path)
+        if isinstance(value, arguments) and not isinstance(value, bool):
+            return value
+        hint = float  # for the words
     if origin is Literal:
         if value not in arguments:
             raise RecipeError(

@@ -1,7 +1,7 @@
 """Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
 
 from steelyard.reweight.bayesian import BayesianIRM
-from steelyard.reweight.constraints import ConstraintSet, CubicBudget
+from steelyard.reweight.constraints import ConstraintSet, CubicBudget, budget_of
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import OuterRisk
 from steelyard.reweight.inner import InnerRun
@@ -62,6 +62,7 @@ __all__ = [
     "WeightedSum",
     "bernoulli_kl",
     "bernoulli_kl_gradient",
+    "budget_of",
     "keep_probabilities",
     "pool",
     "project_ball",

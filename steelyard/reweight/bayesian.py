@@ -44,8 +44,8 @@ class BayesianIRM(Risk):
     draws: int = 10
 
     def __post_init__(self) -> None:
-        _check.in_range("spread", self.spread, low=0.0)
-        _check.integer("draws", self.draws, low=1)
+        spread, draws = _check.in_range("spread", self.spread, low=0.0), _check.integer("draws", self.draws, low=1)
+        _check.store(self, spread=spread, draws=draws)
         _check.generator("generator", self.generator)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +13,32 @@ from steelyard import _check
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.projections import project_ball, project_box_simplex
 
-__all__ = ["ConstraintSet", "CubicBudget"]
+__all__ = ["Budget", "ConstraintSet", "CubicBudget", "budget_of"]
+
+Budget: TypeAlias = float | int | Callable[[float], float] | None
+
+
+def budget_of(budget: float | int | None, n: int) -> float:
+    """Return K, the number of samples that a budget keeps of `n`.
+
+    What a budget means everywhere: in (0, 1) it is a share of the samples, from 1 on a number of them (so 1.0 is one
+    sample, and 0 none), and None is all.
+
+    Raises:
+        TypeError, ValueError: it is not a real number, not finite, or negative.
+
+    Example:
+        >>> [budget_of(budget, 200) for budget in (0.25, 1.0, 50, None)]
+        [50.0, 1.0, 50.0, 200.0]
+    """
+    if budget is None:
+        return float(n)
+    number = _check.in_range("budget", budget, low=0.0)
+    return float(number * n if _is_share(number) else number)
+
+
+def _is_share(budget: float | int | None) -> bool:
+    return budget is not None and 0 < budget < 1
 
 
 @dataclass(frozen=True)
@@ -22,10 +48,13 @@ class CubicBudget:
     The MAPLE authors' schedule: constant until 0.16 of the run, at the target from 0.6 on.
 
     Attributes:
-        start: K at progress 0.
-        target: K at the end.
+        start: the budget at progress 0, a share of the samples or a number of them (`budget_of`).
+        target: the budget at the end, of the same kind.
         ramp_start: progress in [0, 1] at which K begins to move.
         ramp_end: progress in (ramp_start, 1] from which K stays at `target`.
+
+    Raises:
+        ValueError: an argument out of range; a share and a number.
 
     Example:
         >>> budget = CubicBudget(start=100, target=20)
@@ -39,13 +68,14 @@ class CubicBudget:
     ramp_end: float | int = 0.6
 
     def __post_init__(self) -> None:
-        _check.in_range("start", self.start, low=0.0)
-        _check.in_range("target", self.target, low=0.0)
-        _check.in_range("ramp_start", self.ramp_start, low=0.0, high=1.0)
-        _check.in_range("ramp_end", self.ramp_end, low=self.ramp_start, high=1.0, open_low=True)
+        start, target = (_check.in_range(name, getattr(self, name), low=0.0) for name in ("start", "target"))
+        _check_kinds("start", start, "target", target)
+        ramp_start = _check.in_range("ramp_start", self.ramp_start, low=0.0, high=1.0)
+        ramp_end = _check.in_range("ramp_end", self.ramp_end, low=ramp_start, high=1.0, open_low=True)
+        _check.store(self, start=start, target=target, ramp_start=ramp_start, ramp_end=ramp_end)
 
     def __call__(self, progress: float | int) -> float:
-        """Return K at `progress` in [0, 1]."""
+        """Return the budget at `progress` in [0, 1]."""
         _check.in_range("progress", progress, low=0.0, high=1.0)
         left = (self.ramp_end - progress) / (self.ramp_end - self.ramp_start)
         return self.target + (self.start - self.target) * min(max(left, 0.0), 1.0) ** 3
@@ -56,7 +86,8 @@ class ConstraintSet:
     """The set C' of MAPLE: {w >= 0, ||w||_p <= radius} x {0 <= s <= 1, sum s = budget (or <= budget)}.
 
     Attributes:
-        budget: K, the expected number of kept samples: a number, or a function of progress in [0, 1].
+        budget: K, the expected number of kept samples: that number from 1 on, in (0, 1) a share of the samples, None
+            for all of them (see `budget_of`), or a function of progress in [0, 1] that returns one of these.
         equality: hold the sum at K (default). With only an upper bound a penalty without a mean-risk term can
             lower itself by shrinking the kept set, and the outer loop then swings between sets.
         radius: bound on the norm of w, > 0; None: the norm of w = 1, which is n^(1/p). The paper has a bound, its
@@ -67,31 +98,52 @@ class ConstraintSet:
         Zhou et al., ICML 2022, Algorithm 1, line 6.
     """
 
-    budget: float | int | Callable[[float], float]
+    budget: Budget
     equality: bool = True
     radius: float | int | None = None
     p: int = 2
 
     def __post_init__(self) -> None:
-        if not callable(self.budget):
-            _check.in_range("budget", self.budget, low=0.0)
-        _check.boolean("equality", self.equality)
+        if self.budget is not None and not callable(self.budget):
+            _check.store(self, budget=_check.in_range("budget", self.budget, low=0.0))
         if self.radius is not None:
-            _check.in_range("radius", self.radius, low=0.0, open_low=True)
-        _check.choice("p", self.p, [1, 2])
+            _check.store(self, radius=_check.in_range("radius", self.radius, low=0.0, open_low=True))
+        equality, p = _check.boolean("equality", self.equality), _check.choice("p", self.p, [1, 2])
+        _check.store(self, equality=equality, p=p)
 
-    def budget_at(self, progress: float | int) -> float:
-        """Return K at `progress` in [0, 1]."""
-        return float(self.budget(progress) if callable(self.budget) else self.budget)
+    def budget_at(self, progress: float | int, n: int | None = None) -> float:
+        """Return K at `progress` in [0, 1], of `n` samples (which a share, and None, ask for).
+
+        Raises:
+            ValueError: no `n` for a share; a function that turns from a share into a number or back.
+        """
+        budget = self.budget
+        if callable(budget):
+            first, budget = budget(0.0), budget(progress)
+            _check_kinds("budget at progress 0", first, f"at {progress:g}", budget)
+        if n is None and (budget is None or _is_share(budget)):
+            raise ValueError(f"budget is {budget}, a share of the samples: give n, how many there are")
+        return budget_of(budget, n or 0)
 
     def project_probabilities(
         self, probabilities: Float[Tensor, " n"], progress: float | int = 1.0, ranks: Ranks = ALONE
     ) -> Float[Tensor, " n"]:
         """Return the nearest keep-probabilities in the set, of this rank's share; see `project_box_simplex`."""
-        return project_box_simplex(probabilities, self.budget_at(progress), equality=self.equality, ranks=ranks)
+        budget = self.budget_at(progress, sum(ranks.lengths(probabilities.numel())))
+        return project_box_simplex(probabilities, budget, equality=self.equality, ranks=ranks)
 
     def project_weights(self, weights: Float[Tensor, " n"], ranks: Ranks = ALONE) -> Float[Tensor, " n"]:
         """Return the nearest weights in the set, of this rank's share; see `project_ball`."""
         count = sum(ranks.lengths(weights.numel()))
         radius = count ** (1 / self.p) if self.radius is None else self.radius
         return project_ball(weights, radius, p=self.p, ranks=ranks)
+
+
+def _check_kinds(first: str, one: float | int | None, second: str, two: float | int | None) -> None:
+    """Raise ValueError where one budget is a share and the other a number of samples."""
+    for share, number in ((one, two), (two, one)):
+        if _is_share(share) and number is not None and number >= 1:
+            raise ValueError(
+                f"{first} is {one} and {second} {two}: {share} would be a share of the samples and {number} a number "
+                "of them; give both as shares below 1, or both as numbers"
+            )

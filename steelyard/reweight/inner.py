@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from steelyard import _check
 from steelyard._agreement import optimizer_settings, sample_kinds
+from steelyard._check import Numbers
 from steelyard._random import seeded
 from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.distributed import Ranks
@@ -40,7 +41,8 @@ class InnerRun:
     a batch is its own, which may be nothing; dropout draws other noise on every rank).
 
     Args:
-        model: makes the module, on the device of the data; called once (once a fold by `CrossFit`).
+        model: makes the module, on the device of the data; called once (once a fold by `CrossFit`, and
+            once more by `Maple` to try a validation set of another kind).
         optimizer: makes a supported `torch.optim` optimizer from the parameters; called for every (re)start.
         objective: the inner loss.
         steps: optimizer steps a call.
@@ -113,7 +115,7 @@ class InnerRun:
         """The processes that train together: those of the objective."""
         return self.objective.ranks
 
-    def __call__(self, train: Batch, weight: Float[Tensor, " n"]) -> tuple[nn.Module, Trajectory]:
+    def __call__(self, train: Batch, weight: Float[Tensor, " n"] | Numbers) -> tuple[nn.Module, Trajectory]:
         """Run on the samples of `train` with weight > 0, gathered once, or batch by batch from a `Streamed`.
 
         Args:
@@ -124,6 +126,8 @@ class InnerRun:
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
+        _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
+        weight = _check.floats("weight", weight, ("n",))
         device = train.device
         self.ranks.together(lambda: _check_weight(train, weight))
         model, optimizer = self._start(device)
@@ -161,6 +165,11 @@ class InnerRun:
             self.schedule,
         )
 
+    def initial(self, device: torch.device) -> nn.Module:
+        """Return a new model at the parameters where the first call starts."""
+        with seeded(device, self.seed):
+            return self._make_model()
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a warm start goes on from (with ``restart=True`` nothing is needed, and this is empty)."""
         if self.restart or self._model is None or self._optimizer is None:
@@ -177,8 +186,7 @@ class InnerRun:
 
     def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         if self._model is None:
-            with seeded(device, self.seed):
-                self._model = self._make_model()
+            self._model = self.initial(device)
             self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
         if self.restart or self._optimizer is None:
             with torch.no_grad():
@@ -232,7 +240,6 @@ def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _check_weight(train: Batch, weight: Tensor) -> None:
-    _check.tensor("weight", weight, ("n",))
     _check.same_length(train=train.inputs, weight=weight)
     _check.finite("weight", weight)
     if len(weight) and float(weight.min()) < 0:

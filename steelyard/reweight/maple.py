@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard._agreement import optimizer_settings, sample_kinds
+from steelyard._check import Numbers
 from steelyard._finite import broken_samples
 from steelyard.bilevel import Batch, Streamed, Truncated
 from steelyard.journal import Journal, Stateful
-from steelyard.reweight.constraints import ConstraintSet
+from steelyard.reweight.constraints import Budget, ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hypergradient
 from steelyard.reweight.identity import described, samples, settings
@@ -62,7 +63,9 @@ class Maple:
     Args:
         inner: the inner run.
         risk: the outer objective; add `MeanRisk` for an ERM term: ``Sqrt(VREx()) + 0.1 * MeanRisk()``.
-        budget: K, the expected number of kept samples; or a function of progress in [0, 1] (`CubicBudget`).
+        budget: K, the expected number of kept samples: in (0, 1) a share of them, from 1 on (1.0 too) their number, or
+            a function of progress in [0, 1] that returns either (`CubicBudget`). None, all samples, where only the
+            weights are learned.
         steps: outer steps.
         learn: "both", "weights" (masks are still drawn, from the initial probabilities) or "probabilities".
         draws: masks (and inner runs) an outer step.
@@ -93,8 +96,8 @@ class Maple:
     Raises:
         TypeError: an argument of another kind.
         ValueError: an argument out of range; an anchor where s is not learned; at `fit`: a budget or folds above n, a
-            mask that keeps nothing, missing environments or groups (from the risk), repeated ids in `train`, a prior
-            of another length.
+            validation set of another width or dtype that the model cannot take, a mask that keeps nothing, missing
+            environments or groups (from the risk), repeated ids in `train`, a prior of another length.
 
     The history has one row a step: step, outer_loss (mean over draws), budget, kept (mean over draws), and for each
     of weights and probabilities that is learned NAME_gradient_norm (before clipping), NAME_gradient_variance (over
@@ -113,7 +116,7 @@ class Maple:
         inner: InnerRun,
         risk: Risk,
         *,
-        budget: float | int | Callable[[float], float],
+        budget: Budget = None,
         steps: int,
         learn: Literal["both", "weights", "probabilities"] = "both",
         draws: int = 1,
@@ -133,14 +136,19 @@ class Maple:
         prior: Prior | None = None,
         seed: int = 0,
     ) -> None:
-        if not callable(budget) and not _check.in_range("budget", budget) > 0:
+        self.learn = _check.choice("learn", learn, ["both", "weights", "probabilities"])
+        if budget is None and learn != "weights":
+            raise TypeError(
+                "budget must be a real number, got None: give how many samples to keep, or in (0, 1) their share "
+                "(learn='weights' alone can do without)"
+            )
+        if budget is not None and not callable(budget) and not _check.in_range("budget", budget) > 0:
             raise ValueError(f"budget must be > 0 samples to train on, got {budget}")
         _check.instance("inner", inner, InnerRun, "an InnerRun")
         _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
         self.inner, self.risk = inner, risk
         self.constraints = ConstraintSet(budget, equality, radius, p)
         self.steps = _check.integer("steps", steps, low=1)
-        self.learn = _check.choice("learn", learn, ["both", "weights", "probabilities"])
         self.draws = _check.integer("draws", draws, low=1)
         self.folds = _check.integer("folds", folds, low=1)
         self.cross_fit = CrossFit(inner, folds) if folds > 1 else None
@@ -207,6 +215,8 @@ class Maple:
             raise ValueError(f"folds is {self.folds}, but train has only {count} samples; lower folds")
         if self.cross_fit is not None and validation is not None:
             raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
+        if validation is not None:
+            ranks.together(lambda: self._try_validation(train, validation))
         identity = {} if journal.path is None else self._identity(journal, train, validation, state)
         state = self.begin(train) if state is None else state
         made = [optimizer_settings(f"the optimizer of {name}", one) for name, one in state.optimizers.items()]
@@ -231,7 +241,7 @@ class Maple:
         w, s = (ranks.gather(learned.detach()).clone() for learned in (state.weights, state.probabilities))
         return Reweighting(w, s, list(state.history), ranks.gather(train.index))
 
-    def begin(self, train: Batch, probabilities: Float[Tensor, " n"] | None = None) -> OuterState:
+    def begin(self, train: Batch, probabilities: Float[Tensor, " n"] | Numbers | None = None) -> OuterState:
         """Return the state before the first step: w = 1 and s = K / n, or what the prior's `start` says.
 
         Args:
@@ -244,6 +254,8 @@ class Maple:
         """
         optimizers = {name: self.optimizers[name] for name in self._learned}
         prior, ranks = None, self.inner.ranks
+        if probabilities is not None:
+            probabilities = _check.floats("probabilities", probabilities, ("n",))
         if self.prior is not None:
             prior = self._own_prior(self.prior, len(train), 0.0)
             if probabilities is None and self.prior.start in ("probabilities", "both"):
@@ -262,6 +274,29 @@ class Maple:
     def inner_steps(self) -> int:
         """Optimizer steps of an outer step's inner runs (without the one that cross-fitting makes for callbacks)."""
         return self.inner.steps * self.draws * self.folds
+
+    def _try_validation(self, train: Batch, validation: Batch) -> None:
+        """Raise ValueError if `validation` is of another kind than `train`, one that model or loss cannot take.
+
+        (They may: a convolution takes images of other sizes.)
+        """
+        unlike = _unlike(train, validation)
+        if not unlike or not len(validation):
+            return
+        model = self.inner.initial(validation.device).eval()
+        try:
+            with (
+                torch.no_grad(),
+                torch.autocast(
+                    validation.device.type, dtype=self.inner.autocast, enabled=self.inner.autocast is not None
+                ),
+            ):
+                self.inner.objective.sample_losses(model, validation.take(torch.tensor([0])))
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"validation does not fit the model and the loss: it has {' and '.join(unlike)} ({said})"
+            ) from error
 
     def _identity(
         self, journal: Journal, train: Batch, validation: Batch | None, state: OuterState | None
@@ -338,7 +373,7 @@ class Maple:
         row: dict[str, Any] = {
             "step": state.step,
             "outer_loss": sum(losses) / len(losses),
-            "budget": self.constraints.budget_at(progress),
+            "budget": self.constraints.budget_at(progress, sum(ranks.lengths(len(train)))),
             "kept": sum(kept) / len(kept),
         }
         for name, value in spread.mean.items():
@@ -417,3 +452,17 @@ def _blamed(outer: OuterRisk, train: Batch) -> str:
         f"{said}; all inputs and targets here are finite: {others}the inner run has diverged (lower its learning "
         "rate), or the risk has no finite value of the outputs"
     )
+
+
+def _unlike(train: Batch, validation: Batch) -> list[str]:
+    """Return in words where the shape of a sample, or a dtype, differs."""
+    found = []
+    for name in ("inputs", "targets"):
+        one, two = getattr(train, name), getattr(validation, name)
+        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
+            found.append(f"{name} of {two.dtype} {_of_one(two)}, where train has {one.dtype} {_of_one(one)}")
+    return found
+
+
+def _of_one(values: Tensor) -> str:
+    return f"({', '.join(['n', *map(str, values.shape[1:])])})"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["LinearTemperature", "Mask", "check_probabilities"]
@@ -41,8 +42,8 @@ class LinearTemperature:
     end: float | int = 0.03
 
     def __post_init__(self) -> None:
-        _check.in_range("start", self.start, low=0.0, open_low=True)
-        _check.in_range("end", self.end, low=0.0, open_low=True)
+        ends = {name: _check.in_range(name, getattr(self, name), low=0.0, open_low=True) for name in ("start", "end")}
+        _check.store(self, **ends)
 
     def __call__(self, progress: float | int) -> float:
         """Return the temperature at `progress` in [0, 1]."""
@@ -89,11 +90,11 @@ class Mask:
     def __post_init__(self) -> None:
         _check.choice("estimator", self.estimator, ["identity", "relaxed"])
         if not callable(self.temperature):
-            _check.in_range("temperature", self.temperature, low=0.0, open_low=True)
+            _check.store(self, temperature=_check.in_range("temperature", self.temperature, low=0.0, open_low=True))
 
     def __call__(
         self,
-        probabilities: Float[Tensor, "*shape"],
+        probabilities: Float[Tensor, "*shape"] | Numbers,
         generator: torch.Generator,
         *,
         draws: int | None = None,
@@ -119,6 +120,7 @@ class Mask:
             ValueError: a probability outside [0, 1] or NaN, or draws < 1.
         """
         _check.generator("generator", generator)
+        probabilities = _check.floats("probabilities", probabilities)
         ranks.together(lambda: check_probabilities(probabilities))
         leading = () if draws is None else (_check.integer("draws", draws, low=1),)
         uniform = _uniform((*leading, *probabilities.shape), generator, probabilities.device, ranks)
@@ -129,7 +131,11 @@ class Mask:
         return hard + (soft - soft.detach())  # the bracket is exactly 0, so the sum is exactly `hard`
 
     def relaxed(
-        self, probabilities: Float[Tensor, "*shape"], generator: torch.Generator, *, progress: float | int = 0.0
+        self,
+        probabilities: Float[Tensor, "*shape"] | Numbers,
+        generator: torch.Generator,
+        *,
+        progress: float | int = 0.0,
     ) -> Float[Tensor, "*shape"]:
         """Draw the relaxed sample itself, in [0, 1] and not 0 or 1: sigmoid((logit s + logistic noise) / temperature).
 
@@ -139,6 +145,7 @@ class Mask:
             ValueError: a probability outside [0, 1] or NaN.
         """
         _check.generator("generator", generator)
+        probabilities = _check.floats("probabilities", probabilities)
         check_probabilities(probabilities)
         return self._relaxed(probabilities, _uniform(probabilities.shape, generator, probabilities.device), progress)
 

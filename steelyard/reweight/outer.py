@@ -38,7 +38,7 @@ class CosineDecay:
     end: float | int = 0.02
 
     def __post_init__(self) -> None:
-        _check.in_range("end", self.end, low=0.0, high=1.0)
+        _check.store(self, end=_check.in_range("end", self.end, low=0.0, high=1.0))
 
     def __call__(self, progress: float | int) -> float:
         """Return the factor at `progress` in [0, 1]."""
@@ -120,7 +120,7 @@ class OuterState:
         device = train.device
         dtype = torch.float64 if train.inputs.dtype == torch.float64 else torch.float32
         weights = torch.ones(len(train), device=device, dtype=dtype)
-        s = weights * (constraints.budget_at(0.0) / count) if probabilities is None else probabilities
+        s = weights * (constraints.budget_at(0.0, count) / count) if probabilities is None else probabilities
         ranks.together(lambda: _check.same_length(train=train.inputs, probabilities=s))
         s = constraints.project_probabilities(s.detach().to(device, dtype), 0.0, ranks).clone()
         leaves = {"weights": weights, "probabilities": s}

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
-from steelyard.reweight.constraints import ConstraintSet
+from steelyard._check import Numbers
+from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
 from steelyard.reweight.outer import CosineDecay
 
@@ -27,11 +28,11 @@ _MOST = 0.9  # of a stratum: were it all kept, its scores would not count
 
 
 def keep_probabilities(
-    scores: Float[Tensor, " n"],
-    budget: float | int,
+    scores: Float[Tensor, " n"] | Numbers,
+    budget: float | int | None,
     *,
     temperature: float | int = 0.2,
-    strata: Int[Tensor, " n"] | None = None,
+    strata: Int[Tensor, " n"] | Numbers | None = None,
     balanced: bool = False,
 ) -> Float[Tensor, " n"]:
     """Return pi_i = sigmoid((z_i - tau) / T): z the ranks of the scores, tau such that sum pi = K.
@@ -43,7 +44,7 @@ def keep_probabilities(
 
     Args:
         scores: ``(n,)``, higher = more worth keeping.
-        budget: K in [0, n]; need not be whole.
+        budget: K in [0, n], which need not be whole; in (0, 1) it is a share of the samples (see `budget_of`).
         temperature: T. The log-odds of the best and the worst sample differ by 1 / T; by default 5, so that no
             sample is certain (with K = n / 2 the ends are at 0.92 and 0.08). T -> 0 keeps the K best.
         strata: ``(n,)`` where samples can be compared only with their like: ranks are taken within each stratum, and
@@ -63,31 +64,39 @@ def keep_probabilities(
         >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
         tensor([0.1589, 0.8411, 0.5000, 0.5000], dtype=torch.float64)
     """
-    count = len(_check.floats("scores", scores, ("n",)))
-    _check_budget(budget, count)
-    _check.in_range("temperature", temperature, low=0.0, open_low=True)
-    if strata is not None:
-        _check.same_length(scores=scores, strata=_check.integers("strata", strata))
-        result = torch.empty(count, dtype=torch.float64, device=scores.device)
-        ids, sizes = strata.unique(return_counts=True)
-        shares = _stratum_budgets(sizes.tolist(), float(budget), balanced)
-        for stratum, share in zip(ids, shares, strict=True):
-            member = strata == stratum
-            result[member] = keep_probabilities(scores[member], share, temperature=temperature)
-        return result
+    values = _check.floats("scores", scores, ("n",))
+    kept = _resolved(budget, len(values))
+    width = _check.in_range("temperature", temperature, low=0.0, open_low=True)
+    if strata is None:
+        return _ranked(values, kept, width)
+    groups = _check.integers("strata", strata).to(values.device)
+    _check.same_length(scores=values, strata=groups)
+    result = torch.empty(len(values), dtype=torch.float64, device=values.device)
+    ids, sizes = groups.unique(return_counts=True)
+    for stratum, share in zip(ids, _stratum_budgets(sizes.tolist(), kept, balanced), strict=True):
+        member = groups == stratum
+        result[member] = _ranked(values[member], share, width)
+    return result
+
+
+def _ranked(scores: Tensor, kept: float, temperature: float | int) -> Tensor:
+    """Return what `keep_probabilities` does of one stratum, `kept` samples of it."""
     known = ~scores.isnan()
     values = scores.detach()[known].double()
     ordered = values.sort().values
     below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
     ranks = (below + up_to).double() / max(2 * len(values), 1)
-    base = budget / count
-    result = torch.full((count,), base, dtype=torch.float64, device=scores.device)
+    base = kept / len(scores)
+    result = torch.full((len(scores),), base, dtype=torch.float64, device=scores.device)
     result[known] = _under_budget(ranks / temperature, base * len(values))
     return result
 
 
 def pool(
-    priors: Sequence[Float[Tensor, " n"]], budget: float | int, *, weights: Sequence[float | int] | None = None
+    priors: Sequence[Float[Tensor, " n"] | Numbers],
+    budget: float | int | None,
+    *,
+    weights: Sequence[float | int] | None = None,
 ) -> Float[Tensor, " n"]:
     """Pool keep-probabilities in log-odds, under a budget: logit pi = sum_j lambda_j logit pi_j - tau, sum pi = K.
 
@@ -101,7 +110,7 @@ def pool(
 
     Args:
         priors: ``(n,)`` each, in [0, 1]; at least one.
-        budget: K in [0, n].
+        budget: K in [0, n]; in (0, 1) a share of the samples (see `budget_of`).
         weights: lambda_j >= 0; default 1 each. Their sum need not be 1: three priors that agree say more than one.
 
     Returns:
@@ -115,33 +124,41 @@ def pool(
         >>> pool([one, two], 1.5)
         tensor([0.9000, 0.5000, 0.1000], dtype=torch.float64)
     """
-    lambdas = [1.0] * len(priors) if weights is None else [float(weight) for weight in weights]
-    if not priors or len(lambdas) != len(priors):
+    lambdas = [1.0] * len(priors) if weights is None else list(weights)
+    if not len(priors) or len(lambdas) != len(priors):
         raise ValueError(f"pool takes at least one prior and a weight for each, got {len(priors)} and {len(lambdas)}")
-    count = _check.same_length(**{f"priors[{j}]": prior for j, prior in enumerate(priors)})
-    _check_budget(budget, count)
-    total = torch.zeros(count, dtype=torch.float64, device=priors[0].device)
-    for j, (prior, weight) in enumerate(zip(priors, lambdas, strict=True)):
+    given = {f"priors[{j}]": _check.floats(f"priors[{j}]", prior, ("n",)) for j, prior in enumerate(priors)}
+    kept = _resolved(budget, _check.same_length(**given))
+    for prior in given.values():
         check_probabilities(prior)
-        if _check.in_range(f"weights[{j}]", weight, low=0.0):
+    lambdas = [_check.in_range(f"weights[{j}]", weight, low=0.0) for j, weight in enumerate(lambdas)]
+    return _pooled(list(given.values()), lambdas, kept)
+
+
+def _pooled(priors: Sequence[Tensor], lambdas: Sequence[float | int], kept: float) -> Tensor:
+    total = torch.zeros(len(priors[0]), dtype=torch.float64, device=priors[0].device)
+    for prior, weight in zip(priors, lambdas, strict=True):
+        if weight:
             total += weight * _log_odds(prior)
-    return _under_budget(total, float(budget))
+    return _under_budget(total, kept)
 
 
-def bernoulli_kl(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) -> float:
+def bernoulli_kl(s: Float[Tensor, " n"] | Numbers, prior: Float[Tensor, " n"] | Numbers) -> float:
     """Return mean_i KL(Bern(s_i) || Bern(pi_i)), in nats; finite: the log-odds of pi are held within 20 of 0.
 
     Example:
         >>> round(bernoulli_kl(torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5])), 4)  # half of log 2
         0.3466
     """
-    _check_pair(s, prior)
+    s, prior = _pair(s, prior)
     s, log_odds = s.detach().double(), _log_odds(prior)
     cross = s * torch.nn.functional.softplus(-log_odds) + (1 - s) * torch.nn.functional.softplus(log_odds)
     return float((cross + torch.xlogy(s, s) + torch.xlogy(1 - s, 1 - s)).mean())
 
 
-def bernoulli_kl_gradient(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def bernoulli_kl_gradient(
+    s: Float[Tensor, " n"] | Numbers, prior: Float[Tensor, " n"] | Numbers
+) -> Float[Tensor, " n"]:
     """Return the gradient of `bernoulli_kl` in s: (logit s_i - logit pi_i) / n.
 
     Its limit at s = 0 and 1 is infinite; log-odds beyond 20 (s within 2e-9 of 0 or 1) count as 20, which is the
@@ -157,7 +174,7 @@ def bernoulli_kl_gradient(s: Float[Tensor, " n"], prior: Float[Tensor, " n"]) ->
         >>> bernoulli_kl_gradient(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.5]))
         tensor([-10.,   0.])
     """
-    _check_pair(s, prior)
+    s, prior = _pair(s, prior)
     return ((_log_odds(s.detach()) - _log_odds(prior)) / len(s)).to(s.dtype)
 
 
@@ -182,23 +199,25 @@ class Prior:
         ValueError: probabilities outside [0, 1] or of another shape, a negative anchor, an unknown start.
     """
 
-    probabilities: Float[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]  # or what a tensor is made of
     start: Literal["probabilities", "weights", "both", "none"] = "probabilities"
     anchor: float | int = 0.0
     decay: Callable[[float], float] = field(default_factory=lambda: CosineDecay(0.0))
 
     def __post_init__(self) -> None:
-        check_probabilities(_check.floats("probabilities", self.probabilities, ("n",)))
+        probabilities = _check.floats("probabilities", self.probabilities, ("n",))
+        check_probabilities(probabilities)
         _check.function("decay", self.decay, "a function of progress in [0, 1]")
         _check.choice("start", self.start, ["probabilities", "weights", "both", "none"])
-        _check.in_range("anchor", self.anchor, low=0.0)
+        _check.store(self, probabilities=probabilities, anchor=_check.in_range("anchor", self.anchor, low=0.0))
 
     def under(self, constraints: ConstraintSet, progress: float | int) -> Float[Tensor, " n"]:
         """Return pi ``(n,)``, float64, moved to the budget at `progress`."""
-        budget = constraints.budget_at(progress)
+        kept = constraints.budget_at(progress, len(self.probabilities))
         if not constraints.equality:
-            budget = min(budget, float(self.probabilities.sum(dtype=torch.float64)))
-        return pool([self.probabilities], budget)
+            kept = min(kept, float(self.probabilities.sum(dtype=torch.float64)))
+        _check_kept(kept, len(self.probabilities))
+        return _pooled([self.probabilities], [1.0], kept)
 
     def coefficient(self, progress: float | int) -> float:
         """Return beta_t at `progress` in [0, 1]."""
@@ -217,16 +236,25 @@ def _stratum_budgets(sizes: Sequence[int], budget: float, balanced: bool) -> lis
     return shares
 
 
-def _check_budget(budget: float | int, count: int) -> None:
+def _resolved(budget: float | int | None, count: int) -> float:
+    """Return how many of `count` samples `budget` keeps; ValueError if it is more than there are, or there are none."""
+    kept = budget_of(budget, count)
+    _check_kept(kept, count)
+    return kept
+
+
+def _check_kept(kept: float, count: int) -> None:
     if not count:
         raise ValueError("there are no samples to give probabilities to")
-    _check.in_range("budget", budget, low=0, high=count)
+    _check.in_range("budget", kept, low=0, high=count)
 
 
-def _check_pair(s: Tensor, prior: Tensor) -> None:
-    for name, values in (("s", s), ("prior", prior)):
-        _check.entries_in(name, _check.floats(name, values, ("n",)), 0, 1)
-    _check.same_length(s=s, prior=prior)
+def _pair(s: Tensor | Numbers, prior: Tensor | Numbers) -> tuple[Tensor, Tensor]:
+    one, two = (_check.floats(name, values, ("n",)) for name, values in (("s", s), ("prior", prior)))
+    for name, values in (("s", one), ("prior", two)):
+        _check.entries_in(name, values, 0, 1)
+    _check.same_length(s=one, prior=two)
+    return one, two
 
 
 def _log_odds(probabilities: Tensor) -> Tensor:

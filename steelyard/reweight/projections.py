@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["project_ball", "project_box_simplex"]
@@ -36,13 +37,14 @@ _NEWTON_STEPS = 8  # Newton steps that may fail to halve the undecided entries b
 
 
 def project_box_simplex(
-    probabilities: Float[Tensor, " n"], budget: float | int, *, equality: bool = True, ranks: Ranks = ALONE
+    probabilities: Float[Tensor, " n"] | Numbers, budget: float | int, *, equality: bool = True, ranks: Ranks = ALONE
 ) -> Float[Tensor, " n"]:
     """Project onto {0 <= s <= 1, sum s = budget}, or with ``equality=False`` {0 <= s <= 1, sum s <= budget}.
 
     Args:
         probabilities: ``(n,)`` finite; not changed.
-        budget: the K of the paper, >= 0; need not be whole.
+        budget: the sum, the K of the paper, >= 0; need not be whole. Taken as it is: shares of the samples are for
+            `ConstraintSet` to make numbers of (`budget_of`).
         equality: whether the sum is held at the budget or only below it.
         ranks: the processes that hold the probabilities; each gives its own share and gets that share of the nearest
             point. n and the budget are of all.
@@ -61,8 +63,9 @@ def project_box_simplex(
         >>> project_box_simplex(torch.tensor([0.9, 0.6, -0.3]), 1.0)
         tensor([0.6500, 0.3500, 0.0000])
     """
+    probabilities = _check.floats("probabilities", probabilities, ("n",))
     ranks.together(lambda: _check.finite("probabilities", probabilities))
-    _check.in_range("budget", budget, low=0.0)
+    budget = _check.in_range("budget", budget, low=0.0)
     feasible = 0.0 if equality else _total(probabilities, lambda part: part.clamp_(0, 1).sum())
     own = probabilities.new_tensor([probabilities.numel(), feasible], dtype=torch.float64)
     count, feasible = ranks.sum(own).tolist()
@@ -80,7 +83,7 @@ def project_box_simplex(
 
 
 def project_ball(
-    weights: Float[Tensor, " n"], radius: float | int, *, p: int = 2, ranks: Ranks = ALONE
+    weights: Float[Tensor, " n"] | Numbers, radius: float | int, *, p: int = 2, ranks: Ranks = ALONE
 ) -> Float[Tensor, " n"]:
     """Project onto {w >= 0, ||w||_p <= radius}, p = 1 or 2.
 
@@ -103,9 +106,9 @@ def project_ball(
         >>> project_ball(torch.tensor([3.0, 4.0, -1.0]), 2.0, p=1)
         tensor([0.5000, 1.5000, 0.0000])
     """
+    weights = _check.floats("weights", weights, ("n",))
     ranks.together(lambda: _check.finite("weights", weights))
-    _check.in_range("radius", radius, low=0.0)
-    _check.choice("p", p, [1, 2])
+    radius, p = _check.in_range("radius", radius, low=0.0), _check.choice("p", p, [1, 2])
     own = _total(weights, lambda part: part.clamp_(min=0).sum() if p == 1 else part.clamp_(min=0) @ part)
     power = float(ranks.sum(weights.new_tensor(own, dtype=torch.float64)))
     size = power if p == 1 else math.sqrt(power)

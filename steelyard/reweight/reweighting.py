@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from torch.utils.data import Sampler, WeightedRandomSampler
+from torch.utils.data import Sampler
 
 from steelyard import _check, _files, _state
 from steelyard.reweight.mask import Mask, check_probabilities
@@ -23,6 +23,8 @@ __all__ = ["Reweighting"]
 
 _FORMAT, _VERSION = "steelyard.reweighting", 1
 _TENSORS = ("weights", "probabilities", "index")
+_CATEGORIES = 1 << 24  # torch.multinomial takes no more
+_AT_ONCE = 1 << 16  # ids that are Python numbers at a time
 
 
 @dataclass(eq=False)
@@ -38,7 +40,8 @@ class Reweighting:
     Raises:
         ValueError: shapes other than (n,), a negative or non-finite weight, a probability outside [0, 1], an id that is
             negative or repeated.
-        TypeError: no tensors of floating point, or of int64 for the ids; a history that is not a list of dicts.
+        TypeError: no tensors of floating point, or of integers for the ids, and nothing that `torch.as_tensor` makes
+            such of; a history that is not a list of dicts.
 
     Example:
         >>> result = Reweighting(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
@@ -52,10 +55,10 @@ class Reweighting:
     index: Int[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("weights", "probabilities"):
-            _check.floats(name, getattr(self, name), ("n",))
+        self.weights = _check.floats("weights", self.weights, ("n",))
+        self.probabilities = _check.floats("probabilities", self.probabilities, ("n",))
         if self.index is not None:
-            _check_ids(self.index)
+            self.index = _distinct_ids(self.index)
         count = _check.same_length(weights=self.weights, probabilities=self.probabilities, index=self.index)
         _check.finite("weights", self.weights)
         if count and float(self.weights.min()) < 0:
@@ -103,12 +106,11 @@ class Reweighting:
             raise ValueError("no sample can be drawn: probabilities * weights is 0 everywhere")
         if num_samples is None:
             num_samples = max(1, round(float(self.probabilities.sum(dtype=torch.float64))))
-        _check.integer("num_samples", num_samples, low=1)
+        num_samples = _check.integer("num_samples", num_samples, low=1)
         if generator is not None:
             _check.generator("generator", generator)
         assert self.index is not None  # set in __post_init__
-        places = WeightedRandomSampler(expected.cpu(), num_samples, generator=generator)  # type: ignore[arg-type]
-        return _Ids(places, self.index.cpu())
+        return _Ids(expected.cpu(), self.index.cpu(), num_samples, generator)
 
     def sample_mask(self, generator: torch.Generator) -> Bool[Tensor, " n"]:
         """Draw a kept set: True with probability s_i. Train on it with the loss weighted by `weights`, those kept."""
@@ -155,25 +157,35 @@ class Reweighting:
 
 
 class _Ids(Sampler[int]):
-    """Draws places and yields the global ids that stand there: a data set is addressed by id."""
+    """Draws places with replacement and yields the global ids that stand there: a data set is addressed by id."""
 
-    def __init__(self, places: WeightedRandomSampler, index: Tensor) -> None:
-        self._places, self._index = places, index.tolist()
+    def __init__(self, chance: Tensor, index: Tensor, draws: int, generator: torch.Generator | None) -> None:
+        self._chance, self._index, self._draws, self._generator = chance, index, draws, generator
 
     def __iter__(self) -> Iterator[int]:
-        return (self._index[place] for place in self._places)
+        for ids in self._index[self._places()].split(_AT_ONCE):
+            yield from ids.tolist()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._draws
+
+    def _places(self) -> Tensor:
+        if len(self._chance) <= _CATEGORIES:
+            return torch.multinomial(self._chance, self._draws, replacement=True, generator=self._generator)
+        mass = self._chance.cumsum(0)
+        total = mass[-1].clone()
+        uniform = torch.rand(self._draws, generator=self._generator, dtype=torch.float64)
+        # Below the last step of the sum: rounding at its end draws nobody whose chance is 0.
+        return torch.searchsorted(mass, (uniform * total).clamp_(max=torch.nextafter(total, total * 0)), right=True)
 
 
-def _check_ids(index: Tensor) -> None:
-    if _check.integers("index", index).dtype != torch.int64:
-        raise TypeError(f"index must be int64, got {index.dtype}; convert it with .long()")
-    if len(index) and int(index.min()) < 0:
-        raise ValueError(f"index holds global sample ids >= 0, got {int(index.min())}")
-    if (different := _check.distinct(index)) < len(index):
-        raise ValueError(f"index must hold each id once, got {len(index)} with {different} different ones")
+def _distinct_ids(index: Tensor) -> Tensor:
+    found = _check.integers("index", index)
+    if len(found) and int(found.min()) < 0:
+        raise ValueError(f"index holds global sample ids >= 0, got {int(found.min())}")
+    if (different := _check.distinct(found)) < len(found):
+        raise ValueError(f"index must hold each id once, got {len(found)} with {different} different ones")
+    return found
 
 
 def _check_header(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:

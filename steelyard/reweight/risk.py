@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.objective import SampleLoss
+from steelyard.bilevel.objective import SampleLoss, check_rows
 
 __all__ = ["Log", "MeanRisk", "Risk", "Sqrt", "WeightedSum", "per_sample"]
 
@@ -35,9 +36,9 @@ class Risk(ABC):
         return WeightedSum(_terms(self) + _terms(other))
 
     def __mul__(self, factor: object) -> WeightedSum:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        if isinstance(factor, bool) or not isinstance(factor, Real):  # of which NumPy's numbers are
             return NotImplemented
-        _check.in_range("factor", factor)
+        factor = _check.in_range("factor", float(factor))
         return WeightedSum(tuple((factor * weight, risk) for weight, risk in _terms(self)))
 
     __rmul__ = __mul__
@@ -54,9 +55,11 @@ class WeightedSum(Risk):
     terms: tuple[tuple[float | int, Risk], ...]
 
     def __post_init__(self) -> None:
+        checked = []
         for number, (weight, risk) in enumerate(self.terms):
-            _check.in_range(f"terms[{number}][0]", weight)
             _check_risk(f"terms[{number}][1]", risk)
+            checked.append((_check.in_range(f"terms[{number}][0]", weight), risk))
+        _check.store(self, terms=tuple(checked))
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -92,7 +95,7 @@ class Log(Risk):
 
     def __post_init__(self) -> None:
         _check_risk("risk", self.risk)
-        _check.in_range("eps", self.eps, low=0.0)
+        _check.store(self, eps=_check.in_range("eps", self.eps, low=0.0))
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -124,7 +127,7 @@ class Sqrt(Risk):
 
     def __post_init__(self) -> None:
         _check_risk("risk", self.risk)
-        _check.in_range("eps", self.eps, low=0.0, open_low=True)
+        _check.store(self, eps=_check.in_range("eps", self.eps, low=0.0, open_low=True))
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -136,6 +139,7 @@ class Sqrt(Risk):
 
 def per_sample(outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, " n"]:
     """Return ``loss(outputs, batch.targets)``, checked to be one value a sample."""
+    check_rows(loss, outputs, batch.targets)
     losses = loss(outputs, batch.targets)
     if losses.shape != (len(batch),) or not len(batch):
         raise ValueError(

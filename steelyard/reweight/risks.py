@@ -75,7 +75,7 @@ class VREx(Risk):
     mean: float | int = 0.0
 
     def __post_init__(self) -> None:
-        _check.in_range("mean", self.mean)
+        _check.store(self, mean=_check.in_range("mean", self.mean))
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the risk, a scalar with a graph to `outputs`."""
@@ -120,7 +120,7 @@ class SoftGroupWorst(Risk):
     by: Field = "group"
 
     def __post_init__(self) -> None:
-        _check.in_range("temperature", self.temperature, low=0.0, open_low=True)
+        _check.store(self, temperature=_check.in_range("temperature", self.temperature, low=0.0, open_low=True))
         _check.choice("by", self.by, FIELDS)
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
@@ -147,7 +147,7 @@ def _labels(batch: Batch, by: Field, at_least: int = 1) -> Int[Tensor, " n"]:
     labels = getattr(batch, by)
     if labels is None:
         raise ValueError(f"this risk needs {by} ids, but batch.{by} is None; make the batch with {by}=...")
-    _check.integers(f"batch.{by}", labels)
+    labels = _check.integers(f"batch.{by}", labels)
     if not len(labels) or int(labels.min()) < 0:
         raise ValueError(f"batch.{by} must hold ids 0, 1, ... for at least one sample, got {labels.tolist()[:5]}...")
     counts = torch.bincount(labels)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.reweight.risks import FIELDS, Field
 
@@ -91,8 +92,8 @@ class GroupWeights(Rule):
         tensor([1.3333, 4.0000, 1.3333])
     """
 
-    def __init__(self, counts: Int[Tensor, " groups"], by: Field = "group") -> None:
-        _no_empty(counts)
+    def __init__(self, counts: Int[Tensor, " groups"] | Numbers, by: Field = "group") -> None:
+        counts = _no_empty(counts)
         self.per_group, self.by = counts.sum() / counts, _check.choice("by", by, FIELDS)
 
     def __call__(self, losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
@@ -115,6 +116,8 @@ class TopQ(Rule):
     """
 
     def __init__(self, q: int) -> None:
+        if isinstance(q, float) and 0 < q < 1:
+            raise ValueError(f"q is a number of samples, >= 1, got {q}; for that share of a batch take CVaR({q})")
         self.q = _check.integer("q", q, low=1)
 
     def __call__(self, losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
@@ -165,9 +168,9 @@ class GroupDRO(Rule):
     normalise = "none"
 
     def __init__(
-        self, counts: Int[Tensor, " groups"], step: float = 0.01, adjustment: float = 0.0, by: Field = "group"
+        self, counts: Int[Tensor, " groups"] | Numbers, step: float = 0.01, adjustment: float = 0.0, by: Field = "group"
     ) -> None:
-        _no_empty(counts)
+        counts = _no_empty(counts)
         self.step = float(_check.in_range("step", step, low=0.0, open_low=True))
         self.margin = _check.in_range("adjustment", adjustment, low=0.0) / counts.double().sqrt()
         self.by = _check.choice("by", by, FIELDS)
@@ -268,9 +271,11 @@ class RelativeDifficulty:
         memory: of the moving average, in [0, 1); published 0.7.
     """
 
-    def __init__(self, targets: Int[Tensor, " n"], memory: float = 0.7) -> None:
+    def __init__(self, targets: Int[Tensor, " n"] | Numbers, memory: float = 0.7) -> None:
         self.memory = float(_check.in_range("memory", memory, low=0.0, high=1.0, open_high=True))
-        _check.integers("targets", targets)
+        targets = _check.integers("targets", targets)
+        if not len(targets) or int(targets.min()) < 0:
+            raise ValueError(f"targets must hold class ids >= 0, one a training sample, got {targets.tolist()[:5]}")
         self.classes = targets == torch.arange(int(targets.max()) + 1, device=targets.device)[:, None]
         self.averages = torch.zeros(2, len(targets), device=targets.device)
         self.seen = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
@@ -301,14 +306,17 @@ def group_ids(batch: Batch, by: Field, groups: int) -> Int[Tensor, " b"]:
     ids = getattr(batch, by)
     if ids is None:
         raise ValueError(f"this rule needs {by} ids, but batch.{by} is None; make the batch with {by}=...")
-    if len(_check.integers(f"batch.{by}", ids)) and not 0 <= int(ids.min()) <= int(ids.max()) < groups:
+    ids = _check.integers(f"batch.{by}", ids)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < groups:
         raise ValueError(f"batch.{by} must hold ids 0 .. {groups - 1}, got {int(ids.min())} .. {int(ids.max())}")
     return ids
 
 
-def _no_empty(counts: Tensor) -> None:
-    if not len(_check.integers("counts", counts)) or int(counts.min()) < 1:
-        raise ValueError(f"counts needs at least one training sample in every group, got {counts.tolist()}")
+def _no_empty(counts: Tensor | Numbers) -> Tensor:
+    found = _check.integers("counts", counts)
+    if not len(found) or int(found.min()) < 1:
+        raise ValueError(f"counts needs at least one training sample in every group, got {found.tolist()}")
+    return found
 
 
 def _largest(losses: Tensor, amount: float) -> Tensor:

@@ -1,7 +1,7 @@
 """What every selector checks before it computes: shape, finiteness, rows that are distributions.
 
 The checks return a detached tensor in float32 or float64 (half precision is promoted: its sums and logarithms are
-too coarse to rank by).
+too coarse to rank by). Arrays, lists and what pandas has are taken as by `torch.as_tensor`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 
-__all__ = ["class_ids", "count", "distributions", "embeddings", "matrix"]
+__all__ = ["class_ids", "count", "distributions", "embeddings", "matrix", "positions"]
 
 _ROW_SUM_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}  # a softmax in half precision, up to 1000 classes
 _DEFAULT_TOLERANCE = 1e-3
 
 
-def distributions(name: str, tensor: Tensor, dims: tuple[str, ...] = ("n", "classes")) -> Tensor:
-    """Return `tensor` if its last dimension holds distributions over at least 2 classes; ValueError otherwise."""
-    values = matrix(name, tensor, dims)
+def distributions(name: str, value: Tensor | Numbers, dims: tuple[str, ...] = ("n", "classes")) -> Tensor:
+    """Return `value` if its last dimension holds distributions over at least 2 classes; ValueError otherwise."""
+    values = matrix(name, value, dims)
     if values.shape[-1] < 2:
         raise ValueError(
             f"{name} needs at least 2 classes in its last dimension, got {values.shape[-1]}; "
@@ -27,9 +28,11 @@ def distributions(name: str, tensor: Tensor, dims: tuple[str, ...] = ("n", "clas
         )
     if bool((values < 0).any()):
         raise ValueError(f"{name} must be >= 0, its least entry is {float(values.min()):.6g}; pass softmax outputs")
+    given = value.dtype if isinstance(value, Tensor) else values.dtype
+    tolerance = _ROW_SUM_TOLERANCE.get(given, _DEFAULT_TOLERANCE)
     total = values.sum(-1)
     off = (total - 1).abs()
-    if bool((off > _ROW_SUM_TOLERANCE.get(tensor.dtype, _DEFAULT_TOLERANCE)).any()):
+    if bool((off > tolerance).any()):
         where = (off == off.max()).nonzero()[0].tolist()
         raise ValueError(
             f"{name} must sum to 1 over its last dimension, row {where} sums to {float(total[tuple(where)]):.6g}; "
@@ -38,38 +41,55 @@ def distributions(name: str, tensor: Tensor, dims: tuple[str, ...] = ("n", "clas
     return values
 
 
-def embeddings(name: str, tensor: Tensor) -> Tensor:
-    """Return `tensor` if it is a finite ``(n, features)`` with at least one feature; ValueError otherwise."""
-    values = matrix(name, tensor, ("n", "features"))
+def embeddings(name: str, value: Tensor | Numbers) -> Tensor:
+    """Return `value` if it is a finite ``(n, features)`` with at least one feature; ValueError otherwise."""
+    values = matrix(name, value, ("n", "features"))
     if values.shape[1] == 0:
         raise ValueError(f"{name} has no features: its shape is {tuple(values.shape)}")
     return values
 
 
-def matrix(name: str, tensor: Tensor, dims: tuple[str, ...]) -> Tensor:
-    """Return `tensor` detached if it is floating, finite, of these dimensions and not empty."""
-    _check.floats(name, tensor, dims)
-    if 0 in tensor.shape[:-1]:
-        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
-    values = _check.finite(name, tensor.detach())
+def matrix(name: str, value: Tensor | Numbers, dims: tuple[str, ...]) -> Tensor:
+    """Return `value` as a detached tensor if it is floating, finite, of these dimensions and not empty."""
+    found = _check.floats(name, value, dims)
+    if 0 in found.shape[:-1]:
+        raise ValueError(f"{name} is empty: its shape is {tuple(found.shape)}")
+    values = _check.finite(name, found.detach())
     return values if values.dtype == torch.float64 else values.float()
 
 
-def class_ids(name: str, tensor: Tensor, classes: int) -> Tensor:
-    """Return `tensor` as int64 if it is ``(n,)`` with entries in 0 .. classes - 1; ValueError otherwise."""
-    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} must be (n,) class ids, got {tensor.dtype} of shape {tuple(tensor.shape)}")
-    if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < classes):
+def class_ids(name: str, value: Tensor | Numbers, classes: int) -> Tensor:
+    """Return `value` as int64 if it is ``(n,)`` with entries in 0 .. classes - 1; ValueError otherwise."""
+    found = _check.tensor(name, value)
+    if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(f"{name} must be (n,) class ids, got {found.dtype} of shape {tuple(found.shape)}")
+    ids = found.long()
+    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
         raise ValueError(
             f"{name} must be in 0 .. {classes - 1} ({classes} classes), got values in "
-            f"{int(tensor.min())} .. {int(tensor.max())}"
+            f"{int(ids.min())} .. {int(ids.max())}"
         )
-    return tensor.long()
+    return ids
+
+
+def positions(name: str, value: Tensor | Numbers, k: int, n: int, of: str) -> Tensor:
+    """Return what a selection gave as int64 ``(k,)``, if it is k different ones in 0 .. n - 1; ValueError otherwise."""
+    found = _check.tensor(name, value)
+    if found.shape != (k,):
+        raise ValueError(f"{name} must return {k} different positions, got shape {tuple(found.shape)}")
+    ids = _check.integers(f"what {name} returns", found)
+    if different := k - _check.distinct(ids):
+        raise ValueError(f"{name} must return {k} different positions, {different} of them are repeated")
+    if k and not (int(ids.min()) >= 0 and int(ids.max()) < n):
+        raise ValueError(
+            f"{name} must return positions in 0 .. {n - 1} of {of}, got {int(ids.min())} .. {int(ids.max())}"
+        )
+    return ids
 
 
 def count(k: int, n: int) -> int:
     """Return `k` if k different samples can be picked out of `n`; ValueError otherwise."""
-    _check.integer("k", k, low=1)
+    k = _check.integer("k", k, low=1)
     if k > n:
         raise ValueError(f"k is {k}, but the pool has only {n} samples; lower k or enlarge the pool")
     return k

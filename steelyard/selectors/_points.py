@@ -27,6 +27,8 @@ _BLOCK = 1 << 18  # entries of one block of distances: small enough for a CPU's 
 _GROUP = 128  # centres at a time
 _GATHER = 1 << 22  # entries gathered at once for the pairs that are computed from differences
 _SHIFT_ROWS = 1024
+_ROOM = 2.0**-64
+_APART = 2.0**60  # times as large: in float32 the square of the one is 0 beside that of the other
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,16 @@ class Points:
         Distances do not change by the shift and change by one factor under the scale. The shift takes out the common
         mean of, say, ReLU features, against which all pairs would look near; it is made of entries of the data, and
         the scale is a power of two, so that whole numbers stay exact (and their ties are ties).
+
+        Entries near the greatest float are scaled first, for the difference of two may be none. Where rows are of very
+        different sizes float32 becomes float64: beside a row of 1e38 the distances of ordinary rows would vanish.
         """
+        sizes = torch.cat([_row_sizes(matrix) for matrix in matrices])
+        most = float(sizes.max())
+        if most > _APART * float(sizes[sizes > 0].min() if most else 0):
+            matrices = tuple(matrix.double() for matrix in matrices)
+        if most > torch.finfo(matrices[0].dtype).max / 4:
+            matrices = tuple(matrix * _ROOM for matrix in matrices)
         first = matrices[0]
         shift = first[:: max(1, first.shape[0] // _SHIFT_ROWS)].median(dim=0).values
         moved = [matrix - shift for matrix in matrices]
@@ -113,5 +124,14 @@ def _difference_and_mean(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scale(*matrices: Tensor) -> float:
     """Return the power of two that brings the greatest entry near 1: squares then neither overflow nor vanish."""
-    size = max(float(matrix.abs().amax()) for matrix in matrices)
-    return 2.0 ** -max(math.frexp(size)[1], -100)
+    most = math.frexp(torch.finfo(matrices[0].dtype).max)[1] - 2  # of the scale itself, either way
+    return 2.0 ** -min(max(math.frexp(_size(*matrices))[1], -most), most)
+
+
+def _size(*matrices: Tensor) -> float:
+    return max(float(end.abs()) for matrix in matrices for end in matrix.aminmax())
+
+
+def _row_sizes(matrix: Tensor) -> Tensor:
+    low, high = matrix.aminmax(dim=1)
+    return torch.maximum(-low, high)

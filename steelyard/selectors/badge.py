@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors._points import Points
 from steelyard.selectors.seeding import seed_points
@@ -15,8 +16,8 @@ __all__ = ["badge"]
 
 
 def badge(
-    probabilities: Float[Tensor, "n classes"],
-    embeddings: Float[Tensor, "n features"],
+    probabilities: Float[Tensor, "n classes"] | Numbers,
+    embeddings: Float[Tensor, "n features"] | Numbers,
     k: int,
     *,
     generator: torch.Generator,
@@ -51,7 +52,7 @@ def badge(
     """
     p = _inputs.distributions("probabilities", probabilities)
     h = _inputs.embeddings("embeddings", embeddings)
-    _inputs.count(k, _check.same_length(probabilities=p, embeddings=h))
+    k = _inputs.count(k, _check.same_length(probabilities=p, embeddings=h))
     _check.generator("generator", generator)
     dtype = torch.promote_types(p.dtype, h.dtype)
     points = Points.outer(residual(p).to(dtype), h.to(dtype))

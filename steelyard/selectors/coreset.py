@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors._points import Points
 
@@ -23,10 +24,10 @@ _CHOSEN = -1.0  # below every squared distance
 
 
 def k_center(
-    embeddings: Float[Tensor, "n features"],
+    embeddings: Float[Tensor, "n features"] | Numbers,
     k: int,
     *,
-    labelled: Float[Tensor, "m features"] | None = None,
+    labelled: Float[Tensor, "m features"] | Numbers | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, " k"]:
     """CORESET: k times, pick the point farthest from all labelled and picked ones (k-center greedy).
@@ -59,8 +60,8 @@ def k_center(
         [3, 2, 1]
     """
     values = _inputs.embeddings("embeddings", embeddings)
-    _inputs.count(k, values.shape[0])
-    if labelled is None or labelled.shape[0] == 0:
+    k = _inputs.count(k, values.shape[0])
+    if labelled is None or not len(labelled):
         (points,) = Points.rows(values)
         nearest = torch.full_like(points.norms, torch.inf)
         if generator is not None:

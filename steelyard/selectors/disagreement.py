@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["Certificate", "certificate", "normalised_ranks", "rank_disagreement"]
 
 
-def normalised_ranks(losses: Float[Tensor, "models n"]) -> Float[Tensor, "models n"]:
+def normalised_ranks(losses: Float[Tensor, "models n"] | Numbers) -> Float[Tensor, "models n"]:
     """Return r_i^k = rank of loss l_i^k among the n of proxy k, over n; ties share their mean rank.
 
     Args:
@@ -43,7 +44,7 @@ def normalised_ranks(losses: Float[Tensor, "models n"]) -> Float[Tensor, "models
     return (below + up_to + 1).double() / (2 * values.shape[1])
 
 
-def rank_disagreement(losses: Float[Tensor, "models n"]) -> Float[Tensor, " n"]:
+def rank_disagreement(losses: Float[Tensor, "models n"] | Numbers) -> Float[Tensor, " n"]:
     """DR-IS: D_i = mean over pairs of proxies of |r_i^k - r_i^l|, r the normalised ranks; higher = kept first.
 
     Args:
@@ -92,7 +93,7 @@ class Certificate:
         return self.gap > 2 * self.radius
 
 
-def certificate(disagreement: Float[Tensor, " n"], models: int, *, delta: float = 0.05) -> Certificate:
+def certificate(disagreement: Float[Tensor, " n"] | Numbers, models: int, *, delta: float = 0.05) -> Certificate:
     """Split at the widest gap, with the radius within which every D_i is near its expectation.
 
     Args:
@@ -115,8 +116,8 @@ def certificate(disagreement: Float[Tensor, " n"], models: int, *, delta: float 
     n = values.shape[0]
     if n < 2:
         raise ValueError(f"disagreement has {n} entry; a split needs at least 2 samples")
-    _check.integer("models", models, low=2)
-    _check.in_range("delta", delta, low=0, high=1, open_low=True, open_high=True)
+    models = _check.integer("models", models, low=2)
+    delta = _check.in_range("delta", delta, low=0, high=1, open_low=True, open_high=True)
     ordered, order = values.sort()
     cut = int((ordered[1:] - ordered[:-1]).argmax())
     keep = torch.zeros(n, dtype=torch.bool, device=values.device).index_fill_(0, order[cut + 1 :], True)

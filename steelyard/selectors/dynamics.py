@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["aum", "mean_confidence", "variability"]
 
 
-def aum(logits: Float[Tensor, "epochs n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def aum(
+    logits: Float[Tensor, "epochs n classes"] | Numbers, labels: Int[Tensor, " n"] | Numbers
+) -> Float[Tensor, " n"]:
     """AUM: the margin z_y - max_{c != y} z_c, averaged over epochs; higher = more worth keeping (low = mislabelled).
 
     Args:
@@ -38,7 +41,9 @@ def aum(logits: Float[Tensor, "epochs n classes"], labels: Int[Tensor, " n"]) ->
     return (values.gather(2, index)[..., 0] - others).mean(0)
 
 
-def mean_confidence(probabilities: Float[Tensor, "epochs n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def mean_confidence(
+    probabilities: Float[Tensor, "epochs n classes"] | Numbers, labels: Int[Tensor, " n"] | Numbers
+) -> Float[Tensor, " n"]:
     """Dataset map: mean over epochs of p_y, in [0, 1]; higher = easier (low = hard or mislabelled).
 
     Args:
@@ -57,7 +62,9 @@ def mean_confidence(probabilities: Float[Tensor, "epochs n classes"], labels: In
     return _confidence(probabilities, labels).mean(0)
 
 
-def variability(probabilities: Float[Tensor, "epochs n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def variability(
+    probabilities: Float[Tensor, "epochs n classes"] | Numbers, labels: Int[Tensor, " n"] | Numbers
+) -> Float[Tensor, " n"]:
     """Dataset map: standard deviation over epochs of p_y, in [0, 1/2]; higher = ambiguous = picked first.
 
     Args:
@@ -79,12 +86,12 @@ def variability(probabilities: Float[Tensor, "epochs n classes"], labels: Int[Te
     return _confidence(probabilities, labels).std(0, correction=0)
 
 
-def _confidence(probabilities: Tensor, labels: Tensor) -> Tensor:
+def _confidence(probabilities: Tensor | Numbers, labels: Tensor | Numbers) -> Tensor:
     values = _inputs.distributions("probabilities", probabilities, ("epochs", "n", "classes"))
     return values.gather(2, _label_index(values, labels))[..., 0]
 
 
-def _label_index(values: Tensor, labels: Tensor) -> Tensor:
+def _label_index(values: Tensor, labels: Tensor | Numbers) -> Tensor:
     targets = _inputs.class_ids("labels", labels, values.shape[2])
     if targets.shape[0] != values.shape[1]:
         raise ValueError(f"labels has {targets.shape[0]} entries, but n is {values.shape[1]}")

@@ -44,7 +44,7 @@ def ema(model: nn.Module, decay: float = 0.999, *, bias_corrected: bool = False)
         >>> round(average.module.weight.item(), 6)
         1.1
     """
-    _check.in_range("decay", decay, low=0, high=1, open_high=True)
+    decay = _check.in_range("decay", decay, low=0, high=1, open_high=True)
 
     @torch.no_grad()
     def update(averages: Tensors, values: Tensors, step: Tensor | int) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["deepfool", "dfal", "el2n", "expected_gradient_length", "expected_input_gradient_length", "gradient_norm"]
@@ -17,7 +18,7 @@ Logits = Callable[[Tensor], Tensor]
 
 
 def expected_gradient_length(
-    probabilities: Float[Tensor, "n classes"], embeddings: Float[Tensor, "n features"]
+    probabilities: Float[Tensor, "n classes"] | Numbers, embeddings: Float[Tensor, "n features"] | Numbers
 ) -> Float[Tensor, " n"]:
     """EGL of the output layer: sum_y p_y ||(p - e_y) x h|| = |h| sum_y p_y ||p - e_y||; higher = picked first.
 
@@ -41,12 +42,12 @@ def expected_gradient_length(
     p = _inputs.distributions("probabilities", probabilities)
     h = _inputs.embeddings("embeddings", embeddings)
     _check.same_length(probabilities=p, embeddings=h)
-    others = p.square().sum(1, keepdim=True) - p.square()
-    lengths = (others.clamp_min(0) + (1 - p).square()).sqrt()
-    return (p * lengths).sum(1) * torch.linalg.vector_norm(h, dim=1)
+    wide = p.double()  # in which the squares of small chances are not 0
+    lengths = (_others(wide.square()) + (1 - wide).square()).sqrt()
+    return (wide * lengths).sum(1).to(p.dtype) * torch.linalg.vector_norm(h, dim=1)
 
 
-def expected_input_gradient_length(model: Logits, inputs: Shaped[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+def expected_input_gradient_length(model: Logits, inputs: Shaped[Tensor, "n *shape"] | Numbers) -> Float[Tensor, " n"]:
     """EGL by the inputs: sum_y p_y ||d CE(x, y) / d x||_2; higher = picked first.
 
     Args:
@@ -67,13 +68,15 @@ def expected_input_gradient_length(model: Logits, inputs: Shaped[Tensor, "n *sha
         tensor([1.])
     """
     logits, jacobian = _jacobian(model, inputs)
-    p = logits.softmax(1)
-    mean = torch.einsum("nc,ncx->nx", p, jacobian)
-    lengths = torch.linalg.vector_norm(mean[:, None] - jacobian, dim=2)
-    return (p * lengths).sum(1)
+    p, gradients = logits.double().softmax(1)[:, :, None], jacobian.double()
+    # The mean gradient less that of a class, which for a confident row are nearly the same: without that class in it.
+    lengths = torch.linalg.vector_norm(_others(p * gradients) - _others(p) * gradients, dim=2)
+    return (p[:, :, 0] * lengths).sum(1).to(logits.dtype)
 
 
-def el2n(probabilities: Float[Tensor, "*models n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def el2n(
+    probabilities: Float[Tensor, "*models n classes"] | Numbers, labels: Int[Tensor, " n"] | Numbers
+) -> Float[Tensor, " n"]:
     """EL2N: ||p - e_y||_2, averaged over models where there are several; higher = harder, or mislabelled.
 
     It is the foil of `rank_disagreement`: label corruption drives it up.
@@ -95,8 +98,9 @@ def el2n(probabilities: Float[Tensor, "*models n classes"], labels: Int[Tensor, 
         >>> el2n(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0.0000, 1.4142])
     """
-    dims = ("models", "n", "classes")[3 - probabilities.ndim :] if probabilities.ndim in (2, 3) else ("n", "classes")
-    p = _inputs.distributions("probabilities", probabilities, dims)
+    given = _check.tensor("probabilities", probabilities)
+    dims = ("models", "n", "classes")[3 - given.ndim :] if given.ndim in (2, 3) else ("n", "classes")
+    p = _inputs.distributions("probabilities", given, dims)
     targets = _inputs.class_ids("labels", labels, p.shape[-1])
     if p.shape[-2] != targets.shape[0]:
         raise ValueError(f"labels has {targets.shape[0]} entries, but probabilities is {tuple(p.shape)}")
@@ -106,7 +110,9 @@ def el2n(probabilities: Float[Tensor, "*models n classes"], labels: Int[Tensor, 
 
 
 def gradient_norm(
-    probabilities: Float[Tensor, "n classes"], embeddings: Float[Tensor, "n features"], labels: Int[Tensor, " n"]
+    probabilities: Float[Tensor, "n classes"] | Numbers,
+    embeddings: Float[Tensor, "n features"] | Numbers,
+    labels: Int[Tensor, " n"] | Numbers,
 ) -> Float[Tensor, " n"]:
     """Return ||p - e_y||_2 |h|, the norm of the output layer's gradient (without bias): GraNd of that layer.
 
@@ -130,7 +136,7 @@ def gradient_norm(
 
 
 def dfal(
-    model: Logits, inputs: Shaped[Tensor, "n *shape"], *, steps: int = 50, overshoot: float = 0.02
+    model: Logits, inputs: Shaped[Tensor, "n *shape"] | Numbers, *, steps: int = 50, overshoot: float = 0.02
 ) -> Float[Tensor, " n"]:
     """DFAL: minus the norm of DeepFool's perturbation, about the distance to the boundary; higher = picked first.
 
@@ -156,7 +162,7 @@ def dfal(
 
 
 def deepfool(
-    model: Logits, inputs: Shaped[Tensor, "n *shape"], *, steps: int = 50, overshoot: float = 0.02
+    model: Logits, inputs: Shaped[Tensor, "n *shape"] | Numbers, *, steps: int = 50, overshoot: float = 0.02
 ) -> tuple[Shaped[Tensor, "n *shape"], Bool[Tensor, " n"]]:
     """DeepFool: step to the nearest boundary of the linearised model until the prediction changes.
 
@@ -178,8 +184,9 @@ def deepfool(
         Departure: a sample counts as across once another class is at least level, so that the step that lands on the
         boundary (overshoot 0, or rounding) does not start another one.
     """
-    _check.integer("steps", steps, low=1)
-    _check.in_range("overshoot", overshoot, low=0)
+    steps = _check.integer("steps", steps, low=1)
+    overshoot = _check.in_range("overshoot", overshoot, low=0)
+    inputs = _check.floats("inputs", inputs)
     total = torch.zeros_like(inputs)
     inside = torch.arange(inputs.shape[0], device=inputs.device)
     home = torch.empty(0, dtype=torch.long, device=inputs.device)
@@ -190,8 +197,10 @@ def deepfool(
             home = logits.argmax(1)
         mine = home[inside, None]
         lead = logits.gather(1, mine) - logits
-        # Level up to the rounding of the logits and of the point, which the gradients carry into them.
-        size = jacobian.norm(dim=2).amax(1) * moved.flatten(1).norm(dim=1)
+        # Level up to the rounding of the logits and of the point, which the gradients carry into them. The point is a
+        # sum, and may be far smaller than what it is the sum of.
+        terms = inputs[inside].flatten(1).norm(dim=1) + (1 + overshoot) * total[inside].flatten(1).norm(dim=1)
+        size = jacobian.norm(dim=2).amax(1) * terms
         slack = 4 * torch.finfo(logits.dtype).eps * (logits.abs().amax(1) + size)
         lead.scatter_(1, mine, torch.inf)
         still = (lead.amin(1) > (slack if step else -1.0)).nonzero()[:, 0]
@@ -212,10 +221,17 @@ def deepfool(
     return total, crossed
 
 
-def _jacobian(model: Logits, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _others(values: Tensor) -> Tensor:
+    """Return for each class the sum over the other classes ``(n, classes, ...)``, which nothing cancels in."""
+    before = values.cumsum(1).roll(1, 1)
+    after = values.flip(1).cumsum(1).roll(1, 1)
+    before[:, 0] = after[:, 0] = 0
+    return before + after.flip(1)
+
+
+def _jacobian(model: Logits, inputs: Tensor | Numbers) -> tuple[Tensor, Tensor]:
     """Return logits ``(n, classes)`` and their gradients by the inputs ``(n, classes, numel of one input)``."""
-    if not inputs.is_floating_point():
-        raise TypeError(f"inputs must be floating point, got {inputs.dtype}; convert them with .float()")
+    inputs = _check.floats("inputs", inputs)
     with torch.enable_grad():
         x = _check.finite("inputs", inputs.detach()).clone().requires_grad_()
         logits = model(x)

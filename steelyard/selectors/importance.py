@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["ImportanceDraws", "importance_draws", "importance_probabilities"]
@@ -28,7 +29,7 @@ class ImportanceDraws:
 
 
 def importance_probabilities(
-    norms: Float[Tensor, " n"], disagreement: Float[Tensor, " n"] | None = None
+    norms: Float[Tensor, " n"] | Numbers, disagreement: Float[Tensor, " n"] | Numbers | None = None
 ) -> Float[Tensor, " n"]:
     """Return P_i in proportion to g_i D_i (DR-IS), or to g_i alone (plain importance sampling, its foil).
 
@@ -59,7 +60,9 @@ def importance_probabilities(
     return worth / total
 
 
-def importance_draws(probabilities: Float[Tensor, " n"], draws: int, *, generator: torch.Generator) -> ImportanceDraws:
+def importance_draws(
+    probabilities: Float[Tensor, " n"] | Numbers, draws: int, *, generator: torch.Generator
+) -> ImportanceDraws:
     """Draw samples with replacement, i with probability P_i, and weigh each by 1 / (n P_i).
 
     The mean over draws of weight * f_i has the mean of f over the pool as its expectation, if P_i > 0 wherever f_i is
@@ -76,8 +79,9 @@ def importance_draws(probabilities: Float[Tensor, " n"], draws: int, *, generato
         >>> importance_draws(torch.tensor([0.0, 1.0]), 2, generator=torch.Generator().manual_seed(0))
         ImportanceDraws(index=tensor([1, 1]), weight=tensor([0.5000, 0.5000]))
     """
-    _check.integer("draws", draws, low=1)
-    p = _not_negative("probabilities", probabilities)
+    draws = _check.integer("draws", draws, low=1)
+    given = _check.floats("probabilities", probabilities, ("n",))
+    p = _not_negative("probabilities", given)
     mass = p.cumsum(0)
     if abs(float(mass[-1]) - 1) > 1e-4:
         raise ValueError(f"probabilities must sum to 1, got {float(mass[-1]):.6g}; see importance_probabilities")
@@ -86,11 +90,11 @@ def importance_draws(probabilities: Float[Tensor, " n"], draws: int, *, generato
     # Searching below the last step of the sum, so that rounding at its end cannot draw a sample with P_i = 0.
     place = (uniform * mass[-1]).clamp_(max=float(torch.nextafter(mass[-1], torch.zeros_like(mass[-1]))))
     index = torch.searchsorted(mass, place, right=True)
-    return ImportanceDraws(index, (1 / (p.shape[0] * p[index])).to(probabilities.dtype))
+    return ImportanceDraws(index, (1 / (p.shape[0] * p[index])).to(given.dtype))
 
 
-def _not_negative(name: str, tensor: Tensor) -> Tensor:
-    values = _inputs.matrix(name, tensor, ("n",)).double()
+def _not_negative(name: str, value: Tensor | Numbers) -> Tensor:
+    values = _inputs.matrix(name, value, ("n",)).double()
     if bool((values < 0).any()):
         raise ValueError(f"{name} must be >= 0, its least entry is {float(values.min()):.6g}")
     return values

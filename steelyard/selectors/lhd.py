@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors.seeding import kmeans_plus_plus
 
@@ -15,12 +16,12 @@ __all__ = ["lhd", "state_difference"]
 
 
 def state_difference(
-    main_logits: Float[Tensor, "n classes"],
-    ema_logits: Float[Tensor, "n classes"],
-    main_hidden: Float[Tensor, "n features"],
-    ema_hidden: Float[Tensor, "n features"],
+    main_logits: Float[Tensor, "n classes"] | Numbers,
+    ema_logits: Float[Tensor, "n classes"] | Numbers,
+    main_hidden: Float[Tensor, "n features"] | Numbers,
+    ema_hidden: Float[Tensor, "n features"] | Numbers,
     *,
-    labels: Int[Tensor, " n"] | None = None,
+    labels: Int[Tensor, " n"] | Numbers | None = None,
 ) -> Float[Tensor, "n features"]:
     """Return lh = |l_ema - l_main| (h_ema - h_main); its norm is a score (higher = cleaner and harder = picked first).
 
@@ -58,10 +59,10 @@ def state_difference(
 
 
 def lhd(
-    main_logits: Float[Tensor, "n classes"],
-    ema_logits: Float[Tensor, "n classes"],
-    main_hidden: Float[Tensor, "n features"],
-    ema_hidden: Float[Tensor, "n features"],
+    main_logits: Float[Tensor, "n classes"] | Numbers,
+    ema_logits: Float[Tensor, "n classes"] | Numbers,
+    main_hidden: Float[Tensor, "n features"] | Numbers,
+    ema_hidden: Float[Tensor, "n features"] | Numbers,
     k: int,
     *,
     generator: torch.Generator,
@@ -89,7 +90,10 @@ def lhd(
         >>> lhd(logits, ema, hidden, ema, 1, generator=torch.Generator().manual_seed(0)).tolist()
         [2]
     """
-    difference = state_difference(main_logits, ema_logits, main_hidden, ema_hidden)
+    given = (main_logits, ema_logits, main_hidden, ema_hidden)
+    difference = state_difference(*given)
+    if not bool(difference.isfinite().all()):  # of two numbers near float32's greatest
+        difference = state_difference(*(torch.as_tensor(one).double() for one in given))
     return kmeans_plus_plus(difference, k, generator=generator, first="largest")
 
 

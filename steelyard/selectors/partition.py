@@ -9,13 +9,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["partitioned"]
 
 
 def partitioned(
-    select: Callable[[Tensor, int], Tensor], n: int, k: int, *, parts: int, generator: torch.Generator
+    select: Callable[[Tensor, int], Tensor | Numbers], n: int, k: int, *, parts: int, generator: torch.Generator
 ) -> Int[Tensor, " k"]:
     """Cut the pool into random parts, select from each, and join.
 
@@ -48,9 +49,9 @@ def partitioned(
         >>> len(set(picked.tolist()))
         4
     """
-    _check.integer("n", n, low=1)
-    _inputs.count(k, n)
-    _check.integer("parts", parts, low=1, high=n)
+    n = _check.integer("n", n, low=1)
+    k = _inputs.count(k, n)
+    parts = _check.integer("parts", parts, low=1, high=n)
     _check.generator("generator", generator)
     shuffled = torch.randperm(n, generator=generator, device=generator.device)
     picked = []
@@ -58,14 +59,8 @@ def partitioned(
     for part, quota in zip(shuffled.tensor_split(parts), _even(k, parts), strict=True):
         if quota:
             index = part.sort().values
-            chosen = select(index, quota).to(index.device)
-            if chosen.shape != (quota,) or chosen.unique().numel() != quota:
-                raise ValueError(f"select must return {quota} different positions, got shape {tuple(chosen.shape)}")
-            if not (int(chosen.min()) >= 0 and int(chosen.max()) < len(index)):
-                raise ValueError(
-                    f"select must return positions in 0 .. {len(index) - 1} of its part, got {chosen.tolist()}"
-                )
-            picked.append(index[chosen])
+            chosen = _inputs.positions("select", select(index, quota), quota, len(index), "its part")
+            picked.append(index[chosen.to(index.device)])
     return torch.cat(picked)
 
 

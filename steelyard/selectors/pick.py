@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["Score", "Selection", "random_selection", "top_k"]
@@ -43,12 +44,14 @@ def random_selection(
         >>> sorted(random_selection(4, 4, generator=torch.Generator().manual_seed(0)).tolist())
         [0, 1, 2, 3]
     """
-    _check.integer("n", n, low=1)
-    _inputs.count(k, n)
+    n = _check.integer("n", n, low=1)
+    k = _inputs.count(k, n)
     return _permutation(n, generator)[:k].to(device if device is not None else generator.device)
 
 
-def top_k(score: Float[Tensor, " n"], k: int, *, generator: torch.Generator | None = None) -> Int[Tensor, " k"]:
+def top_k(
+    score: Float[Tensor, " n"] | Numbers, k: int, *, generator: torch.Generator | None = None
+) -> Int[Tensor, " k"]:
     """Select the k samples of highest score, highest first.
 
     Args:
@@ -69,7 +72,7 @@ def top_k(score: Float[Tensor, " n"], k: int, *, generator: torch.Generator | No
     """
     score = _inputs.matrix("score", score, ("n",))
     n = score.shape[0]
-    _inputs.count(k, n)
+    k = _inputs.count(k, n)
     if generator is None:
         return score.argsort(descending=True, stable=True)[:k]
     shuffled = _permutation(n, generator).to(score.device)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
+from steelyard.selectors import _inputs
 from steelyard.selectors.pick import top_k
 
 __all__ = ["Query"]
@@ -22,15 +24,15 @@ class Query:
     """A query strategy made of one of our scores or selections.
 
     Args:
-        score: features of the candidates ``(m, features)`` -> ``(m,)``, higher = picked first. What the features are is
-            up to you: inputs that the callable sends through a model, probabilities, embeddings.
-        select: (candidates ``(m, features)``, labelled ``(l, features)``, k, generator) -> k positions in 0 .. m - 1.
-            Exactly one of `score` and `select`.
+        score: features of the candidates ``(m, features)`` -> ``(m,)`` finite, higher = picked first. What the features
+            are is up to you: inputs that the callable sends through a model, probabilities, embeddings.
+        select: (candidates ``(m, features)``, labelled ``(l, features)``, k, generator) -> k different positions in
+            0 .. m - 1. Exactly one of `score` and `select`. What either returns may be a list or an array.
         missing_label: what marks an unlabelled sample in y (NaN, None, or a value such as -1).
         seed: of the generator, which goes on from one call to the next.
 
     Raises:
-        ValueError: both or neither of `score` and `select`.
+        ValueError: both or neither of `score` and `select`. TypeError: one that cannot be called.
 
     References:
         D. Kottke et al., scikit-activeml: a library and toolbox for active learning algorithms, 2021.
@@ -46,13 +48,16 @@ class Query:
     def __init__(
         self,
         *,
-        score: Callable[[Tensor], Tensor] | None = None,
-        select: Callable[[Tensor, Tensor, int, torch.Generator], Tensor] | None = None,
+        score: Callable[[Tensor], Tensor | Numbers] | None = None,
+        select: Callable[[Tensor, Tensor, int, torch.Generator], Tensor | Numbers] | None = None,
         missing_label: Any = float("nan"),
         seed: int = 0,
     ) -> None:
         if (score is None) == (select is None):
             raise ValueError("pass exactly one of score and select")
+        for name, given in (("score", score), ("select", select)):
+            if given is not None:
+                _check.function(name, given, "a function of features")
         self._score, self._select, self._missing = score, select, missing_label
         self._generator = torch.Generator().manual_seed(_check.seed("seed", seed))
 
@@ -76,29 +81,39 @@ class Query:
 
         Raises:
             ValueError: X and y of different lengths, no candidates, a `batch_size` above their number (scikit-activeml
-                warns and lowers it), indices out of range, or utilities of a selection, which has none.
+                warns and lowers it), indices out of range, or utilities of a selection, which has none; `score` gave
+                another number of scores, or NaN, `select` another number of positions, repeated ones, or ones that are
+                not of a candidate.
+            TypeError: either returned something else.
         """
-        X, y = np.asarray(X), np.asarray(y)
+        X, y = _features("X", X), np.asarray(y)
         if X.ndim != 2 or y.shape != X.shape[:1]:
             raise ValueError(f"X must be (n, features) and y (n,), got {X.shape} and {y.shape}")
         if return_utilities and self._score is None:
             raise ValueError("return_utilities needs score=...; a selection picks a set and has no utility per sample")
         labelled = ~_is_missing(y, self._missing)
         pool, index = _pool(X, labelled, candidates)
-        if not len(pool):
-            raise ValueError("there are no candidates: every label in y is known")
-        _check.integer("batch_size", batch_size, low=1, high=len(pool))
-        features = torch.as_tensor(pool)
+        batch_size = _check.integer("batch_size", batch_size, low=1, high=len(pool))
+        features = _check.tensor("X", pool)
         if self._select is not None:
-            picked = self._select(features, torch.as_tensor(X[labelled]), batch_size, self._generator).cpu().numpy()
+            labels = _check.tensor("X", X[labelled])
+            returned = self._select(features, labels, batch_size, self._generator)
+            picked = _inputs.positions("select", returned, batch_size, len(pool), "the candidates").cpu().numpy()
             return picked if index is None else index[picked]
         assert self._score is not None
-        score = self._score(features)
+        score = _inputs.matrix("what score returns", self._score(features), ("m",))
+        if len(score) != len(pool):
+            raise ValueError(f"score must return one number a candidate, {len(pool)}, got {len(score)}")
         picked = top_k(score, batch_size, generator=self._generator).cpu().numpy()
         result = picked if index is None else index[picked]
         if not return_utilities:
             return result
-        return result, _utilities(score.detach().cpu().numpy(), result, index, len(pool) if index is None else len(X))
+        return result, _utilities(score.cpu().numpy(), result, index, len(pool) if index is None else len(X))
+
+
+def _features(name: str, values: Features) -> np.ndarray:
+    array: np.ndarray = _check.tensor(name, values).detach().cpu().numpy()  # type: ignore[arg-type]
+    return array
 
 
 def _pool(
@@ -106,7 +121,11 @@ def _pool(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the candidates' features, and their indices into X unless they are samples of their own."""
     index = np.flatnonzero(~labelled) if candidates is None else np.asarray(candidates)
+    if not len(index):
+        known = "there are no candidates: every label in y is known"
+        raise ValueError(known if candidates is None else "candidates is empty: there is nothing to choose from")
     if index.ndim == 2:
+        index = _features("candidates", index)
         if index.shape[1] != X.shape[1]:
             raise ValueError(f"candidates has {index.shape[1]} features, but X has {X.shape[1]}")
         return index, None
@@ -118,11 +137,20 @@ def _pool(
 
 
 def _is_missing(y: np.ndarray, marker: Any) -> np.ndarray:
-    if isinstance(marker, float) and np.isnan(marker):
-        return np.isnan(y.astype(float))
+    if isinstance(marker, (float, np.floating)) and np.isnan(marker):
+        if y.dtype.kind in "fiubc":
+            return np.isnan(y)
+        return np.array([not _equal(label, label) for label in y.tolist()], dtype=bool)  # among names
     if marker is None:
         return np.array([label is None for label in y.tolist()], dtype=bool)
-    return np.asarray(y == marker)
+    return np.array([_equal(label, marker) for label in y.tolist()], dtype=bool)
+
+
+def _equal(label: Any, marker: Any) -> bool:
+    try:
+        return bool(label == marker)
+    except TypeError:  # pandas' NA
+        return False
 
 
 def _utilities(score: np.ndarray, picked: np.ndarray, index: np.ndarray | None, width: int) -> np.ndarray:

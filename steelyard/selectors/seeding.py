@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors._points import Points
 
@@ -23,7 +24,7 @@ _PROPOSALS = 256  # a round; more costs more wasted proposals, fewer more passes
 
 
 def kmeans_plus_plus(
-    embeddings: Float[Tensor, "n features"], k: int, *, generator: torch.Generator, first: str = "uniform"
+    embeddings: Float[Tensor, "n features"] | Numbers, k: int, *, generator: torch.Generator, first: str = "uniform"
 ) -> Int[Tensor, " k"]:
     """Select k centres by k-means++ seeding (D^2 sampling, one trial a centre).
 
@@ -51,7 +52,7 @@ def kmeans_plus_plus(
         True
     """
     values = _inputs.embeddings("embeddings", embeddings)
-    _inputs.count(k, values.shape[0])
+    k = _inputs.count(k, values.shape[0])
     _check.choice("first", first, ["uniform", "largest"])
     _check.generator("generator", generator)
     if first == "largest":  # of the norms about the origin: `Points.rows` moves it

@@ -7,13 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors.uncertainty import entropy
 
 __all__ = ["dre", "mcp"]
 
 
-def mcp(probabilities: Float[Tensor, "n classes"], k: int) -> Int[Tensor, " k"]:
+def mcp(probabilities: Float[Tensor, "n classes"] | Numbers, k: int) -> Int[Tensor, " k"]:
     """MCP: pick evenly from all boundary areas (pairs of likeliest classes), nearest to the boundary first.
 
     Samples whose likeliest and second classes are the ordered pair (a, b) form one area; inside it p_(2) / p_(1) ranks
@@ -41,7 +42,7 @@ def mcp(probabilities: Float[Tensor, "n classes"], k: int) -> Int[Tensor, " k"]:
     """
     p = _inputs.distributions("probabilities", probabilities)
     n, classes = p.shape
-    _inputs.count(k, n)
+    k = _inputs.count(k, n)
     top = p.topk(2, dim=1)
     ratio = top.values[:, 1] / top.values[:, 0]
     area = top.indices[:, 0] * classes + top.indices[:, 1]
@@ -56,7 +57,7 @@ def mcp(probabilities: Float[Tensor, "n classes"], k: int) -> Int[Tensor, " k"]:
 
 
 def dre(
-    probabilities: Float[Tensor, "n classes"], k: int, *, generator: torch.Generator, bins: int = 50
+    probabilities: Float[Tensor, "n classes"] | Numbers, k: int, *, generator: torch.Generator, bins: int = 50
 ) -> Int[Tensor, " k"]:
     """DRE: density-based robust sampling with entropy: the pool's own entropy histogram, less its low end.
 
@@ -85,8 +86,8 @@ def dre(
     """
     bits = entropy(probabilities, base=2)
     n = bits.shape[0]
-    _inputs.count(k, n)
-    _check.integer("bins", bins, low=1)
+    k = _inputs.count(k, n)
+    bins = _check.integer("bins", bins, low=1)
     low, width = bits.min(), bits.max() - bits.min()
     bin_of = ((bits - low) / width.clamp_min(torch.finfo(bits.dtype).tiny) * bins).long().clamp_(max=bins - 1)
     _check.generator("generator", generator)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors.uncertainty import nats
 
@@ -22,7 +23,7 @@ class DegenerateWarning(UserWarning):
     """A score that is the same for all samples by construction: what it selects is arbitrary."""
 
 
-def bald(probabilities: Float[Tensor, "draws n classes"]) -> Float[Tensor, " n"]:
+def bald(probabilities: Float[Tensor, "draws n classes"] | Numbers) -> Float[Tensor, " n"]:
     """BALD: H(mean_t p_t) - mean_t H(p_t), the information (nats) a label holds about the model; higher = picked first.
 
     Computed as mean_t KL(p_t || mean p), which is the same number without the cancellation: exactly 0 where the draws
@@ -55,7 +56,7 @@ def bald(probabilities: Float[Tensor, "draws n classes"]) -> Float[Tensor, " n"]
     return information.clamp_min(0).to(draws.dtype)
 
 
-def dropout_entropy(probabilities: Float[Tensor, "draws n classes"]) -> Float[Tensor, " n"]:
+def dropout_entropy(probabilities: Float[Tensor, "draws n classes"] | Numbers) -> Float[Tensor, " n"]:
     """Dropout entropy: H(mean_t p_t), the predictive entropy (nats) of the averaged draws; higher = picked first.
 
     Args:
@@ -83,7 +84,7 @@ def dropout_entropy(probabilities: Float[Tensor, "draws n classes"]) -> Float[Te
 
 @torch.no_grad()
 def dropout_probabilities(
-    model: nn.Module, inputs: Shaped[Tensor, "n *shape"], draws: int, *, seed: int, chunk: int | None = None
+    model: nn.Module, inputs: Shaped[Tensor, "n *shape"] | Numbers, draws: int, *, seed: int, chunk: int | None = None
 ) -> Float[Tensor, "draws n classes"]:
     """Return softmax outputs of `draws` passes with only the dropout layers in training mode.
 
@@ -106,7 +107,8 @@ def dropout_probabilities(
         >>> dropout_probabilities(net, torch.ones(4, 3), draws=5, seed=0).shape
         torch.Size([5, 4, 2])
     """
-    _check.integer("draws", draws, low=2)
+    draws, seed = _check.integer("draws", draws, low=2), _check.seed("seed", seed)
+    inputs = _check.tensor("inputs", inputs)
     size = inputs.shape[0] if chunk is None else _check.integer("chunk", chunk, low=1)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with _only_dropout_trains(model), torch.random.fork_rng(devices):
@@ -131,7 +133,7 @@ def _only_dropout_trains(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _draws(probabilities: Tensor) -> Tensor:
+def _draws(probabilities: Tensor | Numbers) -> Tensor:
     draws = _inputs.distributions("probabilities", probabilities, ("draws", "n", "classes"))
     if draws.shape[0] < 2:
         raise ValueError(

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["deep_gini", "entropy", "least_confidence", "margin"]
 
 
-def least_confidence(probabilities: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+def least_confidence(probabilities: Float[Tensor, "n classes"] | Numbers) -> Float[Tensor, " n"]:
     """CONF: 1 - max_c p_c, in [0, 1 - 1/classes]; higher = picked first.
 
     Args:
@@ -37,7 +38,7 @@ def least_confidence(probabilities: Float[Tensor, "n classes"]) -> Float[Tensor,
     return 1 - _inputs.distributions("probabilities", probabilities).amax(1)
 
 
-def margin(probabilities: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+def margin(probabilities: Float[Tensor, "n classes"] | Numbers) -> Float[Tensor, " n"]:
     """MARG: 1 - (p_(1) - p_(2)), in [0, 1]: how near the second class is to the likeliest; higher = picked first.
 
     Args:
@@ -57,7 +58,7 @@ def margin(probabilities: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
     return 1 - (first - second)
 
 
-def entropy(probabilities: Float[Tensor, "n classes"], *, base: float | int = math.e) -> Float[Tensor, " n"]:
+def entropy(probabilities: Float[Tensor, "n classes"] | Numbers, *, base: float | int = math.e) -> Float[Tensor, " n"]:
     """ENT: H(p) = -sum_c p_c log p_c, with 0 log 0 = 0; higher = picked first.
 
     Args:
@@ -77,11 +78,11 @@ def entropy(probabilities: Float[Tensor, "n classes"], *, base: float | int = ma
         >>> entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), base=2).tolist()
         [0.0, 1.0]
     """
-    _check.in_range("base", base, low=1, open_low=True)
+    base = _check.in_range("base", base, low=1, open_low=True)
     return nats(_inputs.distributions("probabilities", probabilities)) / math.log(base)
 
 
-def deep_gini(probabilities: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+def deep_gini(probabilities: Float[Tensor, "n classes"] | Numbers) -> Float[Tensor, " n"]:
     """DeepGini: 1 - sum_c p_c^2, in [0, 1 - 1/classes]; higher = picked first.
 
     Args:

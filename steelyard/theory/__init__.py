@@ -17,8 +17,8 @@ from steelyard.theory.concentration import (
     block_ranks,
     certify,
     disagreement_radius,
+    mean_rank_distance,
     proxies_needed,
-    rank_disagreement,
 )
 from steelyard.theory.corruption import (
     AdversarialFlips,
@@ -83,10 +83,10 @@ __all__ = [
     "golowich_bound",
     "linear_ball_bounds",
     "linear_ball_complexity",
+    "mean_rank_distance",
     "network_complexity_lower",
     "ordered_sgd_gradient",
     "proxies_needed",
-    "rank_disagreement",
     "require_fixed",
     "sample_weights",
     "theorem1",

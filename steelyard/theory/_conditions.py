@@ -23,9 +23,10 @@ def batch_sizes(n: int, s: int, q: int) -> None:
 
 def confidence(delta: float) -> float:
     """Return `delta` if it lies in (0, 1); ValueError otherwise."""
-    if not (isinstance(delta, float) and 0 < delta < 1):
-        raise ValueError(f"Theorem 1 needs delta in (0, 1): it holds with probability 1 - delta, got {delta!r}")
-    return delta
+    number = float("nan") if isinstance(delta, float) and math.isnan(delta) else _check.in_range("delta", delta)
+    if not 0 < number < 1:
+        raise ValueError(f"Theorem 1 needs delta in (0, 1): it holds with probability 1 - delta, got {number!r}")
+    return float(number)
 
 
 def loss_range(value: float | None, *losses: Tensor) -> float:
@@ -35,7 +36,7 @@ def loss_range(value: float | None, *losses: Tensor) -> float:
             "Theorem 1 needs a bounded loss: give loss_range, the M of its section 6.1 "
             "(1 for the 0-1 loss; clip an unbounded loss first)"
         )
-    if not (math.isfinite(value) and value >= 0):
+    if (isinstance(value, float) and not math.isfinite(value)) or (value := _check.in_range("loss_range", value)) < 0:
         raise ValueError(f"Theorem 1 needs a finite loss_range M >= 0, got {value}")
     for tensor in losses:
         # M bounds differences at one theta between samples, so the range is taken along the samples.

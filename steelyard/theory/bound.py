@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.theory import _conditions
 from steelyard.theory.estimate import Estimate
 from steelyard.theory.ordered import top_q_loss
@@ -48,6 +50,8 @@ class Bound:
         total: the right-hand side. Its side says what the number is worth: "exact" and "upper" are certificates (up to
             the Monte Carlo error shown); "lower" and "either" are not.
         n, s, q, delta, loss_range: as given.
+        ceiling: the most that the loss of this theta can be. M bounds differences, so nothing is above the least loss
+            seen by more than M.
     """
 
     training: Estimate
@@ -61,6 +65,7 @@ class Bound:
     q: int
     delta: float
     loss_range: float
+    ceiling: float
 
     @property
     def slack(self) -> Estimate | None:
@@ -69,13 +74,13 @@ class Bound:
 
     @property
     def is_certificate(self) -> bool:
-        """Whether the right-hand side errs on the safe side only."""
+        """Whether the right-hand side errs on the safe side only (Theta fixed before the data, as the theorem asks)."""
         return self.total.side in ("exact", "upper")
 
     @property
     def is_vacuous(self) -> bool:
-        """Whether the bound says nothing: losses in [0, M] never have a mean above M."""
-        return self.total.value >= self.loss_range
+        """Whether the bound says nothing: a mean is never above the most that a loss can be."""
+        return self.total.value >= self.ceiling
 
     def rows(self) -> list[dict[str, object]]:
         """Return the terms as table rows: term, equation, value, nature, note."""
@@ -96,7 +101,7 @@ class Bound:
 
 
 def theorem1(
-    losses: Float[Tensor, " n"],
+    losses: Float[Tensor, " n"] | Numbers,
     *,
     s: int,
     q: int,
@@ -105,6 +110,7 @@ def theorem1(
     complexity: Estimate,
     factor: Estimate,
     expected: Estimate | None = None,
+    largest: float | None = None,
 ) -> Bound:
     """Put Theorem 1 together for one theta; O(n log n).
 
@@ -115,6 +121,7 @@ def theorem1(
         complexity: R^_n of the loss class on the clean sample (`finite_class_complexity`, `thresholds`, `networks`).
         factor: Q_{n,q} (`factor`): it enters with a minus, so an upper estimate of Q makes the bound too small.
         expected: E l(theta) on the clean distribution, where known or estimated.
+        largest: the most that a loss can be, where it is known: 1 for the 0-1 loss. None: the least loss seen plus M.
 
     Raises:
         ValueError: a condition of the theorem is not met; the message says which.
@@ -127,14 +134,19 @@ def theorem1(
         >>> bound.training.value, bound.total.side, bound.is_vacuous
         (0.25, 'exact', True)
     """
+    losses = _check.finite("losses", _check.tensor("losses", losses, ("n",)))
     n = losses.shape[0]
     _conditions.batch_sizes(n, s, q)
-    _conditions.confidence(delta)
+    delta = _conditions.confidence(delta)
     width = _conditions.loss_range(loss_range, losses)
+    least, most = (float(end) for end in losses.aminmax())
+    ceiling = least + width if largest is None else float(_check.in_range("largest", largest))
+    if ceiling < most:
+        raise ValueError(f"largest is {ceiling:g}, but a loss of {most:g} was seen")
     training = Estimate(float(top_q_loss(losses, s, q)), note="on g(D)")
     spread = Estimate(deviation(n, s, q, delta, width), note=f"M = {width:g}, s = {s}, q = {q}, delta = {delta:g}")
     total = training + complexity.scaled(2.0) + spread + factor.scaled(-1.0)
-    return Bound(training, complexity, spread, factor, expected, total, n, s, q, delta, width)
+    return Bound(training, complexity, spread, factor, expected, total, n, s, q, delta, width, ceiling)
 
 
 def deviation(n: int, s: int, q: int, delta: float, loss_range: float) -> float:

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.theory import _conditions
 
 __all__ = [
@@ -36,21 +37,24 @@ __all__ = [
     "block_ranks",
     "certify",
     "disagreement_radius",
+    "mean_rank_distance",
     "proxies_needed",
-    "rank_disagreement",
 ]
 
 
-def rank_disagreement(ranks: Float[Tensor, "k n"]) -> Float[Tensor, " n"]:
+def mean_rank_distance(ranks: Float[Tensor, "k n"] | Numbers) -> Float[Tensor, " n"]:
     """Return D_i, the mean over pairs of proxies of |r_i^k - r_i^l|; O(K log K) a sample, without the K^2 pairs.
+
+    Of ranks: `steelyard.selectors.rank_disagreement` takes losses, which it ranks first.
 
     Args:
         ranks: ``(K, N)`` normalised ranks in [0, 1], one row a proxy, K >= 2.
 
     Example:
-        >>> rank_disagreement(torch.tensor([[0.5, 1.0], [1.0, 0.5], [1.0, 0.5]])).tolist()
+        >>> mean_rank_distance(torch.tensor([[0.5, 1.0], [1.0, 0.5], [1.0, 0.5]])).tolist()
         [0.3333333333333333, 0.3333333333333333]
     """
+    ranks = _check.floats("ranks", ranks, ("k", "n"))
     k = ranks.shape[0]
     if k < 2:
         raise ValueError(f"disagreement needs at least 2 proxies, got {k}")
@@ -67,8 +71,8 @@ def disagreement_radius(n: int, k: int, delta: float) -> float:
         >>> round(disagreement_radius(1000, 200, 0.05), 3)
         0.23
     """
-    _check.integer("n", n, low=1)
-    _check.integer("k", k, low=2)
+    n = _check.integer("n", n, low=1)
+    k = _check.integer("k", k, low=2)
     _conditions.confidence(delta)
     return math.sqrt(math.log(2 * n / delta) / (2 * (k // 2)))
 
@@ -83,8 +87,8 @@ def proxies_needed(n: int, gap: float, delta: float) -> int:
         >>> k, 2 * disagreement_radius(1000, k, 0.05) < 0.3
         (472, True)
     """
-    _check.integer("n", n, low=1)
-    _check.in_range("gap", gap, low=0.0, high=1.0, open_low=True)
+    n = _check.integer("n", n, low=1)
+    gap = _check.in_range("gap", gap, low=0.0, high=1.0, open_low=True)
     _conditions.confidence(delta)
     return 2 * (math.floor(2 * math.log(2 * n / delta) / gap**2) + 1)
 
@@ -110,16 +114,17 @@ class Separation:
         return self.gap > 2 * self.radius
 
 
-def certify(ranks: Float[Tensor, "k n"], delta: float) -> Separation:
+def certify(ranks: Float[Tensor, "k n"] | Numbers, delta: float) -> Separation:
     """Split the samples at the widest gap of D and say whether the split is certified at level `delta`.
 
     gap = D at the split's upper side - D at its lower side, against 2t; O(N K log K). The proxies must be independent
     given the samples: ensembles that share data order or a warm start are not.
     """
+    ranks = _check.floats("ranks", ranks, ("k", "n"))
     n = ranks.shape[1]
     if n < 2:
         raise ValueError(f"a split needs at least 2 samples, got {n}")
-    disagreement = rank_disagreement(ranks)
+    disagreement = mean_rank_distance(ranks)
     ordered, order = disagreement.sort()
     gaps = ordered[1:] - ordered[:-1]
     cut = int(gaps.argmax())
@@ -137,6 +142,8 @@ def block_ranks(blocks: Sequence[int], k: int, generator: torch.Generator) -> Fl
     Args:
         blocks: sizes of the blocks, lowest ranks first; N is their sum.
     """
+    if not len(blocks):
+        raise ValueError("blocks is empty: give the size of one at least")
     columns, start = [], 0
     for size in blocks:
         _check.integer("blocks", size, low=1)
@@ -150,5 +157,7 @@ def block_disagreement(blocks: Sequence[int]) -> Float[Tensor, " n"]:
 
     The mean distance of two independent uniform places in 1 .. B, over N.
     """
-    n = sum(blocks)
+    n = sum(_check.integer("blocks", size, low=1) for size in blocks)
+    if not n:
+        raise ValueError("blocks is empty: give the size of one at least")
     return torch.cat([torch.full((size,), (size**2 - 1) / (3 * size * n), dtype=torch.float64) for size in blocks])

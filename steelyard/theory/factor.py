@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.theory import _conditions
 from steelyard.theory.estimate import Estimate
 from steelyard.theory.ordered import top_q_loss
@@ -34,7 +35,7 @@ __all__ = ["factor_draw", "factor_floor", "factor_lower", "factor_mean"]
 
 
 def factor_draw(
-    clean: Float[Tensor, "*draws m n"], corrupted: Float[Tensor, "*draws m n"], s: int, q: int
+    clean: Float[Tensor, "*draws m n"] | Numbers, corrupted: Float[Tensor, "*draws m n"] | Numbers, s: int, q: int
 ) -> Float[Tensor, "*draws"]:
     """Return inf_theta [L_q(theta; g(D)) - L(theta; D)] of a finite class, exactly, for each draw of D.
 
@@ -43,6 +44,7 @@ def factor_draw(
 
     Cost: O(m n log n) a draw.
     """
+    clean, corrupted = _check.finite("clean", clean), _check.finite("corrupted", corrupted)
     if clean.shape != corrupted.shape:
         raise ValueError(f"clean {tuple(clean.shape)} and corrupted {tuple(corrupted.shape)} losses need one shape")
     return (top_q_loss(corrupted, s, q) - clean.double().mean(-1)).amin(-1)
@@ -76,7 +78,7 @@ def factor_floor(loss_range: float, changed: float) -> Estimate:
     Args:
         loss_range: M. changed: rho in [0, 1], the expected fraction of samples that g changes; 0 without corruption.
     """
-    _check.in_range("changed", changed, low=0.0, high=1.0)
+    changed = _check.in_range("changed", changed, low=0.0, high=1.0)
     width = _conditions.loss_range(loss_range)
     note = "Q >= 0 without corruption" if changed == 0 else f"-M rho, rho = {changed:g}"
     return Estimate(0.0 - width * changed, "lower", note=note)

@@ -67,8 +67,8 @@ def golowich_bound(
         >>> round(golowich_bound(layer, radius=1.0, n=100).value, 4)      # (sqrt(2 log 2) + 1) / 10
         0.2177
     """
-    _check.in_range("radius", radius, low=0.0)
-    _check.integer("n", n, low=1)
+    radius = _check.in_range("radius", radius, low=0.0)
+    n = _check.integer("n", n, low=1)
     layers = _linear_layers(network)
     weights = _norms("caps", [float(layer.weight.detach().double().norm()) for _, layer in layers], caps)
     biases = _norms(
@@ -115,8 +115,8 @@ def network_complexity_lower(
 
     Cost: draws x steps forward and backward passes over the n samples.
     """
-    _check.integer("draws", draws, low=2)
-    _check.integer("steps", steps, low=1)
+    draws = _check.integer("draws", draws, low=2)
+    steps = _check.integer("steps", steps, low=1)
     n = inputs.shape[0]
     norms = {name: float(value.detach().norm()) for name, value in network.named_parameters()}
     limits = norms | dict(caps or {})

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._check import Numbers
 from steelyard.theory import _conditions
 
 __all__ = [
@@ -77,7 +79,7 @@ def top_q_weights(n: int, s: int, q: int) -> Float[Tensor, " n"]:
     return gamma
 
 
-def top_q_loss(losses: Float[Tensor, "*hypotheses n"], s: int, q: int) -> Float[Tensor, "*hypotheses"]:
+def top_q_loss(losses: Float[Tensor, "*hypotheses n"] | Numbers, s: int, q: int) -> Float[Tensor, "*hypotheses"]:
     """Return L_q = (1/q) sum_j gamma_j L_(j) for each hypothesis; float64, O(n log n) each; differentiable.
 
     Args:
@@ -91,13 +93,13 @@ def top_q_loss(losses: Float[Tensor, "*hypotheses n"], s: int, q: int) -> Float[
         >>> float(top_q_loss(torch.tensor([0.0, 1.0]), s=2, q=1))     # the largest loss of the whole set
         1.0
     """
-    _check.finite("losses", losses)
+    losses = _rows("losses", losses)
     gamma = top_q_weights(losses.shape[-1], s, q).to(losses.device)
     ordered = losses.double().sort(dim=-1, descending=True).values
     return (ordered * gamma).sum(-1) / q
 
 
-def sample_weights(losses: Float[Tensor, "*hypotheses n"], s: int, q: int) -> Float[Tensor, "*hypotheses n"]:
+def sample_weights(losses: Float[Tensor, "*hypotheses n"] | Numbers, s: int, q: int) -> Float[Tensor, "*hypotheses n"]:
     """Return r_i = gamma at the rank of sample i (section 6.1), so that L_q = (1/q) sum_i r_i L_i.
 
     Ties are broken by the sample's position (a stable sort): the fixed rule the paper asks for.
@@ -106,44 +108,59 @@ def sample_weights(losses: Float[Tensor, "*hypotheses n"], s: int, q: int) -> Fl
         >>> sample_weights(torch.tensor([0.0, 3.0, 1.0]), s=2, q=1).tolist()
         [0.0, 0.6666666666666666, 0.3333333333333333]
     """
-    _check.finite("losses", losses)
+    losses = _rows("losses", losses)
     gamma = top_q_weights(losses.shape[-1], s, q).to(losses.device)
     order = losses.sort(dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(losses, dtype=torch.float64).scatter(-1, order, gamma.expand(order.shape))
 
 
-def top_q_loss_of_counts(errors: Int[Tensor, "*hypotheses"], n: int, s: int, q: int) -> Float[Tensor, "*hypotheses"]:
+def top_q_loss_of_counts(
+    errors: Int[Tensor, "*hypotheses"] | Numbers | int, n: int, s: int, q: int
+) -> Float[Tensor, "*hypotheses"]:
     """Return L_q of a 0-1 loss from the number of errors alone: (1/q) sum_{j <= errors} gamma_j; O(1) each after O(n).
+
+    Raises:
+        ValueError: unless 1 <= q <= s <= n, or a number of errors outside of 0 .. n. TypeError: one that is not whole.
 
     Example:
         >>> float(top_q_loss_of_counts(torch.tensor(1), n=4, s=2, q=1))     # in half of the batches
         0.5
     """
-    gamma = top_q_weights(n, s, q).to(errors.device)
-    cumulative = torch.cat([gamma.new_zeros(1), gamma.cumsum(0)]) / q
-    return cumulative[errors.long()]
+    gamma = top_q_weights(n, s, q)
+    counts = torch.tensor(_check.integer("errors", errors)) if isinstance(errors, Integral) else errors
+    counts = _check.tensor("errors", counts)  # type: ignore[arg-type]
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+        raise TypeError(f"errors must hold integers, got {counts.dtype}")
+    _check.entries_in("errors", counts.long(), 0, n)
+    cumulative = torch.cat([gamma.new_zeros(1), gamma.cumsum(0)]).to(counts.device) / q
+    return cumulative[counts.long()]
 
 
-def top_q_limit(error_rate: Float[Tensor, "*rates"], s: int, q: int) -> Float[Tensor, "*rates"]:
+def top_q_limit(error_rate: Float[Tensor, "*rates"] | Numbers | float | int, s: int, q: int) -> Float[Tensor, "*rates"]:
     """Return the limit of L_q as n grows, for a 0-1 loss: E min(q, Binomial(s, error_rate)) / q.
 
     L_q is a U-statistic whose kernel is the mean of the top q of s losses, so it converges to that mean over s
     independent samples. It is above `error_rate` unless q = s or the loss is constant: L_q is no estimate of the risk
     even without corruption.
 
+    Raises:
+        ValueError: unless 1 <= q <= s, or a rate outside of [0, 1].
+
     Example:
         >>> round(float(top_q_limit(torch.tensor(0.1), s=2, q=1)), 6)     # 1 - 0.9^2
         0.19
     """
     _conditions.batch_sizes(s, s, q)
-    rate = error_rate.double().unsqueeze(-1)
-    errors = torch.arange(s + 1, dtype=torch.float64)
+    given = torch.tensor(float(error_rate)) if isinstance(error_rate, Real) else error_rate
+    rates = _check.floats("error_rate", given)  # type: ignore[arg-type]
+    rate = _check.entries_in("error_rate", rates, 0, 1).double().unsqueeze(-1)
+    errors = torch.arange(s + 1, dtype=torch.float64, device=rate.device)
     choose = math.lgamma(s + 1) - torch.lgamma(errors + 1) - torch.lgamma(s - errors + 1)
     mass = (choose + torch.xlogy(errors, rate) + torch.xlogy(s - errors, 1 - rate)).exp()  # (*rates, s + 1)
     return (mass * errors.clamp(max=q)).sum(-1) / q
 
 
-def top_q_loss_by_enumeration(losses: Float[Tensor, " n"], s: int, q: int) -> float:
+def top_q_loss_by_enumeration(losses: Float[Tensor, " n"] | Numbers, s: int, q: int) -> float:
     """Return the mean, over every one of the C(n, s) batches, of the mean of its q largest losses.
 
     The definition of what ordered SGD sees, as an oracle for `top_q_loss`. Cost: C(n, s) batches.
@@ -151,6 +168,7 @@ def top_q_loss_by_enumeration(losses: Float[Tensor, " n"], s: int, q: int) -> fl
     Raises:
         ValueError: more than two million batches.
     """
+    losses = _check.tensor("losses", losses, ("n",))
     n = losses.shape[0]
     _conditions.batch_sizes(n, s, q)
     if math.comb(n, s) > 2_000_000:
@@ -189,7 +207,7 @@ def ordered_sgd_gradient(
     """
     n = losses.shape[0]
     _conditions.batch_sizes(n, s, q)
-    _check.integer("draws", draws, low=2)
+    draws = _check.integer("draws", draws, low=2)
     # Ties must be broken as sample_weights breaks them, so batches are compared by rank, not by loss.
     rank = torch.empty(n, dtype=torch.long)
     rank[losses.sort(descending=True, stable=True).indices] = torch.arange(n)
@@ -197,3 +215,10 @@ def ordered_sgd_gradient(
     top = batches.gather(1, rank[batches].topk(q, dim=1, largest=False).indices)  # (draws, q)
     steps = torch.cat([gradients.double()[chunk].mean(1) for chunk in top.split(1024)])  # (draws, p)
     return steps.mean(0), steps.std(0) / math.sqrt(draws)
+
+
+def _rows(name: str, values: Tensor | Numbers) -> Tensor:
+    found = _check.finite(name, values)
+    if not found.ndim:
+        raise ValueError(f"{name} must have a last axis of samples, got a number, {found.item()}")
+    return found

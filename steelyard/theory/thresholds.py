@@ -117,7 +117,7 @@ def threshold_complexity(
 
     Ties among the inputs are allowed. Cost: O(n log n + draws n).
     """
-    _check.integer("draws", draws, low=2)
+    draws = _check.integer("draws", draws, low=2)
     _check.choice("orientations", orientations, (1, 2))
     ordered, order = inputs.sort()
     reachable = torch.ones(len(inputs) + 1, dtype=torch.bool)
@@ -148,7 +148,7 @@ def threshold_complexity_distinct(n: int) -> Estimate:
         >>> threshold_complexity_distinct(1).value      # E max(0, xi)
         0.5
     """
-    _check.integer("n", n, low=1)
+    n = _check.integer("n", n, low=1)
     half = (n + 1) // 2
     central = math.exp(float(torch.log1p(-0.5 / torch.arange(1, half + 1, dtype=torch.float64)).sum()))  # C(2h,h)/4^h
     at_zero = central if n % 2 == 0 else 0.0

@@ -30,13 +30,16 @@ def test_take_and_chunks_keep_ids() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Batch.of([[1.0]], torch.zeros(1)), r"inputs must be a tensor, got \[\[1\.0\]\] \(list\)"),
-        (lambda: Batch.of(torch.zeros(1, 2), [0]), r"targets must be a tensor, got \[0\]"),
+        (lambda: Batch.of("1", torch.zeros(1)), r"inputs must be a tensor, got '1' \(str\)"),
+        (
+            lambda: Batch.of(torch.zeros(1, 2), ["cat"]),
+            r"targets must be a tensor, .*got \['cat'\] \(list\)",
+        ),
         (
             lambda: Batch.of(torch.tensor(1.0), torch.zeros(1)),
             "inputs must have a row for each sample, got a number, 1",
         ),
-        (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), environment=[0, 1]), "environment must be a tensor"),
+        (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), environment=[0, None]), "environment must be a tensor"),
         (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), environment=torch.zeros(2)), "environment must hold int"),
         (lambda: Batch.of(torch.zeros(2, 1), torch.zeros(2), group=torch.zeros(2, 1).long()), r"group .*got \(2, 1\)"),
         (
@@ -44,7 +47,9 @@ def test_take_and_chunks_keep_ids() -> None:
             "index must hold integers, got torch.float32",
         ),
         (lambda: Batch(torch.zeros(2, 1), torch.zeros(2), None), "index must be a tensor, got None"),
-        (lambda: example().take([0, 1]), r"positions must be a tensor, got \[0, 1\] \(list\)"),
+        (lambda: example().take(3), r"positions must be a tensor, got 3 \(int\)"),
+        (lambda: example().take([0.0, 1.0]), "positions must hold integers, got torch.float32"),
+        (lambda: example().take([True]), "positions is a mask of 1 entries, but there are 7 samples"),
     ],
 )
 def test_what_is_no_batch_is_named(call: Callable[[], Batch], message: str) -> None:

@@ -1,4 +1,6 @@
 import json
+import re
+import tracemalloc
 
 import numpy as np
 import pandas
@@ -11,7 +13,14 @@ from steelyard.experiments.bounds_losses import ConditionError, read_losses, ter
 from steelyard.experiments.bounds_nets import ramp
 from steelyard.experiments.bounds_thresholds import KINDS, corruption, coverage, factor_signs, gaps, settings
 from steelyard.experiments.errors import DataError
-from steelyard.theory import ThresholdProblem, factor_draw, finite_class_complexity, require_fixed, top_q_loss
+from steelyard.theory import (
+    ThresholdProblem,
+    complexity,
+    factor_draw,
+    finite_class_complexity,
+    require_fixed,
+    top_q_loss,
+)
 
 
 def nothing():
@@ -117,7 +126,8 @@ def test_a_users_losses_are_answered_term_by_term(tmp_path, suffix):
     seen = clean.copy()
     seen[:, :3] = 1 - seen[:, :3]
     paths = [save(tmp_path / f"{name}{suffix}", matrix) for name, matrix in (("seen", seen), ("clean", clean))]
-    table = bounds(tmp_path / "out", losses=paths[0], clean=paths[1], s=4, q=2, delta=0.06, loss_range=1.0)["terms"]
+    given = {"losses": paths[0], "clean": paths[1], "s": 4, "q": 2, "delta": 0.06, "loss_range": 1.0}
+    table = bounds(tmp_path / "out", **given, fixed=True)["terms"]
     assert (tmp_path / "out" / "terms.csv").exists()
     first = table[table["hypothesis"] == 1].set_index("term")["value"]
     corrupted, reference = torch.from_numpy(seen), torch.from_numpy(clean)
@@ -190,3 +200,133 @@ def test_a_condition_that_is_not_met_is_the_users_error_and_nothing_is_written(t
     with pytest.raises(ConditionError, match="s <= n"):
         bounds(tmp_path / "out", losses=path, loss_range=1.0)
     assert not (tmp_path / "out").exists()
+
+
+def given(tmp_path, matrix, **options):
+    return bounds(tmp_path / "out", losses=save(tmp_path / "losses.npy", matrix), **options)
+
+
+def test_no_certificate_for_models_that_have_seen_the_data(tmp_path):
+    """1-nearest-neighbour on labels by chance: no error on its own samples, and half of all others wrong."""
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.random((2000, 2)), rng.integers(0, 2, 2000)
+    nearest = np.array([np.square(inputs - one).sum(1).argmin() for one in inputs])
+    losses = (labels[nearest] != labels).astype(np.float64)[None]
+    tables = given(tmp_path, losses, s=4, q=4, loss_range=1.0)
+    assert not tables["terms"]["certificate"].any()
+    (row,) = tables["summary"].to_dict("records")
+    assert row["certificate"] is False
+    assert row["bound"] < 0.2  # far below the real error, one half: the theorem is not about this model
+    assert "if all hypotheses were fixed before the data (which was not said: no certificate)" in row["sentence"]
+    assert pandas.read_csv(tmp_path / "out" / "summary.csv")["certificate"].tolist() == [False]
+    fixed = given(tmp_path, losses, s=4, q=4, loss_range=1.0, fixed=True)
+    assert fixed["terms"]["certificate"].all()
+    assert "no certificate" not in fixed["summary"]["sentence"][0]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "options", "words"),
+    [
+        (np.zeros((1, 4000)), {"fixed": True}, r"risk at most 0\.0\d+ with probability 0.95, if the samples are indep"),
+        (
+            np.zeros((1, 4000)),
+            {"delta": 0.1},
+            r"risk at most 0\.0\d+ with probability 0.9, if all hypotheses",
+        ),
+        (np.ones((1, 4000)), {}, r"says nothing, since 1\.\d+ >= 1, the most that a loss can be"),
+        (np.zeros((1, 20)), {"q": 1}, r"says nothing, since 1\.\d+ >= 1, the most"),
+        (np.full((1, 4000), 5.0), {}, r"risk at most 5\.0\d+ with"),  # M is of differences: up to 6
+        (np.full((1, 20), 5.0), {"q": 1}, r"says nothing, since 6\.\d+ >= 6, the most"),
+        (np.full((1, 20), -5.0), {"q": 1}, r"says nothing, since -3\.\d+ >= -4, the most"),
+    ],
+)
+def test_what_the_bound_says_in_a_sentence(tmp_path, matrix, options, words):
+    (sentence,) = given(tmp_path, matrix, **{"s": 4, "q": 4, "loss_range": 1.0, **options})["summary"]["sentence"]
+    assert re.match(words, sentence)
+    assert ("nobody corrupted them" in sentence) == sentence.startswith("risk")
+
+
+def test_the_mean_loss_stands_beside_the_top_q_loss(tmp_path):
+    matrix = np.random.default_rng(0).random((3, 50))
+    tables = given(tmp_path, matrix, s=8, q=2, loss_range=1.0)
+    summary = tables["summary"]
+    assert summary["mean loss"].to_numpy() == pytest.approx(matrix.mean(1))
+    assert summary["L_q"].to_numpy() == pytest.approx(top_q_loss(torch.from_numpy(matrix), 8, 2).numpy())
+    assert bool((summary["L_q"] > summary["mean loss"]).all())
+    terms = tables["terms"]
+    assert terms.loc[terms["term"] == "mean loss", "value"].to_numpy() == pytest.approx(matrix.mean(1))
+    assert bool((summary["bound"] == terms.loc[terms["term"] == "right-hand side", "value"].to_numpy()).all())
+
+
+COLUMNS = {
+    "Int64": pandas.array([0, 1, 1], dtype="Int64"),
+    "UInt8": pandas.array([0, 1, 1], dtype="UInt8"),
+    "Float32": pandas.array([0.0, 1.0, 1.0], dtype="Float32"),
+    "boolean": pandas.array([False, True, True], dtype="boolean"),
+    "bool": np.array([False, True, True]),
+    "int8": np.array([0, 1, 1], dtype="int8"),
+    "float32": np.array([0, 1, 1], dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("first", COLUMNS)
+@pytest.mark.parametrize("second", ["Int64", "float32", "boolean"])
+def test_columns_of_any_numbers_are_read(tmp_path, first, second):
+    frame = pandas.DataFrame({"a": COLUMNS[first], "b": COLUMNS[second]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    found = read_losses(tmp_path / "a.parquet")
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert read_losses(tmp_path / "a.parquet", transpose=True).tolist() == [[0, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["Int64", "Float64", "boolean"])
+def test_a_missing_entry_is_named(tmp_path, kind):
+    frame = pandas.DataFrame({"a": [1.0, 1.0], "b": pandas.array([1, None], dtype=kind)})
+    frame.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: 1 losses are missing or .* the first in row 1, column 'b'"):
+        read_losses(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f4", "u1", "u2", "i4", ">i8", "u8", "?", "longdouble"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_matrices_of_any_numbers_have_the_same_terms(tmp_path, kind, order):
+    matrix = np.random.default_rng(0).integers(0, 2, (3, 30))
+    options = {"s": 4, "q": 2, "loss_range": 1.0, "draws": 20}
+    expected = given(tmp_path, matrix.astype(np.float64), **options)["terms"]
+    found = given(tmp_path, np.asarray(matrix.astype(kind), order=order), **options)["terms"]
+    pandas.testing.assert_frame_equal(found, expected, rtol=1e-12)
+    turned = given(tmp_path, np.asarray(matrix.T.astype(kind), order=order), transpose=True, **options)["terms"]
+    pandas.testing.assert_frame_equal(turned, expected, rtol=1e-12)
+
+
+def test_a_wide_matrix_is_mapped_and_never_copied_whole(tmp_path, monkeypatch):
+    path = tmp_path / "wide.npy"
+    wide = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(4, 2_000_000))
+    wide[:, ::7] = 1
+    wide.flush()
+    tracemalloc.start()
+    assert read_losses(path).dtype == torch.float32
+    taken = tracemalloc.get_traced_memory()[1]  # NumPy says what it takes; torch's tensors here share the map
+    tracemalloc.stop()
+    assert taken < wide.nbytes / 4 + 2**20
+    monkeypatch.setattr(complexity, "_WIDE", 1 << 16)
+    table = bounds(tmp_path / "out", losses=path, s=4, q=4, loss_range=1.0, draws=2)["summary"]
+    assert table["mean loss"].to_numpy() == pytest.approx([1 / 7] * 4, rel=1e-5)
+    del wide
+    assert np.load(path)[0, :8].tolist() == [1, 0, 0, 0, 0, 0, 0, 1]  # nothing is written to the file
+
+
+def test_samples_in_the_rows_are_suspected(tmp_path):
+    said = []
+    tall = np.random.default_rng(0).random((40, 20))
+    given(tmp_path, tall, s=4, q=2, loss_range=1.0, draws=5, warn=said.append)
+    assert len(said) == 1
+    assert "40 rows, which are read as hypotheses, and 20 columns, read as samples" in said[0]
+    assert said[0].endswith("give --transpose")
+    given(tmp_path, tall, s=4, q=2, loss_range=1.0, draws=5, warn=said.append, transpose=True)
+    assert len(said) == 1
+    with pytest.raises(ConditionError, match=r"s = 16 cannot be drawn from n = 3 samples\. .* give --transpose"):
+        given(tmp_path, np.zeros((500, 3)), loss_range=1.0)
+    with pytest.raises(ConditionError, match=r"cannot be drawn from n = 3 samples$"):
+        given(tmp_path, np.zeros((2, 3)), loss_range=1.0)

@@ -107,8 +107,11 @@ def test_unknown_recipes(name: str) -> None:
 
 
 def test_a_missing_required_field_in_a_method() -> None:
+    rest = {"data": {"name": "coloured_digits"}, "model": {"name": "mlp"}}
     with pytest.raises(RecipeError, match=r"'method\.budget' is missing"):
-        parse(Recipe, {"data": {"name": "coloured_digits"}, "model": {"name": "mlp"}, "method": {"name": "maple"}}, "f")
+        parse(Recipe, {**rest, "method": {"name": "subset"}}, "f")
+    with pytest.raises(RecipeError, match=r"f: method: budget is missing: give the number of samples to keep, or "):
+        parse(Recipe, {**rest, "method": {"name": "maple"}}, "f")
 
 
 @dataclass(frozen=True)

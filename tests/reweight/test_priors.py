@@ -21,6 +21,7 @@ from steelyard.reweight import (
     VREx,
     bernoulli_kl,
     bernoulli_kl_gradient,
+    budget_of,
     keep_probabilities,
     pool,
 )
@@ -47,7 +48,12 @@ def pools(draw):
     n = draw(st.integers(1, 20))
     number = draw(st.integers(1, 4))
     priors = [torch.from_numpy(draw(hnp.arrays("float64", n, elements=PROBABILITY))) for _ in range(number)]
-    return priors, [draw(LAMBDA) for _ in priors], draw(SHARE) * n
+    return priors, [draw(LAMBDA) for _ in priors], as_budget(draw(SHARE), n)
+
+
+def as_budget(share, n):
+    """The budget of share * n samples: that number, or the share itself where the number would be one of a share."""
+    return share if 0 < share * n < 1 else share * n
 
 
 def met(probabilities, budget):
@@ -58,7 +64,7 @@ def met(probabilities, budget):
 @given(VECTORS, SHARE, TEMPERATURE)
 def test_probabilities_meet_the_budget_in_the_order_of_the_scores(scores, share, temperature):
     n, budget = len(scores), share * len(scores)
-    pi = keep_probabilities(scores, budget, temperature=temperature)
+    pi = keep_probabilities(scores, as_budget(share, n), temperature=temperature)
     assert ((pi >= 0) & (pi <= 1)).all()
     assert met(pi, budget)
     missing = scores.isnan()
@@ -72,7 +78,7 @@ def test_probabilities_meet_the_budget_in_the_order_of_the_scores(scores, share,
 @quick
 @given(VECTORS, SHARE, TEMPERATURE)
 def test_only_ranks_count(scores, share, temperature):
-    budget = share * len(scores)
+    budget = as_budget(share, len(scores))
     squashed = scores.double().unique(return_inverse=True)[1].double()  # the same order, evenly spaced
     squashed[scores.isnan()] = NAN
     pi, again = (keep_probabilities(one, budget, temperature=temperature) for one in (scores, squashed))
@@ -85,10 +91,11 @@ def test_pooling(given_, random):
     priors, weights, budget = given_
     pooled = pool(priors, budget, weights=weights)
     assert ((pooled >= 0) & (pooled <= 1)).all()
-    assert met(pooled, budget)
+    kept = budget_of(budget, len(pooled))
+    assert met(pooled, kept)
     total = sum(w * torch.logit(p).clamp(-20, 20) for p, w in zip(priors, weights, strict=True))
     assert (pooled[total.argsort()].diff() >= 0).all()
-    inside = (pooled > 1e-12) & (pooled < 1 - 1e-12) & (0 < budget < len(pooled))
+    inside = (pooled > 1e-12) & (pooled < 1 - 1e-12) & (0 < kept < len(pooled))
     shift = (torch.logit(pooled) - total)[inside]  # one threshold for all
     scale = 1 + total.abs().max().item()
     assert not len(shift) or (shift.max() - shift.min()).item() <= 1e-3 + 1e-12 * scale
@@ -135,7 +142,8 @@ def test_order_is_exact_to_the_last_digit():
 @pytest.mark.parametrize("temperature", [1e-12, 1e-9])
 def test_budget_is_met_where_log_odds_dwarf_the_digits_of_tau(temperature):
     for budget in torch.linspace(0.3, 9.7, 50).tolist():
-        assert met(keep_probabilities(torch.arange(10.0), budget, temperature=temperature), budget)
+        pi = keep_probabilities(torch.arange(10.0), budget, temperature=temperature)
+        assert met(pi, budget_of(budget, 10))
 
 
 @pytest.mark.parametrize(
@@ -352,12 +360,12 @@ def test_many_scores():
 def test_strata_have_their_shares_and_are_ranked_apart(scores, share, temperature, number, seed):
     n, budget = len(scores), share * len(scores)
     strata = torch.randint(number, (n,), generator=torch.Generator().manual_seed(seed))
-    pi = keep_probabilities(scores, budget, temperature=temperature, strata=strata)
+    pi = keep_probabilities(scores, as_budget(share, n), temperature=temperature, strata=strata)
     assert met(pi, budget)
     for stratum in strata.unique():
         member = strata == stratum
         assert met(pi[member], share * int(member.sum()))
-        alone = keep_probabilities(scores[member], share * int(member.sum()), temperature=temperature)
+        alone = keep_probabilities(scores[member], as_budget(share, int(member.sum())), temperature=temperature)
         torch.testing.assert_close(pi[member], alone, rtol=1e-9, atol=1e-12)
 
 
@@ -365,8 +373,9 @@ def test_strata_have_their_shares_and_are_ranked_apart(scores, share, temperatur
 @given(hnp.arrays("float64", st.integers(1, 30), elements=st.integers(-4, 4).map(float)).map(torch.from_numpy), SHARE)
 def test_a_difference_between_strata_is_none(scores, share):
     strata = torch.arange(len(scores)) % 3
-    pi = keep_probabilities(scores, share * len(scores), strata=strata)
-    assert torch.equal(keep_probabilities(scores - 100.0 * strata, share * len(scores), strata=strata), pi)
+    budget = as_budget(share, len(scores))
+    pi = keep_probabilities(scores, budget, strata=strata)
+    assert torch.equal(keep_probabilities(scores - 100.0 * strata, budget, strata=strata), pi)
 
 
 def test_one_stratum_is_none():
@@ -383,7 +392,7 @@ def test_balanced_strata_share_the_budget_equally_as_far_as_they_go(sizes, share
     n = sum(sizes)
     strata = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     scores = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    pi = keep_probabilities(scores, share * n, strata=strata, balanced=True)
+    pi = keep_probabilities(scores, as_budget(share, n), strata=strata, balanced=True)
     assert met(pi, share * n)
     found = [float(pi[strata == k].sum()) for k in range(len(sizes))]
     if share >= 0.9:

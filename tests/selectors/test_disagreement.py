@@ -20,7 +20,7 @@ def test_agrees_with_all_pairs_and_with_the_theory(models) -> None:
     by_pairs = sum((ranks[a] - ranks[b]).abs() for a, b in pairs) / len(pairs)
     found = rank_disagreement(losses)
     torch.testing.assert_close(found, by_pairs, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(found, concentration.rank_disagreement(ranks), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(found, concentration.mean_rank_distance(ranks), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(("models", "delta"), [(2, 0.05), (7, 0.2), (400, 0.01)])

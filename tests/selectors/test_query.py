@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jaxtyping
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -81,3 +82,93 @@ def test_seeds() -> None:
 def test_errors(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def chosen(value):  # type: ignore[no-untyped-def]
+    return Query(select=lambda pool, known, k, generator: value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.tensor([0]), r"select must return 2 different positions, got shape \(1,\)"),
+        (torch.tensor([0, 1, 2]), r"2 different positions, got shape \(3,\)"),
+        (torch.tensor([[0, 1]]), r"got shape \(1, 2\)"),
+        (torch.tensor(1), r"got shape \(\)"),
+        (torch.tensor([1, 1]), "select must return 2 different positions, 1 of them are repeated"),
+        ([2, 2], "1 of them are repeated"),
+        (torch.tensor([-1, 0]), r"select must return positions in 0 \.\. 2 of the candidates, got -1 \.\. 0"),
+        (np.array([0, 3]), r"in 0 \.\. 2 of the candidates, got 0 \.\. 3"),
+        ([0, 10**9], "of the candidates"),
+        (torch.tensor([0.0, 1.0]), "what select returns must hold integers, got torch.float32"),
+        (torch.tensor([True, False]), "must hold integers, got torch.bool"),
+        (["a", "b"], "select must be a tensor, or numbers"),
+        (None, "select must be a tensor, got None"),
+        ({0, 1}, "select must be a tensor, got"),
+    ],
+    ids=str,
+)
+def test_a_selection_is_checked(value, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises((ValueError, TypeError), match=words) as caught:
+        chosen(value).query(X, Y, batch_size=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [[2, 0], (2, 0), np.array([2, 0]), np.array([2, 0], dtype=np.int8), torch.tensor([2, 0]).int()], ids=str
+)
+def test_a_selection_may_be_a_list_or_an_array(value) -> None:  # type: ignore[no-untyped-def]
+    picked = chosen(value).query(X, Y, batch_size=2)
+    assert isinstance(picked, np.ndarray)
+    assert picked.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.ones(2), "score must return one number a candidate, 3, got 2"),
+        (torch.ones(4), "3, got 4"),
+        (torch.ones(3, 1), r"what score returns must have the shape \(m\), got \(3, 1\)"),
+        (torch.tensor([1.0, np.nan, 0.0]), "what score returns has 1 entries that are NaN"),
+        (torch.tensor([1, 2, 3]), "what score returns must be floating point, got torch.int64"),
+        (torch.tensor(1.0), r"what score returns must have the shape \(m\), got \(\)"),
+        ([], "got 0|empty"),
+        (None, "what score returns must be a tensor, got None"),
+        (["a", "b", "c"], "what score returns must be a tensor, or numbers"),
+        (0.5, "what score returns must be a tensor, got 0.5"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("utilities", [False, True])
+def test_a_score_is_checked(value, words: str, utilities: bool) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises((ValueError, TypeError), match=words):
+        Query(score=lambda features: value).query(X, Y, return_utilities=utilities)
+
+
+@pytest.mark.parametrize(
+    "value", [[0.1, 0.9, 0.5], np.array([1, 9, 5]), (1, 9, 5), torch.tensor([0.1, 0.9, 0.5]).half()]
+)
+def test_a_score_may_be_a_list_or_an_array(value) -> None:  # type: ignore[no-untyped-def]
+    picked, utilities = Query(score=lambda features: value).query(X, Y, batch_size=np.int64(2), return_utilities=True)
+    assert picked.tolist() == [3, 4]
+    assert utilities.shape == (2, 5)
+
+
+def test_what_is_given_to_a_query() -> None:
+    """Labels as names, markers of NumPy and pandas, features as a list or a table."""
+    strategy = Query(score=by_feature, missing_label=np.float32("nan"))
+    assert strategy.query(X.tolist(), Y).tolist() == [1]
+    assert strategy.query(pandas.DataFrame(X), pandas.Series(Y)).tolist() == [1]
+    assert strategy.query(X, np.array(["cat", np.nan, "dog", np.nan, "cat"], dtype=object)).tolist() == [1]
+    assert strategy.query(X, pandas.Series([1, None, 0, 1, 0], dtype="Int64")).tolist() == [1]
+    assert Query(score=by_feature, missing_label="?").query(X, np.array(["cat", "?", "?", "dog", "cat"])).tolist() == [
+        1
+    ]
+    assert Query(score=by_feature, missing_label=None).query(X, [0, 1, None, None, 1]).tolist() == [3]
+    for wrong in ([], np.zeros((0, 1))):
+        with pytest.raises(ValueError, match="candidates is empty"):
+            strategy.query(X, Y, candidates=wrong)
+    with pytest.raises(TypeError, match="score must be a function of features, got 3"):
+        Query(score=3)
+    with pytest.raises(TypeError, match="X must be a tensor, or numbers"):
+        strategy.query([["a"], ["b"]], [0, np.nan])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,3 +131,52 @@ def test_estimates_refuse_what_is_not_a_number():
     with pytest.raises(ValueError, match="standard_error"):
         Estimate(0.0, standard_error=-1.0)
     assert Estimate(1.0, "upper", 0.5).nature == "upper, Monte Carlo ± 0.5"
+
+
+@pytest.mark.parametrize(
+    ("losses", "loss_range", "largest", "ceiling", "vacuous"),
+    [  # M bounds differences: what a loss can be is the least one seen and M, wherever zero is
+        ([10.0, 10.5, 10.25, 10.0], 1.0, None, 11.0, False),
+        ([-1.0, 0.0, 0.0, 0.0], 1.0, None, 0.0, True),
+        ([-5.0, -4.0, -4.0, -4.0], 1.0, None, -4.0, True),
+        ([0.0, 1.0, 0.0, 0.0], 1.0, None, 1.0, False),
+        ([0.0, 1.0, 1.0, 1.0], 1.0, None, 1.0, True),
+        ([1.0, 1.0, 1.0, 1.0], 1.0, None, 2.0, False),
+        ([1.0, 1.0, 1.0, 1.0], 1.0, 1.0, 1.0, True),
+        ([0.5, 0.5, 0.5, 0.5], 1.0, 0.9, 0.9, True),
+        ([100.0, 101.0, 100.0, 100.0], 2.0, None, 102.0, False),
+        ([3.0, 3.0, 3.0, 3.0], 0.0, None, 3.0, True),
+    ],
+)
+def test_vacuous_is_above_what_a_loss_can_be(losses, loss_range, largest, ceiling, vacuous) -> None:
+    rest = deviation(4, 2, 2, 0.02, loss_range) - loss_range / 2  # the bound is then the mean loss and half of M
+    given = {"s": 2, "q": 2, "delta": 0.02, "loss_range": loss_range, "largest": largest}
+    bound = theorem1(torch.tensor(losses), **given, complexity=Estimate(0.0), factor=Estimate(rest))
+    assert bound.total.value == pytest.approx(sum(losses) / 4 + loss_range / 2)
+    assert bound.ceiling == pytest.approx(ceiling)
+    assert bound.is_vacuous is (bound.total.value >= ceiling)
+    assert bound.is_vacuous is vacuous
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"largest": 0.5}, "largest is 0.5, but a loss of 1 was seen"),
+        ({"largest": float("nan")}, "largest must be finite"),
+        ({"delta": numpy.float32(1)}, r"needs delta in \(0, 1\)"),
+        ({"delta": "0.1"}, r"delta must be a real number, got '0\.1'"),
+        ({"loss_range": "1"}, "loss_range must be a real number, got '1'"),
+        ({"losses": [[0.0, 1.0]]}, r"losses must have the shape \(n\), got \(1, 2\)"),
+        ({"losses": [0.0, float("nan")]}, "losses has 1 entries that are NaN"),
+        ({"losses": ["a", "b"]}, "losses must be a tensor, or numbers"),
+        ({"s": 2.0}, "s must be an int, got 2.0"),
+    ],
+)
+def test_what_is_given_to_the_theorem(change, words) -> None:
+    given = {"losses": [0.0, 1.0], "s": 2, "q": 1, "delta": 0.1, "loss_range": 1.0} | change
+    with pytest.raises((ValueError, TypeError), match=words):
+        theorem1(given.pop("losses"), **given, complexity=Estimate(0.0), factor=Estimate(0.0))
+    right = {"s": numpy.int64(2), "q": numpy.int8(1), "delta": numpy.float32(0.1), "loss_range": numpy.float64(1)}
+    bound = theorem1(numpy.array([0, 1]), **right, complexity=Estimate(0.0), factor=Estimate(0.0))
+    assert bound.training.value == 1

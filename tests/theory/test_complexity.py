@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from steelyard.theory import (
     Estimate,
+    complexity,
     complexity_deviation,
     contracted,
     finite_class_complexity,
@@ -126,3 +127,18 @@ def test_requests_that_cannot_be_met_are_refused():
         finite_class_complexity(torch.rand(2, 30), draws=10)
     with pytest.raises(ValueError, match="norm must be >= 1"):
         linear_ball_complexity(torch.rand(2, 3), 1.0, draws="all", norm=0.5)
+
+
+def test_many_samples_are_read_in_columns(monkeypatch) -> None:
+    """The same number, with other signs, from pieces of columns; also of losses of another type."""
+    losses = torch.rand(4, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = finite_class_complexity(losses, draws=4000, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(complexity, "_WIDE", 100)
+    monkeypatch.setattr(complexity, "_SIGNS", 4000 * 37)
+    for one in (losses, losses.float(), (losses * 100).byte()):
+        size = 100 if one.dtype == torch.uint8 else 1
+        pieces = finite_class_complexity(one, draws=4000, generator=torch.Generator().manual_seed(1))
+        error = (whole.standard_error**2 + (pieces.standard_error / size) ** 2) ** 0.5
+        assert pieces.value / size == pytest.approx(whole.value, abs=4 * error + 0.01 * whole.value)
+    with pytest.raises(ValueError, match="generator is needed"):
+        finite_class_complexity(losses, draws=10)

@@ -3,13 +3,14 @@ import itertools
 import pytest
 import torch
 
+from steelyard import selectors, theory
 from steelyard.theory import (
     block_disagreement,
     block_ranks,
     certify,
     disagreement_radius,
+    mean_rank_distance,
     proxies_needed,
-    rank_disagreement,
 )
 
 BLOCKS = [1] * 60 + [140]
@@ -18,7 +19,7 @@ BLOCKS = [1] * 60 + [140]
 def test_disagreement_is_the_mean_over_pairs():
     ranks = torch.rand(7, 5, generator=torch.Generator().manual_seed(0))
     pairs = [(ranks[a] - ranks[b]).abs().double() for a, b in itertools.combinations(range(7), 2)]
-    torch.testing.assert_close(rank_disagreement(ranks), torch.stack(pairs).mean(0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(mean_rank_distance(ranks), torch.stack(pairs).mean(0), rtol=1e-6, atol=1e-7)
 
 
 def test_blocks_have_the_expectation_that_they_claim():
@@ -36,7 +37,7 @@ def test_certificate_covers_at_least_as_often_as_it_says():
     expected, delta, k = block_disagreement(BLOCKS), 0.1, 20
     t = disagreement_radius(200, k, delta)
     inside = [
-        bool(((rank_disagreement(block_ranks(BLOCKS, k, generator)) - expected).abs() <= t).all()) for _ in range(300)
+        bool(((mean_rank_distance(block_ranks(BLOCKS, k, generator)) - expected).abs() <= t).all()) for _ in range(300)
     ]
     assert sum(inside) >= (1 - delta) * 300
 
@@ -61,8 +62,8 @@ def test_proxies_needed_is_the_least(n, gap, delta):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rank_disagreement(torch.rand(1, 3)), "at least 2 proxies"),
-        (lambda: rank_disagreement(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "normalised"),
+        (lambda: mean_rank_distance(torch.rand(1, 3)), "at least 2 proxies"),
+        (lambda: mean_rank_distance(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "normalised"),
         (lambda: certify(torch.rand(3, 1), 0.1), "at least 2 samples"),
         (lambda: disagreement_radius(5, 1, 0.1), "k must be"),
         (lambda: disagreement_radius(5, 2, 1.0), "delta in"),
@@ -72,3 +73,19 @@ def test_proxies_needed_is_the_least(n, gap, delta):
 def test_conditions_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_two_functions_of_one_name_are_gone() -> None:
+    """Losses are for `selectors.rank_disagreement`, which ranks them; ranks for `theory.mean_rank_distance`."""
+    losses = torch.rand(5, 30, generator=torch.Generator().manual_seed(0))
+    by_losses = selectors.rank_disagreement(losses)
+    torch.testing.assert_close(theory.mean_rank_distance(selectors.normalised_ranks(losses)), by_losses)
+    assert not hasattr(theory, "rank_disagreement")
+    assert not set(theory.__all__) & set(selectors.__all__)
+
+
+@pytest.mark.parametrize("blocks", [[], [0], [3, -1], [2, 0]])
+def test_blocks_without_samples_are_refused(blocks) -> None:
+    for call in (lambda: block_disagreement(blocks), lambda: block_ranks(blocks, 3, torch.Generator())):
+        with pytest.raises(ValueError, match="blocks"):
+            call()

@@ -2,6 +2,7 @@ import math
 import time
 from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -173,3 +174,44 @@ def test_least_top_q_loss_is_not_least_risk():
     losses = torch.stack([torch.full((n,), 0.5), (torch.arange(n) < 0.4 * n).float()])
     assert int(losses.mean(1).argmin()) == 1
     assert int(top_q_loss(losses, 2, 1).argmin()) == 0
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: top_q_loss_of_counts(torch.tensor(-1), 4, 2, 1), r"errors must be in \[0, 4\]; 1 of 1 are not, .* -1"),
+        (lambda: top_q_loss_of_counts(torch.tensor([0, 5]), 4, 2, 1), r"errors must be in \[0, 4\]; 1 of 2 .* 5"),
+        (lambda: top_q_loss_of_counts(-1, 4, 2, 1), r"errors must be in \[0, 4\]"),
+        (lambda: top_q_loss_of_counts([1, -4], 4, 2, 1), r"errors must be in \[0, 4\]"),
+        (lambda: top_q_loss_of_counts(torch.tensor(1.5), 4, 2, 1), "errors must hold integers, got torch.float32"),
+        (lambda: top_q_loss_of_counts(torch.tensor([True]), 4, 2, 1), "errors must hold integers, got torch.bool"),
+        (lambda: top_q_loss_of_counts("1", 4, 2, 1), "errors must be a tensor, got '1'"),
+        (
+            lambda: top_q_limit(torch.tensor(1.5), 4, 2),
+            r"error_rate must be in \[0, 1\]; 1 of 1 .* 1\.5",
+        ),
+        (lambda: top_q_limit(torch.tensor([0.5, -0.1]), 4, 2), r"error_rate must be in \[0, 1\]"),
+        (lambda: top_q_limit(1.5, 4, 2), r"error_rate must be in \[0, 1\]"),
+        (lambda: top_q_limit(torch.tensor(float("nan")), 4, 2), r"error_rate must be in \[0, 1\]"),
+        (lambda: top_q_limit(torch.tensor(1), 4, 2), "error_rate must be floating point, got torch.int64"),
+        (lambda: top_q_loss(torch.tensor(1.0), 1, 1), "losses must have a last axis of samples, got a number"),
+        (lambda: top_q_loss(["a"], 1, 1), "losses must be a tensor, or numbers"),
+    ],
+)
+def test_what_is_no_number_of_errors_and_no_rate(call, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_numbers_and_lists_are_taken() -> None:
+    assert float(top_q_loss_of_counts(1, 4, 2, 1)) == float(top_q_loss_of_counts(torch.tensor(1), 4, 2, 1))
+    assert top_q_loss_of_counts([0, 4], numpy.int64(4), 2, 1).tolist() == pytest.approx([0, 1])
+    assert float(top_q_limit(0.1, 2, 1)) == pytest.approx(0.19)
+    assert top_q_limit([0.0, 1.0], 2, 1).tolist() == pytest.approx([0, 1])
+    for kind in (list, numpy.array):
+        losses = kind([3.0, 1.0, 0.0])
+        assert float(top_q_loss(losses, 3, 1)) == 3
+        assert sample_weights(losses, 3, 1).tolist() == [1, 0, 0]
+        assert top_q_loss_by_enumeration(losses, 3, 1) == 3

@@ -89,7 +89,8 @@ class Maple:
     BatchNorm takes of it are like those of a batch. Beside a chunk only numbers are held, a few a sample.
 
     Attributes:
-        budget: K, the number of training samples that are kept on average.
+        budget: K, the number of training samples that are kept on average, or below 1 their share (as
+            `reweight.budget_of` says); left out it is all of them, where only the weights are learned.
         steps: outer steps.
         learn: "both", "weights" or "probabilities".
         draws: masks (and inner runs) averaged at each outer step; the last draw's model is evaluated.
@@ -107,7 +108,7 @@ class Maple:
         prior: scores of the samples, computed once before the first step, where s and w begin or what anchors s.
     """
 
-    budget: int
+    budget: int | float | None = None
     name: Literal["maple"] = "maple"
     steps: int = 30
     learn: Literal["both", "weights", "probabilities"] = "both"
@@ -125,7 +126,13 @@ class Maple:
     prior: PriorSettings = field(default_factory=PriorSettings)
 
     def __post_init__(self) -> None:
-        _check.integer("budget", self.budget, low=1)
+        if self.budget is not None:
+            _check.in_range("budget", self.budget, low=0, open_low=True)
+        elif self.learn != "weights":
+            raise ValueError(
+                "budget is missing: give the number of samples to keep, or below 1 their share (only learn = 'weights' "
+                "can do without)"
+            )
         _check.integer("steps", self.steps, low=1)
         for name in ("probability_rate", "weight_rate"):
             _check.in_range(name, getattr(self, name), low=0.0, open_low=True)
@@ -168,7 +175,7 @@ class Maple:
             clip=self.clip or None,
             schedule=reweight.CosineDecay() if self.schedule == "cosine" else _constant,
             estimator=self._estimator(problem.splits.train, problem.seed),
-            prior=self.prior.build(problem, self.budget),
+            prior=self.prior.build(problem, reweight.budget_of(self.budget, len(problem.splits.train))),
             seed=problem.seed,
         )
         latest = Latest(problem.model)

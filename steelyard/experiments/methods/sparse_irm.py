@@ -29,7 +29,7 @@ class SparseIRM:
     the scores is not published; here it is the budget.
 
     Attributes:
-        budget: largest mean of the keep-probabilities, in (0, 1].
+        budget: largest mean of the keep-probabilities of the parameters, in (0, 1]: always a share, 1 of all.
         score_rate: Adam's step size on the keep-probabilities; it falls to 0 by a cosine over the run.
         penalty: lambda over the steps.
     """

@@ -12,7 +12,7 @@ from steelyard.experiments.batches import shuffled
 from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Training, train
-from steelyard.reweight import Reweighting
+from steelyard.reweight import Reweighting, budget_of
 
 __all__ = ["Subset"]
 
@@ -24,18 +24,20 @@ class Subset:
     Labels needed: class labels.
 
     Attributes:
-        budget: K, the number of training samples kept (all, if there are no more); of equal priors the earlier ones.
+        budget: K, the number of training samples kept (all, if there are no more), or below 1 their share, rounded; of
+            equal priors the earlier ones.
         prior: the scores, pooled as for MAPLE. Nothing begins at the prior or is anchored: leave `start` and `anchor`.
         training: on the samples kept.
     """
 
-    budget: int
+    budget: int | float
     name: Literal["subset"] = "subset"
     prior: PriorSettings = field(default_factory=PriorSettings)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        _check.integer("budget", self.budget, low=1)
+        if _check.in_range("budget", self.budget, low=0, open_low=True) >= 1:
+            _check.integer("budget", self.budget)  # type: ignore[arg-type]
         if not self.prior.scores:
             raise ValueError("prior.scores is empty: name the scores that choose the subset")
         if self.prior.anchor or self.prior.start != "probabilities":
@@ -49,7 +51,7 @@ class Subset:
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Choose, train, and return the last model with the choice: weight 1, keep-probability 1 or 0."""
         data = problem.splits.train
-        budget = min(self.budget, len(data))
+        budget = min(max(1, round(budget_of(self.budget, len(data)))), len(data))
         prior = self.prior.compute(problem, budget).probabilities
         kept = prior.argsort(descending=True, stable=True)[:budget].sort().values
         model = train(problem, self.training, observe, rows=shuffled(kept, self.training.batch_size, problem.seed))
