@@ -227,7 +227,7 @@ class Truncated:
             )
         return trajectory.steps[-self.steps :]
 
-    def _check_samples(self, run: Trajectory, index: Tensor | None, step: Step, samples: Batch) -> None:
+    def _check_samples(self, run: Trajectory, index: Tensor | Numbers | None, step: Step, samples: Batch) -> None:
         if index is not None:
             raise ValueError("give index or samples, not both")
         if self.steps != 1:
