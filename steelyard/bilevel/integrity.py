@@ -59,31 +59,29 @@ def _bits(tensor: Tensor) -> Tensor:
 def projection(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return <g, r> and |g| ``(2,)`` of a gradient g by name.
 
-    r is random with entries of mean 0 and variance 1, and always the same: one vector that stays in the cache, and for
-    every piece of g a sign and a shift of it.
+    r is random with entries of mean 0 and variance 1, and always the same: one vector, and for every piece of g a sign
+    and a shift of it.
     """
-    along: list[Tensor] = []
-    sizes: list[Tensor] = []
-    number = 0
-    for tensor in tensors.values():
-        for piece in pieces(tensor):
-            wide = piece if piece.element_size() >= 4 else piece.float()
-            start, sign = (number * 7919) % _SHIFTS, 1 - 2 * (number * 2654435761 >> 7 & 1)
-            along.append(sign * torch.dot(wide, _random(wide.dtype, wide.device)[start : start + len(wide)]))
-            sizes.append(torch.linalg.vector_norm(wide))
-            number += 1
-    if not along:
+    if not tensors:
         return torch.zeros(2, dtype=torch.float64)
-    return torch.stack([torch.stack(along).sum(), torch.linalg.vector_norm(torch.stack(sizes))])
+    flat = [one.detach().flatten() for one in tensors.values()]
+    flat = [one if one.element_size() >= 4 else one.float() for one in flat]
+    along = []
+    for number, piece in enumerate(piece for one in flat for piece in one.split(_PROJECTED)):
+        start, sign = (number * 7919) % _SHIFTS, 1 - 2 * (number * 2654435761 >> 7 & 1)
+        along.append(sign * torch.dot(piece, _random(piece.dtype, piece.device)[start : start + len(piece)]))
+    dtype = max((one.dtype for one in flat), key=lambda dtype: dtype.itemsize)
+    sizes = torch.stack([one.to(dtype) for one in torch._foreach_norm(flat)])
+    return torch.stack([torch.stack([one.to(dtype) for one in along]).sum(), torch.linalg.vector_norm(sizes)])
 
 
-_SHIFTS = 4096
+_PROJECTED, _SHIFTS = 1 << 22, 4096
 
 
 @lru_cache(maxsize=8)
 def _random(dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(_length(device) + _SHIFTS, generator=generator, dtype=torch.float64).to(device, dtype)
+    return torch.randn(_PROJECTED + _SHIFTS, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -97,8 +95,4 @@ def in_one_piece(tensor: Tensor) -> bool:
 
 
 def _piece(tensor: Tensor) -> int:
-    return _length(tensor.device)
-
-
-def _length(device: torch.device) -> int:
-    return 1 << 16 if device.type == "cpu" else 1 << 24
+    return 1 << 16 if tensor.device.type == "cpu" else 1 << 24

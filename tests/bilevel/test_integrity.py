@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Truncated, Unrolled, WeightedLoss
-from steelyard.bilevel.integrity import fingerprint
+from steelyard.bilevel.integrity import fingerprint, projection
 from tests.bilevel.problems import CROSS_ENTROPY, Problem, mlp, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
@@ -419,3 +419,19 @@ def test_implicit_leaves_frozen_parameters_out() -> None:
                 Implicit(tolerance=1e-10)(recorder.trajectory(), lambda m, x=batch.inputs: m(x).square().mean())
             )
     assert torch.allclose(answers[0], answers[1], rtol=1e-6)
+
+
+def test_a_projection_sees_any_entry_and_any_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(n, generator=generator, dtype=torch.float64) for name, n in (("a", 3), ("b", 5000))}
+    along, size = projection(tensors)
+    assert torch.allclose(size, torch.cat(list(tensors.values())).norm())
+    for place in (0, 4999):
+        moved = {name: one.clone() for name, one in tensors.items()}
+        moved["b"][place] += 1e-3
+        assert abs(projection(moved)[0] - along) > 1e-6 * size
+    assert abs(projection({**tensors, "b": tensors["b"].flip(0)})[0] - along) > 1e-3 * size
+    assert torch.allclose(projection({name: 3 * one for name, one in tensors.items()}), 3 * torch.stack([along, size]))
+    mixed = {"a": tensors["a"].float(), "b": tensors["b"]}
+    assert torch.allclose(projection(mixed), torch.stack([along, size]), rtol=1e-5)
+    assert torch.equal(projection({}), torch.zeros(2, dtype=torch.float64))
