@@ -135,11 +135,17 @@ class Ladder:
             return torch.cat([_answer(rung, piece) for piece in question.pieces()])
 
         def fault(rung: Rung, found: Tensor) -> str | None:
-            if not rung.ordinary and not bool(torch.isfinite(found).all()):
-                return "not finite"
+            bad = ~torch.isfinite(found)
+            if bool(bad.any()):
+                return None if rung.ordinary or not _finite_losses(question, bad) else "not finite"
             return checks.signs(question, found, known.generator) if due and len(found) else None
 
-        return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection)
+        def objection_to_finite(found: Tensor) -> str | None:
+            if run.ranks.any(not bool(torch.isfinite(found).all())):
+                return None  # a diverged run, or a sample of which no loss is finite
+            return objection(found)
+
+        return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection_to_finite)
 
     def curvature_and_losses(
         self, run: Trajectory, step: Step, at: Tensors, along: Tensors, objection: Objection = _none
@@ -268,6 +274,13 @@ class Ladder:
         if len(question.batch) <= 4:
             return 4
         return max(1, self.memory // bytes_per_sample(probe, self.differences is None))
+
+
+def _finite_losses(question: Question, rows: Tensor) -> bool:
+    """Whether one of the samples at `rows` (a mask) has a finite loss, and so may have a finite derivative."""
+    with torch.no_grad():
+        losses = [question.run.sample_losses(one.step, one.at, one.batch) for one in question.pieces()]
+    return bool(torch.isfinite(torch.cat(losses)[rows]).any())
 
 
 class _CannotError(Exception):
