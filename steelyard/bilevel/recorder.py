@@ -257,14 +257,14 @@ class Recorder:
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):
             raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")
-        if self._steps > 1:
-            step.projected = projection({name: p.grad.detach() for name, p in live.items() if p.grad is not None})
         step.checkpoint = self._storage.starts_stretch(self._window)
         step.parameters = _copy(live, self._storage.make_room(self._window, self._steps))
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
         step.gradient = {
             name: (_dense(p.grad, name), p.grad._version) for name, p in live.items() if p.grad is not None
         }
+        if self._steps > 1:
+            step.projected = projection({name: held for name, (held, _) in step.gradient.items()})
         for group in optimizer.param_groups:
             settings = {key: _plain(value) for key, value in group.items() if key != "params"}
             if isinstance(optimizer, torch.optim.AdamW):  # whose groups do not say so before torch 2.7

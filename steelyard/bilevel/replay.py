@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["differentiate", "dot", "gradient", "leaves_of", "nodes_of", "quick_dot"]
+__all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "nodes_of", "quick_dot"]
 
 
 def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
@@ -67,6 +67,15 @@ def differentiate(
             materialize_grads=True,
         )
     return dict(zip(leaves, found, strict=True))
+
+
+def backward_into(module: nn.Module, outputs: Tensor, leaves: Tensors) -> None:
+    """Have an ordinary backward pass leave the gradients in ``leaves[...].grad``, and nowhere else."""
+    if _reentrant(outputs):
+        for leaf, gradient in zip(leaves.values(), _collected(module, outputs, leaves, None, False), strict=True):
+            leaf.grad = gradient
+    else:
+        torch.autograd.backward(outputs, inputs=list(leaves.values()))
 
 
 def _reentrant(outputs: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from steelyard import _check
 from steelyard.bilevel.pullback import pullback_of
-from steelyard.bilevel.replay import leaves_of
+from steelyard.bilevel.replay import backward_into, leaves_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
 __all__ = ["WHOLE", "Storage", "backward"]
@@ -167,8 +167,7 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
     leaves = leaves_of(run, {name: p.detach().clone() for name, p in step.parameters.items()})
 
     def body(module: nn.Module) -> None:
-        loss = run.objective_of(step)(module, step.batch, step.weight)
-        loss.backward(inputs=list(leaves.values()))
+        backward_into(module, run.objective_of(step)(module, step.batch, step.weight), leaves)
 
     with torch.enable_grad():
         run.replay(step, leaves, body, exactly=True)

@@ -199,11 +199,8 @@ class Truncated:
             wide = widened(run, step) if same else None
         if wide is None:
             return product, tangents
-        try:
-            along = {name: u.double() for name, u in update.along.items()}
-            return self._along_in(run, step, wide, along, curvature)
-        except NoDerivative:  # what the module holds is of another precision
-            return product, tangents
+        along = {name: u.double() for name, u in update.along.items()}
+        return self._along_in(run, step, wide, along, curvature)
 
     def _along_in(
         self, run: Trajectory, step: Step, there: Step, along: Tensors, curvature: bool

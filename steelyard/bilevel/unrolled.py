@@ -17,8 +17,9 @@ from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.storage import backward
+from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
-from steelyard.bilevel.truncated import Outer
+from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import add_rows, check_alone, check_detached, ids_of, outer_gradient
 
 __all__ = ["Unrolled"]
@@ -40,9 +41,9 @@ class Unrolled:
     where they are not is shown in `tests/bilevel/test_peers.py`:
 
     - ``"torch"``: `torch.optim` with ``differentiable=True``; every supported optimizer, but SGD with momentum from a
-      cold start (refused: torch detaches the first buffer); NaN where a gradient has been zero from the start (the
-      square root's derivative at 0).
-    - ``"torchopt"``: SGD, Adam, AdamW, RMSprop, Adagrad; NaN in the same places.
+      cold start (refused: torch detaches the first buffer); refused where a gradient has been zero from the start (the
+      square root's derivative at 0 is NaN).
+    - ``"torchopt"``: SGD, Adam, AdamW, RMSprop, Adagrad; refused in the same places.
     - ``"higher"``: SGD (without ``maximize``), Adam, Adagrad. Its Adam adds eps before the bias correction, so
       it is another function than `torch.optim.Adam`, far off where the gradients are small (a cold start). Its RMSprop
       has wrong derivatives, of which it warns itself: refused.
@@ -60,13 +61,15 @@ class Unrolled:
         ValueError: the recorder did not keep the whole optimizer state (``Recorder(full_state=True)``), `samples`
             given, more steps than recorded.
         TypeError: the backend does not know the optimizer or one of its options.
-        RuntimeError: torch has no second derivative of an operator; the outer loss reads running statistics that the
-            window moved; the model reads its parameters on the way back.
+        RuntimeError: torch has no second derivative of an operator, or a wrong one; the outer loss reads running
+            statistics that the window moved; the model reads its parameters on the way back; a parameter has a hook.
+        FloatingPointError: the derivative is NaN.
     """
 
     def __init__(self, steps: int = 1, backend: Literal["torch", "torchopt", "higher"] = "torchopt") -> None:
         self.steps = _check.integer("steps", steps, low=1)
         self.backend = _check.choice("backend", backend, ("torch", "torchopt", "higher"))
+        self._ladder = Ladder(MEMORY)
 
     def __call__(
         self,
@@ -97,6 +100,9 @@ class Unrolled:
 
     def _unroll(self, run: Trajectory, outer: Outer, steps: list[Step], weights: list[Tensor]) -> Tensor:
         """Run the steps again, with a graph, and evaluate the outer loss at their end."""
+        _check_hooks(run)
+        if len(steps) > 1:
+            self._ladder.check_second_derivative(run, steps[-1])
         stepper = _stepper(self.backend, run, steps[0])
         if len(steps) > 1 and any(step.coupled for step in steps) and tracking_layers(run.module):
             read = outer_gradient(run, outer, statistics=True).statistics
@@ -127,6 +133,15 @@ class Unrolled:
                 "Unrolled starts from the whole optimizer state: record with Recorder(..., full_state=True)"
             )
         return steps
+
+
+def _check_hooks(run: Trajectory) -> None:
+    """Raise RuntimeError where a hook on a parameter changes the gradients: unrolled parameters have none."""
+    hooked = [name for name, p in run.final().items() if p._backward_hooks]
+    if hooked:
+        raise RuntimeError(
+            f"parameter {hooked[0]!r} has a gradient hook, which unrolling would leave out; use Truncated"
+        )
 
 
 def _take(
@@ -167,7 +182,10 @@ def _derivatives(run: Trajectory, value: Tensor, tensors: Sequence[Tensor]) -> t
         return found
     again = torch.autograd.grad(value, list(tensors), allow_unused=True, materialize_grads=True)
     if all(torch.equal(one.isnan(), other.isnan()) for one, other in zip(found, again, strict=True)):
-        return again
+        raise FloatingPointError(
+            "the unrolled derivative is NaN or infinite: an optimizer's square root at a gradient that has been zero, "
+            "or a norm in the model at a row of zeros; use Truncated"
+        )
     raise RuntimeError(
         "the model reads its parameters once more on the way back (torch.utils.checkpoint, a hook), and Unrolled goes "
         "back through several steps at once, which had others: use Truncated"

@@ -14,7 +14,7 @@ from steelyard import _check
 from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
-from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of, quick_dot
+from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot
 from steelyard.bilevel.statistics import differentiable_statistics
 from steelyard.bilevel.sweep.checks import blur, tolerance_of
 from steelyard.bilevel.sweep.ladder import Ladder
@@ -83,7 +83,7 @@ def outer_gradient(
         if tensors:
             direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
         # Into leaves: what `grad` returns may be a tensor of somebody else's.
-        torch.autograd.backward(value, inputs=list(own.values()))
+        backward_into(module, value, own)
         return value.detach()
 
     with torch.enable_grad(), wrapped as running:

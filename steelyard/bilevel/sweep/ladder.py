@@ -190,12 +190,14 @@ class Ladder:
         question = Question(run, step, at, along, step.batch)
         known = _known(question, "general")
         found, through = general(question, tensors)
-        if known.due():
-            fault = _bent(question, known, lambda asked: general(asked, ())[0], True)
-            if fault is not None:
-                raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
+        _check_second_derivative(question, known)
         self.answered[EXACT] += 1
         return found, through
+
+    def check_second_derivative(self, run: Trajectory, step: Step) -> None:
+        """Raise NoDerivative, where it is due, if autograd's second derivative of the step's loss is wrong."""
+        question = Question(run, step, step.parameters, step.parameters, step.batch)
+        _check_second_derivative(question, _known(question, "unrolled"))
 
     def couples(self, run: Trajectory, step: Step, samples: Batch) -> bool:
         """Whether the loss of one of `samples` in `step` depends on which others are beside it.
@@ -298,6 +300,13 @@ _REMEDY = (
     "Truncated(steps=1) needs no second derivative; or put the operator together from others that torch differentiates "
     "twice"
 )
+
+
+def _check_second_derivative(question: Question, known: _Known) -> None:
+    if known.due():
+        fault = _bent(question, known, lambda asked: general(asked, ())[0], True)
+        if fault is not None:
+            raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
 
 
 def _bent(question: Question, known: _Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:

@@ -21,8 +21,14 @@ def stops_gradients(question: Question) -> bool:
     leaves = leaves_of(question.run, question.at)
 
     def body(module: Any) -> bool:
+        run, step = question.run, question.step
         with _Watch() as watch:
-            question.run.objective_of(question.step)(module, question.step.batch, question.step.weight)
+            if not run.is_weighted:
+                run.objective_of(step)(module, step.batch, step.weight)
+            else:  # (the divisor of the weights is not asked)
+                run.weighted.sample_losses(module, step.batch)
+                if run.weighted.regulariser is not None:
+                    run.weighted.regulariser(module)
         return watch.stopped
 
     found: bool = question.replay(body, leaves)
