@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steelyard.bilevel.batch import Batch
@@ -90,15 +89,27 @@ class Step:
         return {name: tensor for name, (tensor, _) in self.gradient.items()}
 
 
-class _Call(nn.Module):
-    """A module whose forward is `function(module, *args)`, so that `functional_call` can swap the parameters."""
+@contextmanager
+def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put `tensors`, by name, in the places of the parameters and buffers of `module`, and afterwards these back.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, function, *args):  # type: ignore[no-untyped-def]
-        return function(self.module, *args)
+    Every place of a tensor, under whatever name. (`torch.func.functional_call` in torch 2.13 does not give a module
+    that stands in two places its parameters back: `tests/bilevel/test_torch_facts.py`.)
+    """
+    named = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    instead = {id(named[name]): tensor for name, tensor in tensors.items() if name in named}
+    held: list[tuple[dict[str, Any], str, Any]] = []
+    for one in module.modules():
+        stores: tuple[dict[str, Any], ...] = (one._parameters, one._buffers)
+        for store in stores:
+            held += [(store, key, value) for key, value in store.items() if id(value) in instead]
+    try:
+        for store, key, value in held:
+            store[key] = instead[id(value)]
+        yield
+    finally:
+        for store, key, value in held:
+            store[key] = value
 
 
 @dataclass
@@ -185,8 +196,9 @@ class Trajectory:
             composites: take operators apart that torch can differentiate once only (`sweep.composites`).
         """
         tensors = self._tensors(parameters, step.buffers)
-        with self._conditions(step, not exactly), Composites() if composites else nullcontext():
-            return functional_call(_Call(self.module), tensors, (function, *args))
+        taken_apart = Composites() if composites else nullcontext()
+        with self._conditions(step, not exactly), taken_apart, swapped(self.module, tensors):
+            return function(self.module, *args)
 
     def loss(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
         """Replay the inner loss of `step` at `parameters`, to differentiate it forward."""
@@ -219,8 +231,8 @@ class Trajectory:
 
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
-        with self._conditions(None):
-            return scalar(functional_call(_Call(self.module), self._tensors(parameters, self._buffers()), (outer,)))
+        with self._conditions(None), swapped(self.module, self._tensors(parameters, self._buffers())):
+            return scalar(outer(self.module))
 
     def _buffers(self) -> Tensors:
         return dict(self.module.named_buffers())
@@ -229,8 +241,7 @@ class Trajectory:
         # Buffers are cloned because BatchNorm writes its running statistics into whatever it is given.
         # One that requires a gradient is somebody's hyperparameter, and stays connected.
         copies = {name: value if value.requires_grad else value.detach().clone() for name, value in buffers.items()}
-        named = {**parameters, **copies}
-        return {f"module.{name}": value for name, value in named.items()}
+        return {**parameters, **copies}
 
     @contextmanager
     def _conditions(self, step: Step | None, transformed: bool = True) -> Iterator[None]:

@@ -128,8 +128,7 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     size, doubt = _Norm(), _Norm()
     found = _update(pullback, step, gradients, adjoint, state, last, noise, size, doubt)
     allowed, bound = TOLERANCE * size.value(), doubt.value()
-    blur = _noise_of_all(gradients) * size.value()
-    found = found._replace(blur=blur, gradients=gradients)
+    found = found._replace(blur=_noise_of_all(gradients) * size.value(), gradients=gradients)
     # The bound is 6 to 100 times too large in what was measured: between, the noise itself is put in.
     doubtful = not bound <= allowed and (
         allowed * _FAR < bound < float("inf") or _moved(pullback, step, gradients, adjoint, state, noise) > allowed
@@ -139,8 +138,9 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     exact = precise_gradient(run, step, gradients)
     if exact is None:
         return found
-    found = _update(pullback, step, exact.gradients, adjoint, state, last, over=found.along)
-    return found._replace(wide=exact.wide, blur=blur, gradients=gradients)
+    size = _Norm()
+    found = _update(pullback, step, exact.gradients, adjoint, state, last, size=size, over=found.along)
+    return found._replace(wide=exact.wide, blur=_noise_of_all(gradients) * size.value(), gradients=gradients)
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:

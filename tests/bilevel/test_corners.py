@@ -306,3 +306,26 @@ def test_a_rate_of_zero() -> None:
         lambda: nn.Linear(3, 3), partial(lambda rate, model: torch.optim.SGD(model.parameters(), lr=rate), 0.0)
     )
     assert torch.equal(Truncated()(run, outer), torch.zeros(8, dtype=torch.float64))
+
+
+class InTwoPlaces(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.again = self.inner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.again(torch.tanh(self.inner(inputs)))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_module_in_two_places_keeps_its_parameters(steps: int) -> None:
+    run = trained(InTwoPlaces, all_of, steps)
+    before = dict(run.module.named_parameters())
+    values = [p.detach().clone() for p in before.values()]
+    for estimator in (Truncated(steps), FiniteDifference(steps)):
+        assert relative(estimator(run, outer), differences(InTwoPlaces, all_of, outer, steps)) < 1e-6
+        assert all(before[name] is p for name, p in run.module.named_parameters())
+        assert all(torch.equal(value, p) for value, p in zip(values, before.values(), strict=True))
+    if steps == 1:
+        assert relative(Truncated()(run, outer, samples=DATA), differences(InTwoPlaces, all_of, outer)) < 1e-6

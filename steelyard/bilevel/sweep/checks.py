@@ -4,7 +4,7 @@ Two checks, both against what an ordinary backward pass gives, neither blind to 
 
 - along u: sum w_i t_i / W against <g, u>, g the gradient that the optimizer used (`window.objection_to`), at every
   call and every step;
-- random signs r: sum r_i t_i against <grad sum r_i l_i, u> (`signs`), when it is due, by one backward pass.
+- random signs and sizes r: sum r_i t_i against <grad sum r_i l_i, u> (`signs`), when it is due, by one backward pass.
 
 And for H u, when it is due: <J' a, b> against <a, J b> for random a, b (`curvature`), J b by a central difference of
 the gradient, which needs no second derivative of torch's; in float64 where possible.
@@ -64,7 +64,9 @@ def blur(slope: Tensors, along: Tensors) -> float:
 
 def signs(question: Question, found: Tensor, generator: torch.Generator) -> str | None:
     """Compare `found` t_i with one backward pass along random signs; return what is wrong."""
-    signs = (torch.randint(0, 2, (len(found),), generator=generator) * 2 - 1).to(found)
+    # Not signs alone: a backward pass that is not linear may still be odd.
+    sizes = torch.exp2(2 * torch.rand(len(found), generator=generator) - 1)
+    signs = (sizes * (torch.randint(0, 2, (len(found),), generator=generator) * 2 - 1)).to(found)
     slope = _signed_gradient(question, signs)
     reference, value = float(dot(slope, question.along)), float(signs.double() @ found.double())
     scale = max(float(torch.linalg.vector_norm(found.double())), abs(reference))
@@ -74,7 +76,7 @@ def signs(question: Question, found: Tensor, generator: torch.Generator) -> str 
         abs(value - reference) <= tolerance * scale + 32 * blur(slope, question.along)
     ):
         return None
-    return f"with random signs its sum is {value:.6g}, a backward pass gives {reference:.6g}"
+    return f"with random signs and sizes its sum is {value:.6g}, a backward pass gives {reference:.6g}"
 
 
 def _signed_gradient(question: Question, signs: Tensor) -> Tensors:
