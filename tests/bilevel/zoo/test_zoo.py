@@ -25,8 +25,8 @@ NEVER = {
 
 REFUSED_AT_3 = {
     **NEVER,
-    "CTCLoss": "torch has no second derivative of it",
-    "F.ctc_loss": "torch has no second derivative of it",
+    "CrossMapLRN2d": "torch has no second derivative of it, and its backward pass is not its derivative",
+    "tied table, padding row": "of the row's lookups torch forgets the second derivative",
     "function OnceCube": "its author says that it has no second derivative",
     "table with a largest norm": "its forward pass writes to the parameters between two steps",
 }
