@@ -16,7 +16,7 @@ from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Objective, WeightedLoss
-from steelyard.bilevel.pullback import pullback_for
+from steelyard.bilevel.optimizers import pullback_for
 from steelyard.bilevel.storage import WHOLE, Storage
 from steelyard.bilevel.sweep.graph_record import Recording, Tape
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, random_state

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard import _check
-from steelyard.bilevel.pullback import pullback_of
+from steelyard.bilevel.optimizers import pullback_of
 from steelyard.bilevel.replay import backward_into, leaves_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 

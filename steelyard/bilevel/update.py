@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.integrity import in_one_piece, pieces
+from steelyard.bilevel.optimizers import Pullback, Pulled, pullback_of
+from steelyard.bilevel.optimizers.sgd import SGDPullback
 from steelyard.bilevel.precise import precise_gradient, single
-from steelyard.bilevel.pullback import Pullback, Pulled, pullback_of
-from steelyard.bilevel.pullback.sgd import SGDPullback
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, precise, update
-from steelyard.bilevel.pullback._adaptive import adaptive
+from steelyard.bilevel.optimizers._adaptive import adaptive
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 from tests.bilevel.widened import widened
 

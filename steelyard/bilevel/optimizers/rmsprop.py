@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steelyard.bilevel.pullback._adaptive import adaptive
-from steelyard.bilevel.pullback._base import Pulled, add_share, answer, copy_of, decayed, through
+from steelyard.bilevel.optimizers._adaptive import adaptive
+from steelyard.bilevel.optimizers._base import Pulled, add_share, answer, copy_of, decayed, through
 
 __all__ = ["RMSpropPullback"]
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from steelyard.bilevel.pullback._base import Pullback, Pulled
-from steelyard.bilevel.pullback.adagrad import AdagradPullback
-from steelyard.bilevel.pullback.adam import AdamPullback
-from steelyard.bilevel.pullback.nadam import NAdamPullback
-from steelyard.bilevel.pullback.rmsprop import RMSpropPullback
-from steelyard.bilevel.pullback.sgd import SGDPullback
+from steelyard.bilevel.optimizers._base import Pullback, Pulled
+from steelyard.bilevel.optimizers.adagrad import AdagradPullback
+from steelyard.bilevel.optimizers.adam import AdamPullback
+from steelyard.bilevel.optimizers.nadam import NAdamPullback
+from steelyard.bilevel.optimizers.rmsprop import RMSpropPullback
+from steelyard.bilevel.optimizers.sgd import SGDPullback
 
 __all__ = ["SUPPORTED", "Pullback", "Pulled", "pullback_for", "pullback_of"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steelyard.bilevel.pullback._base import Pulled, decay_adjoint
+from steelyard.bilevel.optimizers._base import Pulled, decay_adjoint
 
 __all__ = ["SGDPullback"]
 
