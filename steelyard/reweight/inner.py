@@ -125,8 +125,8 @@ class InnerRun:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
-        weight = _check.floats("weight", weight, ("n",))
-        kept = _kept(train, weight, self.ranks)
+        weight = self.ranks.together(lambda: _weights(train, weight))
+        kept = _kept(weight, self.ranks)
         device = train.device
         model, optimizer = self._start(device)
         seed = self.seed if self.restart else self.seed + self._runs
@@ -217,9 +217,8 @@ class InnerRun:
         optimizer.step()
 
 
-def _kept(train: Batch, weight: Tensor, ranks: Ranks) -> Tensor:
+def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
     """Return the positions ``(k,)`` of the samples with weight > 0."""
-    ranks.together(lambda: _check_weight(train, weight))
     positions = (weight > 0).nonzero().flatten()
     if not any(ranks.lengths(len(positions))):
         count = sum(ranks.lengths(len(weight)))
@@ -227,11 +226,14 @@ def _kept(train: Batch, weight: Tensor, ranks: Ranks) -> Tensor:
     return positions
 
 
-def _check_weight(train: Batch, weight: Tensor) -> None:
-    _check.same_length(train=train.inputs, weight=weight)
-    _check.finite("weight", weight)
-    if len(weight) and float(weight.min()) < 0:
-        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.min())}")
+def _weights(train: Batch, weight: Tensor | Numbers) -> Tensor:
+    """Return the weights as a tensor ``(n,)``; TypeError or ValueError where they are none of the samples."""
+    found = _check.floats("weight", weight, ("n",))
+    _check.same_length(train=train.inputs, weight=found)
+    _check.finite("weight", found)
+    if len(found) and float(found.min()) < 0:
+        raise ValueError(f"weight must be >= 0, the smallest is {float(found.min())}")
+    return found
 
 
 def _batches(
