@@ -127,9 +127,8 @@ class InnerRun:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
-        weight = _check.floats("weight", weight, ("n",))
+        weight = self.ranks.together(lambda: _weights(train, weight))
         device = train.device
-        self.ranks.together(lambda: _check_weight(train, weight))
         model, optimizer = self._start(device)
         self._agree(train, weight, optimizer)
         kept = _kept(weight, self.ranks)
@@ -239,11 +238,14 @@ def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
     return positions
 
 
-def _check_weight(train: Batch, weight: Tensor) -> None:
-    _check.same_length(train=train.inputs, weight=weight)
-    _check.finite("weight", weight)
-    if len(weight) and float(weight.min()) < 0:
-        raise ValueError(f"weight must be >= 0, the smallest is {float(weight.min())}")
+def _weights(train: Batch, weight: Tensor | Numbers) -> Tensor:
+    """Return the weights as a tensor ``(n,)``; TypeError or ValueError where they are none of the samples."""
+    found = _check.floats("weight", weight, ("n",))
+    _check.same_length(train=train.inputs, weight=found)
+    _check.finite("weight", found)
+    if len(found) and float(found.min()) < 0:
+        raise ValueError(f"weight must be >= 0, the smallest is {float(found.min())}")
+    return found
 
 
 def _batches(

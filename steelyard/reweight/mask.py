@@ -120,8 +120,7 @@ class Mask:
             ValueError: a probability outside [0, 1] or NaN, or draws < 1.
         """
         _check.generator("generator", generator)
-        probabilities = _check.floats("probabilities", probabilities)
-        ranks.together(lambda: check_probabilities(probabilities))
+        probabilities = ranks.together(lambda: _between(probabilities))
         leading = () if draws is None else (_check.integer("draws", draws, low=1),)
         uniform = _uniform((*leading, *probabilities.shape), generator, probabilities.device, ranks)
         hard = (uniform < probabilities.detach()).to(probabilities.dtype)
@@ -145,8 +144,7 @@ class Mask:
             ValueError: a probability outside [0, 1] or NaN.
         """
         _check.generator("generator", generator)
-        probabilities = _check.floats("probabilities", probabilities)
-        check_probabilities(probabilities)
+        probabilities = _between(probabilities)
         return self._relaxed(probabilities, _uniform(probabilities.shape, generator, probabilities.device), progress)
 
     def _relaxed(self, probabilities: Tensor, uniform: Tensor, progress: float) -> Tensor:
@@ -167,6 +165,12 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.d
     start, total = ranks.place(shape[-1])
     everywhere = _uniform((*shape[:-1], total), generator, device)
     return everywhere[..., start : start + shape[-1]].contiguous()
+
+
+def _between(probabilities: Tensor | Numbers) -> Tensor:
+    found = _check.floats("probabilities", probabilities)
+    check_probabilities(found)
+    return found
 
 
 def check_probabilities(probabilities: Float[Tensor, "*shape"]) -> None:

@@ -63,8 +63,7 @@ def project_box_simplex(
         >>> project_box_simplex(torch.tensor([0.9, 0.6, -0.3]), 1.0)
         tensor([0.6500, 0.3500, 0.0000])
     """
-    probabilities = _check.floats("probabilities", probabilities, ("n",))
-    ranks.together(lambda: _check.finite("probabilities", probabilities))
+    probabilities = ranks.together(lambda: _numbers("probabilities", probabilities))
     budget = _check.in_range("budget", budget, low=0.0)
     feasible = 0.0 if equality else _total(probabilities, lambda part: part.clamp_(0, 1).sum())
     own = probabilities.new_tensor([probabilities.numel(), feasible], dtype=torch.float64)
@@ -106,8 +105,7 @@ def project_ball(
         >>> project_ball(torch.tensor([3.0, 4.0, -1.0]), 2.0, p=1)
         tensor([0.5000, 1.5000, 0.0000])
     """
-    weights = _check.floats("weights", weights, ("n",))
-    ranks.together(lambda: _check.finite("weights", weights))
+    weights = ranks.together(lambda: _numbers("weights", weights))
     radius, p = _check.in_range("radius", radius, low=0.0), _check.choice("p", p, [1, 2])
     own = _total(weights, lambda part: part.clamp_(min=0).sum() if p == 1 else part.clamp_(min=0) @ part)
     power = float(ranks.sum(weights.new_tensor(own, dtype=torch.float64)))
@@ -120,6 +118,10 @@ def project_ball(
         return torch.zeros_like(weights)
     threshold = _threshold(weights, radius, math.inf, ranks)
     return _mapped(weights, lambda part: part.sub_(threshold).clamp_(min=0))
+
+
+def _numbers(name: str, values: Tensor | Numbers) -> Tensor:
+    return _check.finite(name, _check.floats(name, values, ("n",)))
 
 
 def _chunks(values: Tensor) -> Iterator[Tensor]:
