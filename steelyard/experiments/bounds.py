@@ -22,6 +22,7 @@ from steelyard import _check, _files
 from steelyard.experiments import bounds_identities, bounds_nets, bounds_plots, bounds_thresholds
 from steelyard.experiments.bounds_claims import Claim, claims, markdown
 from steelyard.experiments.bounds_losses import ConditionError, read_losses, terms_of_losses
+from steelyard.experiments.spreadsheet import frame_text
 
 __all__ = ["bounds"]
 
@@ -146,7 +147,7 @@ def _write(tables: Mapping[str, pandas.DataFrame], folder: Path, command: str, s
 
 
 def _write_table(table: pandas.DataFrame, path: Path) -> None:
-    _files.write_text(path, table.to_csv(index=False, float_format="%.6g"))
+    _files.write_text(path, frame_text(table))
 
 
 _MEASURED: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str | None], ...]]] = {

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.reweight.risks import FIELDS, Field
 
@@ -308,7 +309,7 @@ def group_ids(batch: Batch, by: Field, groups: int) -> Int[Tensor, " b"]:
 
 def _no_empty(counts: Tensor) -> None:
     if not len(_check.integers("counts", counts)) or int(counts.min()) < 1:
-        raise ValueError(f"counts needs at least one training sample in every group, got {counts.tolist()}")
+        raise ValueError(f"counts needs at least one training sample in every group, got [{few(counts.tolist())}]")
 
 
 def _largest(losses: Tensor, amount: float) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._text import few
 from steelyard.selectors import _inputs
 
 __all__ = ["partitioned"]
@@ -63,7 +64,7 @@ def partitioned(
                 raise ValueError(f"select must return {quota} different positions, got shape {tuple(chosen.shape)}")
             if not (int(chosen.min()) >= 0 and int(chosen.max()) < len(index)):
                 raise ValueError(
-                    f"select must return positions in 0 .. {len(index) - 1} of its part, got {chosen.tolist()}"
+                    f"select must return positions in 0 .. {len(index) - 1} of its part, got [{few(chosen.tolist())}]"
                 )
             picked.append(index[chosen])
     return torch.cat(picked)
