@@ -80,8 +80,7 @@ def write(path: str | os.PathLike[str], state: Any, kind: str) -> None:
 def read(path: str | os.PathLike[str], kind: str) -> Any:
     """Return the state in `path`; StateError, which names the file, where it is missing or not whole."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = _files.read_bytes(path)
     except OSError as error:
         raise StateError(f"{path} cannot be read: {error.strerror or error}") from error
     try:

@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import steelyard
 from steelyard import _check, _files, _state
 from steelyard._random import random_state, restore_random_state
+from steelyard._text import shown
 from steelyard.distributed import ALONE, RankError, Ranks
 
 __all__ = ["CheckpointError", "Journal", "Stage", "Stateful", "Stopped"]
@@ -276,14 +277,16 @@ class Stage:
             path, found = self._journal.path, dict(state["identity"])
             self._journal.ranks.together(lambda: _check_identity(path, found, self._identity))
             if set(state["parts"]) != set(self._parts):
-                raise ValueError(f"it has the state of {sorted(state['parts'])}, not of {sorted(self._parts)}")
+                raise ValueError(
+                    f"it has the state of {shown(sorted(state['parts']))}, not of {shown(sorted(self._parts))}"
+                )
             for name, part in self._parts.items():
                 part.load_state_dict(state["parts"][name])
             restore_random_state(state["random"])
             self.done, self.finished = _check.integer("done", state["done"], low=0), bool(state["finished"])
         except (CheckpointError, RankError):
             raise
-        except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"{self._journal.path}: the state of stage {self._number} does not fit this computation "
                 f"({type(error).__name__}: {error})"
@@ -299,7 +302,9 @@ def _check_identity(place: Path | None, found: Mapping[str, Any], here: Mapping[
     """Raise CheckpointError, which says what differs, if the identity `found` in a file is not that of `here`."""
     different = [name for name in {**here, **found} if here.get(name) != found.get(name)]
     if different:
-        said = "; ".join(f"its {name} is {found.get(name)!r}, here it is {here.get(name)!r}" for name in different[:3])
+        said = "; ".join(
+            f"its {name} is {shown(found.get(name))}, here it is {shown(here.get(name))}" for name in different[:3]
+        )
         more = f"; {len(different) - 3} more differ" if len(different) > 3 else ""
         raise CheckpointError(
             f"{place} is of another computation: {said}{more}; go on with it as it was begun, or begin anew: in "

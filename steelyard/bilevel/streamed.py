@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from steelyard import _check
+from steelyard import _check, _files
 from steelyard._check import Numbers
 from steelyard._workers import worker_context
 from steelyard.bilevel.batch import Batch, labels_as_tensors, row_positions
@@ -247,4 +247,4 @@ class MemoryMapped(Dataset[Tensor]):
 
     def _array(self) -> Any:
         # Mapped anew at every reading: the pages read would otherwise count as memory of this process until it ends.
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return np.load(_files.regular(self.path), mmap_mode="r", allow_pickle=False)

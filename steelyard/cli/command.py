@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 import steelyard
+from steelyard._text import printable
 from steelyard.cli.active import active, disagreement, robust
 from steelyard.cli.runs import compare_runs, demo, recipes, report, run
 from steelyard.cli.studies import bounds, priors
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, status: int = 2) -> int:
     """Say in one line what is wrong and return the exit status."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     Console(stderr=True).print(f"steelyard: error: {line}", markup=False, highlight=False, soft_wrap=True)
     return status
 

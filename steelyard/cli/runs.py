@@ -158,7 +158,7 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
         runs: run directories; those of one recipe are averaged over their seeds.
         out: write comparison.md, .csv and .tex, summary.json and, for each data set, its bars and curves here.
     """
-    done = read_runs(runs)
+    done = read_runs(runs, samples=False)
     rows = compare(done)
     console = Console()
     show_comparison(console, rows)

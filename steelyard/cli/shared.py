@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from steelyard._signals import noted_signals
+from steelyard._text import printable
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.run import Run, read_run
@@ -100,11 +101,16 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def read_runs(runs: tuple[Path, ...]) -> list[Run]:
-    """Read the run directories; one that is named twice, as patterns that overlap do, is read once."""
+def read_runs(runs: tuple[Path, ...], *, samples: bool = True) -> list[Run]:
+    """Read the run directories; one that is named twice, as patterns that overlap do, is read once.
+
+    Args:
+        runs: the directories.
+        samples: see `read_run`.
+    """
     if not runs:
         raise UserError("name at least one run directory")
-    return [read_run(place) for place in {place.resolve(): place for place in runs}.values()]
+    return [read_run(place, samples=samples) for place in {place.resolve(): place for place in runs}.values()]
 
 
 def data_root_of(given: Path | None) -> Path | None:
@@ -137,7 +143,7 @@ def watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int], 
             f"{name} seed {seed}, step {step}/{last}: train {evaluation.visible.train.accuracy:.3f}, "
             f"validation {evaluation.visible.validation.accuracy:.3f}"
         )
-        bars.update(bar, completed=finished + step / last, description=text)
+        bars.update(bar, completed=finished + step / last, description=printable(text))
         finished += step == last
 
     return watch

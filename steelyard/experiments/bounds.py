@@ -28,6 +28,7 @@ from steelyard.experiments.bounds_losses import (
     terms_of_losses,
     turned_hint,
 )
+from steelyard.experiments.spreadsheet import frame_text
 
 __all__ = ["bounds"]
 
@@ -162,7 +163,7 @@ def _write(tables: Mapping[str, pandas.DataFrame], folder: Path, command: str, s
 
 
 def _write_table(table: pandas.DataFrame, path: Path) -> None:
-    _files.write_text(path, table.to_csv(index=False, float_format="%.6g"))
+    _files.write_text(path, frame_text(table))
 
 
 _MEASURED: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str | None], ...]]] = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steelyard._files import write_text
+from steelyard.experiments.directory import check_place, read_json
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.recipe import load_recipe
@@ -43,9 +44,12 @@ def demo(
         RunError: the folder cannot be written, or holds files that are not a run's.
     """
     for place in _listed(folder / LIST):
+        check_place(folder / place, below=folder)
         if (folder / place).is_dir():
             remove_run(folder / place)
     places = [f"{name}/seed{seed}" for name in recipes for seed in seeds]
+    for place in places:
+        check_place(folder / place, below=folder)
     write_text(folder / LIST, json.dumps(places, indent=2) + "\n")  # before the runs, which may be interrupted
     runs = []
     for name in recipes:
@@ -75,8 +79,8 @@ def _listed(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        places = read_json(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is not a list of an earlier demo's runs ({error}); remove it") from error
     sound = isinstance(places, list) and all(
         isinstance(place, str) and not Path(place).is_absolute() and ".." not in Path(place).parts for place in places

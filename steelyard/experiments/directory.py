@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from steelyard._files import lock
-from steelyard.experiments.errors import RecipeError, RunError
+from safetensors import SafetensorError
+
+from steelyard._files import check_links, clear, is_folder, lock, read_bytes, remove_folder
+from steelyard._text import parse_json, shown
+from steelyard.experiments.errors import LostError, RecipeError, RunError
 from steelyard.experiments.prior_scores import PRIOR
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.schema import parse, plain
@@ -18,12 +22,19 @@ from steelyard.journal import Journal
 
 __all__ = [
     "LOCK",
+    "UNREADABLE",
+    "as_read",
+    "aside",
     "begin",
     "check_directory",
+    "check_ours",
+    "check_place",
     "check_recipe",
     "holding",
     "identity_of",
     "is_finished",
+    "read_json",
+    "readable",
     "remove_run",
     "remove_traces",
 ]
@@ -36,6 +47,10 @@ FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, PRIOR, *TRACE
 SIGNS = (METRICS, *TRACES[:2])  # of a run that has got somewhere
 REMEDY = "put the file back, or run it again with --overwrite"
 ACTIVE_STATE = "state.safetensors"  # of a run of active learning
+UNREADABLE = (  # what readers of damaged files raise, Python's and safetensors' own
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+    SafetensorError,
+)
 ASIDE = (".old", ".old.moving", ".old.dropped")  # folders for the run that another replaces, see `replaced`
 
 
@@ -44,12 +59,45 @@ def is_finished(directory: Path) -> bool:
     return (directory / ENVIRONMENT).is_file()
 
 
+def aside(directory: Path) -> list[Path]:
+    """Return the folders in `directory` where a run lies that another replaces; RunError if one is not a folder."""
+    found = [directory / name for name in ASIDE if os.path.lexists(directory / name)]
+    if wrong := next((place for place in found if not is_folder(place)), None):
+        raise RunError(f"{wrong} is not a folder that a run was moved into, but a link or a file; remove it")
+    return found
+
+
+def check_place(directory: Path, below: Path | None = None) -> None:
+    """Raise RunError if `directory`, or a folder on the way to it from `below`, is a symbolic link.
+
+    What is written, moved and removed there would be so in the folder that it leads to.
+    """
+    try:
+        check_links(directory, below)
+    except OSError as error:
+        raise RunError(
+            f"cannot write a run into {directory}: {error.filename} is a symbolic link; name the folder that it leads "
+            "to, or remove it"
+        ) from error
+
+
+def check_ours(directory: Path, ours: Callable[[], bool]) -> None:
+    """Raise LostError if `directory` is not `ours` any more, as `holding` says it."""
+    if not ours():
+        raise LostError(
+            f"{directory} is no longer the folder of this run: it, or {LOCK} in it, was removed, moved or replaced "
+            "meanwhile; nothing more is written there; put it back and go on by --resume"
+        )
+
+
 def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> None:
     """Raise RunError if a run cannot be written into `directory`; nothing is changed.
 
     It must be missing or empty but for the state in which a run failed, or (with `overwrite` or `resume`) hold nothing
     but a run.
     """
+    check_place(directory)
+    aside(directory)
     try:
         found = {path.name for path in directory.iterdir()} - {LOCK, *ASIDE} if directory.exists() else set()
     except OSError as error:
@@ -63,26 +111,28 @@ def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> N
 
 
 @contextmanager
-def holding(directory: Path) -> Iterator[None]:
+def holding(directory: Path) -> Iterator[Callable[[], bool]]:
     """Make `directory` if it is missing and hold its lock, so that no second run writes into it meanwhile.
 
-    A directory that was made and is empty in the end is removed.
+    Yields a function that says whether it still is that folder, see `_files.lock`. A directory that was made and is
+    empty in the end is removed.
 
     Raises:
         RunError: another process holds it, or it cannot be written.
     """
+    check_place(directory)
     made = not directory.exists()
     with ExitStack() as stack:
         if made:
             stack.callback(_remove_if_empty, directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(directory / LOCK))
+            ours = stack.enter_context(lock(directory / LOCK))
         except BlockingIOError as error:
             raise RunError(f"{error}; wait for it, or give another --out") from error
         except OSError as error:
             raise RunError(f"cannot write a run into {directory}: {error}") from error
-        yield
+        yield ours
 
 
 def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
@@ -114,17 +164,27 @@ def check_recipe(directory: Path, recipe: object) -> None:
     if not path.is_file():
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found = read_json(path)["recipe"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}); --overwrite begins anew") from error
     if is_finished(directory):
         with suppress(RecipeError):  # what is wrong with it is a difference too
-            found = json.loads(json.dumps(plain(parse(type(recipe), found, str(path)))))
-    if field := _difference(found, json.loads(json.dumps(plain(recipe)))):
+            found = as_read(parse(type(recipe), found, str(path)))
+    if field := _difference(found, as_read(recipe)):
         raise RunError(
             f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give "
             "another --out, or --overwrite to replace it"
         )
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds, see `parse_json`; OSError or ValueError where it cannot be read."""
+    return parse_json(read_bytes(path))
+
+
+def as_read(recipe: object) -> Any:
+    """Return a recipe (of any kind) as its file reads."""
+    return parse_json(json.dumps(plain(recipe)))
 
 
 def identity_of(recipe: object) -> dict[str, str]:
@@ -137,10 +197,9 @@ def remove_run(directory: Path) -> None:
     """Remove a run's files and its directory; RunError if that holds anything else, or is being written."""
     with holding(directory):
         check_directory(directory, overwrite=True)
-        for name in ASIDE:
-            if (directory / name).is_dir():
-                _remove(directory / name, set())
-                (directory / name).rmdir()
+        with _written(directory):
+            for folder in aside(directory):
+                remove_folder(folder)
         _remove(directory, set())
     directory.rmdir()
 
@@ -152,10 +211,14 @@ def remove_traces(directory: Path) -> None:
 
 
 def _remove(directory: Path, kept: set[str]) -> None:
+    with _written(directory):
+        clear(directory, {LOCK, *kept})
+
+
+@contextmanager
+def _written(directory: Path) -> Iterator[None]:
     try:
-        for path in directory.iterdir():
-            if path.name not in {LOCK, *kept}:
-                path.unlink()
+        yield
     except OSError as error:
         raise RunError(f"cannot write a run into {directory}: {error}") from error
 
@@ -167,7 +230,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
 
@@ -190,4 +253,4 @@ def _difference(found: Any, wanted: Any, place: str = "recipe") -> str:
             if difference := _difference(found.get(name), wanted.get(name), inner):
                 return difference
         return ""
-    return "" if found == wanted else f"{place} is {found!r} there and {wanted!r} here"
+    return "" if found == wanted else f"{place} is {shown(found)} there and {shown(wanted)} here"

@@ -17,6 +17,7 @@ from steelyard.experiments.active.claims import Claim, Judgement, markdown
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.disagreement import SCORES, DisagreementSettings, disagreement_tables
 from steelyard.experiments.plots import COLOURS, STYLE, svg
+from steelyard.experiments.spreadsheet import frame_text
 from steelyard.theory.concentration import proxies_needed
 
 __all__ = ["disagreement"]
@@ -48,7 +49,7 @@ def disagreement(
     if _HALF not in settings.shares:
         raise ValueError(f"shares must have 0.5 among them, which the claims are about; got {settings.shares}")
     tables = disagreement_tables(settings, progress)
-    texts = {f"{name}.csv": table.to_csv(index=False, float_format="%.6g") for name, table in tables.items()}
+    texts = {f"{name}.csv": frame_text(table) for name, table in tables.items()}
     texts["summary.json"] = json.dumps(_summary(tables, settings, command), indent=1) + "\n"
     texts["README.md"] = _page(tables, settings, command)
     texts["dr_is.svg"] = _picture(tables, settings)

@@ -1,6 +1,6 @@
 """Errors that a user can mend: the command line shows one line for them, no traceback."""
 
-__all__ = ["DataError", "RecipeError", "RunError", "UserError"]
+__all__ = ["DataError", "LostError", "RecipeError", "RunError", "UserError"]
 
 
 class UserError(Exception):
@@ -17,3 +17,7 @@ class DataError(UserError, OSError):
 
 class RunError(UserError, OSError):
     """A run directory that cannot be written or read: names the directory and the remedy."""
+
+
+class LostError(RunError):
+    """Files of a run that goes on were removed, moved or replaced; what is left is left alone."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard import _check, reweight
+from steelyard._text import shown
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.estimates import binomial_interval, calibration_error, confidence
 from steelyard.experiments.problem import Problem
@@ -24,6 +25,10 @@ __all__ = [
     "measure",
     "number",
 ]
+
+
+_LISTS = ("environment_accuracy", "environment_loss", "group_right", "group_count")
+_MOST = 2**53  # of samples: as many as a float counts
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class SplitMetrics:
         """
         values: dict[str, Any] = {}
         for name, value in table.items():
+            if isinstance(value, list) != (name in _LISTS):
+                raise TypeError(f"{name!r} must be a {'list' if name in _LISTS else 'number'}, got {shown(value)}")
             if isinstance(value, list):
                 values[name] = tuple(value) if name in ("group_right", "group_count") else tuple(map(number, value))
             elif not (value is None and _unknown(name, table)):
@@ -98,7 +105,7 @@ class SplitMetrics:
             if value is not None and not math.isnan(value):
                 _check.in_range("an accuracy", value, low=0.0, high=1.0)
         for right, count in zip(metrics.group_right, metrics.group_count, strict=True):
-            _check.integer("group_right", right, low=0, high=_check.integer("group_count", count, low=0))
+            _check.integer("group_right", right, low=0, high=_check.integer("group_count", count, low=0, high=_MOST))
         return metrics
 
     @property
@@ -117,8 +124,11 @@ def _unknown(name: str, table: Mapping[str, Any]) -> bool:
 def number(value: Any) -> float:
     """Return a number of metrics.jsonl, NaN for null (JSON has no NaN)."""
     if isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
-        raise TypeError(f"expected a number or null, got {value!r}")
-    return math.nan if value is None else float(value)
+        raise TypeError(f"expected a number or null, got {shown(value)}")
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        raise ValueError(f"expected a number that a float can hold, got {shown(value)}") from None
 
 
 def finite_json(value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from steelyard._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.errors import DataError
 
@@ -54,7 +55,11 @@ def counts(data: Batch, by: Field) -> Int[Tensor, " groups"]:
     labels = data.group if by == "group" else data.environment
     if labels is None:
         raise DataError(f"this method needs {by} ids on the training samples, and there are none")
+    if len(labels) and int(labels.max()) >= len(labels):  # also an id that no list of counts has room for
+        raise DataError(
+            f"{by} ids must be 0, 1, ... with a training sample each, got {int(labels.max())} as the largest"
+        )
     found = torch.bincount(labels)
     if int(found.min()) == 0:
-        raise DataError(f"{by} {int(found.argmin())} has no training sample (counts {found.tolist()})")
+        raise DataError(f"{by} {int(found.argmin())} has no training sample (counts [{few(found.tolist())}])")
     return found

@@ -12,9 +12,11 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from steelyard import _check
+from steelyard._files import append, is_open_at, read_text, write_text
+from steelyard._text import parse_json
 from steelyard.distributed import ALONE, Ranks
-from steelyard.experiments.directory import CHECKPOINT, METRICS, REMEDY, identity_of
-from steelyard.experiments.errors import RunError
+from steelyard.experiments.directory import CHECKPOINT, METRICS, REMEDY, check_ours, identity_of
+from steelyard.experiments.errors import LostError, RunError
 from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
 from steelyard.experiments.recipe import Recipe
 from steelyard.journal import CheckpointError, Journal
@@ -33,6 +35,7 @@ class Log:
         every: steps between two checkpoints.
         stop: see `Journal`.
         ranks: the processes of the run. All have the journal; the first alone has the file and what was in it.
+        ours: whether `directory` is still the folder that is held, see `directory.holding`.
 
     Attributes:
         journal: the journal.
@@ -44,9 +47,16 @@ class Log:
     """
 
     def __init__(
-        self, directory: Path, recipe: Recipe, every: int, stop: Callable[[], int], ranks: Ranks = ALONE
+        self,
+        directory: Path,
+        recipe: Recipe,
+        every: int,
+        stop: Callable[[], int],
+        ranks: Ranks = ALONE,
+        ours: Callable[[], bool] = lambda: True,
     ) -> None:
         path = directory / CHECKPOINT
+        self._directory, self._ours = directory, ours
         identity = identity_of(recipe)
         self.journal = Journal(path, identity=identity, every=every, note=self._note, stop=stop, ranks=ranks)
         try:
@@ -72,8 +82,22 @@ class Log:
         """Seconds that the run has taken, those before it was gone on with included."""
         return self._seconds + time.perf_counter() - self._began
 
+    def check(self) -> None:
+        """Raise LostError if the folder or the file of metrics is not the one any more that this run writes.
+
+        What is written then is nowhere to be found afterwards, or in another's folder.
+        """
+        check_ours(self._directory, self._ours)
+        place = self._directory / METRICS
+        if self._file is not None and not is_open_at(self._file.fileno(), place):
+            raise LostError(
+                f"{place} is no longer the file that this run writes: it was removed, moved or replaced meanwhile; "
+                "put it back and go on by --resume, or begin anew with --overwrite"
+            )
+
     def add(self, evaluation: Evaluation) -> None:
-        """Write an evaluated step."""
+        """Write an evaluated step; LostError as `check`."""
+        self.check()
         if self._file is not None:
             self._file.write(json.dumps(_line(evaluation), allow_nan=False) + "\n")
             self._file.flush()
@@ -81,39 +105,45 @@ class Log:
 
     def _note(self) -> dict[str, Any]:
         assert self._file is not None  # the first rank writes checkpoints
+        self.check()
         os.fsync(self._file.fileno())  # a checkpoint must not outlive the lines that it counts
         return {"steps": len(self.history), "seconds": self.seconds}
 
     def _open(self, path: Path, steps: int) -> list[Evaluation]:
-        """Open the file, and cut it back."""
-        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        try:
-            return _cut_back(self._file, path, steps)
-        except BaseException:
-            self._file.close()
-            raise
+        """Open the file, cut back."""
+        found = _cut_back(path, steps)
+        self._file = append(path)
+        return found
 
 
-def _cut_back(file: TextIO, path: Path, steps: int) -> list[Evaluation]:
-    """Leave the first `steps` lines of the file, and return what they say."""
-    file.seek(0)
-    lines = [line for line in file.read().splitlines(keepends=True)[:steps] if line.endswith("\n")]
+def _cut_back(path: Path, steps: int) -> list[Evaluation]:
+    """Leave the first `steps` lines of the file, and return what they say.
+
+    They are written as a file of their own, once they were found to be whole: the one that is there may have other
+    names, or be somebody else's.
+    """
+    text = _text(path) if os.path.lexists(path) else ""
+    lines = [line for line in text.splitlines(keepends=True)[:steps] if line.endswith("\n")]
     if len(lines) < steps:
         raise RunError(
             f"{path} has {len(lines)} whole lines, but the checkpoint was written after {steps} evaluated steps; "
             "put the file back, or begin anew with --overwrite"
         )
-    file.truncate(len("".join(lines).encode()))
-    return _evaluations(path, lines)
+    found = _evaluations(path, lines)
+    write_text(path, "".join(lines))
+    return found
 
 
 def read_metrics(path: Path) -> tuple[Evaluation, ...]:
     """Return the evaluated steps in a file of metrics; RunError, with the line, where one is damaged."""
+    return tuple(_evaluations(path, _text(path).splitlines()))
+
+
+def _text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read: {error}; {REMEDY}") from error
-    return tuple(_evaluations(path, lines))
 
 
 def _evaluations(path: Path, lines: Sequence[str]) -> list[Evaluation]:
@@ -128,12 +158,14 @@ def _evaluations(path: Path, lines: Sequence[str]) -> list[Evaluation]:
 
 def _parsed(path: Path, row: int, text: str) -> Evaluation:
     try:
-        line = json.loads(text)
+        line = parse_json(text)
         step = _check.integer("step", line["step"], low=0)
+        if step > 2**53:
+            raise ValueError("a step that no float can count")
         train, validation, test = (SplitMetrics.from_json(line[part]) for part in ("train", "validation", "test"))
         extra = {key: number(value) for key, value in line["extra"].items()}
         return Evaluation(Visible(step, train, validation), test, extra)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise RunError(f"{path}, line {row}, is not an evaluated step: {what}; {REMEDY}") from error
 

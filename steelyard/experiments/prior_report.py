@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
 from torch import Tensor
 
+from steelyard.experiments.directory import REMEDY, RESULT
+from steelyard.experiments.errors import RunError
 from steelyard.experiments.prior_scores import PRIOR, ComputedPrior
 from steelyard.experiments.run import Run
 
@@ -28,13 +32,16 @@ def prior_section(runs: Sequence[Run], facts: Names) -> dict[str, Any] | None:
         RunError: a prior's file is damaged.
     """
     found = [
-        (ComputedPrior.load(run.directory / PRIOR), run.samples)
+        (_prior_of(run.directory / PRIOR, run.samples), run.samples)
         for run in runs
-        if run.samples is not None and (run.directory / PRIOR).is_file()
+        if run.samples is not None and os.path.lexists(run.directory / PRIOR)
     ]
     if not found:
         return None
     first, samples = found[0]
+    for run, (prior, _) in zip(runs, found, strict=False):
+        if [one.name for one in prior.scores] != [one.name for one in first.scores]:
+            raise RunError(f"{run.directory / PRIOR} has other scores than that of the recipe's first seed; {REMEDY}")
     known = {fact: names for fact, (_, names) in facts.items() if fact in samples}
     groups = [(fact, value, name) for fact, names in known.items() for value, name in names.items()]
     terms = [[one.probabilities for one in prior.scores] for prior, _ in found]
@@ -47,6 +54,14 @@ def prior_section(runs: Sequence[Run], facts: Names) -> dict[str, Any] | None:
     ]
     rows.append({"name": "the prior", "weight": None, "keep": "", "means": _means(pooled, frames, groups)})
     return {"groups": [name for _, _, name in groups], "rows": rows, "certificates": _certificates(found)}
+
+
+def _prior_of(path: Path, samples: pandas.DataFrame) -> ComputedPrior:
+    """Return the prior of a run; RunError if it is not one of its samples, in their order."""
+    prior = ComputedPrior.load(path)
+    if prior.index.tolist() != samples["index"].tolist():
+        raise RunError(f"{path} is not a prior of the samples in {RESULT} beside it; {REMEDY}")
+    return prior
 
 
 def _means(

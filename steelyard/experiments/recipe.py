@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from steelyard import _check
+from steelyard._files import read_text
 from steelyard._toml import tomllib
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
@@ -107,7 +108,7 @@ def read_table(
     """
     path = _path(name, folder)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     for override in overrides:

@@ -7,12 +7,13 @@ removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from steelyard.experiments.directory import ASIDE, LOCK, TRACES, holding
-from steelyard.experiments.errors import RunError
+from steelyard._files import clear, is_folder, remove_folder
+from steelyard.experiments.directory import ASIDE, LOCK, TRACES, aside, holding, is_finished
+from steelyard.experiments.errors import LostError, RunError
 
 __all__ = ["recover", "replacing", "settle"]
 
@@ -21,11 +22,14 @@ _FAILED = TRACES[2]
 
 
 @contextmanager
-def replacing(directory: Path, overwrite: bool, signs: Sequence[str]) -> Iterator[None]:
+def replacing(
+    directory: Path, overwrite: bool, signs: Sequence[str], ours: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """With `overwrite`, set the run in `directory`, which is held, aside while the body carries out another.
 
     It is put back if the body ends before there is a file of `signs`, names that say that a run has got somewhere. A
-    run that nothing lies aside for leaves nothing either, then, but the state in which it failed.
+    run that nothing lies aside for and that fails before leaves nothing either, but the state in which it failed.
+    Nothing is removed of a run that was carried out, nor in a folder that is not `ours` any more.
 
     Raises:
         RunError: files cannot be moved; the message says where the old run lies.
@@ -35,9 +39,13 @@ def replacing(directory: Path, overwrite: bool, signs: Sequence[str]) -> Iterato
             _set_aside(directory)
     try:
         yield
-    finally:
-        if not settle(directory, signs) and not _got_somewhere(directory, signs):
-            _clear(directory, {LOCK, _FAILED})
+    except LostError:
+        raise
+    except BaseException:
+        if ours() and not settle(directory, signs) and not _got_somewhere(directory, signs):
+            clear(directory, {LOCK, _FAILED})
+        raise
+    settle(directory, signs)
 
 
 def settle(directory: Path, signs: Sequence[str]) -> bool:
@@ -49,16 +57,16 @@ def settle(directory: Path, signs: Sequence[str]) -> bool:
     Raises:
         RunError: see `replacing`.
     """
+    aside(directory)
     with _moving(directory):
-        _remove(directory / DROPPED)
-        if (directory / OLD).is_dir():
+        remove_folder(directory / DROPPED)
+        if is_folder(directory / OLD):
             if _got_somewhere(directory, signs):
-                (directory / OLD).rename(directory / DROPPED)
-                _remove(directory / DROPPED)
+                _drop(directory)
                 return False
-            _clear(directory, {LOCK, _FAILED, *ASIDE})
+            clear(directory, {LOCK, _FAILED, *ASIDE})
             (directory / OLD).rename(directory / MOVING)
-        if not (directory / MOVING).is_dir():
+        if not is_folder(directory / MOVING):
             return False
         for path in (directory / MOVING).iterdir():
             path.replace(directory / path.name)
@@ -72,12 +80,13 @@ def recover(directory: Path, signs: Sequence[str]) -> None:
     Raises:
         RunError: another process holds `directory`; or see `replacing`.
     """
-    if any((directory / name).is_dir() for name in ASIDE):
+    if aside(directory):
         with holding(directory):
             settle(directory, signs)
 
 
 def _set_aside(directory: Path) -> None:
+    aside(directory)
     (directory / MOVING).mkdir()
     for path in directory.iterdir():
         if path.name not in {LOCK, *ASIDE}:
@@ -85,21 +94,16 @@ def _set_aside(directory: Path) -> None:
     (directory / MOVING).rename(directory / OLD)
 
 
+def _drop(directory: Path) -> None:
+    """Remove the run that lies aside, if one does."""
+    if is_folder(directory / OLD):
+        (directory / OLD).rename(directory / DROPPED)
+    remove_folder(directory / DROPPED)
+
+
 def _got_somewhere(directory: Path, signs: Sequence[str]) -> bool:
     places = [directory / name for name in signs]
-    return any(place.is_file() and place.stat().st_size for place in places)
-
-
-def _clear(directory: Path, kept: set[str]) -> None:
-    for path in directory.iterdir():
-        if path.name not in kept:
-            path.unlink()
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_dir():
-        _clear(folder, set())
-        folder.rmdir()
+    return is_finished(directory) or any(place.is_file() and place.stat().st_size for place in places)
 
 
 @contextmanager
@@ -107,7 +111,7 @@ def _moving(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        places = [str(directory / name) for name in (OLD, MOVING) if (directory / name).is_dir()]
+        places = [str(directory / name) for name in (OLD, MOVING) if is_folder(directory / name)]
         lies = f"; the run that was there lies in {' and '.join([*places, str(directory)])}" if places else ""
         raise RunError(
             f"the run in {directory} cannot be replaced: {error}{lies}; mend that and start again"

@@ -16,7 +16,8 @@ from torch.nn import functional
 from steelyard.experiments import plots
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.splits import pictures
-from steelyard.experiments.errors import DataError
+from steelyard.experiments.directory import REMEDY, RESULT
+from steelyard.experiments.errors import DataError, RunError
 from steelyard.experiments.prior_report import prior_section
 from steelyard.experiments.run import Run
 
@@ -46,8 +47,7 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
     ]
     first = group[0]
     try:
-        splits = first.recipe.data.load(first.recipe.seed, data_root)
-        gallery, missing = _gallery(first, splits), ""
+        gallery, missing = _gallery(first, _data(first, data_root)), ""
     except DataError as error:
         gallery, missing = [], str(error)
     return {
@@ -87,6 +87,14 @@ def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[
     }
 
 
+def _data(run: Run, root: Path | None) -> Splits:
+    """Return the run's data; DataError where they are not there, or its settings do not fit them."""
+    try:
+        return run.recipe.data.load(run.recipe.seed, root)
+    except (ValueError, RuntimeError, LookupError, MemoryError) as error:
+        raise DataError(f"{run.recipe.data.name} cannot be loaded as the run's recipe says: {error}") from error
+
+
 def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
     """Return the most and the least kept images of one run, best and worst first."""
     assert run.samples is not None
@@ -95,6 +103,12 @@ def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
     order = run.samples.sort_values(["probability", "weight", "index"], ascending=[False, False, True])
     rows = {"Most kept": order.head(GALLERY), "Least kept": order.tail(GALLERY).iloc[::-1]}
     position = {int(identity): k for k, identity in enumerate(splits.train.index.tolist())}
+    shown = pandas.concat(rows.values())
+    if not (shown["index"].isin(list(position)) & (shown["target"] < len(splits.classes))).all():
+        raise RunError(
+            f"{run.directory / RESULT} is not of the data that the run's recipe names: it has samples or classes that "
+            f"these do not have; {REMEDY}"
+        )
     return [
         {
             "title": title,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,9 @@ from safetensors.torch import save
 from torch import nn
 
 import steelyard
+from steelyard import _check
 from steelyard._files import atomic_path, write_bytes, write_text
+from steelyard._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits
@@ -37,15 +40,16 @@ from steelyard.experiments.directory import (
     check_recipe,
     holding,
     is_finished,
+    read_json,
     readable,
     remove_run,
     remove_traces,
 )
-from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.errors import LostError, RunError, UserError
 from steelyard.experiments.evaluation import Evaluation, evaluate
 from steelyard.experiments.log import Log, read_metrics
 from steelyard.experiments.models import PretrainedResNet
-from steelyard.experiments.parquet import read_parquet
+from steelyard.experiments.parquet import read_columns
 from steelyard.experiments.problem import Fitted, Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.replaced import recover, replacing, settle
@@ -56,7 +60,11 @@ from steelyard.reweight import Reweighting
 
 __all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
 
-SAMPLE_COLUMNS = ("index", "weight", "probability", "target")
+SAMPLE_COLUMNS = {"index": "whole numbers", "weight": "numbers", "probability": "numbers", "target": "whole numbers"}
+KNOWN_COLUMNS = {
+    **dict.fromkeys(("environment", "group"), "whole numbers"),
+    **dict.fromkeys(("label_flipped", "label_corrupted", "colour_agrees", "digit_agrees"), "true and false"),
+}
 
 Progress = Callable[[Evaluation], None]
 
@@ -137,10 +145,12 @@ def execute(
         DataError: the data are not there.
         RecipeError: the recipe selects by groups and the data has none; or several ranks cannot share its method or
             model.
+        LostError: the run's files were removed, moved or replaced while it went on; nothing more is written or removed.
         RankError: another rank failed or is gone, or was given another recipe, other options or other data.
         Stopped: the run was asked to stop.
     """
     _check_device(recipe.device)
+    name, overrides = printable(name), tuple(map(printable, overrides))
     if overwrite and resume:
         raise RunError("--overwrite begins anew and --resume goes on: give one of them")
     check_shared(recipe, ranks)
@@ -161,9 +171,9 @@ def execute(
         check_model(Problem(splits, recipe.model, recipe.seed, ranks=ranks))
     check_selection(recipe.selection, splits.groups)
     with ExitStack() as held, _writing(directory):
-        ranks.together(lambda: _hold(held, directory, recipe, overwrite, resume) if first else None)
+        ours = ranks.together(lambda: _hold(held, directory, recipe, overwrite, resume) if first else lambda: True)
         with _blamed_on(recipe, name):
-            log = Log(directory, recipe, checkpoint_every, stop, ranks)
+            log = Log(directory, recipe, checkpoint_every, stop, ranks, ours)
         if first and not (directory / CONFIG).is_file():
             config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
             write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -181,26 +191,38 @@ def execute(
             with _blamed_on(recipe, name):
                 problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal, directory, ranks)
                 fitted = recipe.method.fit(problem, observe)
-        train, facts = problem.of_all(splits.train), {**environment(), "seconds": round(log.seconds, 3)}
-        if ranks.size > 1:
-            facts["processes"] = ranks.size
-        samples = ranks.together(lambda: _finish(directory, fitted, train, splits.facts, facts) if first else None)
+            train, facts = problem.of_all(splits.train), {**environment(), "seconds": round(log.seconds, 3)}
+            if ranks.size > 1:
+                facts["processes"] = ranks.size
+            samples = ranks.together(
+                lambda: _finish(log, directory, fitted, train, splits.facts, facts) if first else None
+            )
     if not first:
         return read_run(directory)
     return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
 
 
-def _hold(held: ExitStack, directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
-    held.enter_context(holding(directory))
+def _hold(held: ExitStack, directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Callable[[], bool]:
+    ours = held.enter_context(holding(directory))
     begin(directory, recipe, overwrite, resume)
-    held.enter_context(replacing(directory, overwrite, SIGNS))
+    held.enter_context(replacing(directory, overwrite, SIGNS, ours))
+    return ours
 
 
 def _finish(
-    directory: Path, fitted: Fitted, train: Batch, known: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+    log: Log,
+    directory: Path,
+    fitted: Fitted,
+    train: Batch,
+    known: Mapping[str, torch.Tensor],
+    facts: Mapping[str, Any],
 ) -> pandas.DataFrame | None:
     """Write what is left to write; return the table of samples, see `_write_outcome`."""
+    log.check()
     samples = _write_outcome(directory, fitted, train, known)
+    log.check()
+    if not (directory / CONFIG).is_file():
+        raise LostError(f"{directory / CONFIG} was removed meanwhile; put it back and go on by --resume")
     write_text(directory / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")  # last: its presence says "complete"
     remove_traces(directory)
     return samples
@@ -220,8 +242,12 @@ def _write_outcome(
     return samples
 
 
-def read_run(directory: str | os.PathLike[str]) -> Run:
+def read_run(directory: str | os.PathLike[str], *, samples: bool = True) -> Run:
     """Read a run directory; nothing in it is executed.
+
+    Args:
+        directory: of the run.
+        samples: whether to read its table of samples, where it has one; comparisons need none.
 
     Raises:
         RunError: not a run directory, an unfinished run, or a damaged file.
@@ -239,7 +265,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
             f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume{_aside(place)}"
         )
     with readable(place / CONFIG):
-        config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(place / CONFIG)
         recipe = parse(Recipe, config["recipe"], str(place / CONFIG))
         name, overrides = str(config["name"]), tuple(map(str, config["overrides"]))
     history = read_metrics(place / METRICS)
@@ -251,9 +277,11 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         )
     with readable(place / ENVIRONMENT):
         facts = _read_environment(place / ENVIRONMENT)
-    with readable(place / RESULT):
-        samples = _read_samples(place / RESULT) if (place / RESULT).is_file() else None
-    return Run(place, name, overrides, recipe, history, facts, samples)
+    table = None
+    if samples and os.path.lexists(place / RESULT):
+        with readable(place / RESULT):
+            table = _read_samples(place / RESULT)
+    return Run(place, name, overrides, recipe, history, facts, table)
 
 
 def _aside(place: Path) -> str:
@@ -270,16 +298,22 @@ def _runs_below(place: Path) -> str:
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path)
     if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), (int, float)):
         raise RunError(f"{path} must be a table with the run's `seconds`; {REMEDY}")
+    _check.in_range("seconds", facts["seconds"], low=0.0, high=1e12)
     return facts
 
 
 def _read_samples(path: Path) -> pandas.DataFrame:
-    frame = read_parquet(path)
-    if missing := [name for name in SAMPLE_COLUMNS if name not in frame]:
-        raise RunError(f"{path} has no column {missing[0]!r} (it needs {', '.join(SAMPLE_COLUMNS)}); {REMEDY}")
+    frame = read_columns(path, SAMPLE_COLUMNS, KNOWN_COLUMNS)
+    for name in frame:
+        low, high = (0.0, 1.0) if name == "probability" else (0, math.inf)
+        if wrong := int((~frame[name].between(low, high) | (frame[name] == math.inf)).sum()):
+            within = "in [0, 1]" if name == "probability" else "finite and >= 0"
+            raise ValueError(f"the column {name!r} must be {within}; {wrong} of {len(frame)} rows are not")
+    if frame["index"].duplicated().any():
+        raise ValueError("the column 'index' must name each sample once")
     return frame
 
 

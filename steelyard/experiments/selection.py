@@ -64,7 +64,7 @@ class ValidationWorstEnvironment:
 
     def __call__(self, history: Sequence[Visible]) -> int:
         """Return the position of the highest worst-environment accuracy."""
-        return _highest(history, lambda seen: min(seen.validation.environment_accuracy))
+        return _highest(history, lambda seen: min(_environments(seen)))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ValidationExtrapolated:
 
     def score(self, seen: Visible) -> float:
         """Return the accuracy in the worst mixture."""
-        accuracies = seen.validation.environment_accuracy
+        accuracies = _environments(seen)
         return (1 + len(accuracies) * self.beta) * min(accuracies) - self.beta * sum(accuracies)
 
     def __call__(self, history: Sequence[Visible]) -> int:
@@ -132,6 +132,11 @@ class ValidationPenalty:
 _NO_GROUPS = (
     "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
     "take 'validation_worst_environment' or 'validation_mean'"
+)
+
+_NO_ENVIRONMENTS = (
+    "this selection needs the accuracy in each environment on validation, which these figures do not have; take "
+    "'validation_mean'"
 )
 
 CRITERIA: dict[str, Criterion] = {
@@ -173,6 +178,13 @@ def _highest(history: Sequence[Visible], score: Callable[[Visible], float]) -> i
     scores = {k: score(seen) for k, seen in enumerate(history) if seen.finite}
     real = [k for k, value in scores.items() if not math.isnan(value)]
     return max(real, key=scores.__getitem__, default=len(history) - 1)
+
+
+def _environments(seen: Visible) -> tuple[float, ...]:
+    accuracies = seen.validation.environment_accuracy
+    if not accuracies:
+        raise RecipeError(_NO_ENVIRONMENTS)
+    return accuracies
 
 
 def _worst_group(seen: Visible) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from steelyard._files import write_text
 from steelyard.experiments import latex
 from steelyard.experiments.compare import Row, footnotes
 from steelyard.experiments.reported import beside
+from steelyard.experiments.spreadsheet import table_text
 
 __all__ = ["FILES", "comma_separated", "markdown", "summary", "tex", "write_comparison"]
 
@@ -70,13 +69,11 @@ def tex(rows: Sequence[Row]) -> str:
 
 def comma_separated(rows: Sequence[Row]) -> str:
     """Return the comparison as CSV, a column for each number; published figures and sources have their own."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names, others = _metric_names(rows), beside(rows)
     columns = [f"{_key(name)}_{number}" for name in names for number in ("mean", "std")]
     reported = [f"reported_{_key(name)}_{part}" for name in others.metrics for part in ("mean", "std", "source")]
     facts = ("recipe", "label", "dataset", "method", "selection")
-    writer.writerow([*facts, *columns, *reported, "steps", "seeds", "below_floor", "diverged", "command"])
+    lines = []
     for row, figures in zip(rows, others.figures, strict=True):
         known = [row.metrics.get(name) for name in names]
         numbers = [number for spread in known for number in (("", "") if spread is None else (spread.mean, spread.std))]
@@ -89,8 +86,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
                 published += [value, spread or "", others.notes[others.numbers[figure] - 1].split(" ", 1)[1]]
         steps, seeds = (" ".join(map(str, values)) for values in (row.steps, row.seeds))
         named = (row.recipe, row.label, row.dataset, row.method, row.selection)
-        writer.writerow([*named, *numbers, *published, steps, seeds, row.below_floor, row.diverged, row.command])
-    return text.getvalue()
+        lines.append([*named, *numbers, *published, steps, seeds, row.below_floor, row.diverged, row.command])
+    return table_text([*facts, *columns, *reported, "steps", "seeds", "below_floor", "diverged", "command"], lines)
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from steelyard import _check, _files, _state
+from steelyard import _check, _files, _state, _text
 from steelyard.reweight.mask import Mask, check_probabilities
 
 __all__ = ["Reweighting"]
@@ -140,7 +140,7 @@ class Reweighting:
             OSError: no such file (FileNotFoundError), or it cannot be read.
             ValueError: the file is damaged, of another kind, or of another version; the message says which.
         """
-        with open(path, "rb"):
+        with _files.open_file(path):
             pass  # for the error, which names the path; that of safetensors does not always
         try:
             with safe_open(path, framework="pt") as file:
@@ -150,7 +150,7 @@ class Reweighting:
             raise ValueError(f"{path}: not a readable safetensors file (damaged or cut short?): {error}") from error
         _check_header(path, metadata, tensors)
         try:
-            history = json.loads(metadata["history"])
+            history = _text.parse_json(metadata["history"])
             return cls(tensors["weights"], tensors["probabilities"], history, tensors["index"])
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: damaged Reweighting file: {error}") from error

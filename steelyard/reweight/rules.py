@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steelyard import _check
 from steelyard._check import Numbers
+from steelyard._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.reweight.risks import FIELDS, Field
 
@@ -315,7 +316,7 @@ def group_ids(batch: Batch, by: Field, groups: int) -> Int[Tensor, " b"]:
 def _no_empty(counts: Tensor | Numbers) -> Tensor:
     found = _check.integers("counts", counts)
     if not len(found) or int(found.min()) < 1:
-        raise ValueError(f"counts needs at least one training sample in every group, got {found.tolist()}")
+        raise ValueError(f"counts needs at least one training sample in every group, got [{few(found.tolist())}]")
     return found
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -14,20 +15,31 @@ import torch
 from safetensors.torch import save
 
 import steelyard
+from steelyard import selectors
 from steelyard._state import StateError, _digest, decode, encode
+from steelyard.bilevel import Batch
+from steelyard.experiments.active.fitting import Learned
+from steelyard.experiments.active.loop import Pool
+from steelyard.experiments.active.state import read_state, restored
 from steelyard.experiments.bounds_losses import read_losses
+from steelyard.experiments.compare import compare as comparison
 from steelyard.experiments.data.backbone import _load as load_weights
+from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
 from steelyard.experiments.data.waterbirds import Waterbirds
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.log import read_metrics
+from steelyard.experiments.prior_report import prior_section
 from steelyard.experiments.prior_scores import ScoreFile
 from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.report import render
 from steelyard.experiments.run import read_run
+from steelyard.experiments.tables import comma_separated, markdown, summary, tex
 from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import Reweighting
 from tests.experiments.biased import biased_problem
+from tests.experiments.compared import made
 
 Target = Callable[[bytes, Path], bool]
 
@@ -172,10 +184,77 @@ def waterbirds(data: bytes, folder: Path) -> bool:
     return _allow(lambda: Waterbirds().read(folder))
 
 
+def celeba(data: bytes, folder: Path) -> bool:
+    """CelebA's attributes, as torchvision unpacks them."""
+    place = folder / "celeba"
+    _put(place, "list_attr_celeba.txt", data)
+    _put(place, "list_eval_partition.txt", b"1.jpg 0\n2.jpg 1\n")
+    return _allow(lambda: CelebA().read(folder))
+
+
+def compare(data: bytes, folder: Path) -> bool:
+    """The figures of a run, as far as the tables of a comparison."""
+    _put(folder, "compared/config.json", SEEDS["config"])
+    _put(folder, "compared/environment.json", b'{"seconds": 1}')
+    _put(folder, "compared/metrics.jsonl", data)
+
+    def tables() -> None:
+        rows = comparison([read_run(folder / "compared", samples=False)])
+        for text in (markdown, comma_separated, tex, summary):
+            text(rows)
+
+    return _allow(tables)
+
+
+def report(data: bytes, folder: Path) -> bool:
+    """The samples of a run, as far as the page about it."""
+    _put(folder, "shown/config.json", SEEDS["config"])
+    _put(folder, "shown/environment.json", b'{"seconds": 1}')
+    _put(folder, "shown/metrics.jsonl", SEEDS["metrics"])
+    _put(folder, "shown/result.parquet", data)
+    return _allow(lambda: render([read_run(folder / "shown")]))
+
+
+def prior(data: bytes, folder: Path) -> bool:
+    """The prior of a run, as far as the report's part about it."""
+    _put(folder, "made/prior.safetensors", data)
+    facts = {"label_flipped": ("Noise", {True: "wrong", False: "right"})}
+    samples = pandas.DataFrame({"index": [0, 1], "label_flipped": [True, False]})
+    run = replace(made(0, [(0.5, 0.5, 0.5)]), directory=folder / "made", samples=samples)
+    return _allow(lambda: prior_section([run], facts))
+
+
+def active(data: bytes, folder: Path) -> bool:
+    """The state of a run of active learning, as far as the loop that goes on from it."""
+    path = _put(folder, "state.safetensors", data)
+    net = torch.nn.Linear(2, 2)
+    template = Learned(net, selectors.ema(net, 0.9, bias_corrected=True))
+    pool = Pool(Batch.of(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)), torch.zeros(4, dtype=torch.bool), 2)
+    return _allow(lambda: restored(path, read_state(path), template, pool))
+
+
 def idx(data: bytes, folder: Path) -> bool:
     """A file of MNIST's format."""
     path = _put(folder, "train-images-idx3-ubyte", data)
     return _allow(lambda: read_idx(path, 3))
+
+
+def _prior() -> bytes:
+    scores = [{"name": "lhd", "weight": 1.0, "keep": "high", "figures": {"radius": 1.0, "gap": 2.0, "holds": 0.0}}]
+    header = {"format": "steelyard.prior", "version": "1", "digest": "x", "scores": json.dumps(scores)}
+    halves = torch.full((2,), 0.5, dtype=torch.float64)
+    tensors = {"probabilities": halves, "probabilities.0": halves + 0, "scores.0": halves + 1}
+    return save({**tensors, "index": torch.arange(2)}, header)
+
+
+def _active() -> bytes:
+    net = torch.nn.Linear(2, 2)
+    average = selectors.ema(net, 0.9, bias_corrected=True).state_dict()
+    tensors = {"picked.0000": torch.tensor([1, 3])}
+    tensors |= {f"model.{name}": value.clone() for name, value in net.state_dict().items()}
+    tensors |= {f"average.{name}": value.clone() for name, value in average.items()}
+    row = {"labelled": 2.0, "clean_share_selected": None, "validation": 0.5, "test": 0.5}
+    return save(tensors, {"recipe": "{}", "history": json.dumps([row])})
 
 
 SEEDS: dict[str, bytes] = {
@@ -202,13 +281,18 @@ SEEDS: dict[str, bytes] = {
     "losses": _npy(),
     "scores": b"index,score\n0,1.5\n3,-2\n",
     "table": b"a,b\n1,-1\n2,1\n",
+    "celeba": b"2\nBlond_Hair Male\n1.jpg 1 -1\n2.jpg -1 1\n",
+    "prior": _prior(),
+    "active": _active(),
     "waterbirds": b"img_id,img_filename,y,split,place\n1,a.jpg,0,0,1\n2,b.jpg,1,1,0\n",
     "idx": b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (1, 2, 2)) + b"\x01\x02\x03\x04",
 }
+SEEDS |= {"compare": SEEDS["metrics"], "report": SEEDS["result"]}
+SLOW = ("report",)  # draws plots
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
         *(state, checkpoint, recipe, override, metrics, config, result, reweighting, backbone, losses, scores),
-        *(table, waterbirds, idx),
+        *(table, waterbirds, celeba, idx, compare, report, prior, active),
     )
 }

@@ -19,6 +19,7 @@ from steelyard.experiments.active.run import (
     data_of,
     execute_active,
 )
+from steelyard.experiments.directory import check_place
 from steelyard.experiments.errors import UserError
 
 __all__ = ["Grid", "Planned"]
@@ -40,7 +41,7 @@ class Grid:
     """Planned runs, and what they gave.
 
     Attributes:
-        name: the recipe's name, as given. command: what makes the grid.
+        name: the recipe's name, as given. command: what makes the grid. folder: of its runs.
         planned: those that share data and first round are neighbours.
         runs: what was carried out so far.
     """
@@ -48,6 +49,7 @@ class Grid:
     name: str
     command: str
     planned: tuple[Planned, ...]
+    folder: Path
     runs: list[ActiveRun] = field(default_factory=list)
 
     @classmethod
@@ -83,7 +85,7 @@ class Grid:
         words += [word for key, values in lists.items() if values for word in (f"--{key}", *map(str, values))]
         words += ["--fine-tuning", fine_tuning] if fine_tuning != "recipe" else []
         words += ["--data-root", "DATA"] if planned[0].recipe.data.needs_root else []
-        return cls(name, shlex.join(words), tuple(planned))
+        return cls(name, shlex.join(words), tuple(planned), folder)
 
     @property
     def rounds(self) -> int:
@@ -93,6 +95,7 @@ class Grid:
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Raise UserError if any run cannot be written: before the first hour of training, not after it."""
         for plan in self.planned:
+            check_place(plan.directory, below=self.folder)
             check_active_directory(plan.directory, plan.recipe, overwrite=overwrite, resume=resume)
 
     def execute(

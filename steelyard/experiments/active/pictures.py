@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steelyard.experiments.active.run import ActiveRun, data_of
+from steelyard.experiments.active.state import check_picked, take_over
 from steelyard.experiments.active.tables import Cells, noise_title
 from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.directory import ACTIVE_STATE
 from steelyard.experiments.plots import COLOURS, STYLE, svg
 
 __all__ = ["learning_curves", "moons_picture"]
@@ -67,6 +69,7 @@ def moons_picture(runs: Sequence[ActiveRun]) -> bytes:
         panels = figure.subplots(1, len(runs), squeeze=False)[0]
         for axes, run in zip(panels, runs, strict=True):
             splits = data_of(run.recipe)
+            check_picked(run.directory / ACTIVE_STATE, run.picked, len(splits.train))
             _regions(axes, run, splits)
             _picked(axes, run, splits)
             last = run.history[-1]
@@ -85,7 +88,7 @@ def moons_picture(runs: Sequence[ActiveRun]) -> bytes:
 
 def _regions(axes: Axes, run: ActiveRun, splits: Splits) -> None:
     model = run.recipe.build(splits, 0)
-    model.load_state_dict(dict(run.model))
+    take_over(run.directory / ACTIVE_STATE, model, run.model)
     x, y = np.meshgrid(np.linspace(-1.6, 6.6, 300), np.linspace(-1.1, 1.6, 200))
     plane = torch.tensor(np.stack([x.ravel(), y.ravel()], 1), dtype=torch.float32)
     with torch.no_grad():

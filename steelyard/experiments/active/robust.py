@@ -15,6 +15,7 @@ from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.robust_report import write_robust_report
 from steelyard.experiments.active.run import ActiveRun, data_of
 from steelyard.experiments.attack_library import library_accuracy
+from steelyard.experiments.directory import check_place
 
 __all__ = ["ELEVEN", "TASKS", "robust"]
 
@@ -80,6 +81,7 @@ def robust(
         for task, (recipe, fields) in TASKS.items()
     }
     for grid in grids.values():
+        check_place(grid.folder, below=runs)
         grid.check(overwrite=overwrite, resume=resume)
     total, before = sum(grid.rounds for grid in grids.values()), 0
     for task, grid in grids.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from steelyard import selectors
 from steelyard._files import write_text
+from steelyard._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.choosing import SELECTORS
 from steelyard.experiments.active.fitting import Learned, first_round_shared
@@ -33,11 +32,17 @@ from steelyard.experiments.directory import (
     CONFIG,
     ENVIRONMENT,
     LOCK,
+    REMEDY,
     TRACES,
+    as_read,
+    aside,
+    check_ours,
+    check_place,
     check_recipe,
     holding,
     identity_of,
     is_finished,
+    read_json,
     readable,
     remove_traces,
 )
@@ -47,6 +52,7 @@ from steelyard.experiments.replaced import recover, replacing, settle
 from steelyard.experiments.run import environment
 from steelyard.experiments.schema import parse, plain
 from steelyard.experiments.seeds import generator
+from steelyard.experiments.spreadsheet import table_text
 from steelyard.journal import Journal
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
@@ -155,24 +161,26 @@ def execute_active(
         DataError: the data are not there.
         Stopped: the run was asked to stop.
     """
+    name, overrides = printable(name), tuple(map(printable, overrides))
     recover(directory, SIGNS)
     with ExitStack() as held:
-        held.enter_context(holding(directory))
+        ours = held.enter_context(holding(directory))
         check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
         if resume and is_finished(directory):
             return read_active_run(directory)
-        held.enter_context(replacing(directory, overwrite, SIGNS))
+        held.enter_context(replacing(directory, overwrite, SIGNS, ours))
         try:
             splits = data_of(recipe, data_root, download) if splits is None else splits
             config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
             write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-            journals = _Journals(directory, identity_of(recipe), checkpoint_every, stop)
+            journals = _Journals(directory, identity_of(recipe), checkpoint_every, stop, ours)
             known = {} if shared is None else shared
             rounds = _rounds(recipe, directory, splits.to(recipe.device), known, journals, progress)
         except UserError:
             raise
         except (ValueError, RuntimeError, FloatingPointError) as error:
             raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
+        check_ours(directory, ours)
         write_text(directory / ROUNDS, _table([done.metrics for done in rounds]))
         write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")  # last: it says "complete"
         return read_active_run(directory)
@@ -186,6 +194,7 @@ class _Journals:
     identity: Mapping[str, str]
     every: int
     stop: Callable[[], int]
+    ours: Callable[[], bool]
 
     def __call__(self, number: int) -> Journal:
         journal = self._open(number)
@@ -195,8 +204,16 @@ class _Journals:
         return journal
 
     def _open(self, number: int) -> Journal:
-        place, note = self.directory / CHECKPOINT, lambda: {"round": number}
+        def note() -> dict[str, int]:
+            self.check()
+            return {"round": number}
+
+        place = self.directory / CHECKPOINT
         return Journal(place, identity=self.identity, every=self.every, note=note, stop=self.stop)
+
+    def check(self) -> None:
+        """Raise LostError if the folder is not the one any more that this run holds."""
+        check_ours(self.directory, self.ours)
 
 
 def _rounds(
@@ -204,7 +221,7 @@ def _rounds(
     directory: Path,
     splits: Splits,
     shared: Shared,
-    journals: Callable[[int], Journal],
+    journals: _Journals,
     progress: Callable[[Round], None],
 ) -> list[Round]:
     pool = Pool(splits.train, splits.facts["noisy"], len(splits.classes))
@@ -227,6 +244,7 @@ def _rounds(
     )
     for done in loop:
         rounds.append(done)
+        journals.check()
         write_state(directory / STATE, plain(recipe), rounds)
         settle(directory, SIGNS)
         remove_traces(directory)
@@ -246,13 +264,18 @@ def read_active_run(directory: Path) -> ActiveRun:
         raise RunError(f"the run in {directory} did not finish: it has no {ENVIRONMENT}; go on with it by --resume")
     config = _config(directory)
     state = read_state(directory / STATE)
+    if len(state.history) != config[2].schedule.rounds + 1:
+        raise RunError(
+            f"{directory / STATE} has {len(state.history)} rounds, the run's recipe has "
+            f"{config[2].schedule.rounds + 1}; {REMEDY}"
+        )
     return ActiveRun(directory, *config, state.history, state.picked, state.model)
 
 
 def _config(directory: Path) -> tuple[str, tuple[str, ...], ActiveRecipe]:
     path = directory / CONFIG
     with readable(path):
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(path)
         recipe = parse(ActiveRecipe, config["recipe"], str(path))
         return str(config["name"]), tuple(map(str, config["overrides"])), recipe
 
@@ -262,6 +285,8 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
     if overwrite and resume:
         raise RunError("--overwrite and --resume exclude each other")
     _check_device(recipe.device)
+    check_place(directory)
+    aside(directory)
     found = {path.name for path in directory.iterdir()} - {LOCK, *ASIDE} if directory.exists() else set()
     leftover = tuple(f".{name}." for name in FILES)  # temporary files of a run that was killed
     if others := sorted(name for name in found - set(FILES) if not name.startswith(leftover)):
@@ -272,7 +297,7 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
         check_recipe(directory, recipe)
     if resume and (directory / STATE).is_file():
         kept = read_state(directory / STATE)
-        if kept.recipe != plain(recipe):
+        if kept.recipe != as_read(recipe):
             raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
 
 
@@ -284,10 +309,5 @@ def _check_device(device: str) -> None:
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["round", *history[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {"round": k, **{key: f"{value:.6g}" for key, value in row.items()}} for k, row in enumerate(history)
-    )
-    return text.getvalue()
+    rows = ([k, *(f"{row[name]:.6g}" if name in row else "" for name in history[0])] for k, row in enumerate(history))
+    return table_text(["round", *history[0]], rows)

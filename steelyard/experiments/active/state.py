@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from steelyard._files import atomic_path
+from steelyard._check import integers
+from steelyard._files import atomic_path, regular
+from steelyard._text import parse_json
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Past, Pool, Round
-from steelyard.experiments.directory import REMEDY
+from steelyard.experiments.directory import REMEDY, UNREADABLE
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import finite_json, number
 
-__all__ = ["State", "past", "read_state", "restored", "write_state"]
+__all__ = ["State", "check_picked", "past", "read_state", "restored", "take_over", "write_state"]
 
+_FIGURES = ("labelled", "clean_share_selected", "validation", "test")  # what tables and bars show
 _PICKED, _MODEL, _AVERAGE = "picked.", "model.", "average."
 
 
@@ -62,20 +65,30 @@ def read_state(path: Path) -> State:
         RunError: the file is missing, damaged or no state.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
-        recipe = json.loads(metadata["recipe"])
-        rows = json.loads(metadata["history"])
+        recipe = parse_json(metadata["recipe"])
+        rows = parse_json(metadata["history"])
         history = tuple({str(key): number(value) for key, value in row.items()} for row in rows)
         picked = tuple(tensors[name] for name in sorted(tensors) if name.startswith(_PICKED))
         if not history or len(history) != len(picked) or not isinstance(recipe, dict):
             raise ValueError(f"it has the figures of {len(history)} rounds and the ids of {len(picked)}")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_rounds(history, picked)
+    except UNREADABLE as error:
         what = f"{type(error).__name__}: {error}"
         raise RunError(f"{path} is not a whole state of an active learning run: {what}; {REMEDY}") from error
     parts = ({name[len(p) :]: tensors[name] for name in tensors if name.startswith(p)} for p in (_MODEL, _AVERAGE))
     return State(recipe, history, picked, next(parts), next(parts))
+
+
+def _check_rounds(history: Sequence[Mapping[str, float]], picked: Sequence[Tensor]) -> None:
+    """Raise ValueError or TypeError unless every round has the figures of the first, and ids."""
+    for number_, (row, ids) in enumerate(zip(history, picked, strict=True)):
+        if lacking := [name for name in (*_FIGURES, *history[0]) if name not in row]:
+            raise ValueError(f"round {number_} has no figure {lacking[0]!r}")
+        if not len(integers(f"the ids of round {number_}", ids)):
+            raise ValueError(f"round {number_} has picked nothing")
 
 
 def restored(path: Path, state: State, template: Learned, pool: Pool) -> list[Round]:
@@ -88,18 +101,28 @@ def restored(path: Path, state: State, template: Learned, pool: Pool) -> list[Ro
     Raises:
         RunError: ids outside of the pool or picked twice, or parameters of another net.
     """
-    ids = torch.cat(state.picked)
-    fits = ids.dtype == torch.int64 and bool(((ids >= 0) & (ids < len(pool.data))).all())
-    if not fits or len(ids.unique()) != len(ids):
-        raise RunError(f"{path}: the ids picked are not different samples of a pool of {len(pool.data)}; {REMEDY}")
-    try:
-        template.model.load_state_dict(state.model)
-        template.average.load_state_dict(state.average)
-    except RuntimeError as error:
-        raise RunError(f"{path} holds the parameters of another net: {error}; {REMEDY}") from error
+    check_picked(path, state.picked, len(pool.data))
+    take_over(path, template.model, state.model)
+    take_over(path, template.average, state.average)
     device = pool.data.index.device
     pairs = zip(state.picked, state.history, strict=True)
     return [Round(k, picked.to(device), template, metrics) for k, (picked, metrics) in enumerate(pairs)]
+
+
+def check_picked(path: Path, picked: Sequence[Tensor], count: int) -> None:
+    """Raise RunError unless the ids of all rounds are different samples of a pool of `count`."""
+    ids = torch.cat(list(picked))
+    fits = ids.dtype == torch.int64 and bool(((ids >= 0) & (ids < count)).all())
+    if not fits or len(ids.unique()) != len(ids):
+        raise RunError(f"{path}: the ids picked are not different samples of a pool of {count}; {REMEDY}")
+
+
+def take_over(path: Path, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Put the `parameters` in the file `path` into `model`; RunError if they are another net's."""
+    try:
+        model.load_state_dict(dict(parameters))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{path} holds the parameters of another net: {error}; {REMEDY}") from error
 
 
 def past(rounds: Sequence[Round]) -> Past | None:

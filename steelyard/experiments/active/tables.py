@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.errors import RunError
+from steelyard.experiments.spreadsheet import table_text
 
 __all__ = ["Cell", "Cells", "cells", "markdown", "noise_title", "rounds_table", "summary"]
 
@@ -89,11 +88,8 @@ def rounds_table(found: Cells) -> str:
         for k, figures in enumerate(run.history)
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    return text.getvalue()
+    shown = ({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    return table_text(columns, ([row.get(name, "") for name in columns] for row in shown))
 
 
 def summary(found: Cells, recipe: str, command: str) -> list[dict[str, object]]:

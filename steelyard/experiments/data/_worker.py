@@ -6,7 +6,6 @@ A module of its own, imported late: unpickling a torchvision transform imports t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from steelyard._torchvision import torchvision as _torchvision  # noqa: F401  before the transform is unpickled
+from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Decoded", "Wanted", "collate", "open_image"]
+__all__ = ["Decoded", "Wanted", "collate"]
 
 Wanted = tuple[int, int]  # the row of an image, and the seed of the transform's draws
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,3 @@ def collate(items: list[Tensor | str]) -> Tensor | str:
         return torch.empty(0)
     found = [item for item in items if isinstance(item, Tensor)]
     return torch.stack(found) if len(found) == len(items) else next(item for item in items if isinstance(item, str))
-
-
-def open_image(path: Path, where: str) -> Image.Image:
-    """Return an image decoded to RGB; DataError, which names `where` it was asked for, if it cannot be decoded.
-
-    One with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow only warns, is refused too, before it is
-    unpacked: a file of a few bytes can say that it is gigabytes.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.convert("RGB")
-    # a damaged file makes PIL's decoders raise nearly anything
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, *_BOMBS) as error:
-        raise DataError(f"{path} ({where}) cannot be decoded: {error}") from error

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from steelyard import _check
+from steelyard._files import open_file
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, read_csv
 from steelyard.experiments.data.tabular import deal_parts, find, one_hot, standardise
+from steelyard.experiments.errors import DataError
 
 __all__ = ["COLUMNS", "Adult"]
 
@@ -115,9 +117,17 @@ class Adult:
 
 def _published_test(path: Path) -> Table:
     """Return adult.test: its first line is a remark, and its labels end with a full stop."""
-    table = read_csv(path, COLUMNS, COLUMNS, skip=int(path.read_bytes()[:1] == b"|"))
+    table = read_csv(path, COLUMNS, COLUMNS, skip=int(_begins_with_bar(path)))
     income = [value.removesuffix(".") for value in table.columns["income"]]
     return Table(path, {**table.columns, "income": income}, table.lines)
+
+
+def _begins_with_bar(path: Path) -> bool:
+    try:
+        with open_file(path) as file:
+            return file.read(1) == b"|"
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _groups(table: Table) -> Groups:

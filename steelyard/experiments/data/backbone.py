@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steelyard import _check
+from steelyard._files import open_file, regular
 from steelyard.experiments.errors import DataError
 
 __all__ = ["Architecture", "Backbone"]
@@ -64,7 +65,7 @@ class Backbone:
         if self.file is None:
             return f"{self.model}:{_file_name(self._published())}"
         try:
-            with open(self.file, "rb") as opened:
+            with open_file(self.file) as opened:
                 return f"{self.model}:sha256:{_digest(opened)}"
         except OSError as error:
             raise DataError(f"the weights {self.file} cannot be read: {error}") from error
@@ -151,7 +152,8 @@ def _load(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a file; nothing in it is executed."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(regular(path))
+        regular(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise DataError(f"the weights {path} cannot be read: {error}") from error

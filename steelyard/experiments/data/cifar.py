@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
+from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.errors import DataError
 
 __all__ = ["read_cifar"]
@@ -62,12 +62,7 @@ def _folder(folder: Path) -> Tensor:
 
 
 def _decode(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    # a damaged file makes PIL's decoders raise nearly anything
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be decoded: {error}") from error
+    pixels = np.asarray(open_image(file))
     if pixels.shape != (_SIZE, _SIZE, 3):
         raise DataError(f"{file} is {pixels.shape[1]} x {pixels.shape[0]}, CIFAR-10's images are 32 x 32")
     return pixels

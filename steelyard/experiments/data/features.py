@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steelyard._files import atomic_path
+from steelyard._files import atomic_path, regular
 from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.images import ImageList, Transform, decode
 from steelyard.experiments.errors import DataError
@@ -89,10 +89,10 @@ def _compute(images: ImageList, backbone: Backbone, transform: Transform, downlo
 def _read(path: Path, name: str, count: int) -> Tensor | None:
     """Return the features in a file of the cache, or None if it is missing, damaged, or of another key."""
     try:
-        with safe_open(path, "pt") as opened:
+        with safe_open(regular(path), "pt") as opened:
             if (opened.metadata() or {}).get("key") != name:
                 return None
             found = opened.get_tensor("features")
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, RuntimeError, MemoryError):
         return None
-    return found if len(found) == count else None
+    return found if found.ndim == 2 and found.is_floating_point() and len(found) == count else None

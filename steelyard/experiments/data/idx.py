@@ -6,12 +6,14 @@ import gzip
 import math
 import struct
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from steelyard._files import open_file
 from steelyard.experiments.errors import DataError
 
 __all__ = ["read_idx"]
@@ -49,10 +51,11 @@ def read_idx(path: Path, dimensions: int, limit: int = 1 << 30) -> Tensor:
 
 def _bytes(path: Path, limit: int) -> bytes:
     try:
-        with open(path, "rb") as plain:
+        with open_file(path) as plain:
             packed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            data = file.read(limit + 1)
+            plain.seek(0)
+            with gzip.open(plain) if packed else nullcontext(plain) as file:
+                data = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(data) > limit:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from steelyard import _check
 from steelyard._workers import worker_context
+from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.errors import DataError
 
@@ -115,8 +116,6 @@ class ImageList:
 
     def open(self, row: int) -> Image.Image:
         """Return the image in `row`, decoded to RGB; DataError if it is unreadable, truncated or too large."""
-        from steelyard.experiments.data._worker import open_image
-
         return open_image(self.folder / self.files[row], f"{self.table}, line {self.lines[row]}")
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard._check import nearest
+from steelyard._files import read_bytes
+from steelyard._text import few, shown
 from steelyard.experiments.errors import DataError
 
 __all__ = ["Table", "read_csv", "read_spaced"]
@@ -43,7 +45,7 @@ class Table:
         values = self.columns[column]
         if unknown := set(values).difference(ids):
             row = next(row for row, value in enumerate(values) if value in unknown)
-            raise self.error(row, column, f"one of {', '.join(map(repr, ids))}")
+            raise self.error(row, column, f"one of {few(map(repr, ids))}")
         return torch.tensor([ids[value] for value in values], dtype=torch.int64)
 
     def numbers(self, column: str, *, low: float = -math.inf) -> Float[Tensor, " n"]:
@@ -64,9 +66,8 @@ class Table:
 
     def error(self, row: int, column: str, expected: str) -> DataError:
         """Return the error for the value in `row` (from 0) of `column`."""
-        return DataError(
-            f"{self.path}, line {self.lines[row]}: {column!r} is {self.columns[column][row]!r}, expected {expected}"
-        )
+        value = shown(self.columns[column][row])
+        return DataError(f"{self.path}, line {self.lines[row]}: {column!r} is {value}, expected {expected}")
 
 
 def read_csv(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, *, skip: int = 0) -> Table:
@@ -104,13 +105,16 @@ def read_spaced(path: Path, wanted: Sequence[str], header: Sequence[str] | None 
     rows = [(number, fields) for number, fields in rows if fields]
     if header is not None:
         return _table(path, iter(rows), wanted, header)
-    if len(rows) < 2 or len(rows[0][1]) != 1 or not rows[0][1][0].isdecimal():
+    if len(rows) < 2 or len(rows[0][1]) != 1 or not rows[0][1][0].isdigit():
         raise DataError(f"{path}, line 1: expected the number of rows alone, and the columns' names in line 2")
     line, names = rows[1]
     _check_header(path, line, [key, *names], wanted)
     table = _table(path, iter(rows[2:]), wanted, [key, *names])
-    if len(table) != int(rows[0][1][0]):
-        raise DataError(f"{path}, line 1: announces {rows[0][1][0]} rows, the file has {len(table)}; is it truncated?")
+    announced = rows[0][1][0].lstrip("0") or "0"  # compared as text: Python takes no number of 5,000 digits
+    if announced != str(len(table)):
+        raise DataError(
+            f"{path}, line 1: announces {few([announced])} rows, the file has {len(table)}; is it truncated?"
+        )
     return table
 
 
@@ -148,13 +152,13 @@ def _check_header(path: Path, line: int, header: Sequence[str], wanted: Sequence
         if column not in header:
             raise DataError(
                 f"{path}, line {line}: there is no column {column!r}{nearest(column, header)} "
-                f"(the columns are {', '.join(header[:12])}{', ...' if len(header) > 12 else ''})"
+                f"(the columns are {few(header)})"
             )
 
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     try:

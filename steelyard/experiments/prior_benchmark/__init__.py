@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 
 from steelyard import _files
+from steelyard._text import parse_json
 from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.prior_benchmark import plots
 from steelyard.experiments.prior_benchmark.cells import carry_out, collect
@@ -25,6 +26,7 @@ from steelyard.experiments.prior_benchmark.plan import (
 )
 from steelyard.experiments.prior_benchmark.separation import separation
 from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, piped, summary, with_common_level
+from steelyard.experiments.spreadsheet import frame_text
 
 __all__ = ["OFFLINE", "PARTS", "priors"]
 
@@ -96,7 +98,7 @@ def priors(
             _write(part, tables[part], found, folder)
     if complete and "scores" in parts:
         tables["scores"] = separation(_SCORED, seeds[:2])
-        _files.write_text(folder / "scores.csv", tables["scores"].to_csv(index=False, float_format="%.4f"))
+        _files.write_text(folder / "scores.csv", frame_text(tables["scores"], "%.4f"))
         _files.write_text(folder / "scores.md", _plain_markdown(tables["scores"]))
     if not tables:
         raise RunError(f"no runs under {place} that are complete; --runs names their folder, --parts what to carry out")
@@ -111,7 +113,7 @@ def _rows_of_parts(path: Path) -> dict[str, list[dict[str, Any]]]:
         return {}
     found: dict[str, list[dict[str, Any]]] = {}
     try:
-        for row in json.loads(path.read_text(encoding="utf-8")):
+        for row in parse_json(_files.read_bytes(path)):
             found.setdefault(row["command"].rpartition(" --parts ")[2], []).append(row)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is not an earlier summary ({error}); move it away, or give another --out") from error
@@ -121,8 +123,8 @@ def _rows_of_parts(path: Path) -> dict[str, list[dict[str, Any]]]:
 def _write(part: str, table: pandas.DataFrame, cells: pandas.DataFrame, folder: Path) -> None:
     keys = KEYS[part]
     _files.write_text(folder / f"{part}.md", markdown(table, keys))
-    _files.write_text(folder / f"{part}.csv", table.to_csv(index=False, float_format="%.6g"))
-    _files.write_text(folder / f"{part}_runs.csv", cells.drop(columns="curve").to_csv(index=False, float_format="%.6g"))
+    _files.write_text(folder / f"{part}.csv", frame_text(table))
+    _files.write_text(folder / f"{part}_runs.csv", frame_text(cells.drop(columns="curve")))
     if part in ("main", "mnist"):
         _files.write_text(folder / f"{part}_paired.md", paired(cells))
     if part == "main":

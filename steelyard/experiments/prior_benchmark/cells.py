@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas
 
-from steelyard.experiments.directory import is_finished
+from steelyard.experiments.directory import check_place, is_finished
 from steelyard.experiments.prior_benchmark.figures import figures
 from steelyard.experiments.prior_benchmark.plan import Cell
 from steelyard.experiments.run import Run, execute
@@ -45,6 +45,7 @@ def collect(cells: Sequence[Cell], runs: Path, data_root: Path | None = None) ->
 
 def _run(cell: Cell, runs: Path, root: Path | None) -> Run:
     place = runs / cell.place
+    check_place(place, below=runs)
     return execute(cell.load(), place, name=cell.recipe, overrides=cell.overrides, resume=True, data_root=root)
 
 

@@ -16,8 +16,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from steelyard import _check, _files
+from steelyard._text import parse_json, printable
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RunError
+from steelyard.experiments.evaluation import number
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.schema import plain
 
@@ -26,6 +28,10 @@ __all__ = ["PRIOR", "ComputedPrior", "ComputedScore", "digest"]
 
 PRIOR = "prior.safetensors"  # in a run's directory
 _FORMAT, _VERSION = "steelyard.prior", 1
+_UNREADABLE = (
+    *(OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RuntimeError, MemoryError),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +97,22 @@ class ComputedPrior:
             RunError: not readable, damaged, of another kind or another version; the message says which.
         """
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(_files.regular(path), framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if (header.get("format"), header.get("version")) != (_FORMAT, str(_VERSION)):
                 raise ValueError(f"it is not a prior of version {_VERSION}, which this steelyard reads")
-            rows = json.loads(header["scores"])
+            rows = parse_json(header["scores"])
+            if not isinstance(rows, list):
+                raise TypeError("its scores are no list")
             scores = [
                 ComputedScore(**_row(row), scores=tensors[f"scores.{k}"], probabilities=tensors[f"probabilities.{k}"])
                 for k, row in enumerate(rows)
             ]
-            return cls(tensors["probabilities"], tensors["index"], tuple(scores), header["digest"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            found = cls(tensors["probabilities"], tensors["index"], tuple(scores), printable(header["digest"]))
+            _check_numbers(found)
+            return found
+        except _UNREADABLE as error:
             remedy = "remove it and it will be computed again"
             raise RunError(f"{path} cannot be read as a prior ({type(error).__name__}: {error}); {remedy}") from error
 
@@ -147,6 +157,18 @@ def digest(problem: Problem, settings: Any, budget: float | int, sources: bytes 
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {str(key): float(value) for key, value in row["figures"].items()}
+    figures = {str(key): number(value) for key, value in row["figures"].items()}
+    if "radius" in figures and not {"gap", "holds"} <= set(figures):
+        raise ValueError("its certificate has no gap, or does not say whether it holds")
     keep = _check.choice("keep", row["keep"], ["high", "low"])
-    return {"name": str(row["name"]), "weight": float(row["weight"]), "keep": keep, "figures": figures}
+    return {"name": str(row["name"]), "weight": number(row["weight"]), "keep": keep, "figures": figures}
+
+
+def _check_numbers(prior: ComputedPrior) -> None:
+    """Raise ValueError or TypeError if a prior read from a file is not made of vectors of the right kinds."""
+    _check.integers("index", prior.index)
+    for probabilities in (prior.probabilities, *(one.probabilities for one in prior.scores)):
+        _check.floats("probabilities", probabilities, ("n",))
+        _check.entries_in("probabilities", probabilities, 0.0, 1.0)
+    for one in prior.scores:
+        _check.floats("scores", one.scores, ("n",))

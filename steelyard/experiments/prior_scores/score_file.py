@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steelyard._files import open_file, read_bytes
+from steelyard._text import few
 from steelyard.experiments.errors import DataError, RecipeError
 from steelyard.experiments.parquet import read_parquet
 from steelyard.experiments.prior_scores._term import Term
@@ -46,14 +48,13 @@ class ScoreFile(Term):
             DataError: the file cannot be read.
             RecipeError: a column is missing or not numeric, an id is repeated, or no training sample has a row.
         """
-        read = pandas.read_csv if self.path.endswith(".csv") else read_parquet
         try:
-            table = read(self.path)
-        except (OSError, ValueError) as error:
+            table = _read_csv(self.path) if self.path.endswith(".csv") else read_parquet(self.path)
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
             raise DataError(f"{self.path} cannot be read as a table of scores: {error}") from error
         for name in ("index", self.column):
             if name not in table or not pandas.api.types.is_numeric_dtype(table[name]):
-                raise RecipeError(f"{self.path}: needs a numeric column {name!r}; it has {', '.join(table.columns)}")
+                raise RecipeError(f"{self.path}: needs a numeric column {name!r}; it has {few(table.columns)}")
         if table["index"].duplicated().any():
             raise RecipeError(f"{self.path}: the id {table['index'][table['index'].duplicated()].iloc[0]} is repeated")
         ids = problem.splits.train.index
@@ -65,6 +66,11 @@ class ScoreFile(Term):
     def source(self) -> bytes:
         """Return the file's bytes (none if it cannot be read, which `scores` reports)."""
         try:
-            return Path(self.path).read_bytes()
+            return read_bytes(self.path)
         except OSError:
             return b""
+
+
+def _read_csv(path: str) -> pandas.DataFrame:
+    with open_file(path) as file:
+        return pandas.read_csv(file)
