@@ -10,9 +10,10 @@ from hypothesis import settings
 # The problems are tiny: a second thread costs more than it gives, and results then depend on no thread count.
 torch.set_num_threads(1)
 
-# The same examples in every run: no test passes or fails by luck. HYPOTHESIS_PROFILE=searching looks for new ones.
-settings.register_profile("repeatable", derandomize=True, database=None)
-settings.register_profile("searching", derandomize=False)
+# The same examples in every run, however long they take: no test passes or fails by luck.
+# HYPOTHESIS_PROFILE=searching looks for new ones.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile("searching", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
