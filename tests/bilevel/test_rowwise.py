@@ -67,7 +67,7 @@ COUPLED: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: Layer(nn.BatchNorm1d(4)),
     "softmax over samples": lambda: Layer(lambda x: x.softmax(0)),
     "mean over samples": lambda: Layer(lambda x: x - x.mean(0)),
-    "mean over all": lambda: Layer(lambda x: x * x.mean((0, 1))),  # a shift would not change the losses, but by rounding
+    "mean over all": lambda: Layer(lambda x: x * x.mean((0, 1))),  # a shift changes no loss but by rounding
     "rows broadcast as columns": lambda: Layer(lambda x: x + x.mean(1), ROWS),
     "turned": lambda: Layer(lambda x: x + x.t(), ROWS),
     "rows as the other matrix": lambda: Layer(lambda x: torch.ones(ROWS, ROWS) @ x),
