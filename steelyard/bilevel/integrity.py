@@ -35,10 +35,10 @@ def guards(named: Iterable[tuple[str, Tensor]]) -> list[Guard]:
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum of every tensor's bits ``(tensors,)``, read as integers of 64 bits, modulo 2^64.
+    """Return a weighted sum of every tensor's bits ``(tensors,)``, read as integers of 64 bits, modulo 2^64.
 
     Versions do not see every write: fused optimizers and ``p.data`` leave them alone. The sum sees any write to one
-    entry, takes one read at full speed, and compares where the values are NaN.
+    entry, and entries that change places; it takes two reads at full speed, and compares where the values are NaN.
     """
     sums = [_bits(tensor.detach()).cpu() for tensor in tensors]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
@@ -50,10 +50,29 @@ def _bits(tensor: Tensor) -> Tensor:
     if flat.data_ptr() % 8 or flat.storage_offset() % each:
         flat = flat.clone()
     whole = flat.numel() // each * each
-    total = flat[:whole].view(torch.int64).sum()
+    total = _weighed(flat[:whole].view(torch.int64))
     if whole < flat.numel():
         total = total + flat[whole:].view(torch.uint8).sum()
     return total
+
+
+_WIDTH = 4096
+
+
+def _weighed(bits: Tensor) -> Tensor:
+    """Return the sum of integers ``(n,)`` times odd numbers, another for each of their rows and columns of `_WIDTH`."""
+    rows = len(bits) // _WIDTH
+    table, rest = bits[: rows * _WIDTH].view(rows, _WIDTH), bits[rows * _WIDTH :]
+    total = (rest * _odd(len(rest), bits.device)).sum()
+    if rows:
+        total = (
+            total + (table.sum(0) * _odd(_WIDTH, bits.device)).sum() + (table.sum(1) * _odd(rows, bits.device)).sum()
+        )
+    return total
+
+
+def _odd(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device) * -7046029254386353130 + 2862933555777941757
 
 
 def projection(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from steelyard import _check
 from steelyard._agreement import optimizer_settings, sample_kinds
@@ -111,10 +112,9 @@ class Recorder:
         self._agreed = False
         self._after: list[Guard] = []
         self._mark = torch.zeros(0, dtype=torch.int64)
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._written: list[int] = []
+        self._handles: list[RemovableHandle] = []
+        self._listen()
 
     def __enter__(self) -> Recorder:
         return self
@@ -189,8 +189,20 @@ class Recorder:
             raise RuntimeError(_COUPLED)
         if step.tape is not None:
             step.tape.listening = not step.coupled
-        self._pending = step
+        self._pending, self._written = step, _versions(modules)
+        self._listen()
         return value
+
+    def _listen(self) -> None:
+        """Have the step's hooks be the last before it and the first after it: others may change gradients or rates."""
+        for handle in self._handles:
+            handle.remove()
+        before = self._optimizer.register_step_pre_hook(self._before_step)
+        after = self._optimizer.register_step_post_hook(self._after_step)
+        hooks = getattr(self._optimizer, "_optimizer_step_post_hooks", None)
+        if isinstance(hooks, OrderedDict) and after.id in hooks:
+            hooks.move_to_end(after.id, last=False)
+        self._handles = [before, after]
 
     def _agree(self, batch: Batch, weight: Tensor) -> None:
         """Raise RankError if the ranks would not take the same steps of the same loss."""
@@ -254,6 +266,7 @@ class Recorder:
             return
         self._check_between_steps()
         step = self._pending
+        step.rewritten = self._written != _versions(list(self._module.modules()))
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):
             raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")

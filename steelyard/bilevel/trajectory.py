@@ -14,11 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss
-from steelyard.bilevel.sweep.composites import Composites
+from steelyard.bilevel.sweep.composites import Composites, WithoutPadding
 from steelyard.bilevel.sweep.graph_record import Tape
 from steelyard.distributed import ALONE, Ranks
 
-__all__ = ["Step", "Tensors", "Trajectory"]
+__all__ = ["Step", "Tensors", "Trajectory", "swapped"]
 
 Tensors: TypeAlias = dict[str, Tensor]
 """Tensors by parameter (or buffer) name."""
@@ -50,6 +50,7 @@ class Step:
         gradient: references (no copies) to the gradients and their versions, for the newest step only.
         objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
         tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
+        rewritten: the backward pass wrote to a buffer once more (a checkpoint around BatchNorm).
         rounded: its parameters were kept rounded.
         projected: the gradient that the step used, as `integrity.projection` has it; windows of one step have none.
     """
@@ -72,6 +73,7 @@ class Step:
     gradient: dict[str, tuple[Tensor, int]] | None = None
     objective: WeightedLoss | None = None
     tape: Tape | None = None
+    rewritten: bool = False
     rounded: bool = False
     projected: Tensor | None = None
     connected: bool = False
@@ -231,7 +233,7 @@ class Trajectory:
 
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
-        with self._conditions(None), swapped(self.module, self._tensors(parameters, self._buffers())):
+        with self._conditions(None), WithoutPadding(), swapped(self.module, self._tensors(parameters, self._buffers())):
             return scalar(outer(self.module))
 
     def _buffers(self) -> Tensors:

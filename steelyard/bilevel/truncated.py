@@ -139,6 +139,11 @@ class Truncated:
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
         found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
+        if found.statistics and any(step.rewritten for step in steps):
+            raise NoDerivative(
+                "a layer with running statistics stands in a checkpoint, which updates them once more on the way back: "
+                "take it out of the checkpoint, or ask with steps=1"
+            )
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), backward(trajectory, len(steps)), strict=True):

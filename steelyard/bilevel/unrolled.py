@@ -18,9 +18,9 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.storage import backward
 from steelyard.bilevel.sweep.ladder import Ladder
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, swapped
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import add_rows, check_alone, check_detached, ids_of, outer_gradient
+from steelyard.bilevel.window import add_rows, check_alone, check_detached, check_recorded, ids_of, outer_gradient
 
 __all__ = ["Unrolled"]
 
@@ -101,6 +101,13 @@ class Unrolled:
     def _unroll(self, run: Trajectory, outer: Outer, steps: list[Step], weights: list[Tensor]) -> Tensor:
         """Run the steps again, with a graph, and evaluate the outer loss at their end."""
         _check_hooks(run)
+        for step in steps:
+            check_recorded(run, step)
+            if step.skipped and self.backend != "torch":
+                raise RuntimeError(
+                    f"parameter {min(step.skipped)!r} had no gradient in a recorded step; {self.backend} does not "
+                    "follow that: use Truncated, or backend='torch'"
+                )
         if len(steps) > 1:
             self._ladder.check_second_derivative(run, steps[-1])
         stepper = _stepper(self.backend, run, steps[0])
@@ -168,6 +175,14 @@ def _derivatives(run: Trajectory, value: Tensor, tensors: Sequence[Tensor]) -> t
     """
     live = list(run.module.parameters())
     values = [p.data for p in live]
+    buffers = {name: value.detach().clone() for name, value in run.module.named_buffers()}
+    with swapped(run.module, buffers):
+        return _gone_back(live, values, value, tensors)
+
+
+def _gone_back(
+    live: list[nn.Parameter], values: list[Tensor], value: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     try:
         for p in live:
             p.data = torch.full_like(p, math.nan)

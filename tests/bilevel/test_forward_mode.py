@@ -46,4 +46,4 @@ def test_no_warning_of_torch_jit_reaches_the_user(layer: str, steps: int) -> Non
     script = _SCRIPT.format(layer=layer, steps=steps)
     done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert not done.stderr
+    assert "torch.jit" not in done.stderr

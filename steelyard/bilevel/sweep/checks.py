@@ -24,7 +24,7 @@ from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
 from steelyard.bilevel.trajectory import Step, Tensors
 
-__all__ = ["blur", "curvature", "signs", "tolerance_of", "widen"]
+__all__ = ["blur", "curvature", "signs", "tolerance_in", "tolerance_of", "widen"]
 
 _SIGNS = {torch.float64: 1e-7, torch.float32: 3e-3}
 _CURVED = 1e-4
@@ -36,7 +36,12 @@ def tolerance_of(step: Step, dtype: torch.dtype) -> float:
         return 0.2
     if step.rounded:
         return 0.1
-    return 1e-6 if dtype == torch.float64 else 2e-2
+    return tolerance_in(dtype)
+
+
+def tolerance_in(dtype: torch.dtype) -> float:
+    """How far they may be apart in a precision."""
+    return 1e-6 if dtype == torch.float64 else 3e-3
 
 
 def widen(question: Question) -> Question | None:

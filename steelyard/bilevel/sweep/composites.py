@@ -16,7 +16,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Composites"]
+__all__ = ["Composites", "WithoutPadding"]
+
+
+class WithoutPadding(TorchFunctionMode):
+    """Inside, a table's padding row has its derivative: it is the value's that an outer loss is asked for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding and torch.is_grad_enabled():
+            names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+            given = {**dict(zip(names, args, strict=False)), **kwargs, "padding_idx": None, "scale_grad_by_freq": False}
+            return func(given.pop("input"), given.pop("weight"), **given)
+        return func(*args, **kwargs)
 
 
 class Composites(TorchFunctionMode):

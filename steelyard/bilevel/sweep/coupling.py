@@ -23,7 +23,13 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def mixes_samples(
-    run: Trajectory, step: Step, at: Tensors, batch: Batch, generator: torch.Generator, size: int | None = None
+    run: Trajectory,
+    step: Step,
+    at: Tensors,
+    batch: Batch,
+    generator: torch.Generator,
+    size: int | None = None,
+    smaller: int | None = None,
 ) -> bool:
     """Whether the losses of `batch` change with the grouping: as it stands, and in a random order in smaller groups.
 
@@ -33,14 +39,15 @@ def mixes_samples(
         run, step, at: the step, replayed at `at`.
         batch: the samples.
         generator: draws the order.
-        size: the largest group that fits into memory; None: all at once.
+        size: of the groups as it stands, the largest that fits into memory; None: all at once.
+        smaller: of the others; None: half of that.
     """
     count = len(batch)
     if count < 2:
         return False
-    size = min(count, size or count)
+    size = max(2, min(count, size or count))  # (of one at a time nothing is to be seen)
     order = torch.randperm(count, generator=generator)
-    smaller = max(1, size // 2)
+    smaller = max(1, min(smaller or size, size // 2))
     try:
         together = _losses(run, step, at, batch, torch.arange(count).split(size))
         apart = _losses(run, step, at, batch, [part[part.argsort()] for part in order.split(smaller)])

@@ -125,9 +125,14 @@ class _Ear:
     def listen(self, value: Tensor, slot: int) -> None:
         def note(gradient: Tensor | None) -> None:
             # (None: of an output that nothing reads; some fused operators say so in the place of zeros.)
-            if gradient is not None and self.tape is not None and self.tape.listening:
-                held = self.tape.gradients[slot] = Held(gradient, _memory(gradient))
-                held.settle()
+            if gradient is None or self.tape is None or not self.tape.listening:
+                return
+            try:
+                held = Held(gradient, _memory(gradient))
+            except (Unusable, NotImplementedError):  # a sparse one, or one of a batch of them: the record goes without
+                return
+            self.tape.gradients[slot] = held
+            held.settle()
 
         value.register_hook(note)
 

@@ -60,11 +60,12 @@ class _Known:
     Attributes:
         calls: how many there were.
         barred: rungs that could not answer, or did not stand a check, and why.
-        fine: rungs whose second derivatives have stood theirs.
         generator: of the random directions of checks.
+        mixes: samples of the recorded batch were seen to couple.
     """
 
     calls: int = 0
+    mixes: bool = False
     barred: dict[str, str] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
@@ -129,7 +130,7 @@ class Ladder:
         question = Question(run, step, at, along, batch)
         known = _known(question, "losses")
         due = run.ranks.any(known.due())
-        question = replace(question, size=self._size(question, known.generator, due))
+        question = replace(question, size=self._size(question, known, due))
 
         def ask(rung: Rung) -> Tensor:
             return torch.cat([_answer(rung, piece) for piece in question.pieces()])
@@ -250,7 +251,7 @@ class Ladder:
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {_REMEDY}")
 
-    def _size(self, question: Question, generator: torch.Generator, due: bool) -> int | None:
+    def _size(self, question: Question, known: _Known, due: bool) -> int | None:
         """Return how many samples at a time fit into memory; None: all, as where the recorded batch may not be cut."""
         batch, step = question.batch, question.step
         own = batch is step.batch
@@ -263,8 +264,14 @@ class Ladder:
         if size >= len(batch):
             return None
         if own:
-            some = batch if due else batch.take(torch.randperm(len(batch), generator=generator)[:16].sort().values)
-            if mixes_samples(question.run, step, question.at, some, generator, size):
+            # All at once is how the training had it; in groups is how it would be cut.
+            some = (
+                batch if due else batch.take(torch.randperm(len(batch), generator=known.generator)[:16].sort().values)
+            )
+            known.mixes = known.mixes or mixes_samples(
+                question.run, step, question.at, some, known.generator, smaller=size
+            )
+            if known.mixes:
                 return None
         return size
 

@@ -214,7 +214,11 @@ def _forward_over_reverse(question: Question) -> Curved:
         found: tuple[Tensor, Tensor] = question.run.replay(question.step, parameters, body, composites=True)
         return found
 
-    (slope, _), (product, values) = jvp(grad(loss, has_aux=True), (question.at,), (question.along,))
+    def body(module: nn.Module) -> Any:
+        # Inside of a replay of its own: on the way back the model may read its tensors once more, and write to buffers.
+        return jvp(grad(loss, has_aux=True), (question.at,), (question.along,))
+
+    (slope, _), (product, values) = question.run.replay(question.step, question.at, body)
     # The graph to whatever else the objective reads (a temperature that requires a gradient, say) is cut.
     return Curved(
         {n: one.detach() for n, one in product.items()}, values.detach(), {n: g.detach() for n, g in slope.items()}

@@ -581,3 +581,183 @@ def test_which_way_answered_can_be_asked() -> None:
         estimator(record(model, ROWS, reuse=reuse), squares)
     assert estimator.answered == {"row products of the record": 1, "forward over a replay": 2}
     assert "not kept" in estimator.passed_over["row products of the record"]
+
+
+def halving(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad.mul_(0.5)
+
+
+def lowering(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+
+
+def clamping(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.data.clamp_(-0.2, 0.2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("hook", [halving, lowering, clamping])
+def test_other_hooks_of_the_optimizer(hook: Callable[..., None], where: str, first: bool) -> None:
+    """They come before ours or after; a rate that was set is the step's, a gradient or parameter changed is refused."""
+    if (hook, where) in ((halving, "after"), (lowering, "after")):
+        pytest.skip("of no effect on the step")
+    model = seeded(partial(Direct, torch.tanh))
+    optimizer = SGD(model.parameters())
+    register = optimizer.register_step_pre_hook if where == "before" else optimizer.register_step_post_hook
+    if first:
+        register(hook)
+    recorder = Recorder(model, optimizer, WeightedLoss(squared, "none"), 1)
+    if not first:
+        register(hook)
+    recorder.loss(ROWS, torch.ones(6, dtype=D)).backward()
+    optimizer.step()
+    run = recorder.trajectory()
+    if hook is not lowering:
+        with pytest.raises(RuntimeError, match="not that of the recorded loss|was changed after"):
+            Truncated()(run, squares)
+        return
+    assert run.steps[0].groups["layer.weight"]["lr"] == 0.01
+    expected = truth(partial(Direct, torch.tanh), ROWS, squares, optimize=partial(torch.optim.SGD, lr=0.01))
+    assert relative(Truncated()(run, squares), expected) < 1e-6
+
+
+def test_entries_that_change_places_between_steps() -> None:
+    for edit in (lambda p: p.copy_(p.flip(0)), lambda p: p.copy_(p.flatten().sort().values.view_as(p))):
+        test_edits_between_steps_that_versions_do_not_see(lambda p, edit=edit: edit(p.data))
+
+
+def test_an_outer_loss_that_reads_live_parameters() -> None:
+    run = record(seeded(partial(Direct, torch.tanh)), ROWS)
+    alias = list(run.module.parameters())
+    with pytest.raises(ValueError, match="by another way than the module that it is given"):
+        Truncated()(run, lambda model: alias[0].square().sum() + squares(model))
+
+
+def test_a_padding_row_that_the_outer_loss_looks_up() -> None:
+    class TiedTable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 3, padding_idx=0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.table(x).sum(1)) @ self.table.weight.t()
+
+    data = Batch.of(torch.tensor([[0, 1], [2, 3], [1, 0], [3, 3]]), torch.tensor([1, 0, 3, 2]))
+
+    def outer(model: nn.Module) -> Tensor:
+        return CROSS_ENTROPY(model(data.inputs.flip(0)), data.targets).mean()
+
+    found = Truncated()(record(seeded(TiedTable), data, loss=CROSS_ENTROPY), outer)
+    assert relative(found, truth(TiedTable, data, outer, loss=CROSS_ENTROPY)) < 1e-6
+
+
+def test_a_clip_of_one_per_cent_in_float32() -> None:
+    data = Batch.of(ROWS.inputs.float(), ROWS.targets.float())
+    model = seeded(partial(Direct, torch.tanh), torch.float32)
+    optimizer = SGD(model.parameters())
+    recorder = Recorder(model, optimizer, WeightedLoss(squared))
+    recorder.loss(data, torch.ones(6)).backward()
+    for p in model.parameters():
+        p.grad *= 0.985  # type: ignore[operator]
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="not that of the recorded loss"):
+        Truncated()(recorder.trajectory(), squares)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_users_backward_takes_any_gradient(batched: bool) -> None:
+    model = seeded(partial(Direct, torch.tanh))
+    recorder = Recorder(model, SGD(model.parameters()), WeightedLoss(squared), reuse=True)
+    value = recorder.loss(ROWS, torch.ones(6, dtype=D))
+    if batched:
+        torch.autograd.grad(value, list(model.parameters()), torch.ones(3, dtype=D), is_grads_batched=True)
+    else:
+        value.backward()
+
+
+@pytest.mark.parametrize("memory", [1, 300, 2**28])
+def test_coupling_shows_in_groups_of_two(memory: int) -> None:
+    inputs = torch.cat([ROWS.inputs, torch.tensor([[0.0], [1.0], [0.0], [1.0], [2.0], [3.0]], dtype=D)], 1)
+    data = Batch.of(inputs, ROWS.targets)
+    weight = torch.tensor([0.0, 0, 0, 0, 1, 1], dtype=D)
+    run = record(seeded(Centred), data, weight=weight)
+    expected = Truncated()(record(seeded(Centred), data, weight=weight, reuse=True), squares)
+    assert relative(Truncated(memory=memory)(run, squares), expected) < 1e-9
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_regulariser_of_what_the_forward_pass_left(steps: int) -> None:
+    class Keeps(Direct):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = super().forward(x)
+            return self.kept
+
+    def make() -> nn.Module:
+        return Keeps(torch.tanh)
+
+    def objective() -> WeightedLoss:
+        return WeightedLoss(squared, "none", lambda model: 0.1 * model.kept.square().mean())
+
+    def train(weight: Tensor) -> Trajectory:
+        model = seeded(make)
+        optimizer = SGD(model.parameters())
+        recorder = Recorder(model, optimizer, objective(), steps)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            recorder.loss(ROWS, weight).backward()
+            optimizer.step()
+        return recorder.trajectory()
+
+    ones, found = torch.ones(6, dtype=D), []
+    for row in 1e-5 * torch.eye(6, dtype=D):
+        up, down = (squares(train(ones + sign * row).module).detach() for sign in (1, -1))
+        found.append((up - down) / 2e-5)
+    assert relative(Truncated(steps)(train(ones), squares), torch.stack(found)) < 1e-6
+
+
+def test_running_statistics_inside_of_a_checkpoint() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(lambda x: torch.tanh(self.norm(self.layer(x))), x, use_reentrant=False)
+
+    def outer(model: nn.Module) -> Tensor:
+        return (
+            model.eval()(ROWS.inputs).square().mean()
+        )  # (set back to training it would be computed again in that mode)
+
+    run = record(seeded(Inside), ROWS, steps=2, full_state=True)
+    before = {name: value.clone() for name, value in run.module.named_buffers()}
+    with pytest.raises(NoDerivative, match="take it out of the checkpoint"):
+        Truncated(2)(run, outer)
+    with pytest.raises(RuntimeError, match="use Truncated"):
+        Unrolled(2, "torchopt")(run, squares)
+    assert relative(Truncated()(run, outer), Truncated()(run, outer)) == 0
+    assert all(torch.equal(value, before[name]) for name, value in run.module.named_buffers())
+
+
+def test_unrolling_notices_a_clipped_gradient_and_a_parameter_that_pauses() -> None:
+    model = seeded(partial(Direct, torch.tanh))
+    optimizer = SGD(model.parameters())
+    recorder = Recorder(model, optimizer, WeightedLoss(squared), full_state=True)
+    recorder.loss(ROWS, torch.ones(6, dtype=D)).backward()
+    for p in model.parameters():
+        p.grad *= 0.5  # type: ignore[operator]
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="not that of the recorded loss"):
+        Unrolled(1, "torchopt")(recorder.trajectory(), squares)
+    optimizer.zero_grad()
+    recorder.loss(ROWS, torch.ones(6, dtype=D)).backward()
+    model.layer.bias.grad = None  # type: ignore[union-attr]
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="had no gradient in a recorded step"):
+        Unrolled(1, "torchopt")(recorder.trajectory(), squares)
