@@ -315,9 +315,6 @@ def _size_along(slope: Tensors, along: Tensors) -> float:
 
 def check_recorded(run: Trajectory, step: Step) -> None:
     """Raise RuntimeError if the gradient that the optimizer used is not that of the recorded loss, by one replay."""
-    held = step.held_gradient()
-    if step.projected is None and held is not None:
-        step = replace(step, projected=projection({name: g for name, g in held.items() if name not in step.skipped}))
     check_replayed(run, step, gradient(run, step, step.parameters))
 
 
@@ -330,6 +327,10 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
     Raises:
         RuntimeError: no backward pass of the recorded loss does.
     """
+    held = step.held_gradient()
+    if step.projected is None and not run.ranks.any(held is None):
+        assert held is not None
+        step = replace(step, projected=projection({n: g for n, g in held.items() if n not in step.skipped}))
     if step.projected is None:
         return None
     used, size = step.projected.tolist()

@@ -225,7 +225,9 @@ class Ladder:
         objection: Callable[[Answer], str | None],
     ) -> Answer:
         """Return the first answer that stands. All ranks take each rung together."""
-        ranks, reasons = question.run.ranks, {}
+        ranks = question.run.ranks
+        reasons: dict[str, str] = {}
+        barred: dict[str, str] = {}
         for rung in rungs:
             if ranks.any(rung.name in known.barred):
                 reasons[rung.name] = known.barred.get(rung.name, "another rank cannot")
@@ -244,10 +246,11 @@ class Ladder:
                 if not ranks.any(why is not None):
                     self.answered[rung.name] += 1
                     self.passed_over = reasons
+                    known.barred.update(barred)  # (where none answers, it is this call that is to blame)
                     return found
             reasons[rung.name] = why or "another rank cannot"
             if lasting:
-                known.barred[rung.name] = reasons[rung.name]
+                barred[rung.name] = reasons[rung.name]
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {_REMEDY}")
 
@@ -299,6 +302,8 @@ class _CannotError(Exception):
 def _answer(rung: Rung, question: Question) -> Any:
     try:
         return rung.answer(question)
+    except torch.OutOfMemoryError:
+        raise
     except CANNOT as error:
         raise _CannotError(str(error).strip().split("\n")[0][:300] or type(error).__name__) from error
 

@@ -761,3 +761,37 @@ def test_unrolling_notices_a_clipped_gradient_and_a_parameter_that_pauses() -> N
     optimizer.step()
     with pytest.raises(RuntimeError, match="had no gradient in a recorded step"):
         Unrolled(1, "torchopt")(recorder.trajectory(), squares)
+
+
+def test_any_tensor_after_a_clipped_gradient() -> None:
+    model, scale = seeded(partial(Direct, torch.tanh)), torch.tensor(1.3, dtype=D, requires_grad=True)
+    optimizer = SGD(model.parameters())
+    recorder = Recorder(
+        model, optimizer, lambda m, batch, weight: (squared(m(batch.inputs), batch.targets) ** scale).mean()
+    )
+    recorder.loss(ROWS, torch.ones(6)).backward()
+    for p in model.parameters():
+        p.grad *= 0.9  # type: ignore[operator]
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="not that of the recorded loss"):
+        Truncated().tensors(recorder.trajectory(), squares, [scale])
+
+
+def test_one_call_that_fails_bars_no_way_for_the_next() -> None:
+    broken = [True]
+
+    class Fails(Direct):
+        def forward(self, x: Tensor) -> Tensor:
+            if broken[0]:
+                raise RuntimeError("no memory left")
+            return super().forward(x)
+
+    broken[0] = False
+    run = record(Fails(torch.tanh).to(D), ROWS)
+    broken[0] = True
+    estimator = Truncated()
+    with pytest.raises(NoDerivative, match="no memory left"):
+        estimator(run, squares)
+    broken[0] = False
+    assert bool(torch.isfinite(estimator(run, squares)).all())
+    assert set(estimator.answered) == {"forward over a replay"}
