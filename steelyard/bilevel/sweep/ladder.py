@@ -130,16 +130,25 @@ class Ladder:
         question = Question(run, step, at, along, batch)
         known = _known(question, "losses")
         due = run.ranks.any(known.due())
-        question = replace(question, size=self._size(question, known, due))
+        cut: list[Question] = []
+
+        def in_pieces() -> Question:
+            """Return the question as memory allows it; how many samples that are is found out by a probe."""
+            if not cut:
+                cut.append(replace(question, size=self._size(question, known, due)))
+            return cut[0]
 
         def ask(rung: Rung) -> Tensor:
-            return torch.cat([_answer(rung, piece) for piece in question.pieces()])
+            if rung.passing:  # the record is there already
+                found: Tensor = _answer(rung, question)
+                return found
+            return torch.cat([_answer(rung, piece) for piece in in_pieces().pieces()])
 
         def fault(rung: Rung, found: Tensor) -> str | None:
             bad = ~torch.isfinite(found)
             if bool(bad.any()):
-                return None if rung.ordinary or not _finite_losses(question, bad) else "not finite"
-            return checks.signs(question, found, known.generator) if due and len(found) else None
+                return None if rung.ordinary or not _finite_losses(in_pieces(), bad) else "not finite"
+            return checks.signs(in_pieces(), found, known.generator) if due and len(found) else None
 
         def objection_to_finite(found: Tensor) -> str | None:
             if run.ranks.any(not bool(torch.isfinite(found).all())):
