@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.sweep.graph_record import nodes_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
 
-__all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "nodes_of", "quick_dot"]
+__all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "quick_dot"]
 
 
 def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
@@ -81,18 +81,6 @@ def backward_into(module: nn.Module, outputs: Tensor, leaves: Tensors) -> None:
 def _reentrant(outputs: Tensor) -> bool:
     """Whether a reentrant checkpoint is in the graph (a backward pass that fails there has let go of parts of it)."""
     return any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes_of(outputs))
-
-
-def nodes_of(outputs: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph of `outputs`, each once."""
-    seen, stack = set(), [outputs.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack += [following for following, _ in node.next_functions]
 
 
 def _collected(

@@ -15,9 +15,10 @@ from steelyard import _check
 from steelyard._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
-from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, nodes_of, quick_dot
+from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot
 from steelyard.bilevel.statistics import differentiable_statistics
 from steelyard.bilevel.sweep.checks import blur, tolerance_in, tolerance_of
+from steelyard.bilevel.sweep.graph_record import nodes_of
 from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, scalar
 

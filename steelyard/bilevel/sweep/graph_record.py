@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steelyard.bilevel.sweep.forward_rules import Rule, rule_for
 
-__all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable"]
+__all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable", "nodes_of"]
 
 
 _DETACH = torch.ops.aten.detach.default
@@ -323,7 +323,7 @@ class Recording(TorchDispatchMode):
         self._alive.clear()
 
     def _finish(self, losses: Tensor) -> Tape:
-        if any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in _graph(losses)):
+        if any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes_of(losses)):
             raise Unusable("a torch.autograd.Function")
         last = self._slots.get(_key(losses, _memory(losses)))
         if last is None:
@@ -380,8 +380,9 @@ def _key(value: Tensor, memory: int) -> tuple[Any, ...]:
     return (memory, value.storage_offset(), value.shape, value.stride(), value.dtype)
 
 
-def _graph(losses: Tensor) -> Iterator[Any]:
-    seen, stack = set(), [losses.grad_fn]
+def nodes_of(outputs: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph of `outputs`, each once."""
+    seen, stack = set(), [outputs.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
