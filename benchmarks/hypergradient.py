@@ -98,7 +98,7 @@ def _mlp() -> nn.Module:
 
 
 def _resnet(name: str) -> nn.Module:
-    from steelyard._torchvision import torchvision
+    from steelyard._support._torchvision import torchvision
 
     norm = {} if name == "resnet18" else {"norm_layer": lambda width: nn.GroupNorm(8, width)}
     model = torchvision.models.resnet18(num_classes=10, **norm)

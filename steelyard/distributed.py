@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steelyard._agreement import disagreement, model_kinds
+from steelyard._support._agreement import disagreement, model_kinds
 
 if dist.is_available():
     # DistributedDataParallel imports this at its first use, and its defaults (``group=group.WORLD``) would then keep

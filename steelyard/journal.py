@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import steelyard
-from steelyard import _check, _files, _state
-from steelyard._random import random_state, restore_random_state
-from steelyard._text import shown
+from steelyard._support import _check, _files, _state
+from steelyard._support._random import random_state, restore_random_state
+from steelyard._support._text import shown
 from steelyard.distributed import ALONE, RankError, Ranks
 
 __all__ = ["CheckpointError", "Journal", "Stage", "Stateful", "Stopped"]

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard import _state
+from steelyard._support import _state
 from steelyard.bilevel import (
     Batch,
     FiniteDifference,

@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 
-from steelyard import _check
+from steelyard._support import _check
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from steelyard import _state
+from steelyard._support import _state
 from steelyard.distributed import ALONE, Processes, RankError, Ranks
 from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import Mask, Reweighting

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from steelyard import _files
-from steelyard._files import atomic_path, lock, write_text
+from steelyard._support import _files
+from steelyard._support._files import atomic_path, lock, write_text
 
 
 def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:

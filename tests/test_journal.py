@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steelyard import _state
+from steelyard._support import _state
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import InnerRun, Maple, OuterStep, Reweighting, Sqrt, VREx

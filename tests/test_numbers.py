@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from steelyard import reweight, selectors
-from steelyard._finite import all_finite, named_culprits, some_ids
+from steelyard._support._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel import Batch, Recorder, WeightedLoss
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.methods import ERM, JTT, GroupDRO, IRMv1

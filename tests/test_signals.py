@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard._signals import noted_signals
+from steelyard._support._signals import noted_signals
 from steelyard.cli import main
 
 RUN = [

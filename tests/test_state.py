@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from steelyard import _state
-from steelyard._state import StateError, decode, encode
+from steelyard._support import _state
+from steelyard._support._state import StateError, decode, encode
 
 KIND = "test.1"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]

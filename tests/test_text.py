@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelyard._text import few, parse_json, printable, shown
+from steelyard._support._text import few, parse_json, printable, shown
 from steelyard.bilevel import Batch
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.groups import counts

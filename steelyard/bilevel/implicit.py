@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.replay import dot
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers

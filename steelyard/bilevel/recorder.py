@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steelyard import _check
-from steelyard._agreement import optimizer_settings, sample_kinds
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._agreement import optimizer_settings, sample_kinds
+from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Objective, WeightedLoss

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.optimizers import pullback_of
 from steelyard.bilevel.replay import backward_into, leaves_of
 from steelyard.bilevel.trajectory import Step, Tensors, Trajectory

@@ -16,9 +16,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from steelyard import _check, _files
-from steelyard._check import Numbers
-from steelyard._workers import worker_context
+from steelyard._support import _check, _files
+from steelyard._support._check import Numbers
+from steelyard._support._workers import worker_context
 from steelyard.bilevel.batch import Batch, labels_as_tensors, row_positions
 
 __all__ = ["MemoryMapped", "Streamed"]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
 from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot

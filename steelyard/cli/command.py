@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 import steelyard
-from steelyard._text import printable
+from steelyard._support._text import printable
 from steelyard.cli.active import active, disagreement, robust
 from steelyard.cli.runs import compare_runs, demo, recipes, report, run
 from steelyard.cli.studies import bounds, priors

@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from steelyard._signals import noted_signals
-from steelyard._text import printable
+from steelyard._support._signals import noted_signals
+from steelyard._support._text import printable
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.run import Run, read_run

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.errors import UserError
 

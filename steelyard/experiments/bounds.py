@@ -18,7 +18,7 @@ from typing import Any
 import pandas
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from steelyard import _check, _files
+from steelyard._support import _check, _files
 from steelyard.experiments import bounds_identities, bounds_nets, bounds_plots, bounds_thresholds
 from steelyard.experiments.bounds_claims import Claim, claims, markdown
 from steelyard.experiments.bounds_losses import (

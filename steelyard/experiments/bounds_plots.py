@@ -13,7 +13,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steelyard._files import atomic_path
+from steelyard._support._files import atomic_path
 from steelyard.experiments.plots import COLOURS
 
 __all__ = ["FIGURES", "draw"]

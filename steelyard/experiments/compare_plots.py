@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steelyard._files import write_text
+from steelyard._support._files import write_text
 from steelyard.experiments import plots
 from steelyard.experiments.bars import Bars, accuracy_bars
 from steelyard.experiments.compare import BEST_ON_TEST, Row, Spread, compare

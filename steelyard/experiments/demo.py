@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from steelyard._files import write_text
+from steelyard._support._files import write_text
 from steelyard.experiments.directory import check_place, read_json
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import Evaluation

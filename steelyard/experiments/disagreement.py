@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from steelyard import _check, selectors
+from steelyard import selectors
+from steelyard._support import _check
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.data.corruption import adversarial_flips
 from steelyard.experiments.models import MLP

@@ -12,7 +12,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steelyard._files import write_text
+from steelyard._support._files import write_text
 from steelyard.experiments.active.claims import Claim, Judgement, markdown
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.disagreement import SCORES, DisagreementSettings, disagreement_tables

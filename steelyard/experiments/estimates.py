@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 
 __all__ = ["binomial_interval", "calibration_error", "confidence"]
 

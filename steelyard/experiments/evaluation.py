@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steelyard import _check, reweight
-from steelyard._text import shown
+from steelyard import reweight
+from steelyard._support import _check
+from steelyard._support._text import shown
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.estimates import binomial_interval, calibration_error, confidence
 from steelyard.experiments.problem import Problem

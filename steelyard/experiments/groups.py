@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from steelyard._text import few
+from steelyard._support._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.errors import DataError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from steelyard import _check
-from steelyard._files import append, is_open_at, read_text, write_text
-from steelyard._text import parse_json
+from steelyard._support import _check
+from steelyard._support._files import append, is_open_at, read_text, write_text
+from steelyard._support._text import parse_json
 from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.directory import CHECKPOINT, METRICS, REMEDY, check_ours, identity_of
 from steelyard.experiments.errors import LostError, RunError

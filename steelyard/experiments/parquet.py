@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 from pyarrow import types
 
-from steelyard._files import open_file
-from steelyard._text import few
+from steelyard._support._files import open_file
+from steelyard._support._text import few
 
 __all__ = ["read_columns", "read_parquet"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from steelyard import _check
-from steelyard._files import read_text
-from steelyard._toml import tomllib
+from steelyard._support import _check
+from steelyard._support._files import read_text
+from steelyard._support._toml import tomllib
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods import Method

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from steelyard._files import clear, is_folder, remove_folder
+from steelyard._support._files import clear, is_folder, remove_folder
 from steelyard.experiments.directory import ASIDE, LOCK, TRACES, aside, holding, is_finished
 from steelyard.experiments.errors import LostError, RunError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from steelyard._files import write_text
+from steelyard._support._files import write_text
 from steelyard.experiments.compare import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
 from steelyard.experiments.compare_plots import test_bars, test_curves
 from steelyard.experiments.report_learned import learned, svg_source

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from steelyard import _check
-from steelyard._toml import tomllib
+from steelyard._support import _check
+from steelyard._support._toml import tomllib
 from steelyard.experiments.compare import BEST_ON_TEST, Row
 from steelyard.experiments.schema import parse
 

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import nn
 
 import steelyard
-from steelyard import _check
-from steelyard._files import atomic_path, write_bytes, write_text
-from steelyard._text import printable
+from steelyard._support import _check
+from steelyard._support._files import atomic_path, write_bytes, write_text
+from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits

@@ -7,8 +7,8 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from steelyard._check import nearest
-from steelyard._text import shown
+from steelyard._support._check import nearest
+from steelyard._support._text import shown
 from steelyard.experiments.errors import RecipeError
 
 __all__ = ["parse", "plain"]

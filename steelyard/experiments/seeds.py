@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from steelyard._random import seeded
+from steelyard._support._random import seeded
 
 __all__ = ["derived", "generator", "global_state"]
 

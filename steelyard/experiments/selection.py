@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.evaluation import Evaluation, Visible
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import steelyard
-from steelyard._agreement import sample_kinds
+from steelyard._support._agreement import sample_kinds
 from steelyard.bilevel import Batch, Streamed
 from steelyard.distributed import Ranks
 from steelyard.experiments import methods

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steelyard._files import write_text
+from steelyard._support._files import write_text
 from steelyard.experiments import latex
 from steelyard.experiments.compare import Row, footnotes
 from steelyard.experiments.reported import beside

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import _check
-from steelyard._finite import all_finite, named_culprits, some_ids
+from steelyard._support import _check
+from steelyard._support._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.distributed import ALONE, Ranks

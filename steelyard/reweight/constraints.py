@@ -9,7 +9,7 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.projections import project_ball, project_box_simplex
 

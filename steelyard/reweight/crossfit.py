@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel import Batch
 from steelyard.distributed import Ranks
 from steelyard.reweight.hypergradient import Estimator, OuterRisk, hypergradient

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from steelyard._finite import named_culprits, some_ids
+from steelyard._support._finite import named_culprits, some_ids
 from steelyard.bilevel import Batch, Outer, SampleLoss, Streamed, Trajectory
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.risk import Risk

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from steelyard import _check
-from steelyard._agreement import optimizer_settings, sample_kinds
-from steelyard._check import Numbers
-from steelyard._random import seeded
+from steelyard._support import _check
+from steelyard._support._agreement import optimizer_settings, sample_kinds
+from steelyard._support._check import Numbers
+from steelyard._support._random import seeded
 from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.distributed import Ranks
 from steelyard.reweight.identity import described, settings

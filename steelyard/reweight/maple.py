@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import _check
-from steelyard._agreement import optimizer_settings, sample_kinds
-from steelyard._check import Numbers
-from steelyard._finite import broken_samples
+from steelyard._support import _check
+from steelyard._support._agreement import optimizer_settings, sample_kinds
+from steelyard._support._check import Numbers
+from steelyard._support._finite import broken_samples
 from steelyard.bilevel import Batch, Streamed, Truncated
 from steelyard.journal import Journal, Stateful
 from steelyard.reweight.constraints import Budget, ConstraintSet

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel import Batch
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet

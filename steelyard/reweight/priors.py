@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
 from steelyard.reweight.outer import CosineDecay

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from steelyard import _check, _files, _state, _text
+from steelyard._support import _check, _files, _state, _text
 from steelyard.reweight.mask import Mask, check_probabilities
 
 __all__ = ["Reweighting"]

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
-from steelyard._text import few
+from steelyard._support import _check
+from steelyard._support._check import Numbers
+from steelyard._support._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.reweight.risks import FIELDS, Field
 

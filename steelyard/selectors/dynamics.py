@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard._check import Numbers
+from steelyard._support._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["aum", "mean_confidence", "variability"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from steelyard import _check
+from steelyard._support import _check
 
 __all__ = ["ema"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from steelyard import _check
+from steelyard._support import _check
 
 __all__ = ["Ensemble"]
 

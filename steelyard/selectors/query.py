@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors.pick import top_k
 

@@ -11,8 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors.uncertainty import nats
 

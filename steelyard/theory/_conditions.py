@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 
 __all__ = ["batch_sizes", "confidence", "loss_range"]
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.theory.estimate import Estimate
 
 __all__ = ["contracted", "finite_class_complexity", "linear_ball_bounds", "linear_ball_complexity"]

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.theory import _conditions
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 
 __all__ = [
     "AdversarialFlips",

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._check import Numbers
+from steelyard._support import _check
+from steelyard._support._check import Numbers
 from steelyard.theory import _conditions
 from steelyard.theory.estimate import Estimate
 from steelyard.theory.ordered import top_q_loss

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.theory.estimate import Estimate
 
 __all__ = ["golowich_bound", "network_complexity_lower"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.theory.corruption import Corruption, require_fixed
 from steelyard.theory.thresholds import ThresholdErrors, threshold_errors
 

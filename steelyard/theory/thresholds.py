@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.theory.estimate import Estimate
 from steelyard.theory.ordered import top_q_weights
 

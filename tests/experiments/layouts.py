@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from steelyard._torchvision import torchvision
+from steelyard._support._torchvision import torchvision
 
 REAL_ROOT = Path(os.environ.get("STEELYARD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

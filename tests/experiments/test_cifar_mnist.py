@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from steelyard._torchvision import torchvision
+from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CIFARMNIST, Splits
 from steelyard.experiments.data.cifar import read_cifar
 from steelyard.experiments.data.cifar_mnist import stack

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steelyard._torchvision import torchvision
+from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CelebA, Waterbirds
 from steelyard.experiments.data import features as module
 from steelyard.experiments.data.backbone import Backbone

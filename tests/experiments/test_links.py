@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard import _files
+from steelyard._support import _files
 from steelyard.cli import main
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.recipe import load_active_recipe

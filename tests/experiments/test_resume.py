@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from steelyard._state import encode
-from steelyard._state import read as read_state
+from steelyard._support._state import encode
+from steelyard._support._state import read as read_state
 from steelyard.experiments import run as run_module
 from steelyard.experiments.active.run import read_active_run
 from steelyard.experiments.data import DataSet, Splits
@@ -319,7 +319,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     """The second is refused while the first, another process, lives; a dead one's lock is none."""
     script = (
-        "import sys; from steelyard._files import lock\n"
+        "import sys; from steelyard._support._files import lock\n"
         "with lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

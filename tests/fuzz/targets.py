@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 import steelyard
 from steelyard import selectors
-from steelyard._state import StateError, _digest, decode, encode
+from steelyard._support._state import StateError, _digest, decode, encode
 from steelyard.bilevel import Batch
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Pool

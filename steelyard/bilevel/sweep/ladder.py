@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.sweep import checks
 from steelyard.bilevel.sweep.coupling import mixes_samples

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.fitting import Epochs, Fit, Learned, train_epochs
 from steelyard.experiments.active.view import read

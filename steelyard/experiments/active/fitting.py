@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from steelyard import _check, selectors
+from steelyard import selectors
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.cifar import read_cifar
 from steelyard.experiments.data.mnist import read_mnist
@@ -172,7 +172,7 @@ class SVHN(_Images):
 
 
 def _street_view(root: Path | None, part: str, download: bool) -> tuple[Tensor, Tensor]:
-    from steelyard._torchvision import torchvision
+    from steelyard._support._torchvision import torchvision
 
     layout = "looked for train_32x32.mat and test_32x32.mat in it"
     if root is None:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.splits import Splits
 

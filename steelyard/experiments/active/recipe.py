@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.active.choosing import DROPOUT_SELECTORS, SELECTORS
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning
 from steelyard.experiments.active.fitting import Epochs, Fit, Fitting

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from steelyard._files import write_bytes, write_text
+from steelyard._support._files import write_bytes, write_text
 from steelyard.experiments.active import claims, pictures, tables
 from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.run import ActiveRun

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steelyard._files import write_text
+from steelyard._support._files import write_text
 from steelyard.experiments.active import tables
 from steelyard.experiments.active.claims import Claim, Judgement, markdown
 from steelyard.experiments.active.run import ActiveRun

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from steelyard import selectors
-from steelyard._files import write_text
-from steelyard._text import printable
+from steelyard._support._files import write_text
+from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.choosing import SELECTORS
 from steelyard.experiments.active.fitting import Learned, first_round_shared

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from steelyard._check import integers
-from steelyard._files import atomic_path, regular
-from steelyard._text import parse_json
+from steelyard._support._check import integers
+from steelyard._support._files import atomic_path, regular
+from steelyard._support._text import parse_json
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Past, Pool, Round
 from steelyard.experiments.directory import REMEDY, UNREADABLE

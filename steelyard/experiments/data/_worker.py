@@ -1,7 +1,7 @@
 """What runs in the processes that decode images.
 
 A module of its own, imported late: unpickling a torchvision transform imports torchvision, which has to go through
-`steelyard._torchvision`, and that import takes a second.
+`steelyard._support._torchvision`, and that import takes a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from steelyard._torchvision import torchvision as _torchvision  # noqa: F401  before the transform is unpickled
+from steelyard._support._torchvision import torchvision as _torchvision  # noqa: F401  before the transform is unpickled
 from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.errors import DataError
 

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from steelyard import _check
-from steelyard._files import open_file
+from steelyard._support import _check
+from steelyard._support._files import open_file
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, read_csv

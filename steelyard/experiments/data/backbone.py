@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steelyard import _check
-from steelyard._files import open_file, regular
+from steelyard._support import _check
+from steelyard._support._files import open_file, regular
 from steelyard.experiments.errors import DataError
 
 __all__ = ["Architecture", "Backbone"]
@@ -86,7 +86,7 @@ class Backbone:
 
         Args and errors are those of `build`.
         """
-        from steelyard._torchvision import torchvision
+        from steelyard._support._torchvision import torchvision
 
         source, state = self.state(download)
         with torch.device("meta"):  # the constructor would draw parameters that the weights replace
@@ -106,7 +106,7 @@ class Backbone:
 
     def _published(self) -> Any:
         """Return torchvision's entry for `weights`."""
-        from steelyard._torchvision import torchvision
+        from steelyard._support._torchvision import torchvision
 
         entries = torchvision.models.get_model_weights(self.model)
         names = [entry.name for entry in entries]

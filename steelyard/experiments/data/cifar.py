@@ -69,7 +69,7 @@ def _decode(file: Path) -> np.ndarray:
 
 
 def _archive(root: Path, part: str, classes: Sequence[str], download: bool) -> tuple[Tensor, ...]:
-    from steelyard._torchvision import torchvision
+    from steelyard._support._torchvision import torchvision
 
     try:
         data = torchvision.datasets.CIFAR10(str(root), train=part == "train", download=download)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, read_csv

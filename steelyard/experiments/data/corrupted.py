@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.data.colour import Coloured
 from steelyard.experiments.data.corruption import adversarial_flips, class_noise, uniform_flips
 

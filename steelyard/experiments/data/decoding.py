@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from steelyard import _files
+from steelyard._support import _files
 from steelyard.experiments.errors import DataError
 
 __all__ = ["open_image"]

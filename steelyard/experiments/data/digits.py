@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.colour import STORY, Coloured, colour
 from steelyard.experiments.data.corrupted import Corruption, corrupted_facts

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steelyard._files import atomic_path, regular
+from steelyard._support._files import atomic_path, regular
 from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.images import ImageList, Transform, decode
 from steelyard.experiments.errors import DataError

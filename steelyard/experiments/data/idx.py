@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steelyard._files import open_file
+from steelyard._support._files import open_file
 from steelyard.experiments.errors import DataError
 
 __all__ = ["read_idx"]

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from steelyard import _check
-from steelyard._workers import worker_context
+from steelyard._support import _check
+from steelyard._support._workers import worker_context
 from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.errors import DataError

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.colour import STORY, Coloured, colour
 from steelyard.experiments.data.corrupted import Corruption, corrupted_facts
@@ -173,7 +173,7 @@ def read_mnist(
 
 
 def _download(root: Path) -> None:
-    from steelyard._torchvision import torchvision
+    from steelyard._support._torchvision import torchvision
 
     try:
         torchvision.datasets.MNIST(str(root), train=True, download=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.streamed import Streamed
 from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.features import features

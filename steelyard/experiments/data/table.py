@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard._check import nearest
-from steelyard._files import read_bytes
-from steelyard._text import few, shown
+from steelyard._support._check import nearest
+from steelyard._support._files import read_bytes
+from steelyard._support._text import few, shown
 from steelyard.experiments.errors import DataError
 
 __all__ = ["Table", "read_csv", "read_spaced"]

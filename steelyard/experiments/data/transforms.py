@@ -46,5 +46,5 @@ def _finish() -> list[torch.nn.Module]:
 
 def load_v2() -> Any:
     """Return `torchvision.transforms.v2`, imported beside whatever torch is here."""
-    importlib.import_module("steelyard._torchvision")  # first: see there
+    importlib.import_module("steelyard._support._torchvision")  # first: see there
     return importlib.import_module("torchvision.transforms.v2")

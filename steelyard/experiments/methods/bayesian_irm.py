@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from steelyard import _check, reweight
+from steelyard import reweight
+from steelyard._support import _check
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Anneal, Training, train
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments import groups
 from steelyard.experiments.batches import group_balanced_subset

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.batches import shuffled
 from steelyard.experiments.error_set import error_set
 from steelyard.experiments.problem import Fitted, Observer, Problem, silent

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from steelyard import _check, reweight
+from steelyard import reweight
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Learner, Training, train

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steelyard import _check, reweight
+from steelyard import reweight
+from steelyard._support import _check
 from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.experiments import groups
 from steelyard.experiments.prior_scores import PriorSettings

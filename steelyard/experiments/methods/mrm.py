@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import _check, reweight
+from steelyard import reweight
+from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.problem import Fitted, Observer, Problem, silent

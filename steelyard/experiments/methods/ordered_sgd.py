@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from steelyard import _check, reweight
+from steelyard import reweight
+from steelyard._support import _check
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Training, train
 

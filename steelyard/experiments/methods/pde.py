@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments import groups
 from steelyard.experiments.batches import expanding, group_balanced_subset
 from steelyard.experiments.problem import Fitted, Observer, Problem

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from steelyard import _check, reweight
+from steelyard import reweight
+from steelyard._support import _check
 from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.problem import Fitted, Observer, Problem
 from steelyard.experiments.trainer import Anneal, Training, schedule, train

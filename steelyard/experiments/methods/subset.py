@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.batches import shuffled
 from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Observer, Problem

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.models.heads import HEADS, HeadName
 
 __all__ = ["MLP", "Logistic"]

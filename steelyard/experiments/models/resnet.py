@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from steelyard import _check
+from steelyard._support import _check
 from steelyard.experiments.models.heads import HEADS, HeadName
 
 __all__ = ["ResNet18"]
@@ -62,7 +62,7 @@ def _stem(channels: int, width: int) -> nn.Module:
 
 def _stage(channels: int, wider: int, stride: int) -> nn.Module:
     """Two basic blocks, the first of which changes the number of channels and the size of the picture."""
-    from steelyard._torchvision import torchvision  # a second's import, which no other model needs
+    from steelyard._support._torchvision import torchvision  # a second's import, which no other model needs
 
     shortcut = None
     if stride > 1:

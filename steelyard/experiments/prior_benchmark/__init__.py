@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas
 
-from steelyard import _files
-from steelyard._text import parse_json
+from steelyard._support import _files
+from steelyard._support._text import parse_json
 from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.prior_benchmark import plots
 from steelyard.experiments.prior_benchmark.cells import carry_out, collect

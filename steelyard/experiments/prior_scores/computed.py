@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from steelyard import _check, _files
-from steelyard._text import parse_json, printable
+from steelyard._support import _check, _files
+from steelyard._support._text import parse_json, printable
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.evaluation import number

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import _check, selectors
+from steelyard import selectors
+from steelyard._support import _check
 from steelyard.experiments.prior_scores._term import Term, adam
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import Training

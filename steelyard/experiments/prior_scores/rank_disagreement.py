@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steelyard import _check, selectors
+from steelyard import selectors
+from steelyard._support import _check
 from steelyard.experiments.prior_scores._term import CHUNK
 from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, sample_losses
 from steelyard.experiments.problem import Problem

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steelyard._files import open_file, read_bytes
-from steelyard._text import few
+from steelyard._support._files import open_file, read_bytes
+from steelyard._support._text import few
 from steelyard.experiments.errors import DataError, RecipeError
 from steelyard.experiments.parquet import read_parquet
 from steelyard.experiments.prior_scores._term import Term

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from steelyard import _check, reweight, selectors
+from steelyard import reweight, selectors
+from steelyard._support import _check
 from steelyard.experiments.error_set import error_set
 from steelyard.experiments.prior_scores.aum import AUM
 from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore, digest

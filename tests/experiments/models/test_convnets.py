@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steelyard._torchvision import torchvision
+from steelyard._support._torchvision import torchvision
 from steelyard.experiments.active.view import last_linear, read
 from steelyard.experiments.models import VGG8, VGG16, LeNet5, Model, PreActResNet18
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steelyard._torchvision import torchvision
+from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CelebA
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.methods import ERM

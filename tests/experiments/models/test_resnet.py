@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steelyard._torchvision import torchvision
+from steelyard._support._torchvision import torchvision
 from steelyard.experiments.models import HEADS, ResNet18
 
 

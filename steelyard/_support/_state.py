@@ -17,7 +17,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from steelyard import _files
+from steelyard._support import _files
 
 __all__ = ["StateError", "clone", "decode", "digest", "encode", "read", "write"]
 

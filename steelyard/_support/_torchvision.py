@@ -5,7 +5,7 @@ torchvision then fails, not on a missing function that we need, but because its 
 implementations for two operators, ``torchvision::nms`` and ``torchvision::qnms``, which the library should have
 declared. Declaring the two schemas first is enough for everything used here (data sets, transforms, ResNets).
 
-Import torchvision through this module: ``from steelyard._torchvision import torchvision``.
+Import torchvision through this module: ``from steelyard._support._torchvision import torchvision``.
 """
 
 import importlib
