@@ -31,8 +31,8 @@ from steelyard.bilevel import (
     Unrolled,
     WeightedLoss,
 )
+from steelyard.checkpoint import Journal
 from steelyard.distributed import ALONE, Processes, Ranks
-from steelyard.journal import Journal
 from steelyard.reweight import (
     CubicBudget,
     InnerRun,

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from steelyard._support import _state
+from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.distributed import ALONE, Processes, RankError, Ranks
-from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import Mask, Reweighting
 from steelyard.reweight.identity import described
 

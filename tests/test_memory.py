@@ -30,7 +30,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import nn
 from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.journal import Journal
+from steelyard.checkpoint import Journal
 from steelyard.reweight import InnerRun, Maple, VREx
 
 torch.set_num_threads(1)

@@ -14,12 +14,12 @@ from rich.console import Console
 
 import steelyard
 from steelyard._support._text import printable
+from steelyard.checkpoint import Stopped
 from steelyard.cli.active import active, disagreement, robust
 from steelyard.cli.runs import compare_runs, demo, recipes, report, run
 from steelyard.cli.studies import bounds, priors
 from steelyard.distributed import RankError, launched_processes
 from steelyard.experiments.errors import UserError
-from steelyard.journal import Stopped
 
 __all__ = ["main"]
 

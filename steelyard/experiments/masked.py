@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from steelyard.journal import Stateful
+from steelyard.checkpoint import Stateful
 from steelyard.reweight import Mask, project_box_simplex
 
 __all__ = ["MaskedModel"]

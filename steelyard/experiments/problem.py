@@ -11,10 +11,10 @@ from torch import nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
+from steelyard.checkpoint import Journal
 from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.models import HEADS, Head, Model
-from steelyard.journal import Journal
 from steelyard.reweight import Reweighting
 from steelyard.reweight.hypergradient import labels_of_all
 

@@ -114,10 +114,10 @@ def execute(
     Files: `config.json` (the complete recipe), `environment.json`, `metrics.jsonl` (a line for each evaluated step,
     written as it happens; null for a number that is NaN or infinite) and `model.safetensors` (parameters of the final
     model); of methods that learn sample weights also `result.parquet` (a row for each training sample) and
-    `reweighting.safetensors` (for `Reweighting.load`); of methods with a prior `prior.safetensors`, filed before their
-    first step (for `prior_scores.ComputedPrior.load`). All but the metrics are written whole or not at all. While it
-    goes on, and if it ends early, `checkpoint.safetensors` and the one before it (`steelyard.journal.Journal`); a run
-    that is finished has none.
+    `reweighting.safetensors` (for `Reweighting.load`); of methods with a prior `prior.safetensors`, filed before
+    their first step (for `prior_scores.ComputedPrior.load`). All but the metrics are written whole or not at all.
+    While it goes on, and if it ends early, `checkpoint.safetensors` and the one before it
+    (`steelyard.checkpoint.Journal`); a run that is finished has none.
 
     Args:
         recipe: what to run.
@@ -134,7 +134,7 @@ def execute(
             is always one at the end of a method's stage.
         splits: the data, if it is at hand already (default: loaded as the recipe says).
         progress: called after each evaluated step (of a run that is gone on with, first for the last one that it has).
-        stop: asked after each step; a number other than 0 ends the run, saved, by `steelyard.journal.Stopped`.
+        stop: asked after each step; a number other than 0 ends the run, saved, by `steelyard.checkpoint.Stopped`.
         ranks: the processes that carry it out together, each with its share of the samples. The outcome is that of one,
             to rounding. The first writes; all must see the directory. A run may be gone on with by another number.
 

@@ -19,11 +19,11 @@ from steelyard._support import _check
 from steelyard._support._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
+from steelyard.checkpoint import Stateful
 from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.batches import shuffled
 from steelyard.experiments.parts import Part, parts
 from steelyard.experiments.problem import Observer, Problem
-from steelyard.journal import Stateful
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 

@@ -16,7 +16,7 @@ from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
 from steelyard.bilevel import Batch, Streamed, Truncated
-from steelyard.journal import Journal, Stateful
+from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.constraints import Budget, ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hypergradient

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steelyard import reweight, selectors
+from steelyard.checkpoint import Stopped
 from steelyard.experiments import prior_scores
 from steelyard.experiments.error_set import error_set
 from steelyard.experiments.errors import RunError
@@ -28,7 +29,6 @@ from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.report import render
 from steelyard.experiments.run import execute
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
-from steelyard.journal import Stopped
 
 from .test_prior_scores import PROBLEM, SGD
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from steelyard._support import _files
+from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.cli import main
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.recipe import load_active_recipe
@@ -23,7 +24,6 @@ from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.prior_benchmark.cells import collect
 from steelyard.experiments.prior_benchmark.plan import main_cells
 from steelyard.experiments.run import execute, read_run
-from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import Reweighting
 from tests.experiments.ending import Killed
 from tests.experiments.shrunk import short

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel import Batch, Outer, Trajectory, WeightedLoss
+from steelyard.checkpoint import Stopped
 from steelyard.experiments.batches import gathered, shuffled
 from steelyard.experiments.data import CelebA, Splits, Waterbirds, photographs
 from steelyard.experiments.data.images import ImageList
@@ -28,7 +29,6 @@ from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.run import execute
 from steelyard.experiments.sweep import ShuffledSweep
 from steelyard.experiments.trainer import OptimizerSettings, Training
-from steelyard.journal import Stopped
 from steelyard.reweight import InnerRun
 from tests.experiments.layouts import write_celeba, write_waterbirds
 

@@ -18,6 +18,7 @@ import steelyard
 from steelyard import selectors
 from steelyard._support._state import StateError, _digest, decode, encode
 from steelyard.bilevel import Batch
+from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
@@ -36,7 +37,6 @@ from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.report import render
 from steelyard.experiments.run import read_run
 from steelyard.experiments.tables import comma_separated, markdown, summary, tex
-from steelyard.journal import CheckpointError, Journal
 from steelyard.reweight import Reweighting
 from tests.experiments.biased import biased_problem
 from tests.experiments.compared import made

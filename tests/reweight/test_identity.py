@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from steelyard.bilevel import Streamed, Truncated, WeightedLoss
-from steelyard.journal import CheckpointError, Journal
+from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.reweight import CubicBudget, IRMv1, Maple, Prior, Sqrt, VREx
 from steelyard.reweight.identity import described, samples
 from tests.reweight.problems import linear_run, spurious

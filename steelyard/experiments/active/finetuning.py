@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Journal
 from steelyard.experiments.active.fitting import Epochs, Fit, Learned, train_epochs
 from steelyard.experiments.active.view import read
 from steelyard.experiments.data.transforms import load_v2
 from steelyard.experiments.seeds import derived, global_state
-from steelyard.journal import Journal
 
 __all__ = ["FineTuned", "FineTuning", "augmented", "pseudo_labelled"]
 

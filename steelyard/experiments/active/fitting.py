@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from steelyard import selectors
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Journal
 from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy
 from steelyard.experiments.seeds import derived, global_state
 from steelyard.experiments.trainer import Learner, Perturb, Training
-from steelyard.journal import Journal
 
 __all__ = ["Epochs", "Fit", "Fitting", "Learned", "first_round_shared", "train_epochs"]
 

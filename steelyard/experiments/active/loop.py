@@ -13,11 +13,11 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Journal
 from steelyard.experiments.active.choosing import Selector
 from steelyard.experiments.active.fitting import Fit, Learned
 from steelyard.experiments.active.view import View
 from steelyard.experiments.seeds import derived, generator
-from steelyard.journal import Journal
 
 __all__ = ["Measure", "Past", "Pool", "Round", "Schedule", "active_learning"]
 

@@ -16,6 +16,7 @@ from steelyard import selectors
 from steelyard._support._files import write_text
 from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Journal
 from steelyard.experiments.active.choosing import SELECTORS
 from steelyard.experiments.active.fitting import Learned, first_round_shared
 from steelyard.experiments.active.loop import Pool, Round, active_learning
@@ -53,7 +54,6 @@ from steelyard.experiments.run import environment
 from steelyard.experiments.schema import parse, plain
 from steelyard.experiments.seeds import generator
 from steelyard.experiments.spreadsheet import table_text
-from steelyard.journal import Journal
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
 
@@ -138,7 +138,7 @@ def execute_active(
 
     Files: `config.json`, `state.safetensors` (ids, models and figures, written whole after every round), and at the end
     `rounds.csv` and `environment.json`. Within a round `checkpoint.safetensors` and the one before it
-    (`steelyard.journal.Journal`), after whole epochs.
+    (`steelyard.checkpoint.Journal`), after whole epochs.
 
     Args:
         recipe: what to run.
@@ -153,7 +153,7 @@ def execute_active(
         shared: first rounds of runs that differ in their selector alone.
         checkpoint_every: optimizer steps between two checkpoints; there is always one at the end of a training.
         progress: called after each round.
-        stop: asked after each epoch; a number other than 0 ends the run, saved, by `steelyard.journal.Stopped`.
+        stop: asked after each epoch; a number other than 0 ends the run, saved, by `steelyard.checkpoint.Stopped`.
 
     Raises:
         RunError: the directory holds something else, another recipe's run or a damaged one, or is being written by

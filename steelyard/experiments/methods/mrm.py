@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Stateful
 from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.problem import Fitted, Observer, Problem, silent
 from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
-from steelyard.journal import Stateful
 from steelyard.reweight.rules import Uniform
 
 __all__ = ["MRM"]

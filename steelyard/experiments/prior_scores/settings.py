@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steelyard import reweight, selectors
 from steelyard._support import _check
+from steelyard.checkpoint import Journal
 from steelyard.experiments.error_set import error_set
 from steelyard.experiments.prior_scores.aum import AUM
 from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore, digest
@@ -20,7 +21,6 @@ from steelyard.experiments.prior_scores.rank_disagreement import RankDisagreemen
 from steelyard.experiments.prior_scores.score_file import ScoreFile
 from steelyard.experiments.problem import Problem, silent
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
-from steelyard.journal import Journal
 
 __all__ = ["PriorSettings", "Score"]
 

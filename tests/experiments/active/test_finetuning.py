@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from steelyard import selectors
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Journal
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning, augmented, pseudo_labelled
 from steelyard.experiments.active.fitting import Epochs, Fitting, Learned
 from steelyard.experiments.seeds import global_state
-from steelyard.journal import Journal
 
 
 def seeded(seed: int = 0) -> torch.Generator:

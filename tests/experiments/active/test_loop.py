@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.batch import Batch
+from steelyard.checkpoint import Journal
 from steelyard.experiments.active import SELECTORS, Fitting, Learned, Past, Pool, Round, Schedule, active_learning
-from steelyard.journal import Journal
 
 PLAN = Schedule(initial=12, per_round=6, rounds=3)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from steelyard.checkpoint import Stopped
 from steelyard.experiments.active import run as run_module
 from steelyard.experiments.active.finetuning import FineTuning
 from steelyard.experiments.active.fitting import Epochs
@@ -21,7 +22,6 @@ from steelyard.experiments.active.run import ActiveRun, data_of, execute_active,
 from steelyard.experiments.adversarial import PGD
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP
-from steelyard.journal import Stopped
 from tests.experiments.ending import Killed, lasting
 
 FEW = Epochs(epochs=2, batch_size=32, learning_rate=1e-2)

@@ -14,7 +14,7 @@ from torch import nn
 
 from steelyard._support import _state
 from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.journal import CheckpointError, Journal
+from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.reweight import InnerRun, Maple, OuterStep, Reweighting, Sqrt, VREx
 
 OBJECTIVE = WeightedLoss(partial(F.cross_entropy, reduction="none"))
@@ -170,3 +170,12 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
     first = fit(2)
     assert len(first.history) == 3
     assert fit(5) == first
+
+
+def test_the_old_name_of_the_module_is_kept() -> None:
+    import steelyard.checkpoint
+    import steelyard.journal
+
+    assert {name: getattr(steelyard.journal, name) for name in steelyard.checkpoint.__all__} == {
+        name: getattr(steelyard.checkpoint, name) for name in steelyard.checkpoint.__all__
+    }
