@@ -41,7 +41,8 @@ class Update(NamedTuple):
         state: that of the optimizer's state, by parameter and entry.
         times: what u is a multiple of `along` by; 1 but for a last step, from which all goes on in proportion to u.
         wide: the step in float64, where its derivatives along u should be taken there.
-        blur: about how far rounding, in float32, may move a derivative along u.
+        noise: what rounding does, in float32, to an entry of the gradient.
+        blur: about how far that may move a derivative along u.
         gradients: that the step used, where the update reads them.
     """
 
@@ -50,6 +51,7 @@ class Update(NamedTuple):
     state: dict[str, Tensors]
     times: float = 1.0
     wide: Step | None = None
+    noise: float = 0.0
     blur: float = 0.0
     gradients: Tensors | None = None
 
@@ -128,7 +130,8 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     size, doubt = _Norm(), _Norm()
     found = _update(pullback, step, gradients, adjoint, state, last, noise, size, doubt)
     allowed, bound = TOLERANCE * size.value(), doubt.value()
-    found = found._replace(blur=_noise_of_all(gradients) * size.value(), gradients=gradients)
+    entry = _noise_of_all(gradients)
+    found = found._replace(noise=entry, blur=entry * size.value(), gradients=gradients)
     # The bound is 6 to 100 times too large in what was measured: between, the noise itself is put in.
     doubtful = not bound <= allowed and (
         allowed * _FAR < bound < float("inf") or _moved(pullback, step, gradients, adjoint, state, noise) > allowed
@@ -140,7 +143,7 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         return found
     size = _Norm()
     found = _update(pullback, step, exact.gradients, adjoint, state, last, size=size, over=found.along)
-    return found._replace(wide=exact.wide, blur=_noise_of_all(gradients) * size.value(), gradients=gradients)
+    return found._replace(wide=exact.wide, noise=entry, blur=entry * size.value(), gradients=gradients)
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:
