@@ -287,7 +287,7 @@ class Recorder:
                 step.groups[name] = settings
                 state = optimizer.state.get(p, {})
                 if not step.checkpoint:
-                    step.state[name] = self._pullback.keep(settings, state)
+                    step.state[name] = self._pullback.keep(state)
                 if self._full_state or step.checkpoint:
                     step.full_state[name] = {key: _clone(value) for key, value in state.items()}
 

@@ -224,6 +224,6 @@ def test_the_bound_on_the_second_derivative(count: int) -> None:
     d = draw()
     h = 1e-5 * (d.abs() + 1e-9)
     bend = (derivative(d + h).by_gradient - derivative(d - h).by_gradient) / (2 * h)
-    bound = derivative(d, bent=True).bend
+    bound = derivative(d, sensitive=True).curvature
     assert bound is not None
     assert (bend.abs() <= bound.abs() * (1 + 1e-3)).all()
