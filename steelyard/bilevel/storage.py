@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard.bilevel.optimizers import pullback_of
 from steelyard.bilevel.replay import backward_into, leaves_of
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["WHOLE", "Storage", "backward"]
+__all__ = ["WHOLE", "Storage", "newest_first"]
 
 States: TypeAlias = dict[str, dict[str, Any]]
 
@@ -106,7 +107,7 @@ class Storage:
 WHOLE = Storage()
 
 
-def backward(run: Trajectory, count: int) -> Iterator[Step]:
+def newest_first(run: Trajectory, count: int) -> Iterator[Step]:
     """Yield the last `count` steps of `run`, the newest first, whole.
 
     Raises:

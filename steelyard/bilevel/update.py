@@ -1,7 +1,7 @@
 """A recorded step's update, pulled back for all parameters at once, with a gradient that is exact enough.
 
 Where the rounding of the recorded gradient moves the answer by more than `TOLERANCE` (`rounding` says how far), the
-step's gradient is computed once more in float64 (`precise`), and the update pulled back with that.
+step's gradient is computed once more in float64 (`float64`), and the update pulled back with that.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steelyard.bilevel.float64 import gradient_in_float64, in_float32
 from steelyard.bilevel.optimizers import ParameterUpdate, Pullback, pullback_of
 from steelyard.bilevel.optimizers._pieces import pieces_of, pull_in_pieces
 from steelyard.bilevel.optimizers.sgd import SGDPullback
-from steelyard.bilevel.precise import precise_gradient, single
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.rounding import Norm, Rounding, noise_of, typical_noise
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["TOLERANCE", "Update", "pull_update"]
 
@@ -32,21 +33,22 @@ class Update(NamedTuple):
     """Adjoints before an update, by parameter.
 
     Attributes:
-        along: u, the adjoint of the gradient, but for the number `times`.
-        direct: what reaches the parameters, but for the path through the gradient.
+        direction: u, the adjoint of the gradient, but for the number `factor`.
+        parameters: what reaches the parameters, but for the path through the gradient.
         state: the adjoint of the optimizer's state, by parameter and entry.
-        times: what u is a multiple of `along` by; 1 but for a last step, where all that follows is in proportion to u.
-        wide: the step in float64, where its derivatives along u should be taken there.
-        blur: about how far rounding, in float32, may move a derivative along u.
+        factor: what u is a multiple of `direction` by; 1 but for a last step, where all that follows is in proportion
+            to u.
+        in_float64: the step in float64, where its derivatives along u should be taken there.
+        noise: about how far rounding, in float32, may move a derivative along u.
         gradients: the gradient that the step used, where the update reads it.
     """
 
-    along: Tensors
-    direct: Tensors
+    direction: Tensors
+    parameters: Tensors
     state: dict[str, Tensors]
-    times: float = 1.0
-    wide: Step | None = None
-    blur: float = 0.0
+    factor: float = 1.0
+    in_float64: Step | None = None
+    noise: float = 0.0
     gradients: Tensors | None = None
 
 
@@ -57,15 +59,15 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         run, step: the step, whole.
         adjoint: of the parameters after it; where it is the `last`, it may be written over.
         state: of the optimizer's state after it.
-        last: nothing before the step is asked for: of the answer only `along` counts.
+        last: nothing before the step is asked for: of the answer only `direction` counts.
     """
     back = _PullBack(pullback_of(run.optimizer), step, adjoint, state, last)
     if back.pullback.linear:
-        times = _multiple(back.pullback, step) if last and not any(state.values()) else None
+        factor = _multiple(back.pullback, step) if last and not any(state.values()) else None
         # With one number for all, a pass over all parameters less.
-        return back({}) if times is None else Update(adjoint, {}, {}, times)
+        return back({}) if factor is None else Update(adjoint, {}, {}, factor)
     gradients = _gradient_of(run, step)
-    return _exact_enough(run, back, gradients) if single(step) else back(gradients)
+    return _exact_enough(run, back, gradients) if in_float32(step) else back(gradients)
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:
@@ -93,13 +95,14 @@ class _PullBack:
         update, into = Update({}, {}, {}), into or {}
         for name, parameter in self.step.parameters.items():
             if name in self.step.skipped:
-                update.along[name] = torch.zeros_like(parameter)
-                update.direct[name], update.state[name] = self.adjoint[name], self.state.get(name, {})
+                update.direction[name] = torch.zeros_like(parameter)
+                update.parameters[name], update.state[name] = self.adjoint[name], self.state.get(name, {})
                 continue
             watch = None if rounding is None else rounding.watch(name)
             one = self.of(name, gradients, self.last, sensitive=rounding is not None)
             found = pull_in_pieces(self.pullback, one, watch, into.get(name))
-            update.along[name], update.direct[name], update.state[name] = found.gradient, found.parameter, found.state
+            update.direction[name], update.parameters[name] = found.gradient, found.parameter
+            update.state[name] = found.state
         return update
 
     def of(self, name: str, gradients: Tensors, last: bool, sensitive: bool = False) -> ParameterUpdate:
@@ -138,18 +141,17 @@ def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors) -> Updat
     noise = {name: noise_of(g) for name, g in gradients.items()}
     rounding = Rounding(noise)
     update = back(gradients, rounding)
-    wide: Step | None = None
     if run.ranks.any(rounding.exceeds(TOLERANCE, lambda: back.moved(gradients, noise))):
-        exact = precise_gradient(run, back.step, gradients)
+        exact = gradient_in_float64(run, back.step, gradients)
         if exact is not None:
             rounding = Rounding(noise)
-            update, wide = back(exact.gradients, rounding, update.along), exact.wide
-    return update._replace(wide=wide, blur=typical_noise(gradients) * rounding.size(), gradients=gradients)
+            update = back(exact.gradients, rounding, update.direction)._replace(in_float64=exact.step)
+    return update._replace(noise=typical_noise(gradients) * rounding.size(), gradients=gradients)
 
 
 def _gradient_of(run: Trajectory, step: Step) -> Tensors:
     """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
-    held = step.held_gradient()
+    held = step.findings.held_gradient()
     # All ranks or none: one alone would wait for the others' share.
     lost = run.ranks.any(held is None)
     found = run.ranks.mean(gradient(run, step, step.parameters)) if lost or held is None else held
