@@ -203,8 +203,9 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "coloured_digits/erm", "--set", "device=\udcff"], r"--set 'device=\udcff' is not UTF-8"),
         (["bounds", "--losses", "l.npy", "--loss-range", "1", "--seed", "-1"], "--seed must be in [0, 9223372036854"),
         (["bounds", "--seed", "99999999999999999999"], "got 99999999999999999999"),
-        (["bounds", "--quick", "--losses", "l.npy"], "--quick is about the experiments"),
-        (["bounds", "--out", "/proc/x"], "--out /proc/x cannot be written"),
+        (["bounds", "--losses", "l.npy", "--loss-range", "1", "--out", "/proc/x"], "--out /proc/x cannot be written"),
+        (["bounds"], "the checks of the bound are a study now: python -m studies.theorem1"),
+        (["bounds", "--quick"], "bounds is a study now, beside the package in its repository: python -m studies.theor"),
         (["disagreement", "--seeds", "-1"], "--seeds must be in [0, 9223372036854775807], got -1"),
         (
             ["disagreement", "--seeds", "0", "99999999999999999999"],

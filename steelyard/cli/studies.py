@@ -9,6 +9,7 @@ from pandas import DataFrame
 from rich.console import Console
 from rich.markup import escape
 
+from steelyard.cli.moved import THEOREM
 from steelyard.cli.shared import as_table, check_seeds, check_writable, data_root_of, set_threads
 from steelyard.experiments.errors import UserError
 
@@ -28,21 +29,16 @@ def bounds(
     delta: float | None = None,
     loss_range: float | None = None,
     draws: int | None = None,
-    quick: bool = False,
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Check the top-q generalisation bound term by term, or compute its terms for a loss matrix of your own.
+    """Compute the terms of the top-q generalisation bound for a loss matrix of your own.
 
-    For instance:
-
-    steelyard bounds --quick --out /tmp/theory
-
-    steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
+    Example: steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
 
     Args:
-        out: folder for the tables, the plots and README.md (default: results/theory; with --losses runs/bounds).
-        losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet; then only its terms.
+        out: folder for terms.csv and summary.csv (default: runs/bounds).
+        losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet.
         transpose: the rows of the matrix are samples and its columns hypotheses; needs --losses.
         fixed_before_data: all hypotheses were fixed before those samples were drawn, so none was trained on them or
             chosen by them; without this nothing is called a certificate; needs --losses.
@@ -53,7 +49,6 @@ def bounds(
         loss_range: M, the most by which two losses of one hypothesis can differ, 1 for the 0-1 loss; needs --losses,
             which needs it.
         draws: Monte Carlo draws (1000); needs --losses.
-        quick: smaller experiments, for a look; not with --losses.
         seed: of all random draws.
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
@@ -68,14 +63,13 @@ def bounds(
     if losses is None and asked:
         option = asked[0].replace("_", "-")
         raise UserError(f"--{option} is about a loss matrix: give --losses FILE too, or leave it out")
-    if losses is not None and quick:
-        raise UserError("--quick is about the experiments, which --losses leaves out: give one of them")
-    folder = out or Path("results/theory" if losses is None else "runs/bounds")
+    if losses is None:
+        raise UserError(f"bounds needs --losses FILE; the checks of the bound are a study now: {THEOREM}")
+    folder = out or Path("runs/bounds")
     check_writable("--out", folder)
     console = Console()
     tables = run_bounds(
         folder,
-        quick=quick,
         losses=losses,
         transpose=transpose,
         fixed=fixed_before_data,
@@ -83,8 +77,7 @@ def bounds(
         warn=lambda hint: console.print(hint, markup=False, soft_wrap=True),
         **given,
     )
-    if losses is not None:
-        _print_summary(console, tables["summary"])
+    _print_summary(console, tables["summary"])
     console.print(f"Written: {folder}", markup=False, soft_wrap=True)
 
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from steelyard.experiments import bars, plots
 from steelyard.experiments.bars import Bars, accuracy_bars
-from steelyard.experiments.bounds_plots import FIGURES, draw
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.plots import STYLE, accuracy_curves, outer_steps, svg
+from studies.theorem1.figures import FIGURES, draw
 
 
 def norms(size: float, growth: float, seeds: int = 1) -> str:

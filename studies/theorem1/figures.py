@@ -1,4 +1,4 @@
-"""The figures of `steelyard bounds`: no pyplot, no global state."""
+"""The figures of this study: no pyplot, no global state."""
 
 from __future__ import annotations
 

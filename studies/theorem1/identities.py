@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steelyard import theory
-from steelyard.experiments.bounds_thresholds import DELTA
+from studies.theorem1.thresholds import DELTA
 
 __all__ = ["certificates", "identities"]
 
