@@ -18,7 +18,7 @@ from steelyard.checkpoint import Stopped
 from steelyard.cli.active import active, disagreement, robust
 from steelyard.cli.moved import moved_to
 from steelyard.cli.runs import compare_runs, demo, recipes, report, run
-from steelyard.cli.studies import bounds, priors
+from steelyard.cli.studies import bounds
 from steelyard.distributed import RankError, launched_processes
 from steelyard.experiments.errors import UserError
 
@@ -34,7 +34,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bounds": bounds,
     "disagreement": disagreement,
     "robust": robust,
-    "priors": priors,
 }
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 __all__ = ["THEOREM", "moved_to"]
 
 THEOREM = "python -m studies.theorem1"
-_MOVED: dict[str, str] = {}
+_MOVED = {
+    "priors": "python -m studies.priors",
+}
 
 
 def moved_to(given: Sequence[str]) -> str | None:

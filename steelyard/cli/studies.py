@@ -1,4 +1,4 @@
-"""Studies with tables of their own: the bound, and MAPLE with priors."""
+"""The top-q bound for losses of one's own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 from pandas import DataFrame
 from rich.console import Console
-from rich.markup import escape
 
 from steelyard.cli.moved import THEOREM
-from steelyard.cli.shared import as_table, check_seeds, check_writable, data_root_of, set_threads
+from steelyard.cli.shared import as_table, check_seeds, check_writable, set_threads
 from steelyard.experiments.errors import UserError
 
-__all__ = ["bounds", "priors"]
+__all__ = ["bounds"]
 
 _MOST_SHOWN = 20  # hypotheses
 
@@ -89,44 +88,3 @@ def _print_summary(console: Console, summary: DataFrame) -> None:
         console.print(f"Hypothesis {hypothesis}: {sentence}.", markup=False, soft_wrap=True)
     if len(summary) > _MOST_SHOWN:
         console.print(f"Of {len(summary)} hypotheses those with the lowest bounds; all are in summary.csv.")
-
-
-def priors(
-    out: Path = Path("results/priors"),
-    runs: Path = Path("runs/priors"),
-    parts: tuple[str, ...] = ("main", "noise", "ablation", "scores"),
-    seeds: tuple[int, ...] = (5, 6, 7, 8, 9),
-    tabulate: bool = False,
-    data_root: Path | None = None,
-    threads: int = 1,
-) -> None:
-    """Compare MAPLE with and without priors on coloured digits whose labels are corrupted.
-
-    Stopped and started again it goes on where it was: runs that are complete are read.
-
-    Args:
-        out: folder for the tables and plots.
-        runs: folder of the run directories.
-        parts: which parts to run; mnist needs MNIST below the data root.
-        seeds: of the main, noise and mnist parts; ablation and scores take the first two.
-        tabulate: only make the tables of the runs that are there; scores.md and scores.csv have none and stay.
-        data_root: where data sets lie (default: $STEELYARD_DATA).
-        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
-    """
-    from steelyard.experiments.prior_benchmark import priors as run_priors
-
-    set_threads(threads)
-    check_seeds("--seeds", seeds)
-    check_writable("--out", out)
-    console = Console()
-    with console.status("") as status:
-        run_priors(
-            out,
-            runs,
-            parts=parts,
-            seeds=seeds,
-            complete=not tabulate,
-            data_root=data_root_of(data_root),
-            watch=lambda cell: status.update(escape(str(cell.place))),
-        )
-    console.print(f"Written: {out}", markup=False, soft_wrap=True)

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from steelyard.cli import main
-from steelyard.experiments import prior_benchmark
 from steelyard.experiments.directory import CONFIG, ENVIRONMENT
 from steelyard.experiments.errors import RecipeError, RunError
-from steelyard.experiments.prior_benchmark import priors
-from steelyard.experiments.prior_benchmark.cells import carry_out, collect
-from steelyard.experiments.prior_benchmark.plan import METHODS, ablation_cells, main_cells, mnist_cells, noise_cells
-from steelyard.experiments.prior_benchmark.separation import area
-from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, summary, with_common_level
 from steelyard.experiments.run import read_run
+from studies.priors import study
+from studies.priors.__main__ import main
+from studies.priors.cells import carry_out, collect
+from studies.priors.plan import METHODS, ablation_cells, main_cells, mnist_cells, noise_cells
+from studies.priors.separation import area
+from studies.priors.study import priors
+from studies.priors.tables import grouped, markdown, paired, summary, with_common_level
 
 TINY = {
     "maple": ("method.steps=3", "method.inner.steps=3", "method.folds=2", "model.hidden=[4]"),
@@ -184,7 +184,7 @@ def test_area_is_the_auc() -> None:
 
 def test_the_files(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, _ = done
-    monkeypatch.setattr(prior_benchmark, "main_cells", lambda seeds: CELLS)
+    monkeypatch.setattr(study, "main_cells", lambda seeds: CELLS)
     tables = priors(tmp_path, runs, parts=("main",), seeds=(1, 2))
     assert list(tables) == ["main"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -203,9 +203,11 @@ def test_the_files(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_parts_not_remade_keep_their_rows(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, _ = done
-    monkeypatch.setattr(prior_benchmark, "main_cells", lambda seeds: CELLS)
+    monkeypatch.setattr(study, "main_cells", lambda seeds: CELLS)
     path = tmp_path / "summary.json"
-    old = [{"method": part, "command": f"steelyard priors --out x --parts {part}"} for part in ("main", "noise")]
+    old = [
+        {"method": part, "command": f"python -m studies.priors --out x --parts {part}"} for part in ("main", "noise")
+    ]
     path.write_text(json.dumps(old))
     priors(tmp_path, runs, parts=(), seeds=(1, 2), complete=False)
     rows = json.loads(path.read_text())
@@ -224,7 +226,7 @@ def test_no_runs_to_tabulate_write_nothing(
 ) -> None:
     path = tmp_path / "summary.json"
     path.write_text("[]")
-    assert main(["priors", *arguments, "--out", str(tmp_path), "--runs", str(tmp_path / "none")]) == 2
+    assert main([*arguments, "--out", str(tmp_path), "--runs", str(tmp_path / "none")]) == 2
     assert f"no runs under {tmp_path}/none that are complete; --runs" in " ".join(capsys.readouterr().err.split())
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
     assert path.read_text() == "[]"
@@ -232,8 +234,22 @@ def test_no_runs_to_tabulate_write_nothing(
 
 def test_the_command_tabulates_what_is_there(done: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, _ = done
-    monkeypatch.setattr(prior_benchmark, "main_cells", lambda seeds: CELLS)
-    arguments = ["priors", "--tabulate", "--parts", "main", "--out", str(tmp_path), "--runs", str(runs)]
+    monkeypatch.setattr(study, "main_cells", lambda seeds: CELLS)
+    arguments = ["--tabulate", "--parts", "main", "--out", str(tmp_path), "--runs", str(runs)]
     assert main(arguments) == 0
     assert (tmp_path / "main.md").is_file()
-    assert main(["priors", "--parts", "x", "--out", str(tmp_path), "--runs", str(runs)]) == 2
+    assert main(["--parts", "x", "--out", str(tmp_path), "--runs", str(runs)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "-1"], "--seeds must be in"),
+        (["--out", "/proc/x"], "--out /proc/x cannot be written"),
+    ],
+)
+def test_user_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1

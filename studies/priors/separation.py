@@ -10,10 +10,10 @@ from torch import Tensor
 
 from steelyard import reweight
 from steelyard.experiments.error_set import error_set
-from steelyard.experiments.prior_benchmark.plan import cell
 from steelyard.experiments.prior_scores import AUM, EL2N, LHD, PriorSettings, RankDisagreement, Score
 from steelyard.experiments.problem import Problem, silent
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from studies.priors.plan import cell
 
 __all__ = ["area", "separation"]
 

@@ -10,7 +10,7 @@ import pandas
 from matplotlib.figure import Figure
 
 from steelyard.experiments import plots
-from steelyard.experiments.prior_benchmark.tables import PLAIN
+from studies.priors.tables import PLAIN
 
 __all__ = ["accuracies", "curves"]
 

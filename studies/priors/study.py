@@ -1,4 +1,4 @@
-"""`steelyard priors`: MAPLE with and without priors on digits that have a spurious colour and corrupted labels."""
+"""The benchmark of priors: which parts it has, and what each writes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pandas
 from steelyard._support import _files
 from steelyard._support._text import parse_json
 from steelyard.experiments.errors import RecipeError, RunError
-from steelyard.experiments.prior_benchmark import plots
-from steelyard.experiments.prior_benchmark.cells import carry_out, collect
-from steelyard.experiments.prior_benchmark.plan import (
+from steelyard.experiments.spreadsheet import frame_text
+from studies.priors import plots
+from studies.priors.cells import carry_out, collect
+from studies.priors.plan import (
     CONDITIONS,
     Cell,
     ablation_cells,
@@ -24,9 +25,8 @@ from steelyard.experiments.prior_benchmark.plan import (
     mnist_cells,
     noise_cells,
 )
-from steelyard.experiments.prior_benchmark.separation import separation
-from steelyard.experiments.prior_benchmark.tables import grouped, markdown, paired, piped, summary, with_common_level
-from steelyard.experiments.spreadsheet import frame_text
+from studies.priors.separation import separation
+from studies.priors.tables import grouped, markdown, paired, piped, summary, with_common_level
 
 __all__ = ["OFFLINE", "PARTS", "priors"]
 
@@ -78,7 +78,7 @@ def priors(
     if not seeds or set(parts) - set(PARTS):
         raise RecipeError(f"parts must be among {', '.join(PARTS)}, and seeds at least one; got {parts} and {seeds}")
     folder, place = Path(output), Path(runs)
-    command = f"steelyard priors --out {shlex.quote(folder.as_posix())}"
+    command = f"python -m studies.priors --out {shlex.quote(folder.as_posix())}"
     root = None if data_root is None else Path(data_root)
     plan = {
         "main": main_cells(seeds),

@@ -10,9 +10,9 @@ from typing import Any
 import pandas
 
 from steelyard.experiments.directory import check_place, is_finished
-from steelyard.experiments.prior_benchmark.figures import figures
-from steelyard.experiments.prior_benchmark.plan import Cell
 from steelyard.experiments.run import Run, execute
+from studies.priors.figures import figures
+from studies.priors.plan import Cell
 
 __all__ = ["carry_out", "collect"]
 
