@@ -15,7 +15,7 @@ from rich.console import Console
 import steelyard
 from steelyard._support._text import printable
 from steelyard.checkpoint import Stopped
-from steelyard.cli.active import active, disagreement, robust
+from steelyard.cli.active import active
 from steelyard.cli.moved import moved_to
 from steelyard.cli.runs import compare_runs, demo, recipes, report, run
 from steelyard.cli.studies import bounds
@@ -32,8 +32,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "active": active,
     "bounds": bounds,
-    "disagreement": disagreement,
-    "robust": robust,
 }
 
 

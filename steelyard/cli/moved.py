@@ -8,6 +8,8 @@ __all__ = ["THEOREM", "moved_to"]
 
 THEOREM = "python -m studies.theorem1"
 _MOVED = {
+    "disagreement": "python -m studies.dr_is",
+    "robust": "python -m studies.robust",
     "priors": "python -m studies.priors",
 }
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from steelyard._support._files import write_text
 from steelyard.experiments.active import tables
-from steelyard.experiments.active.claims import Claim, Judgement, markdown
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.plots import COLOURS, STYLE, svg
 from steelyard.experiments.schema import plain
+from studies._claims import Claim, Judgement, markdown
 
 __all__ = ["robust_claims", "write_robust_report"]
 
@@ -213,7 +213,7 @@ Scikit-learn's digits, 8 x 8 pixels in [0, 1]; the net: {net}, dropout {recipe.d
 Epsilon {epsilon} is large for such images (3.2 of their 16 grey levels). It was set before these runs: the size at
 which a net trained without attacks keeps less than 1 % (looked at with another net, on one random split). Nothing else
 was tuned: epochs and learning rate were the first that were tried. The published settings for MNIST, CIFAR-10 and SVHN
-are the recipes `robust/mnist`, `robust/cifar10` and `robust/svhn`; they were not run.
+are the recipes `mnist`, `cifar10` and `svhn` in `studies/robust/recipes`; they were not run.
 
 {_table(runs)}
 ![Robust accuracy over labels, and against clean accuracy](robust.svg)

@@ -12,11 +12,11 @@ from torch import nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
-from steelyard.experiments.attack_library import AttackLibraryError, art_classifier, library_accuracy
 from steelyard.experiments.data import ColouredDigits
 from steelyard.experiments.models import HEADS, MLP, cross_entropy
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from studies.robust.attack_library import AttackLibraryError, art_classifier, library_accuracy
 
 needs_art = pytest.mark.skipif(
     importlib.util.find_spec("art") is None, reason="adversarial-robustness-toolbox, the extra `attacks`, is absent"

@@ -12,14 +12,14 @@ import pandas
 import pytest
 import torch
 
-from steelyard import cli
-from steelyard.experiments import disagreement as module
 from steelyard.experiments.active.images import Digits
-from steelyard.experiments.disagreement import SCORES, DisagreementSettings, Proxies, disagreement_tables
-from steelyard.experiments.disagreement_report import _claims, disagreement
 from steelyard.experiments.models import MLP
 from steelyard.experiments.problem import Problem
 from steelyard.experiments.trainer import OptimizerSettings, Training
+from studies.dr_is import measure as module
+from studies.dr_is.__main__ import main
+from studies.dr_is.measure import SCORES, DisagreementSettings, Proxies, disagreement_tables
+from studies.dr_is.study import _claims, disagreement
 
 TINY = DisagreementSettings(
     seeds=(3,),
@@ -116,14 +116,14 @@ def test_claims_follow_the_tables() -> None:
 
 
 def test_the_folder_is_written(tmp_path: Path, tables: dict[str, pandas.DataFrame], monkeypatch) -> None:
-    monkeypatch.setattr("steelyard.experiments.disagreement_report.disagreement_tables", lambda s, p: tables)
-    written = disagreement(tmp_path, TINY, "steelyard disagreement")
+    monkeypatch.setattr("studies.dr_is.study.disagreement_tables", lambda s, p: tables)
+    written = disagreement(tmp_path, TINY, "python -m studies.dr_is")
     assert sorted(written) == sorted(path.name for path in tmp_path.iterdir())
     rows = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert all(row["std"] is None and np.isfinite(row["mean"]) and row["seeds"] == [3] for row in rows)
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert all(f"| {label} |" in page for label in SCORES.values())
-    assert "Made by `steelyard disagreement`" in page
+    assert "Made by `python -m studies.dr_is`" in page
     assert (tmp_path / "dr_is.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
@@ -134,5 +134,20 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         DisagreementSettings(sizes=(1,))
     with pytest.raises(ValueError, match="at least one entry"):
         DisagreementSettings(seeds=())
-    assert cli.main(["disagreement", "--share", "1.5", "--out", str(tmp_path)]) == 2
+    assert main(["--share", "1.5", "--out", str(tmp_path)]) == 2
     assert "share must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "-1"], "--seeds must be in [0, 9223372036854775807], got -1"),
+        (["--seeds", "0", "99999999999999999999"], "--seeds must be in [0, 922"),
+        (["--out", "/proc/x"], "--out /proc/x cannot be written"),
+    ],
+)
+def test_user_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1

@@ -11,17 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from steelyard import cli, selectors
+from steelyard import selectors
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active import SELECTORS, Epochs, Fitting, Pool, Schedule, active_learning
 from steelyard.experiments.active.fitting import train_epochs
 from steelyard.experiments.active.recipe import load_active_recipe
-from steelyard.experiments.active.robust import ELEVEN, TASKS, robust
-from steelyard.experiments.active.robust_report import robust_claims
 from steelyard.experiments.active.run import data_of, execute_active
 from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.models import HEADS, MLP, cross_entropy
+from studies.robust import study
+from studies.robust.__main__ import main
+from studies.robust.report import robust_claims
+from studies.robust.study import ELEVEN, TASKS, robust
 
+DIGITS = str(Path(study.__file__).parent / "recipes" / "digits.toml")
 ATTACK = PGD(epsilon=0.3, step=0.1, steps=5)
 
 
@@ -81,7 +84,7 @@ def test_the_fit_accuracy_is_of_the_training_passes_not_of_the_attacks() -> None
 
 @pytest.mark.parametrize("name", ["digits", "retraining", "mnist", "cifar10", "svhn"])
 def test_recipes_attack_as_published(name: str) -> None:
-    recipe = load_active_recipe(f"robust/{name}")
+    recipe = load_active_recipe(str(Path(study.__file__).parent / "recipes" / f"{name}.toml"))
     attack = (recipe.attack.epsilon, recipe.attack.step, recipe.attack.steps)
     published = {"mnist": (0.3, 0.01, 40), "cifar10": (8 / 255, 2 / 255, 7), "svhn": (8 / 255, 2 / 255, 7)}
     assert attack == published.get(name, (0.2, 0.05, 7))
@@ -95,20 +98,25 @@ def test_recipes_attack_as_published(name: str) -> None:
 
 def test_accuracy_under_attack_is_measured_where_the_recipe_says_so(tmp_path: Path) -> None:
     short = ["epochs.epochs=1", "schedule.rounds=1", "attack.steps=1"]
-    recipe = load_active_recipe("robust/digits", [*short, "measure.steps=3"])
+    recipe = load_active_recipe(DIGITS, [*short, "measure.steps=3"])
     run = execute_active(recipe, tmp_path / "with", name="robust/digits")
     splits, model = data_of(recipe), recipe.build(data_of(recipe), 0)
     model.load_state_dict(dict(run.model))
     expected = robust_accuracy(model, splits.test, recipe.measure, HEADS["softmax"], seed=0)
     assert run.history[-1]["robust_test"] == pytest.approx(expected)
     assert run.history[-1]["robust_validation"] <= run.history[-1]["validation"]
-    without = load_active_recipe("robust/digits", [*short, "measure.epsilon=0"])
+    without = load_active_recipe(DIGITS, [*short, "measure.epsilon=0"])
     assert "robust_test" not in execute_active(without, tmp_path / "without", name="x").history[-1]
 
 
 def test_the_command_writes_what_it_found_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = ("epochs.epochs=1", "schedule.rounds=1", "schedule.per_round=20", "attack.steps=1", "measure.steps=2")
-    options = {"seeds": (0,), "selectors": ("rand", "ent", "dre"), "overrides": sets, "command": "steelyard robust"}
+    options = {
+        "seeds": (0,),
+        "selectors": ("rand", "ent", "dre"),
+        "overrides": sets,
+        "command": "python -m studies.robust",
+    }
     written = robust(tmp_path / "out", tmp_path / "runs", **options)
     assert sorted(written) == sorted(path.name for path in (tmp_path / "out").iterdir())
     page = (tmp_path / "out" / "README.md").read_bytes()
@@ -120,14 +128,14 @@ def test_the_command_writes_what_it_found_and_resumes(tmp_path: Path, capsys: py
     again = robust(tmp_path / "again", tmp_path / "runs", **options, resume=True)
     assert again == written
     assert (tmp_path / "again" / "README.md").read_bytes() == page
-    words = ["robust", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "no"), "--selectors", "rand", "dre"]
-    assert cli.main(words) == 2
+    words = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "no"), "--selectors", "rand", "dre"]
+    assert main(words) == 2
     assert "--selectors needs 'ent'" in capsys.readouterr().err
-    assert cli.main(["robust", "--seeds"]) == 2
+    assert main(["--seeds"]) == 2
     assert "--seeds needs at least one seed" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     for option in ("--out", "--runs"):
-        assert cli.main(["robust", option, str(tmp_path / "file" / "x")]) == 2
+        assert main([option, str(tmp_path / "file" / "x")]) == 2
         assert f"{option} {tmp_path}/file/x cannot be written" in capsys.readouterr().err
 
 

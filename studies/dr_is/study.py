@@ -1,4 +1,4 @@
-"""`steelyard disagreement`: tables, claims and the picture of DR-IS under adversarial label corruption."""
+"""Tables, claims and the picture of DR-IS under adversarial label corruption."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steelyard._support._files import write_text
-from steelyard.experiments.active.claims import Claim, Judgement, markdown
 from steelyard.experiments.active.images import Digits
-from steelyard.experiments.disagreement import SCORES, DisagreementSettings, disagreement_tables
 from steelyard.experiments.plots import COLOURS, STYLE, svg
 from steelyard.experiments.spreadsheet import frame_text
 from steelyard.theory.concentration import proxies_needed
+from studies._claims import Claim, Judgement, markdown
+from studies.dr_is.measure import SCORES, DisagreementSettings, disagreement_tables
 
 __all__ = ["disagreement"]
 

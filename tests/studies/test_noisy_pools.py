@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from steelyard.experiments.active.claims import (
+from steelyard.checkpoint import Stopped
+from studies._claims import Claim, markdown
+from studies.noisy_pools.__main__ import main
+from studies.noisy_pools.claims import (
     REPORTED_ACCURACY,
     REPORTED_CLEAN,
-    Claim,
     claims,
-    markdown,
     moons_claims,
 )
 
@@ -59,3 +63,24 @@ def test_the_page_says_which() -> None:
     assert "**held** (1 of 1 cases): LHD: test accuracy of 84 % or more." in page
     assert "**NOT held** (0 of 1 cases): LHD at least 20 points above CONF" in page
     assert "| LHD less CONF | 10.0 | 20.0 | no |" in page
+
+
+def test_the_command_adds_the_claims_to_the_tables_of_active_learning(tmp_path: Path) -> None:
+    small = ["--set", "data.samples=200", "--set", "epochs.epochs=1", "--set", "schedule.rounds=1"]
+    small += ["--set", "schedule.per_round=10", "--out", str(tmp_path)]
+    assert main(["four_moons", *small, "--selectors", "conf", "lhd"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "Made by `python -m studies.noisy_pools four_moons --set data.samples=200" in page
+    assert page.count("LHD at least 20 points above CONF") == 2
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["command"].startswith("python -m studies.noisy_pools")
+
+
+def test_the_command_says_how_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        raise Stopped(2)
+
+    monkeypatch.setattr("steelyard.experiments.active.grid.Grid.execute", stopped)
+    assert main(["four_moons", "--out", str(tmp_path)]) == 130
+    assert f"python -m studies.noisy_pools four_moons --out {tmp_path} --resume" in capsys.readouterr().err

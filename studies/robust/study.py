@@ -1,6 +1,6 @@
-"""`steelyard robust`: active learning with and without adversarial training, and test selection for retraining.
+"""Active learning with and without adversarial training, and test selection for retraining.
 
-Three grids of `steelyard active` over the same selectors and seeds; what is compared is in `robust_report`.
+Three grids of `steelyard active` over the same selectors and seeds; what is compared is in `report`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from types import MappingProxyType
 import torch
 
 from steelyard.experiments.active.grid import Grid
-from steelyard.experiments.active.robust_report import write_robust_report
 from steelyard.experiments.active.run import ActiveRun, data_of
-from steelyard.experiments.attack_library import library_accuracy
 from steelyard.experiments.directory import check_place
+from studies.robust.attack_library import library_accuracy
+from studies.robust.report import write_robust_report
 
 __all__ = ["ELEVEN", "TASKS", "robust"]
 
@@ -36,12 +36,14 @@ ELEVEN = (
 
 TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "standard": ("robust/digits", ("attack.epsilon=0",)),
-        "robust": ("robust/digits", ()),
-        "retraining": ("robust/retraining", ()),
+        "standard": ("digits", ("attack.epsilon=0",)),
+        "robust": ("digits", ()),
+        "retraining": ("retraining", ()),
     }
 )
-"""Task -> recipe and the fields set in it."""
+"""Task -> recipe (of the folder `recipes`) and the fields set in it."""
+
+_RECIPES = Path(__file__).parent / "recipes"
 
 _LIBRARY = ("rand", "ent", "dre")
 """Selectors whose final models are attacked by the library too: it takes longer than all the rest of a run."""
@@ -77,10 +79,13 @@ def robust(
         AttackLibraryError: `library`, and it is not installed. RunError, RecipeError: see `Grid`.
     """
     grids = {
-        task: Grid.of(recipe, (*fields, *overrides), runs / task, seeds=seeds, selectors=selectors)
+        task: Grid.of(
+            str(_RECIPES / f"{recipe}.toml"), (*fields, *overrides), runs / task, seeds=seeds, selectors=selectors
+        )
         for task, (recipe, fields) in TASKS.items()
     }
-    for grid in grids.values():
+    for task, grid in grids.items():
+        grid.name = f"robust/{TASKS[task][0]}"  # what tables call it, wherever the repository lies
         check_place(grid.folder, below=runs)
         grid.check(overwrite=overwrite, resume=resume)
     total, before = sum(grid.rounds for grid in grids.values()), 0

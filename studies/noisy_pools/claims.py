@@ -1,4 +1,4 @@
-"""What LHD's paper claims of its benchmarks, each claim marked held or not held by code, cell by cell.
+"""What the paper claims of its benchmarks, each claim marked held or not held by code, cell by cell.
 
 A claim is judged by means over seeds, as the paper judges; the spread stands in the tables.
 """
@@ -6,44 +6,13 @@ A claim is judged by means over seeds, as the paper judges; the spread stands in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from steelyard.experiments.active.tables import Cell
+from studies._claims import Claim, Judgement
 
-__all__ = ["REPORTED_ACCURACY", "REPORTED_CLEAN", "Claim", "Judgement", "claims", "markdown", "moons_claims"]
+__all__ = ["REPORTED_ACCURACY", "REPORTED_CLEAN", "claims", "moons_claims"]
 
 Figures = Mapping[Cell, float]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One case of a claim.
-
-    Attributes:
-        case: which method and noise. figure, against: what is compared, in [0, 1]. held: whether the claim holds here.
-    """
-
-    case: str
-    figure: float
-    against: float
-    held: bool
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim and its cases.
-
-    Attributes:
-        text: the claim. judgements: its cases, those of them that the runs cover.
-    """
-
-    text: str
-    judgements: tuple[Judgement, ...]
-
-    @property
-    def held(self) -> bool:
-        """Whether it holds in every case, of which there must be one."""
-        return bool(self.judgements) and all(judgement.held for judgement in self.judgements)
 
 
 def claims(accuracy: Figures, clean: Figures) -> list[Claim]:
@@ -102,21 +71,6 @@ def moons_claims(accuracy: Figures, text: str = "test accuracy") -> list[Claim]:
         Claim(f"LHD: {text} of 84 % or more", _known([reached])),
         Claim(f"LHD at least 20 points above CONF: {text}", _known([apart])),
     ]
-
-
-def markdown(judged: list[Claim]) -> str:
-    """Return the claims with their cases, figures in per cent."""
-    lines = []
-    for claim in judged:
-        count = sum(judgement.held for judgement in claim.judgements)
-        verdict = "held" if claim.held else "NOT held"
-        lines.append(f"**{verdict}** ({count} of {len(claim.judgements)} cases): {claim.text}.\n")
-        lines += ["| case | figure | against | held |", "|---|---|---|---|"]
-        for judgement in claim.judgements:
-            figures = f"{100 * judgement.figure:.1f} | {100 * judgement.against:.1f}"
-            lines.append(f"| {judgement.case} | {figures} | {'yes' if judgement.held else 'no'} |")
-        lines.append("")
-    return "\n".join(lines)
 
 
 def _above(figure: float, against: float) -> bool:
