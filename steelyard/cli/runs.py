@@ -25,11 +25,11 @@ from steelyard.experiments.compare import compare
 from steelyard.experiments.demo import DEMO
 from steelyard.experiments.demo import demo as run_demo
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.printed import show_comparison
 from steelyard.experiments.recipe import load_recipe, recipe_names
 from steelyard.experiments.run import check_directory, execute
 from steelyard.experiments.tables import FILES, write_comparison
+from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = ["compare_runs", "demo", "recipes", "report", "run"]
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from steelyard.experiments.data import DataSet
-from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.run import Run
 from steelyard.experiments.run_groups import group_runs, labels
-from steelyard.experiments.selection import best_on_test, criterion
+from steelyard.experiments.training.evaluation import Evaluation
+from steelyard.experiments.training.selection import best_on_test, criterion
 
 __all__ = ["BEST_ON_TEST", "BRIEF", "GROUP_METRICS", "Row", "Spread", "compare", "footnotes"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from steelyard._support._files import write_text
 from steelyard.experiments.directory import check_place, read_json
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.run import Run, execute, remove_run
+from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = ["DEMO", "demo"]
 

@@ -13,12 +13,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from steelyard._support._files import check_links, clear, is_folder, lock, read_bytes, remove_folder
+from steelyard._support._plain import plain
 from steelyard._support._text import parse_json, shown
 from steelyard.checkpoint import Journal
 from steelyard.experiments.errors import LostError, RecipeError, RunError
 from steelyard.experiments.prior_scores import PRIOR
 from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.schema import parse
 
 __all__ = [
     "LOCK",

@@ -18,8 +18,8 @@ from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.directory import CHECKPOINT, METRICS, REMEDY, check_ours, identity_of
 from steelyard.experiments.errors import LostError, RunError
-from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
 from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
 
 __all__ = ["Log", "read_metrics"]
 

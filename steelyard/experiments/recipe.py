@@ -18,7 +18,7 @@ from steelyard.experiments.methods import Method
 from steelyard.experiments.models import Model
 from steelyard.experiments.on_disk import check_on_disk
 from steelyard.experiments.schema import parse
-from steelyard.experiments.selection import CRITERIA
+from steelyard.experiments.training.selection import CRITERIA
 
 __all__ = ["Recipe", "load_recipe", "names_in", "read_table", "recipe_names"]
 
@@ -35,7 +35,8 @@ class Recipe:
         model: the model and its settings.
         method: the method and its settings.
         seed: of the data split, the initial parameters and the method's draws.
-        selection: the criterion (of `steelyard.experiments.selection.CRITERIA`) of the "validation-selected" column.
+        selection: the criterion of the "validation-selected" column, one of
+            `steelyard.experiments.training.selection.CRITERIA`.
         train_floor: training accuracy below which a step is not selected, by the criteria that have a floor and in the
             column selected on test (which is there to compare with papers that select so). Set it between chance and
             what the data allow: a constant prediction has no penalty, so a floor below chance (or 0) lets the penalty

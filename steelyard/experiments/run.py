@@ -20,10 +20,12 @@ from torch import nn
 import steelyard
 from steelyard._support import _check
 from steelyard._support._files import atomic_path, write_bytes, write_text
+from steelyard._support._plain import plain
 from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits
+from steelyard.experiments.data.parquet import read_columns
 from steelyard.experiments.directory import (
     ACTIVE_STATE,
     ASIDE,
@@ -46,16 +48,15 @@ from steelyard.experiments.directory import (
     remove_traces,
 )
 from steelyard.experiments.errors import LostError, RunError, UserError
-from steelyard.experiments.evaluation import Evaluation, evaluate
 from steelyard.experiments.log import Log, read_metrics
 from steelyard.experiments.models import PretrainedResNet
-from steelyard.experiments.parquet import read_columns
-from steelyard.experiments.problem import Fitted, Problem
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.replaced import recover, replacing, settle
-from steelyard.experiments.schema import parse, plain
-from steelyard.experiments.selection import check_selection
+from steelyard.experiments.schema import parse
 from steelyard.experiments.shares import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.training.evaluation import Evaluation, evaluate
+from steelyard.experiments.training.problem import Fitted, Problem
+from steelyard.experiments.training.selection import check_selection
 from steelyard.reweight import Reweighting
 
 __all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]

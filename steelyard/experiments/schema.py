@@ -11,7 +11,7 @@ from steelyard._support._check import nearest
 from steelyard._support._text import shown
 from steelyard.experiments.errors import RecipeError
 
-__all__ = ["parse", "plain"]
+__all__ = ["parse"]
 
 T = TypeVar("T")
 _LONGEST = 100  # letters of a name that is compared with the right ones
@@ -53,13 +53,6 @@ def parse(cls: type[T], table: Any, source: str, path: str = "") -> T:
         return cls(**values)
     except (TypeError, ValueError, OverflowError) as error:
         raise RecipeError(f"{source}: {path or 'recipe'}: {error}") from error
-
-
-def plain(value: Any) -> Any:
-    """Return a dataclass as nested dicts and lists, ready for JSON; `parse` reads it back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _convert(hint: Any, value: Any, source: str, path: str) -> Any:

@@ -11,15 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import steelyard
 from steelyard._support._agreement import sample_kinds
+from steelyard._support._plain import plain
 from steelyard.bilevel import Batch, Streamed
 from steelyard.distributed import Ranks
 from steelyard.experiments import methods
-from steelyard.experiments.batches import part
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.schema import plain
+from steelyard.experiments.training.batches import part
+from steelyard.experiments.training.problem import Problem
 from steelyard.reweight.identity import described
 
 __all__ = ["SHARED", "Shares", "check_alike", "check_model", "check_shared", "loaded"]

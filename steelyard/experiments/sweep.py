@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel import Batch, Outer, Streamed, Trajectory
-from steelyard.experiments.batches import part
+from steelyard.experiments.training.batches import part
 from steelyard.reweight.hypergradient import Estimator
 
 __all__ = ["ShuffledSweep"]

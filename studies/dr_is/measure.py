@@ -20,9 +20,9 @@ from steelyard._support import _check
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.data.corruption import adversarial_flips
 from steelyard.experiments.models import MLP
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.seeds import derived, generator
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.seeds import derived, generator
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
 __all__ = ["SCORES", "DisagreementSettings", "Proxies", "disagreement_tables"]
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from steelyard.experiments.directory import MODEL
-from steelyard.experiments.groups import with_groups
-from steelyard.experiments.problem import Problem
 from steelyard.experiments.run import Run
-from steelyard.experiments.selection import criterion
+from steelyard.experiments.training.group_labels import with_groups
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.selection import criterion
 
 __all__ = ["figures", "steps_to"]
 

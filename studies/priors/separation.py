@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from steelyard import reweight
-from steelyard.experiments.error_set import error_set
 from steelyard.experiments.prior_scores import AUM, EL2N, LHD, PriorSettings, RankDisagreement, Score
-from steelyard.experiments.problem import Problem, silent
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.training.misclassified import misclassified
+from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from studies.priors.plan import cell
 
 __all__ = ["area", "separation"]
@@ -49,7 +49,7 @@ def separation(conditions: Sequence[tuple[str, float]], seeds: Sequence[int]) ->
 def _of(problem: Problem) -> list[dict[str, object]]:
     data, facts = problem.splits.train, problem.splits.facts
     assert data.environment is not None  # Splits has made sure
-    errors = error_set(problem, train(problem, PriorSettings().identification, silent))
+    errors = misclassified(problem, train(problem, PriorSettings().identification, silent))
     strata = {
         "among all": torch.zeros_like(data.targets),
         "within environment x label": 2 * data.environment + data.targets,

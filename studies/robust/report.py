@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steelyard._support._files import write_text
+from steelyard._support._plain import plain
 from steelyard.experiments.active import tables
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare import Spread
 from steelyard.experiments.plots import COLOURS, STYLE, svg
-from steelyard.experiments.schema import plain
 from studies._claims import Claim, Judgement, markdown
 
 __all__ = ["robust_claims", "write_robust_report"]

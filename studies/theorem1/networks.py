@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from steelyard import theory
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods import ERM, Maple
-from steelyard.experiments.problem import Problem
 from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.trainer import train
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import train
 from steelyard.reweight import TopQ, budget_of
 from steelyard.theory import Estimate
 from studies.theorem1.thresholds import DELTA

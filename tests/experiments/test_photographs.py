@@ -13,22 +13,22 @@ from torch import Tensor
 
 from steelyard.bilevel import Batch, Outer, Trajectory, WeightedLoss
 from steelyard.checkpoint import Stopped
-from steelyard.experiments.batches import gathered, shuffled
 from steelyard.experiments.data import CelebA, Splits, Waterbirds, photographs
 from steelyard.experiments.data.images import ImageList
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import DataError, RecipeError
-from steelyard.experiments.evaluation import evaluate
 from steelyard.experiments.methods import DFR, ERM, JTT, LfF, Maple, Method, Subset
 from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
 from steelyard.experiments.models import MLP, Logistic, ResNet18
 from steelyard.experiments.prior_scores import AUM, EL2N, LHD, PriorSettings
 from steelyard.experiments.prior_scores.computed import digest
-from steelyard.experiments.problem import Problem, silent
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.run import execute
 from steelyard.experiments.sweep import ShuffledSweep
-from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.experiments.training.batches import gathered, shuffled
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from steelyard.reweight import InnerRun
 from tests.experiments.layouts import write_celeba, write_waterbirds
 

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from steelyard.cli import main
-from steelyard.experiments import parquet
+from steelyard.experiments.data import parquet
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.cifar import read_cifar
 from steelyard.experiments.data.decoding import open_image
@@ -31,7 +31,7 @@ from steelyard.experiments.errors import DataError, RecipeError, RunError
 from steelyard.experiments.prior_scores import ComputedPrior, ScoreFile
 from steelyard.experiments.recipe import load_recipe
 from steelyard.experiments.run import execute, read_run
-from steelyard.experiments.selection import CRITERIA
+from steelyard.experiments.training.selection import CRITERIA
 from tests.experiments.biased import biased_problem
 from tests.experiments.compared import made
 from tests.experiments.shrunk import short

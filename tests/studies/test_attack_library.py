@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.data import ColouredDigits
 from steelyard.experiments.models import HEADS, MLP, cross_entropy
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from studies.robust.attack_library import AttackLibraryError, art_classifier, library_accuracy
 
 needs_art = pytest.mark.skipif(

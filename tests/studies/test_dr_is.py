@@ -14,8 +14,8 @@ import torch
 
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.models import MLP
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from studies.dr_is import measure as module
 from studies.dr_is.__main__ import main
 from studies.dr_is.measure import SCORES, DisagreementSettings, Proxies, disagreement_tables

@@ -17,8 +17,8 @@ from steelyard.experiments.active import SELECTORS, Epochs, Fitting, Pool, Sched
 from steelyard.experiments.active.fitting import train_epochs
 from steelyard.experiments.active.recipe import load_active_recipe
 from steelyard.experiments.active.run import data_of, execute_active
-from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.models import HEADS, MLP, cross_entropy
+from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
 from studies.robust import study
 from studies.robust.__main__ import main
 from studies.robust.report import robust_claims

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
 
 __all__ = ["CHUNK", "Term", "adam", "class_logits", "read"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from steelyard import selectors
 from steelyard.experiments.prior_scores._term import CHUNK, Term, adam, read
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["AUM"]
 

@@ -16,12 +16,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from steelyard._support import _check, _files
+from steelyard._support._plain import plain
 from steelyard._support._text import parse_json, printable
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.evaluation import number
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.schema import plain
+from steelyard.experiments.training.evaluation import number
+from steelyard.experiments.training.problem import Problem
 
 __all__ = ["PRIOR", "ComputedPrior", "ComputedScore", "digest"]
 

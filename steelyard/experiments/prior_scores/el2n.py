@@ -12,7 +12,7 @@ from torch import Tensor
 from steelyard import selectors
 from steelyard.experiments.prior_scores._term import CHUNK, class_logits
 from steelyard.experiments.prior_scores.ensemble import EnsembleTerm
-from steelyard.experiments.problem import Problem
+from steelyard.experiments.training.problem import Problem
 
 __all__ = ["EL2N"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from steelyard import selectors
 from steelyard._support import _check
 from steelyard.experiments.prior_scores._term import Term, adam
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.trainer import Training
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import Training
 
 __all__ = ["EnsembleTerm", "sample_losses", "train_ensemble"]
 

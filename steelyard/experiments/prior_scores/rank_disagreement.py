@@ -13,7 +13,7 @@ from steelyard import selectors
 from steelyard._support import _check
 from steelyard.experiments.prior_scores._term import CHUNK
 from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, sample_losses
-from steelyard.experiments.problem import Problem
+from steelyard.experiments.training.problem import Problem
 
 __all__ = ["RankDisagreement"]
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from steelyard import reweight, selectors
 from steelyard._support import _check
 from steelyard.checkpoint import Journal
-from steelyard.experiments.error_set import error_set
 from steelyard.experiments.prior_scores.aum import AUM
 from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore, digest
 from steelyard.experiments.prior_scores.el2n import EL2N
@@ -19,8 +18,9 @@ from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, train_ense
 from steelyard.experiments.prior_scores.lhd import LHD
 from steelyard.experiments.prior_scores.rank_disagreement import RankDisagreement
 from steelyard.experiments.prior_scores.score_file import ScoreFile
-from steelyard.experiments.problem import Problem, silent
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.training.misclassified import misclassified
+from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
 __all__ = ["PriorSettings", "Score"]
 
@@ -125,4 +125,4 @@ class PriorSettings:
     def _strata(self, problem: Problem) -> Tensor | None:
         if self.within == "all":
             return None
-        return error_set(problem, train(problem, self.identification, silent)).long()
+        return misclassified(problem, train(problem, self.identification, silent)).long()

@@ -13,7 +13,7 @@ from steelyard.experiments.methods import ERM
 from steelyard.experiments.models import PretrainedResNet
 from steelyard.experiments.recipe import Recipe
 from steelyard.experiments.run import execute
-from steelyard.experiments.trainer import Training
+from steelyard.experiments.training.trainer import Training
 from tests.experiments.layouts import write_weights
 
 SHAPE = (3, 224, 224)

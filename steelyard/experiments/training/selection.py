@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from steelyard._support import _check
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.evaluation import Evaluation, Visible
+from steelyard.experiments.training.evaluation import Evaluation, Visible
 
 __all__ = [
     "CRITERIA",

@@ -14,8 +14,8 @@ from steelyard import reweight
 from steelyard._support import _check
 from steelyard._support._text import shown
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.estimates import binomial_interval, calibration_error, confidence
-from steelyard.experiments.problem import Problem
+from steelyard.experiments.training.calibration import binomial_interval, calibration_error, confidence
+from steelyard.experiments.training.problem import Problem
 
 __all__ = [
     "Evaluation",

@@ -19,7 +19,7 @@ from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.models import Head
-from steelyard.experiments.seeds import generator
+from steelyard.experiments.training.seeds import generator
 
 __all__ = ["PGD", "Adversary", "robust_accuracy"]
 

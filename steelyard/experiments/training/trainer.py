@@ -21,9 +21,9 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.checkpoint import Stateful
 from steelyard.distributed import ALONE, Ranks
-from steelyard.experiments.batches import shuffled
-from steelyard.experiments.parts import Part, parts
-from steelyard.experiments.problem import Observer, Problem
+from steelyard.experiments.training.batch_shards import BatchShard, batch_shards
+from steelyard.experiments.training.batches import shuffled
+from steelyard.experiments.training.problem import Observer, Problem
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
@@ -136,8 +136,8 @@ class Learner:
         anneal: the penalty's weight; required with a penalty.
         optimizer: over the model's parameters (default: as in the settings).
         perturb: what each step does to its batch first (default: nothing); see `adversarial.Adversary`.
-        ranks: the processes that train the model together. A step is given a `Part` of the batch, and rule and penalty
-            are those of the whole batch.
+        ranks: the processes that train the model together. A step is given a `BatchShard` of the batch, and rule and
+            penalty are those of the whole batch.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Learner:
         if self.perturb is not None:
             batch = self.perturb(self.model, batch, self.done)
         outputs, seen = self._forward(batch.inputs), batch
-        if isinstance(batch, Part):
+        if isinstance(batch, BatchShard):
             outputs, seen = batch.outputs_of_all(outputs), batch.whole
         losses = self.loss(outputs, seen.targets)
         total = self.rule.mean(losses, seen)
@@ -285,7 +285,7 @@ def train(
         rows = shuffled(torch.arange(problem.ranks.place(len(data))[1]), settings.batch_size, problem.seed)
     with problem.ranks.listening(), problem.journal.stage(learner=learner, **(carry or {})) as stage:
         left = itertools.islice(rows, stage.done, settings.steps)
-        batches = parts(data, left, problem.seed, stage.done, problem.ranks)
+        batches = batch_shards(data, left, problem.seed, stage.done, problem.ranks)
         for done in range(stage.done + 1, settings.steps + 1):
             loss, _ = learner.step(next(batches))
             if done % settings.evaluate_every == 0 or done == settings.steps:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import Ranks
-from steelyard.experiments.batches import gathered
+from steelyard.experiments.training.batches import gathered
 from steelyard.reweight.hypergradient import labels_of_all
 
-__all__ = ["Part", "parts"]
+__all__ = ["BatchShard", "batch_shards"]
 
 
 @dataclass(frozen=True)
-class Part(Batch):
+class BatchShard(Batch):
     """The samples of a batch that this rank has, maybe none.
 
     Attributes:
@@ -40,8 +40,10 @@ class Part(Batch):
         return torch.empty_like(together).index_copy(0, self.places.to(together.device), together)
 
 
-def parts(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int, ranks: Ranks) -> Iterator[Batch]:
-    """Yield this rank's `Part` of each batch; alone the batches, see `batches.gathered`.
+def batch_shards(
+    data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int, ranks: Ranks
+) -> Iterator[Batch]:
+    """Yield this rank's `BatchShard` of each batch; alone the batches, see `batches.gathered`.
 
     Args:
         data: this rank's share of the samples.
@@ -59,7 +61,7 @@ def parts(data: Batch, rows: Iterator[Int[Tensor, " _"]], seed: int, first: int,
     mine = (positions[(positions >= start) & (positions < stop)] - start for positions in ahead)
     for own, positions in zip(gathered(data, mine, seed, first), now, strict=True):
         owner = torch.bucketize(positions, ends, right=True)
-        yield Part(
+        yield BatchShard(
             own.inputs,
             own.targets,
             own.index,

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from steelyard.experiments.problem import Problem
+from steelyard.experiments.training.problem import Problem
 
-__all__ = ["error_set"]
+__all__ = ["misclassified"]
 
 
-def error_set(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
+def misclassified(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
     """Return which training samples (of all ranks) `model` gets wrong, in evaluation mode.
 
     It is left in the mode it was in.
