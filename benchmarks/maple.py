@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks import _measure
 from steelyard.bilevel import Batch
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem
 
 OUTSIDE = _measure.RESULTS / "maple_outside.json"

@@ -109,7 +109,7 @@ from pathlib import Path
 import steelyard
 from steelyard.cli import main
 from steelyard.experiments.active.recipe import active_recipe_names, load_active_recipe
-from steelyard.experiments.recipe import load_recipe, recipe_names
+from steelyard.experiments.runs.recipe import load_recipe, recipe_names
 
 assert Path(steelyard.__file__).is_relative_to(sys.argv[1]), steelyard.__file__
 print(len([load_recipe(name) for name in recipe_names()]), "recipes")

@@ -21,7 +21,7 @@ from rich.table import Table
 from steelyard._support._signals import noted_signals
 from steelyard._support._text import printable
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.run import Run, read_run
+from steelyard.experiments.runs.run import Run, read_run
 from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = [

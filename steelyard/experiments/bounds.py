@@ -16,7 +16,7 @@ from steelyard.experiments.bounds_losses import (
     terms_of_losses,
     turned_hint,
 )
-from steelyard.experiments.spreadsheet import frame_text
+from steelyard.experiments.compare.spreadsheet import frame_text
 
 __all__ = ["bounds"]
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from steelyard._support._files import write_text
 from steelyard.experiments.active.images import Digits
-from steelyard.experiments.plots import COLOURS, STYLE, svg
-from steelyard.experiments.spreadsheet import frame_text
+from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
+from steelyard.experiments.compare.spreadsheet import frame_text
 from steelyard.theory.concentration import proxies_needed
 from studies._claims import Claim, Judgement, markdown
 from studies.dr_is.measure import SCORES, DisagreementSettings, disagreement_tables

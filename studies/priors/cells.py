@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas
 
-from steelyard.experiments.directory import check_place, is_finished
-from steelyard.experiments.run import Run, execute
+from steelyard.experiments.runs.folder import check_place, is_finished
+from steelyard.experiments.runs.run import Run, execute
 from studies.priors.figures import figures
 from studies.priors.plan import Cell
 

@@ -10,8 +10,8 @@ import pandas
 import torch
 from safetensors.torch import load_file
 
-from steelyard.experiments.directory import MODEL
-from steelyard.experiments.run import Run
+from steelyard.experiments.runs.folder import MODEL
+from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.group_labels import with_groups
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.selection import criterion

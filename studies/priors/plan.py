@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steelyard.experiments.recipe import Recipe, load_recipe
+from steelyard.experiments.runs.recipe import Recipe, load_recipe
 
 __all__ = [
     "ABLATIONS",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 from matplotlib.figure import Figure
 
-from steelyard.experiments import plots
+from steelyard.experiments.compare import plots
 from studies.priors.tables import PLAIN
 
 __all__ = ["accuracies", "curves"]

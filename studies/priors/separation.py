@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steelyard import reweight
-from steelyard.experiments.prior_scores import AUM, EL2N, LHD, PriorSettings, RankDisagreement, Score
+from steelyard.experiments.priors import AUM, EL2N, LHD, PriorSettings, RankDisagreement, Score
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train

@@ -13,8 +13,8 @@ import pandas
 
 from steelyard._support import _files
 from steelyard._support._text import parse_json
+from steelyard.experiments.compare.spreadsheet import frame_text
 from steelyard.experiments.errors import RecipeError, RunError
-from steelyard.experiments.spreadsheet import frame_text
 from studies.priors import plots
 from studies.priors.cells import carry_out, collect
 from studies.priors.plan import (

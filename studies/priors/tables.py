@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from steelyard.experiments.compare import Spread
+from steelyard.experiments.compare.rows import Spread
 from studies.priors.figures import steps_to
 
 __all__ = ["FIGURES", "grouped", "markdown", "paired", "piped", "summary", "with_common_level"]

@@ -15,8 +15,8 @@ from steelyard._support._files import write_text
 from steelyard._support._plain import plain
 from steelyard.experiments.active import tables
 from steelyard.experiments.active.run import ActiveRun
-from steelyard.experiments.compare import Spread
-from steelyard.experiments.plots import COLOURS, STYLE, svg
+from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
+from steelyard.experiments.compare.rows import Spread
 from studies._claims import Claim, Judgement, markdown
 
 __all__ = ["robust_claims", "write_robust_report"]

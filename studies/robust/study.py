@@ -13,7 +13,7 @@ import torch
 
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.run import ActiveRun, data_of
-from steelyard.experiments.directory import check_place
+from steelyard.experiments.runs.folder import check_place
 from studies.robust.attack_library import library_accuracy
 from studies.robust.report import write_robust_report
 

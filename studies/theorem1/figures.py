@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steelyard._support._files import atomic_path
-from steelyard.experiments.plots import COLOURS
+from steelyard.experiments.compare.plots import COLOURS
 
 __all__ = ["FIGURES", "draw"]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from steelyard import theory
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods import ERM, Maple
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import train
 from steelyard.reweight import TopQ, budget_of

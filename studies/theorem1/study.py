@@ -14,7 +14,7 @@ import pandas
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from steelyard._support import _check, _files
-from steelyard.experiments.spreadsheet import frame_text
+from steelyard.experiments.compare.spreadsheet import frame_text
 from studies.theorem1 import figures, identities, networks, thresholds
 from studies.theorem1.claims import Claim, claims, markdown
 

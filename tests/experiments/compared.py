@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import Run
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from steelyard import reweight, selectors
 from steelyard.checkpoint import Stopped
-from steelyard.experiments import prior_scores
+from steelyard.experiments import priors
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.methods import Subset
-from steelyard.experiments.prior_scores import (
+from steelyard.experiments.priors import (
     AUM,
     EL2N,
     PRIOR,
@@ -23,9 +23,9 @@ from steelyard.experiments.prior_scores import (
     RankDisagreement,
     ScoreFile,
 )
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.report import render
-from steelyard.experiments.run import execute
+from steelyard.experiments.report.page import render
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
@@ -40,13 +40,13 @@ SETTINGS = PriorSettings((DISAGREEMENT, EL2N(models=3, training=SHORT, weight=0.
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Training]]:
     """Return a list that grows with every ensemble trained."""
     seen: list[tuple[int, Training]] = []
-    real = prior_scores.settings.train_ensemble
+    real = priors.settings.train_ensemble
 
     def spy(problem, models, training):  # type: ignore[no-untyped-def]
         seen.append((models, training))
         return real(problem, models, training)
 
-    monkeypatch.setattr(prior_scores.settings, "train_ensemble", spy)
+    monkeypatch.setattr(priors.settings, "train_ensemble", spy)
     return seen
 
 

@@ -12,8 +12,8 @@ import torch
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Stopped
 from steelyard.experiments.methods import DONE
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import execute
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train

@@ -18,10 +18,10 @@ from steelyard.cli import main
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.recipe import load_active_recipe
 from steelyard.experiments.active.run import execute_active, read_active_run
-from steelyard.experiments.demo import demo
-from steelyard.experiments.directory import ASIDE, FILES, LOCK, remove_run
 from steelyard.experiments.errors import RunError, UserError
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.runs.demo import demo
+from steelyard.experiments.runs.folder import ASIDE, FILES, LOCK, remove_run
+from steelyard.experiments.runs.run import execute, read_run
 from steelyard.reweight import Reweighting
 from studies.priors.cells import collect
 from studies.priors.plan import main_cells

@@ -13,10 +13,10 @@ import pandas
 import pytest
 from matplotlib.figure import Figure
 
-from steelyard.experiments import bars, plots
-from steelyard.experiments.bars import Bars, accuracy_bars
-from steelyard.experiments.compare import Spread
-from steelyard.experiments.plots import STYLE, accuracy_curves, outer_steps, svg
+from steelyard.experiments.compare import bars, plots
+from steelyard.experiments.compare.bars import Bars, accuracy_bars
+from steelyard.experiments.compare.plots import STYLE, accuracy_curves, outer_steps, svg
+from steelyard.experiments.compare.rows import Spread
 from studies.theorem1.figures import FIGURES, draw
 
 

@@ -17,7 +17,7 @@ from steelyard.experiments.errors import DataError, RecipeError
 from steelyard.experiments.methods import Maple
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.models import MLP, Logistic
-from steelyard.experiments.prior_scores import (
+from steelyard.experiments.priors import (
     AUM,
     EL2N,
     LHD,
@@ -26,8 +26,8 @@ from steelyard.experiments.prior_scores import (
     ScoreFile,
     train_ensemble,
 )
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.schema import parse
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.schema import parse
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
 

@@ -7,7 +7,7 @@ from typing import get_type_hints
 
 import pytest
 
-from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.training import selection
 from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible
 from steelyard.experiments.training.selection import (

@@ -23,9 +23,9 @@ from steelyard.experiments.data import Splits, Waterbirds
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.models import MLP, ResNet18
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import read_run
-from steelyard.experiments.shares import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import read_run
+from steelyard.experiments.runs.several_processes import check_alike, check_model, check_shared, loaded
 from steelyard.experiments.training.batch_shards import batch_shards
 from steelyard.experiments.training.evaluation import Evaluation
 from steelyard.experiments.training.problem import Problem

@@ -28,9 +28,9 @@ from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv
 from steelyard.experiments.errors import DataError, RecipeError, RunError
-from steelyard.experiments.prior_scores import ComputedPrior, ScoreFile
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.priors import ComputedPrior, ScoreFile
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute, read_run
 from steelyard.experiments.training.selection import CRITERIA
 from tests.experiments.biased import biased_problem
 from tests.experiments.compared import made
@@ -94,7 +94,7 @@ def test_compare_reads_no_table_of_samples(copy: Path, monkeypatch: pytest.Monke
     def read(path: object, *arguments: object) -> None:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr("steelyard.experiments.run.read_columns", read)
+    monkeypatch.setattr("steelyard.experiments.runs.run.read_columns", read)
     monkeypatch.setattr(ComputedPrior, "load", read)
     for name in ("result.parquet", "prior.safetensors", "model.safetensors", "reweighting.safetensors"):
         (copy / name).write_bytes(b"nothing of this is needed")

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from steelyard.experiments.directory import CONFIG, ENVIRONMENT
 from steelyard.experiments.errors import RecipeError, RunError
-from steelyard.experiments.run import read_run
+from steelyard.experiments.runs.folder import CONFIG, ENVIRONMENT
+from steelyard.experiments.runs.run import read_run
 from studies.priors import study
 from studies.priors.__main__ import main
 from studies.priors.cells import carry_out, collect

@@ -19,8 +19,8 @@ from steelyard.experiments.active.run import (
     data_of,
     execute_active,
 )
-from steelyard.experiments.directory import check_place
 from steelyard.experiments.errors import UserError
+from steelyard.experiments.runs.folder import check_place
 
 __all__ = ["Grid", "Planned"]
 

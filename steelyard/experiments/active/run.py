@@ -25,8 +25,11 @@ from steelyard.experiments.active.moons import NOISY_MOON, FourMoons
 from steelyard.experiments.active.recipe import ActiveRecipe
 from steelyard.experiments.active.state import past, read_state, restored, write_state
 from steelyard.experiments.active.view import read
+from steelyard.experiments.compare.spreadsheet import table_text
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.directory import (
+from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.models import HEADS
+from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
     ASIDE,
     CHECKPOINT,
@@ -47,12 +50,9 @@ from steelyard.experiments.directory import (
     readable,
     remove_traces,
 )
-from steelyard.experiments.errors import RunError, UserError
-from steelyard.experiments.models import HEADS
-from steelyard.experiments.replaced import recover, replacing, settle
-from steelyard.experiments.run import environment
-from steelyard.experiments.schema import parse
-from steelyard.experiments.spreadsheet import table_text
+from steelyard.experiments.runs.replacement import recover, replacing, settle
+from steelyard.experiments.runs.run import environment
+from steelyard.experiments.runs.schema import parse
 from steelyard.experiments.training.adversarial import robust_accuracy
 from steelyard.experiments.training.seeds import generator
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from steelyard._support import _check
-from steelyard.experiments.prior_scores import PriorSettings
+from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training.batches import shuffled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training, train

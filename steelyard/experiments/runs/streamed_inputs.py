@@ -8,7 +8,7 @@ from typing import Any
 
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.methods import Maple, Method
-from steelyard.experiments.prior_scores import EnsembleTerm, PriorSettings
+from steelyard.experiments.priors import EnsembleTerm, PriorSettings
 
 __all__ = ["check_on_disk"]
 

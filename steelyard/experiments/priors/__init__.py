@@ -16,14 +16,14 @@ Each score is a page of settings with ``scores(problem) -> (n,)``. Only training
 
 from __future__ import annotations
 
-from steelyard.experiments.prior_scores.aum import AUM
-from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore
-from steelyard.experiments.prior_scores.el2n import EL2N
-from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, train_ensemble
-from steelyard.experiments.prior_scores.lhd import LHD
-from steelyard.experiments.prior_scores.rank_disagreement import RankDisagreement
-from steelyard.experiments.prior_scores.score_file import ScoreFile
-from steelyard.experiments.prior_scores.settings import PriorSettings, Score
+from steelyard.experiments.priors.aum import AUM
+from steelyard.experiments.priors.computed import PRIOR, ComputedPrior, ComputedScore
+from steelyard.experiments.priors.el2n import EL2N
+from steelyard.experiments.priors.ensemble import EnsembleTerm, train_ensemble
+from steelyard.experiments.priors.lhd import LHD
+from steelyard.experiments.priors.rank_disagreement import RankDisagreement
+from steelyard.experiments.priors.score_file import ScoreFile
+from steelyard.experiments.priors.settings import PriorSettings, Score
 
 __all__ = [
     "AUM",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import selectors
 from steelyard._support import _check
-from steelyard.experiments.prior_scores._term import Term, adam
+from steelyard.experiments.priors._term import Term, adam
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import Training
 

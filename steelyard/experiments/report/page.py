@@ -11,12 +11,12 @@ import jinja2
 
 from steelyard._support._files import write_text
 from steelyard._support._plain import plain
-from steelyard.experiments.compare import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
-from steelyard.experiments.compare_plots import test_bars, test_curves
-from steelyard.experiments.report_learned import learned, svg_source
-from steelyard.experiments.reported import beside
-from steelyard.experiments.run import Run
-from steelyard.experiments.run_groups import group_runs, labels, short
+from steelyard.experiments.compare.plot_files import test_bars, test_curves
+from steelyard.experiments.compare.published import beside
+from steelyard.experiments.compare.rows import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
+from steelyard.experiments.compare.run_groups import group_runs, labels, short
+from steelyard.experiments.report.learned import learned, svg_source
+from steelyard.experiments.runs.run import Run
 
 __all__ = ["render", "write_report"]
 

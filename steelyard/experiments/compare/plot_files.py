@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steelyard._support._files import write_text
-from steelyard.experiments import plots
-from steelyard.experiments.bars import Bars, accuracy_bars
-from steelyard.experiments.compare import BEST_ON_TEST, Row, Spread, compare
-from steelyard.experiments.run import Run
-from steelyard.experiments.run_groups import group_runs, labels, short
+from steelyard.experiments.compare import plots
+from steelyard.experiments.compare.bars import Bars, accuracy_bars
+from steelyard.experiments.compare.rows import BEST_ON_TEST, Row, Spread, compare
+from steelyard.experiments.compare.run_groups import group_runs, labels, short
+from steelyard.experiments.runs.run import Run
 
 __all__ = ["test_bars", "test_curves", "write_plots"]
 

@@ -11,10 +11,10 @@ import pandas
 import torch
 from torch import Tensor
 
-from steelyard.experiments.directory import REMEDY, RESULT
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.prior_scores import PRIOR, ComputedPrior
-from steelyard.experiments.run import Run
+from steelyard.experiments.priors import PRIOR, ComputedPrior
+from steelyard.experiments.runs.folder import REMEDY, RESULT
+from steelyard.experiments.runs.run import Run
 
 __all__ = ["prior_section"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.run import Run
+from steelyard.experiments.runs.run import Run
 
 __all__ = ["group_runs", "labels", "short"]
 

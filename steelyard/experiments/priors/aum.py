@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import selectors
-from steelyard.experiments.prior_scores._term import CHUNK, Term, adam, read
+from steelyard.experiments.priors._term import CHUNK, Term, adam, read
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import Training, train
 

@@ -15,7 +15,7 @@ from steelyard._support._files import open_file, read_bytes
 from steelyard._support._text import few
 from steelyard.experiments.data.parquet import read_parquet
 from steelyard.experiments.errors import DataError, RecipeError
-from steelyard.experiments.prior_scores._term import Term
+from steelyard.experiments.priors._term import Term
 from steelyard.experiments.training.problem import Problem
 
 __all__ = ["ScoreFile"]

@@ -17,9 +17,9 @@ from steelyard._support._plain import plain
 from steelyard._support._text import parse_json, shown
 from steelyard.checkpoint import Journal
 from steelyard.experiments.errors import LostError, RecipeError, RunError
-from steelyard.experiments.prior_scores import PRIOR
-from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.schema import parse
+from steelyard.experiments.priors import PRIOR
+from steelyard.experiments.runs.recipe import Recipe
+from steelyard.experiments.runs.schema import parse
 
 __all__ = [
     "LOCK",
@@ -52,7 +52,7 @@ UNREADABLE = (  # what readers of damaged files raise, Python's and safetensors'
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
     SafetensorError,
 )
-ASIDE = (".old", ".old.moving", ".old.dropped")  # folders for the run that another replaces, see `replaced`
+ASIDE = (".old", ".old.moving", ".old.dropped")  # folders for the run that another replaces, see `replacement`
 
 
 def is_finished(directory: Path) -> bool:

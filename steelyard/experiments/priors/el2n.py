@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import selectors
-from steelyard.experiments.prior_scores._term import CHUNK, class_logits
-from steelyard.experiments.prior_scores.ensemble import EnsembleTerm
+from steelyard.experiments.priors._term import CHUNK, class_logits
+from steelyard.experiments.priors.ensemble import EnsembleTerm
 from steelyard.experiments.training.problem import Problem
 
 __all__ = ["EL2N"]

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from steelyard.experiments.compare import BRIEF, GROUP_METRICS, Row, footnotes
-from steelyard.experiments.reported import Beside, beside
-from steelyard.experiments.run_groups import short
+from steelyard.experiments.compare.published import Beside, beside
+from steelyard.experiments.compare.rows import BRIEF, GROUP_METRICS, Row, footnotes
+from steelyard.experiments.compare.run_groups import short
 
 __all__ = ["show_comparison"]
 

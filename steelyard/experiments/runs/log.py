@@ -16,9 +16,9 @@ from steelyard._support._files import append, is_open_at, read_text, write_text
 from steelyard._support._text import parse_json
 from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.distributed import ALONE, Ranks
-from steelyard.experiments.directory import CHECKPOINT, METRICS, REMEDY, check_ours, identity_of
 from steelyard.experiments.errors import LostError, RunError
-from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.runs.folder import CHECKPOINT, METRICS, REMEDY, check_ours, identity_of
+from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible, finite_json, number
 
 __all__ = ["Log", "read_metrics"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard._support._files import write_text
-from steelyard.experiments import latex
-from steelyard.experiments.compare import Row, footnotes
-from steelyard.experiments.reported import beside
-from steelyard.experiments.spreadsheet import table_text
+from steelyard.experiments.compare import latex
+from steelyard.experiments.compare.published import beside
+from steelyard.experiments.compare.rows import Row, footnotes
+from steelyard.experiments.compare.spreadsheet import table_text
 
 __all__ = ["FILES", "comma_separated", "markdown", "summary", "tex", "write_comparison"]
 

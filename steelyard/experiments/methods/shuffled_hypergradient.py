@@ -11,11 +11,11 @@ from steelyard.bilevel import Batch, Outer, Streamed, Trajectory
 from steelyard.experiments.training.batches import part
 from steelyard.reweight.hypergradient import Estimator
 
-__all__ = ["ShuffledSweep"]
+__all__ = ["ShuffledHypergradient"]
 
 
 @dataclass(frozen=True)
-class ShuffledSweep:
+class ShuffledHypergradient:
     """An estimator that goes through all samples in a random order, the same at every call.
 
     A net that normalises by the batch is swept with the statistics of chunks. Files are often sorted by class, and

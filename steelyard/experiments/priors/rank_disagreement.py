@@ -11,8 +11,8 @@ from torch import Tensor
 
 from steelyard import selectors
 from steelyard._support import _check
-from steelyard.experiments.prior_scores._term import CHUNK
-from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, sample_losses
+from steelyard.experiments.priors._term import CHUNK
+from steelyard.experiments.priors.ensemble import EnsembleTerm, sample_losses
 from steelyard.experiments.training.problem import Problem
 
 __all__ = ["RankDisagreement"]

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 
 from steelyard._support import _check
 from steelyard._support._toml import tomllib
-from steelyard.experiments.compare import BEST_ON_TEST, Row
-from steelyard.experiments.schema import parse
+from steelyard.experiments.compare.rows import BEST_ON_TEST, Row
+from steelyard.experiments.runs.schema import parse
 
 __all__ = ["Beside", "Figure", "Problem", "Published", "Source", "beside", "published"]
 
@@ -112,8 +112,8 @@ class Published:
 
 @cache
 def published() -> Published:
-    """Return the figures in `reported.toml`."""
-    path = Path(__file__).with_name("reported.toml")
+    """Return the figures in `published.toml`."""
+    path = Path(__file__).with_name("published.toml")
     return parse(Published, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
 
 

@@ -17,7 +17,7 @@ from steelyard.distributed import Ranks
 from steelyard.experiments import methods
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.recipe import Recipe
+from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.training.batches import part
 from steelyard.experiments.training.problem import Problem
 from steelyard.reweight.identity import described

@@ -16,14 +16,15 @@ from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods import Method
 from steelyard.experiments.models import Model
-from steelyard.experiments.on_disk import check_on_disk
-from steelyard.experiments.schema import parse
+from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.runs.streamed_inputs import check_on_disk
 from steelyard.experiments.training.selection import CRITERIA
 
 __all__ = ["Recipe", "load_recipe", "names_in", "read_table", "recipe_names"]
 
-_SHIPPED = Path(__file__).parent / "recipes"
-_FOLDERS = {"run": _SHIPPED, "active": Path(__file__).parent / "active" / "recipes"}
+_EXPERIMENTS = Path(__file__).parents[1]
+_SHIPPED = _EXPERIMENTS / "recipes"
+_FOLDERS = {"run": _SHIPPED, "active": _EXPERIMENTS / "active" / "recipes"}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor
 from steelyard import reweight, selectors
 from steelyard._support import _check
 from steelyard.checkpoint import Journal
-from steelyard.experiments.prior_scores.aum import AUM
-from steelyard.experiments.prior_scores.computed import PRIOR, ComputedPrior, ComputedScore, digest
-from steelyard.experiments.prior_scores.el2n import EL2N
-from steelyard.experiments.prior_scores.ensemble import EnsembleTerm, train_ensemble
-from steelyard.experiments.prior_scores.lhd import LHD
-from steelyard.experiments.prior_scores.rank_disagreement import RankDisagreement
-from steelyard.experiments.prior_scores.score_file import ScoreFile
+from steelyard.experiments.priors.aum import AUM
+from steelyard.experiments.priors.computed import PRIOR, ComputedPrior, ComputedScore, digest
+from steelyard.experiments.priors.el2n import EL2N
+from steelyard.experiments.priors.ensemble import EnsembleTerm, train_ensemble
+from steelyard.experiments.priors.lhd import LHD
+from steelyard.experiments.priors.rank_disagreement import RankDisagreement
+from steelyard.experiments.priors.score_file import ScoreFile
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train

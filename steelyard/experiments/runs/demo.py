@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steelyard._support._files import write_text
-from steelyard.experiments.directory import check_place, read_json
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import Run, execute, remove_run
+from steelyard.experiments.runs.folder import check_place, read_json
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import Run, execute, remove_run
 from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = ["DEMO", "demo"]

@@ -26,7 +26,9 @@ from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.parquet import read_columns
-from steelyard.experiments.directory import (
+from steelyard.experiments.errors import LostError, RunError, UserError
+from steelyard.experiments.models import PretrainedResNet
+from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
     ASIDE,
     CONFIG,
@@ -47,13 +49,11 @@ from steelyard.experiments.directory import (
     remove_run,
     remove_traces,
 )
-from steelyard.experiments.errors import LostError, RunError, UserError
-from steelyard.experiments.log import Log, read_metrics
-from steelyard.experiments.models import PretrainedResNet
-from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.replaced import recover, replacing, settle
-from steelyard.experiments.schema import parse
-from steelyard.experiments.shares import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.runs.log import Log, read_metrics
+from steelyard.experiments.runs.recipe import Recipe
+from steelyard.experiments.runs.replacement import recover, replacing, settle
+from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.runs.several_processes import check_alike, check_model, check_shared, loaded
 from steelyard.experiments.training.evaluation import Evaluation, evaluate
 from steelyard.experiments.training.problem import Fitted, Problem
 from steelyard.experiments.training.selection import check_selection
@@ -116,7 +116,7 @@ def execute(
     written as it happens; null for a number that is NaN or infinite) and `model.safetensors` (parameters of the final
     model); of methods that learn sample weights also `result.parquet` (a row for each training sample) and
     `reweighting.safetensors` (for `Reweighting.load`); of methods with a prior `prior.safetensors`, filed before
-    their first step (for `prior_scores.ComputedPrior.load`). All but the metrics are written whole or not at all.
+    their first step (for `priors.ComputedPrior.load`). All but the metrics are written whole or not at all.
     While it goes on, and if it ends early, `checkpoint.safetensors` and the one before it
     (`steelyard.checkpoint.Journal`); a run that is finished has none.
 

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from steelyard.experiments.compare.run_groups import group_runs, labels
 from steelyard.experiments.data import DataSet
-from steelyard.experiments.run import Run
-from steelyard.experiments.run_groups import group_runs, labels
+from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import Evaluation
 from steelyard.experiments.training.selection import best_on_test, criterion
 

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from steelyard import selectors
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.prior_scores._term import CHUNK, Term, adam, read
+from steelyard.experiments.priors._term import CHUNK, Term, adam, read
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import Training, train
 

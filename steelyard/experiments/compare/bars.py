@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from steelyard.experiments.compare import Spread
-from steelyard.experiments.plots import COLOURS, STYLE, svg, wrapped
+from steelyard.experiments.compare.plots import COLOURS, STYLE, svg, wrapped
+from steelyard.experiments.compare.rows import Spread
 
 __all__ = ["Bars", "accuracy_bars"]
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steelyard._support._files import clear, is_folder, remove_folder
-from steelyard.experiments.directory import ASIDE, LOCK, TRACES, aside, holding, is_finished
 from steelyard.experiments.errors import LostError, RunError
+from steelyard.experiments.runs.folder import ASIDE, LOCK, TRACES, aside, holding, is_finished
 
 __all__ = ["recover", "replacing", "settle"]
 

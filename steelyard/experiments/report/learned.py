@@ -13,13 +13,13 @@ from markupsafe import Markup
 from PIL import Image
 from torch.nn import functional
 
-from steelyard.experiments import plots
+from steelyard.experiments.compare import plots
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.splits import pictures
-from steelyard.experiments.directory import REMEDY, RESULT
 from steelyard.experiments.errors import DataError, RunError
-from steelyard.experiments.prior_report import prior_section
-from steelyard.experiments.run import Run
+from steelyard.experiments.report.priors import prior_section
+from steelyard.experiments.runs.folder import REMEDY, RESULT
+from steelyard.experiments.runs.run import Run
 
 __all__ = ["learned", "svg_source"]
 
