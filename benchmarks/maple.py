@@ -24,8 +24,8 @@ from torch import nn
 
 from benchmarks import _measure
 from steelyard.bilevel import Batch
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.training.problem import Problem
 
 OUTSIDE = _measure.RESULTS / "maple_outside.json"
 RAW = _measure.RESULTS / "maple_raw.json"
