@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 
 from steelyard.bilevel.optimizers._base import ParameterUpdate, Pullback, Pulled
+from steelyard.bilevel.optimizers.adadelta import AdadeltaPullback
 from steelyard.bilevel.optimizers.adagrad import AdagradPullback
 from steelyard.bilevel.optimizers.adam import AdamPullback
+from steelyard.bilevel.optimizers.adamax import AdamaxPullback
 from steelyard.bilevel.optimizers.nadam import NAdamPullback
+from steelyard.bilevel.optimizers.radam import RAdamPullback
 from steelyard.bilevel.optimizers.rmsprop import RMSpropPullback
 from steelyard.bilevel.optimizers.sgd import SGDPullback
 
@@ -21,8 +24,11 @@ SUPPORTED: dict[type[torch.optim.Optimizer], Pullback] = {
     torch.optim.Adam: AdamPullback(),
     torch.optim.AdamW: AdamPullback(),
     torch.optim.NAdam: NAdamPullback(),
+    torch.optim.RAdam: RAdamPullback(),
+    torch.optim.Adamax: AdamaxPullback(),
     torch.optim.RMSprop: RMSpropPullback(),
     torch.optim.Adagrad: AdagradPullback(),
+    torch.optim.Adadelta: AdadeltaPullback(),
 }
 
 
