@@ -158,7 +158,7 @@ def test_a_run_from_the_command_line(mnist_root: Path, tmp_path: Path) -> None:
 
 
 def _real_root() -> Path:
-    return Path(os.environ.get("STEELYARD_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    return Path(os.environ.get("STEELYARD_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 @pytest.mark.data
