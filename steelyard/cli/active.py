@@ -9,17 +9,8 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from steelyard.cli.shared import (
-    Overrides,
-    check_any_seed,
-    check_seeds,
-    check_writable,
-    data_root_of,
-    every,
-    progress_bars,
-    set_threads,
-    stoppable,
-)
+from steelyard.cli.options import check_any_seed, check_seeds, check_writable, data_root_of, every, set_threads
+from steelyard.cli.shared import Overrides, progress_bars, stoppable
 from steelyard.experiments.errors import UserError
 
 __all__ = ["active", "disagreement", "robust"]

@@ -1,8 +1,7 @@
 """`steelyard bounds`: Theorem 1 term by term, what it predicts, and whether that is so.
 
-Two uses. Without a loss matrix: run every check, and write tables (CSV), figures (PNG), `summary.json` and a
-`README.md` that states each claim with its verdict. With one (hypotheses x samples): answer with the terms
-for each hypothesis.
+Runs every check, and writes tables (CSV), figures (PNG), `summary.json` and a `README.md` that states each claim with
+its verdict.
 """
 
 from __future__ import annotations
@@ -21,13 +20,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from steelyard._support import _check, _files
 from steelyard.experiments import bounds_identities, bounds_nets, bounds_plots, bounds_thresholds
 from steelyard.experiments.bounds_claims import Claim, claims, markdown
-from steelyard.experiments.bounds_losses import (
-    ConditionError,
-    read_losses,
-    summary_of_terms,
-    terms_of_losses,
-    turned_hint,
-)
 from steelyard.experiments.spreadsheet import frame_text
 
 __all__ = ["bounds"]
@@ -36,64 +28,18 @@ Advance = Callable[[], None]
 
 
 def bounds(
-    output: str | os.PathLike[str],
-    *,
-    quick: bool = False,
-    losses: str | os.PathLike[str] | None = None,
-    transpose: bool = False,
-    fixed: bool = False,
-    clean: str | os.PathLike[str] | None = None,
-    s: int = 16,
-    q: int = 4,
-    delta: float = 0.05,
-    loss_range: float | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-    progress: bool = True,
-    warn: Callable[[str], None] | None = None,
+    output: str | os.PathLike[str], *, quick: bool = False, seed: int = 0, progress: bool = True
 ) -> dict[str, pandas.DataFrame]:
     """Write the tables and figures of the bound to `output` and return the tables by name.
 
     Args:
         output: folder for the results; made if it is not there.
         quick: fewer draws and sizes, and no MAPLE: seconds instead of minutes.
-        losses: a loss matrix, hypotheses x samples (`.npy` or Parquet), as seen in training, g(D). Given one, only its
-            terms are computed: table "terms", file `terms.csv`, and what they say: "summary", `summary.csv`.
-        transpose: the rows of `losses` (and of `clean`) are samples and their columns hypotheses.
-        fixed: the hypotheses of `losses` were fixed before those samples were drawn; else nothing is a certificate.
-        clean: the same losses before corruption; None: there was no corruption.
-        s: batch size of ordered SGD. This and the next three are for `losses`; the checks have settings of their own.
-        q: losses kept of each batch.
-        delta: probability of failure.
-        loss_range: M, the largest difference between two losses of one hypothesis; 1 for the 0-1 loss.
-        draws: sign vectors for the Rademacher complexity of `losses`.
         seed: of all draws.
         progress: show a progress bar on the terminal.
-        warn: is told what looks odd about `losses`.
-
-    Raises:
-        ConditionError: a condition of the theorem is not met (the message says which), or `clean` without `losses`.
-        DataError: a loss matrix cannot be read; the message names the file, the row and the column.
     """
     _check.integer("seed", seed, low=0)
     folder = Path(output)
-    if losses is None and clean is not None:
-        raise ConditionError("clean goes with losses: give the corrupted loss matrix too")
-    if losses is not None:
-        matrix = read_losses(Path(losses), transpose)
-        before = None if clean is None else read_losses(Path(clean), transpose)
-        try:
-            table = terms_of_losses(
-                matrix, before, s=s, q=q, delta=delta, loss_range=loss_range, draws=draws, seed=seed, fixed=fixed
-            )
-        except ValueError as error:
-            raise ConditionError(str(error)) from error
-        summary = summary_of_terms(table, delta=delta, fixed=fixed, corrupted=before is not None)
-        _write_table(table, folder / "terms.csv")
-        _write_table(summary, folder / "summary.csv")
-        if warn is not None and (hint := turned_hint(*matrix.shape)):
-            warn(hint)
-        return {"terms": table, "summary": summary}
     tables = _run(_plan(quick, seed), progress)
     command = (
         f"steelyard bounds --out {folder.as_posix()}"
