@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard._support._csv import table_text
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
-from steelyard._support._packages import EXPERIMENTS, needed_by
+from steelyard.cli.moved import THEOREM
 from steelyard.cli.options import check_seeds, check_writable, set_threads
 
 if TYPE_CHECKING:
@@ -29,82 +29,7 @@ def bounds(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
     set_threads(given.threads)
     check_seeds("--seed", [given.seed])
-    if given.losses is None:
-        _check_the_bound(given)
-    elif given.quick:
-        raise UserError("--quick is about the experiments, which --losses leaves out: give one of them")
-    else:
-        _bound_losses(given)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="steelyard bounds",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    yes_or_no = argparse.BooleanOptionalAction
-    add = parser.add_argument
-    add("--out", type=Path, metavar="PATH", help=_OUT)
-    add("--losses", type=Path, metavar="PATH", help=_LOSSES)
-    add("--quick", action=yes_or_no, default=False, help="smaller experiments, for a look; not with --losses")
-    add("--seed", type=int, default=0, metavar="INT", help="of all random draws (default: 0)")
-    add("--threads", type=int, default=1, metavar="INT", help=_THREADS)
-    add = parser.add_argument_group("options that need --losses").add_argument
-    add("--transpose", action=yes_or_no, default=False, help=_TRANSPOSE)
-    add("--fixed-before-data", action=yes_or_no, default=False, help=_FIXED)
-    add("--clean", type=Path, metavar="PATH", help="the same losses on the clean data, where it is known")
-    add("--loss-range", type=float, metavar="FLOAT", help=_LOSS_RANGE)
-    for name, (kind, words) in _NUMBERS.items():
-        add(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=f"{words} (default: {_DEFAULTS[name]})")
-    return parser
-
-
-_DESCRIPTION = """Check the top-q generalisation bound term by term, or compute its terms for a loss matrix of your own.
-
-For instance:
-
-  steelyard bounds --quick --out /tmp/theory
-  steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
-"""
-_OUT = "folder for the tables, the plots and README.md (default: results/theory; with --losses runs/bounds)"
-_LOSSES = (
-    "losses (hypotheses x samples) on the data as trained on, .npy or, with steelyard[experiments], Parquet; then only "
-    "its terms"
-)
-_THREADS = "torch threads; more than one is slower here. 0 leaves torch's own choice (default: 1)"
-_TRANSPOSE = "the rows of the matrix are samples and its columns hypotheses"
-_FIXED = (
-    "all hypotheses were fixed before those samples were drawn, so none was trained on them or chosen by them; without "
-    "this nothing is called a certificate"
-)
-_LOSS_RANGE = "M, the most by which two losses of one hypothesis can differ, 1 for the 0-1 loss; --losses needs it"
-_NUMBERS: dict[str, tuple[type, str]] = {
-    "s": (int, "batch size"),
-    "q": (int, "how many of the largest losses of a batch count"),
-    "delta": (float, "the bound fails with at most this probability"),
-    "draws": (int, "Monte Carlo draws"),
-}
-
-
-def _check_the_bound(given: argparse.Namespace) -> None:
-    """Run the experiments on the bound, which read no losses of the user's."""
-    for name in ("clean", *_DEFAULTS, "loss_range", "transpose", "fixed_before_data"):
-        if getattr(given, name) not in (None, False):
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} is about a loss matrix: give --losses FILE too, or leave it out")
-    folder = given.out or Path("results/theory")
-    check_writable("--out", folder)
-    with needed_by("steelyard bounds without --losses", EXPERIMENTS):
-        from steelyard.experiments.bounds import bounds as run_bounds
-
-        run_bounds(folder, quick=given.quick, seed=given.seed)
-    _say(f"Written: {folder}")
-
-
-def _bound_losses(given: argparse.Namespace) -> None:
-    """Compute the bound of every hypothesis of a loss matrix, write its terms and print what it says."""
+    _check_losses(given)
     folder = given.out or Path("runs/bounds")
     check_writable("--out", folder)
     found, hint = _computed(given)
@@ -116,6 +41,60 @@ def _bound_losses(given: argparse.Namespace) -> None:
         _say(hint)
     _print_summary(found)
     _say(f"Written: {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="steelyard bounds",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    yes_or_no = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("--losses", type=Path, metavar="PATH", help=_LOSSES)
+    add("--out", type=Path, metavar="PATH", help=_OUT)
+    add("--seed", type=int, default=0, metavar="INT", help="of all random draws (default: 0)")
+    add("--threads", type=int, default=1, metavar="INT", help=_THREADS)
+    add("--transpose", action=yes_or_no, default=False, help=_TRANSPOSE)
+    add("--fixed-before-data", action=yes_or_no, default=False, help=_FIXED)
+    add("--clean", type=Path, metavar="PATH", help="the same losses on the clean data, where it is known")
+    add("--loss-range", type=float, metavar="FLOAT", help=_LOSS_RANGE)
+    for name, (kind, words) in _NUMBERS.items():
+        add(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=f"{words} (default: {_DEFAULTS[name]})")
+    return parser
+
+
+_DESCRIPTION = """Compute the terms of the top-q generalisation bound for a loss matrix of your own.
+
+Example: steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
+"""
+_OUT = "folder for terms.csv and summary.csv (default: runs/bounds)"
+_LOSSES = "losses (hypotheses x samples) on the data as trained on, .npy or, with steelyard[experiments], Parquet"
+_THREADS = "torch threads; more than one is slower here. 0 leaves torch's own choice (default: 1)"
+_TRANSPOSE = "the rows of the matrix are samples and its columns hypotheses"
+_FIXED = (
+    "all hypotheses were fixed before those samples were drawn, so none was trained on them or chosen by them; without "
+    "this nothing is called a certificate"
+)
+_LOSS_RANGE = "M, the most by which two losses of one hypothesis can differ, 1 for the 0-1 loss; must be given"
+_NUMBERS: dict[str, tuple[type, str]] = {
+    "s": (int, "batch size"),
+    "q": (int, "how many of the largest losses of a batch count"),
+    "delta": (float, "the bound fails with at most this probability"),
+    "draws": (int, "Monte Carlo draws"),
+}
+
+
+def _check_losses(given: argparse.Namespace) -> None:
+    """Raise UserError where no losses are given, of which all else is said."""
+    if given.losses is not None:
+        return
+    for name in ("clean", *_DEFAULTS, "loss_range", "transpose", "fixed_before_data"):
+        if getattr(given, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is about a loss matrix: give --losses FILE too, or leave it out")
+    raise UserError(f"bounds needs --losses FILE; the checks of the bound are a study now: {THEOREM}")
 
 
 def _computed(given: argparse.Namespace) -> tuple[list[HypothesisBound], str]:

@@ -12,14 +12,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import steelyard
 from steelyard._support._errors import UserError
 from steelyard._support._packages import EXPERIMENTS, MissingPackage, needed_by
 from steelyard._support._text import printable
+from steelyard.cli.moved import moved_to
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "exit_status", "main"]
 
 COMMANDS = {
     "demo": ("runs:demo", "Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two."),
@@ -30,19 +31,7 @@ COMMANDS = {
     "active": ("active:active", "Carry out an active learning recipe: label, train, select, round after round."),
     "bounds": (
         "bounds:bounds",
-        "Check the top-q generalisation bound term by term, or compute its terms for a loss matrix of your own.",
-    ),
-    "disagreement": (
-        "active:disagreement",
-        "Measure DR-IS, EL2N and AUM on digits whose labels an adversary has corrupted.",
-    ),
-    "robust": (
-        "active:robust",
-        "Robust active learning on digits: with and without adversarial training, and test selection for retraining.",
-    ),
-    "priors": (
-        "studies:priors",
-        "Compare MAPLE with and without priors on coloured digits whose labels are corrupted.",
+        "Compute the terms of the top-q generalisation bound for a loss matrix of your own.",
     ),
 }
 """The name of each command, where the function of it is (module of this room, name), and what it does."""
@@ -61,13 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         sys.stdout.write(f"steelyard {steelyard.__version__}\n")
         return 0
+    if (place := moved_to(given)) is not None:
+        return _fail(f"{' '.join(given[:1])} is a study now, beside the package in its repository: {place}")
     if not given or given[0] not in COMMANDS:
         _parser().parse_args(given[:1])  # prints its help, or what is wrong, and exits
-    try:
-        return _status_of(given)
-    except KeyboardInterrupt:
-        sys.stderr.write("steelyard: interrupted\n")
-        return 130
+    return exit_status(lambda: _carry_out(given[0], given[1:]), ["steelyard", *given])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,15 +72,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _status_of(given: list[str]) -> int:
-    """Carry a command out and return its exit status; errors that the user can mend are said in one line."""
+def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
+    """Do `work` and return the exit status, see `main`.
+
+    Args:
+        work: what the command line asks for.
+        words: the command line, for what is said of a run that was stopped.
+    """
     from steelyard.checkpoint import Stopped
     from steelyard.distributed import RankError, launched_processes
 
     try:
-        if launched_processes() > 1 and given[:1] != ["run"]:
+        if launched_processes() > 1 and words[1:2] != ["run"]:
             raise UserError("of the commands only `run` is carried out by several processes; start this one by itself")
-        _carry_out(given[0], given[1:])
+        work()
     except (UserError, MissingPackage) as error:
         return _fail(str(error))
     except RankError as error:
@@ -103,7 +95,7 @@ def _status_of(given: list[str]) -> int:
         said = f"{place}: {error.strerror}" if place else str(error)
         return _fail(f"{said}; make room, or name another place (--out)")
     except Stopped as stopped:
-        again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
+        again = shlex.join([*(a for a in words if a not in ("--overwrite", "--resume")), "--resume"])
         if launched_processes() > 1:
             if os.environ.get("RANK") != "0":
                 return 128 + stopped.reason  # the first says it for all
@@ -111,6 +103,9 @@ def _status_of(given: list[str]) -> int:
         said = f"stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
         sys.stderr.write(f"steelyard: {said}\n")
         return 128 + stopped.reason
+    except KeyboardInterrupt:
+        sys.stderr.write("steelyard: interrupted\n")
+        return 130
     return 0
 
 

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from steelyard._support._errors import UserError
 from steelyard._support._signals import noted_signals
 from steelyard._support._text import printable
-from steelyard.experiments.evaluation import Evaluation
-from steelyard.experiments.run import Run, read_run
+from steelyard.experiments.runs.run import Run, read_run
+from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = ["Overrides", "progress_bars", "read_runs", "stoppable", "watcher"]
 
