@@ -121,6 +121,13 @@ def commands() -> None:
         assert main(arguments) == 2, arguments
 
 
+def experiments() -> None:
+    """What compares methods says what to install."""
+    said = error_of(lambda: importlib.import_module("steelyard.experiments"))
+    assert said.startswith("steelyard.experiments needs "), said
+    assert said.endswith(", which is not installed: pip install 'steelyard[experiments]'"), said
+
+
 def error_of(call: object) -> str:
     try:
         call()  # type: ignore[operator]
@@ -138,6 +145,6 @@ assert Path(steelyard.__file__).is_relative_to(sys.prefix), steelyard.__file__
 assert [name for name in ABSENT if importlib.util.find_spec(name)] == []
 for name in (name for room in ROOMS for name in modules(room) if name not in NEED_MORE):
     importlib.import_module(name)
-for use in (bilevel, reweight, select, bound, ranks, commands):
+for use in (bilevel, reweight, select, bound, ranks, commands, experiments):
     use()
     print(use.__name__, "works")

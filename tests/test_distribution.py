@@ -194,7 +194,7 @@ def test_the_rooms_work_beside_torch_numpy_safetensors_and_jaxtyping(bare: Path,
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=_PATIENCE)
     assert done.returncode == 0, done.stderr
     works = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" works")]
-    assert works == ["bilevel", "reweight", "select", "bound", "ranks", "commands"]
+    assert works == ["bilevel", "reweight", "select", "bound", "ranks", "commands", "experiments"]
     said = done.stderr.splitlines()
     assert len(said) == 5
     assert said[0].startswith("steelyard: error: losses.parquet, a Parquet file (.npy needs no extra), needs pandas")
