@@ -19,7 +19,7 @@ from steelyard.experiments.prior_scores import PriorSettings
 from steelyard.experiments.problem import Fitted, Latest, Observer, Problem
 from steelyard.experiments.sweep import ShuffledSweep
 from steelyard.experiments.trainer import OptimizerSettings
-from steelyard.reweight.hypergradient import Estimator
+from steelyard.reweight.outer_risk import Estimator
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
 
