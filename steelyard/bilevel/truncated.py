@@ -198,8 +198,7 @@ class Truncated:
         """
         product, tangents = self._along_in(run, step, step, update.direction, curvature)
         wide = update.in_float64
-        blurred = update.gradients is not None and update.noise > _BLURRED * _size(tangents)
-        if wide is None and run.ranks.any(blurred):
+        if wide is None and run.ranks.any(self._is_blurred(run, step, update, tangents)):
             assert update.gradients is not None
             same = gradient_in_float64(run, step, update.gradients) is not None
             wide = step_in_float64(run, step) if same else None
@@ -207,6 +206,27 @@ class Truncated:
             return product, tangents
         along = in_float64(update.direction)
         return self._along_in(run, step, wide, along, curvature)
+
+    def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
+        """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
+
+        Where the step's gradient is exactly 0, u can be as large as it gets. Mostly no sample's loss moves along it
+        there (a dead unit); where samples' derivatives are not 0 but cancel, what is left of them, and of what is added
+        to them on the way, is rounding times u. The t_i without these entries of u tell. They are left out where the
+        optimizer has never seen another gradient than 0 for any of them, and earlier calls found them to be the same.
+        """
+        if update.gradients is None:
+            return False
+        allowed = _BLURRED * _size(tangents)
+        blurred = update.noise > allowed
+        if run.ranks.any(blurred) or not run.ranks.any(allowed < update.rounding * _norm(update.direction)):
+            return blurred
+        zero = _where_zero(step, update)
+        if not run.ranks.any(allowed < update.rounding * _norm(zero)):
+            return False
+        surely = run.ranks.any(allowed < update.rounding * _norm(_where_zero(step, update, seen=True)))
+        rest = {name: u - zero[name] for name, u in update.direction.items()}
+        return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
     def _along_in(
         self, run: Trajectory, step: Step, there: Step, along: Tensors, curvature: bool
@@ -273,6 +293,24 @@ class FiniteDifference(Truncated):
         if length is not None:
             _check.in_range("length", length, low=0.0, open_low=True)
         self.ladder = Ladder(memory, Differences(length))
+
+
+def _norm(tensors: Tensors) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in tensors.values()])))
+
+
+def _where_zero(step: Step, update: Update, seen: bool = False) -> Tensors:
+    """Return u where the gradient is exactly 0; with `seen`, where the optimizer remembers one that was not."""
+    assert update.gradients is not None
+    found = {}
+    for name, u in update.direction.items():
+        gradient = update.gradients.get(name)
+        found[name] = torch.zeros_like(u) if gradient is None else u.masked_fill(gradient != 0, 0)
+        moments = [m for m in step.state[name].values() if isinstance(m, Tensor) and m.shape == u.shape]
+        if seen and gradient is not None:
+            remembered = torch.stack([m != 0 for m in moments]).any(0) if moments else torch.zeros_like(u).bool()
+            found[name] *= remembered
+    return found
 
 
 _BLURRED = 1e-4

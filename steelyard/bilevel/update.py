@@ -39,7 +39,8 @@ class Update(NamedTuple):
         factor: what u is a multiple of `direction` by; 1 but for a last step, where all that follows is in proportion
             to u.
         in_float64: the step in float64, where its derivatives along u should be taken there.
-        noise: about how far rounding, in float32, may move a derivative along u.
+        rounding: what rounding does, in float32, to an entry of the gradient.
+        noise: about how far that may move a derivative along u.
         gradients: the gradient that the step used, where the update reads it.
     """
 
@@ -48,6 +49,7 @@ class Update(NamedTuple):
     state: dict[str, Tensors]
     factor: float = 1.0
     in_float64: Step | None = None
+    rounding: float = 0.0
     noise: float = 0.0
     gradients: Tensors | None = None
 
@@ -146,7 +148,8 @@ def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors) -> Updat
         if exact is not None:
             rounding = Rounding(noise)
             update = back(exact.gradients, rounding, update.direction)._replace(in_float64=exact.step)
-    return update._replace(noise=typical_noise(gradients) * rounding.size(), gradients=gradients)
+    typical = typical_noise(gradients)
+    return update._replace(rounding=typical, noise=typical * rounding.size(), gradients=gradients)
 
 
 def _gradient_of(run: Trajectory, step: Step) -> Tensors:

@@ -63,10 +63,12 @@ class _Known:
         barred: rungs that could not answer, or did not stand a check, and why.
         generator: of the random directions of checks.
         mixes: samples of the recorded batch were seen to couple.
+        differ: entries of a direction of which the gradient is 0 were seen to matter.
     """
 
     calls: int = 0
     mixes: bool = False
+    differ: bool = False
     barred: dict[str, str] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
@@ -157,6 +159,22 @@ class Ladder:
             return objection(found)
 
         return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection_to_finite)
+
+    def differ(
+        self, run: Trajectory, step: Step, along: Tensors, tangents: Tensor, by: float, surely: bool = False
+    ) -> bool:
+        """Whether the t_i of the step's batch along `along` are not `tangents`, but another by more than `by`.
+
+        Looked at where it is due, once was so, or is `surely` asked; else False.
+        """
+        known = _known(Question(run, step, step.parameters, along, step.batch), "differ")
+        due = known.due()
+        if not run.ranks.any(due or known.differ or surely):
+            return False
+        found = self.losses(run, step, step.parameters, along, step.batch)
+        differ = bool(((found - tangents).abs() > by).any())
+        known.differ = known.differ or differ
+        return differ
 
     def curvature_and_losses(
         self, run: Trajectory, step: Step, at: Tensors, along: Tensors, objection: Objection = _none
