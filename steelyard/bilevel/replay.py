@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.graph_record import nodes_of
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "quick_dot"]
 
@@ -19,7 +20,7 @@ def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
     """Return the gradient of the step's inner loss at `at` by one reverse pass; zeros where it does not depend."""
 
     def body(module: nn.Module) -> Tensors:
-        return differentiate(module, run.objective_of(step)(module, step.batch, step.weight), leaves)
+        return differentiate(module, run.inner_loss(step, module), leaves)
 
     leaves = leaves_of(run, at)
     with torch.enable_grad():

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._packages import needed_by
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
-from steelyard.bilevel.storage import backward
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, swapped
+from steelyard.bilevel.trajectory import Trajectory, swapped
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import add_rows, check_alone, check_detached, check_recorded, ids_of, outer_gradient
 
@@ -64,6 +66,7 @@ class Unrolled:
         RuntimeError: torch has no second derivative of an operator, or a wrong one; the outer loss reads running
             statistics that the window moved; the model reads its parameters on the way back; a parameter has a hook.
         FloatingPointError: the derivative is NaN.
+        ImportError: the backend's library is not installed; the message says how to install it.
     """
 
     def __init__(self, steps: int = 1, backend: Literal["torch", "torchopt", "higher"] = "torchopt") -> None:
@@ -111,7 +114,7 @@ class Unrolled:
         if len(steps) > 1:
             self._ladder.check_second_derivative(run, steps[-1])
         stepper = _stepper(self.backend, run, steps[0])
-        if len(steps) > 1 and any(step.coupled for step in steps) and tracking_layers(run.module):
+        if len(steps) > 1 and any(step.findings.coupled for step in steps) and tracking_layers(run.module):
             read = outer_gradient(run, outer, statistics=True).statistics
             if read:
                 raise RuntimeError(
@@ -134,7 +137,7 @@ class Unrolled:
                 f"steps={self.steps}, but {len(run.steps)} were recorded; record more with Recorder(steps=...)"
             )
         run.check()
-        steps = list(backward(run, self.steps))[::-1]
+        steps = list(newest_first(run, self.steps))[::-1]
         if set(steps[0].full_state) != set(steps[0].parameters):
             raise ValueError(
                 "Unrolled starts from the whole optimizer state: record with Recorder(..., full_state=True)"
@@ -155,7 +158,7 @@ def _take(
     module: nn.Module, run: Trajectory, stepper: Stepper, step: Step, parameters: Tensors, weight: Tensor
 ) -> Tensors:
     """Take one step where the parameters are swapped in still: its backward pass may read the module once more."""
-    return stepper.step(step, parameters, run.objective_of(step)(module, step.batch, weight))
+    return stepper.step(step, parameters, run.inner_loss(step, module, weight))
 
 
 @contextmanager
@@ -208,13 +211,14 @@ def _gone_back(
 
 
 def _stepper(backend: str, run: Trajectory, first: Step) -> Stepper:
-    # Imported here: each of these libraries is needed by its own backend only.
     if backend == "torchopt":
-        from steelyard.bilevel._torchopt import TorchOptStepper
+        with needed_by("Unrolled(backend='torchopt')", install="torchopt"):
+            from steelyard.bilevel._torchopt import TorchOptStepper
 
         return TorchOptStepper(run.optimizer, first)
     if backend == "higher":
-        from steelyard.bilevel._higher import HigherStepper
+        with needed_by("Unrolled(backend='higher')", install="higher"):
+            from steelyard.bilevel._higher import HigherStepper
 
         return HigherStepper(run.optimizer, first)
     return TorchStepper(run.optimizer, first)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Trajectory, Truncated, WeightedLoss
 from steelyard.bilevel.sweep import forward_rules
 from steelyard.reweight import MeanRisk
-from steelyard.reweight.hypergradient import OuterRisk
+from steelyard.reweight.outer_risk import OuterRisk
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
@@ -161,7 +161,7 @@ def test_running_statistics_whose_version_stands_still() -> None:
         relative(Truncated(2)(trained(Normed, all_of, 2), in_eval_mode), differences(Normed, all_of, in_eval_mode, 2))
         < 1e-6
     )
-    assert trained(HomeMade, all_of).steps[0].coupled
+    assert trained(HomeMade, all_of).steps[0].findings.coupled
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -19,10 +19,10 @@ from steelyard import selectors
 from steelyard._support._state import StateError, _digest, decode, encode
 from steelyard.bilevel import Batch
 from steelyard.checkpoint import CheckpointError, Journal
+from steelyard.cli.losses import read_losses
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
-from steelyard.experiments.bounds_losses import read_losses
 from steelyard.experiments.compare.rows import compare as comparison
 from steelyard.experiments.compare.tables import comma_separated, markdown, summary, tex
 from steelyard.experiments.data.celeba import CelebA

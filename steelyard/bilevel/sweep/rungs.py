@@ -18,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from steelyard.bilevel._forward_mode import jvp
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
+from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.from_record import ghost, tangents
 from steelyard.bilevel.sweep.graph_record import Recording, Unusable
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.row_independence import separate
-from steelyard.bilevel.trajectory import Tensors
 
 __all__ = ["CANNOT", "EXACT", "Curved", "Differences", "Rung", "curvature_rungs", "general", "loss_rungs"]
 
@@ -60,7 +60,7 @@ class Curved(NamedTuple):
 def _row_products(question: Question) -> Tensor:
     """One multiplication a layer, by the record of the training's own forward pass and what `backward` sent past."""
     tape = _record_of(question)
-    if not question.step.separable:
+    if not question.step.findings.separable:
         raise Unusable("the samples couple, or random numbers were drawn")
     if not separate(tape):
         raise Unusable("not all operators are known to keep the samples apart")
@@ -143,10 +143,9 @@ def _reverse_over_reverse(question: Question) -> Curved:
 
     def body(module: nn.Module) -> tuple[Tensor, ...]:
         nonlocal first
-        objective, step = question.run.weighted_of(question.step), question.step
         losses = question.sample_losses(module)
         extra = torch.zeros_like(losses, requires_grad=True)
-        total = objective.reduce(module, losses, step.weight) + (extra * losses).sum()
+        total = question.reduce(module, losses) + (extra * losses).sum()
         first = torch.autograd.grad(
             total, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -175,7 +174,7 @@ def general(question: Question, tensors: Sequence[Tensor]) -> tuple[Curved, tupl
 
     def body(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         step = question.step
-        value = question.run.objective_of(step)(module, step.batch, step.weight)
+        value = question.run.inner_loss(step, module)
         first = torch.autograd.grad(
             value, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -209,7 +208,7 @@ def _forward_over_reverse(question: Question) -> Curved:
     def loss(parameters: Tensors) -> tuple[Tensor, Tensor]:
         def body(module: nn.Module) -> tuple[Tensor, Tensor]:
             losses = question.sample_losses(module)
-            return question.run.weighted_of(question.step).reduce(module, losses, question.step.weight), losses
+            return question.reduce(module, losses), losses
 
         found: tuple[Tensor, Tensor] = question.run.replay(question.step, parameters, body, composites=True)
         return found
@@ -272,7 +271,8 @@ class Differences:
 
         (An adaptive optimizer has u = e / eps where a gradient has been zero, 1e8 times the rest.)
         """
-        precision = question.step.autocast[1] if question.step.autocast else next(iter(question.at.values())).dtype
+        autocast = question.step.conditions.autocast
+        precision = autocast[1] if autocast else next(iter(question.at.values())).dtype
         length = self.length or torch.finfo(precision).eps ** (1 / 3)
         found = []
         for part in _by_size(question.along):
@@ -334,7 +334,7 @@ def curvature_rungs(coupled: bool, differences: Differences | None = None) -> li
 
 
 def _record_of(question: Question) -> Any:
-    tape = question.step.tape
+    tape = question.step.findings.tape
     if tape is None or not question.recorded:
         raise Unusable("the forward pass of the step was not kept")
     return tape

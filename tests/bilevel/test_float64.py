@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, precise, update
+from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, update
 from steelyard.bilevel.optimizers._adaptive import adaptive
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 from tests.bilevel.widened import widened
@@ -124,7 +124,7 @@ def test_where_the_forward_pass_itself_is_rough(steps: int, monkeypatch: pytest.
     record = run(make, steps=steps, reuse=True)
     expected = Truncated(steps)(widened(record), linear)
     assert relative(Truncated(steps)(record, linear).double(), expected) < 1e-5
-    monkeypatch.setattr(precise, "_ROUGH", math.inf)
+    monkeypatch.setattr(float64, "_ROUGH", math.inf)
     assert relative(Truncated(steps)(record, linear).double(), expected) > 1e-4
 
 
@@ -132,14 +132,14 @@ def test_where_the_forward_pass_itself_is_rough(steps: int, monkeypatch: pytest.
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each replay in float64 that was asked for gave a gradient."""
     found: list[bool] = []
-    real = update.precise_gradient
+    real = update.gradient_in_float64
 
     def noted(*args: Any) -> Any:
         gradients = real(*args)
         found.append(gradients is not None)
         return gradients
 
-    monkeypatch.setattr(update, "precise_gradient", noted)
+    monkeypatch.setattr(update, "gradient_in_float64", noted)
     return found
 
 
@@ -183,9 +183,9 @@ def test_a_gradient_of_rounding_alone_is_left_as_recorded() -> None:
         return nn.Sequential(nn.Linear(40, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 5))
 
     record = run(make)
-    noise = record.steps[0].gradient["0.bias"][0]  # type: ignore[index]
+    noise = record.steps[0].findings.gradient["0.bias"][0]  # type: ignore[index]
     assert 0 < noise.abs().max() < 1e-7
-    found = update.pull_update(record, record.steps[0], _adjoint(record), {}, last=True).along["0.bias"]
+    found = update.pull_update(record, record.steps[0], _adjoint(record), {}, last=True).direction["0.bias"]
     recorded = 1e-3 * 1e-8 / (noise.abs() + 1e-8).square()
     assert torch.allclose(found, -_adjoint(record)["0.bias"] * recorded, rtol=1e-3)
 
@@ -224,6 +224,6 @@ def test_the_bound_on_the_second_derivative(count: int) -> None:
     d = draw()
     h = 1e-5 * (d.abs() + 1e-9)
     bend = (derivative(d + h).by_gradient - derivative(d - h).by_gradient) / (2 * h)
-    bound = derivative(d, bent=True).bend
+    bound = derivative(d, sensitive=True).curvature
     assert bound is not None
     assert (bend.abs() <= bound.abs() * (1 + 1e-3)).all()

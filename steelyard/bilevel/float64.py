@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["Precise", "precise_gradient", "single", "wide_batch", "widened"]
+__all__ = ["GradientInFloat64", "batch_in_float64", "gradient_in_float64", "in_float32", "step_in_float64"]
 
 _AGREE = 1e-2  # of a parameter's gradient, and a hundredth of that of all: a bias before BatchNorm has noise only
 
@@ -31,54 +32,53 @@ _ROUGH = 1e-4
 Seen: 4e-7 on an MLP, 5e-6 on a ResNet-18 with GroupNorm (these came out within 5e-7), 3e-3 with BatchNorm (3e-4)."""
 
 
-class Precise(NamedTuple):
+class GradientInFloat64(NamedTuple):
     """What float64 says of a step.
 
     Attributes:
         gradients: by the names asked for, as the optimizer would have used them.
-        wide: the step in float64, where the recorded gradient is off by more than `_ROUGH`; else None. What the module
+        step: the step in float64, where the recorded gradient is off by more than `_ROUGH`; else None. What the module
             holds of parameters that are not trained is among its buffers.
     """
 
     gradients: Tensors
-    wide: Step | None
+    step: Step | None
 
 
-def single(step: Step) -> bool:
+def in_float32(step: Step) -> bool:
     """Whether the step was taken in float32: autocast has another precision to replay, float64 none above it."""
-    return step.autocast is None and all(p.dtype == torch.float32 for p in step.parameters.values())
+    return step.conditions.autocast is None and all(p.dtype == torch.float32 for p in step.parameters.values())
 
 
-def precise_gradient(run: Trajectory, step: Step, recorded: Tensors) -> Precise | None:
+def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> GradientInFloat64 | None:
     """Return the gradient of the inner loss of `step` by a reverse pass in float64; None where there is none.
 
     Rounded to float32, whose relative error is harmless, but where weight decay will be added to it, which may
     cancel it. On several ranks all must ask, and all get the same answer.
 
     Args:
-        run, step: the step, for which `single` holds.
+        run, step: the step, for which `in_float32` holds.
         recorded: the gradient that the optimizer used, by the names asked for.
     """
-    wide = widened(run, step)
+    wide = step_in_float64(run, step)
     found = _replayed(run, step, wide, recorded)
-    if not all(run.ranks.lengths(int(found is not None))):
+    if run.ranks.any(found is None):
         return None
     assert found is not None
     return _accepted(run.ranks.mean(found), recorded, wide)
 
 
-def widened(run: Trajectory, step: Step) -> Step:
+def step_in_float64(run: Trajectory, step: Step) -> Step:
     """Return `step` with all that it replays in float64."""
     untrained = {name: p for name, p in run.module.named_parameters() if name not in step.parameters}
+    held = {**step.conditions.buffers, **untrained}
     return replace(
         step,
-        batch=wide_batch(step.batch),
+        batch=batch_in_float64(step.batch),
         weight=step.weight.double(),
-        parameters={name: p.double() for name, p in step.parameters.items()},
-        buffers={name: _double(value.detach()) for name, value in {**step.buffers, **untrained}.items()},
-        gradient=None,
-        tape=None,
-        guards=[],
+        parameters=in_float64(step.parameters),
+        conditions=replace(step.conditions, buffers=in_float64({n: one.detach() for n, one in held.items()})),
+        findings=replace(step.findings, gradient=None, tape=None, guards=[]),
     )
 
 
@@ -86,11 +86,11 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
 
     def body(module: nn.Module) -> Tensors:
-        return differentiate(module, run.objective_of(wide)(module, wide.batch, wide.weight), leaves)
+        return differentiate(module, run.inner_loss(wide, module), leaves)
 
     try:
         with torch.enable_grad():
-            at = {**wide.parameters, **{name: leaf.double() for name, leaf in leaves.items()}}
+            at = {**wide.parameters, **in_float64(leaves)}
             found: Tensors = run.replay(wide, at, body)
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
@@ -102,7 +102,7 @@ def _cancels(step: Step, name: str) -> bool:
     return bool(group["weight_decay"]) and not group.get("decoupled_weight_decay", False)
 
 
-def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> Precise | None:
+def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> GradientInFloat64 | None:
     """Return `found` where both are the same gradient up to rounding, parameter by parameter; None: they are not.
 
     A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
@@ -117,7 +117,7 @@ def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> Precise | None:
     close = (apart <= _AGREE * size).tolist()
     gradients = {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
     rough = bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
-    return Precise(gradients, wide if rough else None)
+    return GradientInFloat64(gradients, wide if rough else None)
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
@@ -125,10 +125,15 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(apart)).to(other.dtype)
 
 
-def wide_batch(batch: Batch) -> Batch:
+def batch_in_float64(batch: Batch) -> Batch:
     """Return `batch` with its numbers in float64."""
-    return replace(batch, inputs=_double(batch.inputs), targets=_double(batch.targets))
+    return replace(batch, inputs=_cast(batch.inputs), targets=_cast(batch.targets))
 
 
-def _double(tensor: Tensor) -> Tensor:
+def in_float64(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return tensors by name in float64, but for integers."""
+    return {name: _cast(tensor) for name, tensor in tensors.items()}
+
+
+def _cast(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
