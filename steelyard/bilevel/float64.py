@@ -86,7 +86,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
 
     def body(module: nn.Module) -> Tensors:
-        return differentiate(module, run.objective_of(wide)(module, wide.batch, wide.weight), leaves)
+        return differentiate(module, run.inner_loss(wide, module), leaves)
 
     try:
         with torch.enable_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, Ranks
 
-__all__ = ["Objective", "SampleLoss", "WeightedLoss", "check_rows"]
+__all__ = ["Divisor", "Objective", "SampleLoss", "WeightedLoss", "check_rows", "summed_by_weight"]
 
 SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, targets) -> (batch,)``, for example ``partial(F.cross_entropy, reduction="none")``."""
@@ -27,6 +26,8 @@ _TRIED = 7  # rows whose losses are taken alone too
 Shapes: TypeAlias = tuple[torch.Size, torch.Size]
 
 Normalise: TypeAlias = Literal["weights", "batch", "none"]
+
+Divisor: TypeAlias = Tensor | float | int
 
 
 @runtime_checkable
@@ -89,7 +90,6 @@ class WeightedLoss:
             _check.function("regulariser", regulariser, "a function of the model")
         self.regulariser = regulariser
         self.ranks = ranks
-        self._divisor: Tensor | float | int | None = None
         self._matched: set[Shapes] = set()
 
     def __call__(self, model: nn.Module, batch: Batch, weight: Tensor | Numbers) -> Tensor:
@@ -99,9 +99,13 @@ class WeightedLoss:
             raise ValueError(f"weight must have an entry for each of the {len(batch)} samples, got {len(weight)}")
         return self.reduce(model, self.sample_losses(model, batch), weight)
 
-    def reduce(self, model: nn.Module, losses: Tensor, weight: Tensor) -> Tensor:
-        """Return the scalar inner loss of samples whose losses ``(batch,)`` are at hand; `model` is regularised."""
-        total = (weight * losses).sum() / self.divisor(weight)
+    def reduce(self, model: nn.Module, losses: Tensor, weight: Tensor, divisor: Divisor | None = None) -> Tensor:
+        """Return the scalar inner loss of samples whose losses ``(batch,)`` are at hand; `model` is regularised.
+
+        `divisor` is what `divisor` returned for `weight` before, so that a rank replays a step without the others;
+        None: ask again.
+        """
+        total = (weight * losses).sum() / (self.divisor(weight) if divisor is None else divisor)
         return total if self.regulariser is None else total + self.regulariser(model)
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
@@ -121,10 +125,8 @@ class WeightedLoss:
             )
         return losses
 
-    def divisor(self, weight: Tensor) -> Tensor | float | int:
+    def divisor(self, weight: Tensor) -> Divisor:
         """Return what the weighted sum is divided by; on several ranks that of all over the number of ranks."""
-        if self._divisor is not None:
-            return self._divisor
         if self.ranks.size > 1:
             return self._total(weight) / self.ranks.size
         if self.normalise == "weights":
@@ -133,13 +135,7 @@ class WeightedLoss:
             return total
         return len(weight) if self.normalise == "batch" else 1
 
-    def fixed(self, weight: Tensor) -> WeightedLoss:
-        """Return this loss with the divisor that `weight` has now, so that a rank replays without the others."""
-        one = copy.copy(self)
-        one._divisor = self.divisor(weight)
-        return one
-
-    def _total(self, weight: Tensor) -> Tensor | float | int:
+    def _total(self, weight: Tensor) -> Divisor:
         """Return the divisor of the sum over all ranks, of which `weight` is this one's share."""
         if self.normalise == "none":
             return 1
@@ -167,6 +163,13 @@ class WeightedLoss:
             total, moment = self.ranks.sum(torch.stack([weight.sum(), weight @ recorded])).unbind()
             return (tangents - moment / total) / total
         return tangents / (self._total(weight) if self.ranks.size > 1 else self.divisor(weight))
+
+
+def summed_by_weight(objective: Objective) -> WeightedLoss | None:
+    """Return `objective` where it is a `WeightedLoss` that is summed up as those are; else None."""
+    if isinstance(objective, WeightedLoss) and type(objective).__call__ is WeightedLoss.__call__:
+        return objective
+    return None
 
 
 def _check_total(total: Tensor, weight: Tensor, of: str, remedy: str = "") -> None:

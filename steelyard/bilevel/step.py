@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard
-from steelyard.bilevel.objective import WeightedLoss
+from steelyard.bilevel.objective import Divisor
 from steelyard.bilevel.sweep.graph_record import Tape
 
 __all__ = ["Conditions", "Findings", "Step", "Tensors", "cuda_devices", "random_state", "set_random_state"]
@@ -28,14 +28,14 @@ class Conditions:
         modes: the ``training`` flag of every module.
         rng: the random state of the CPU (and of the CUDA device, if the model is on one) before the forward pass.
         autocast: ``(device type, dtype)`` or None.
-        objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
+        divisor: on several ranks, what the inner loss divided its weighted sum by; None: it follows from the weights.
     """
 
     buffers: Tensors
     modes: tuple[bool, ...]
     rng: tuple[Tensor, Tensor | None]
     autocast: tuple[str, torch.dtype] | None
-    objective: WeightedLoss | None = None
+    divisor: Divisor | None = None
 
 
 @dataclass

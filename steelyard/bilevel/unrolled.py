@@ -156,7 +156,7 @@ def _take(
     module: nn.Module, run: Trajectory, stepper: Stepper, step: Step, parameters: Tensors, weight: Tensor
 ) -> Tensors:
     """Take one step where the parameters are swapped in still: its backward pass may read the module once more."""
-    return stepper.step(step, parameters, run.objective_of(step)(module, step.batch, weight))
+    return stepper.step(step, parameters, run.inner_loss(step, module, weight))
 
 
 @contextmanager

@@ -280,8 +280,8 @@ def objection_to(
     def objection(tangents: Tensor) -> str | None:
         if reference is None:
             return None
-        weighted, weight = run.weighted_of(step), step.weight.to(tangents.dtype)
-        terms = (weight * tangents / weighted.divisor(weight)).double()
+        weighted, weight, divisor = run.weighted, step.weight.to(tangents.dtype), step.conditions.divisor
+        terms = (weight * tangents / (weighted.divisor(weight) if divisor is None else divisor)).double()
         expected, scale = (run.ranks.sum(torch.stack([terms.sum(), terms.abs().sum()])) / run.ranks.size).tolist()
         if weighted.regulariser is not None:
             share = _along_regulariser(run, step, along, after=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard.bilevel import Batch
 from steelyard.distributed import Ranks
-from steelyard.reweight.hypergradient import Estimator, OuterRisk, hypergradient
+from steelyard.reweight.hypergradient import Drawn, Estimator, OuterRisk, hypergradient
 from steelyard.reweight.inner import InnerRun
 
 __all__ = ["CrossFit"]
@@ -49,8 +51,8 @@ class CrossFit:
         train: Batch,
         weight: Float[Tensor, " n"],
         generator: torch.Generator,
-    ) -> Float[Tensor, " n"]:
-        """Return d risk / d weight ``(n,)``; the risk is then in ``outer.value``.
+    ) -> Drawn:
+        """Return d risk / d weight ``(n,)`` and the risk.
 
         Args:
             estimator: of the hypergradient.
@@ -70,13 +72,12 @@ class CrossFit:
         pooled = runs[0][1].new_empty(len(train), *runs[0][1].shape[1:])
         for rows, own, _, _ in runs:
             pooled[rows] = own
-        total = torch.zeros_like(weight)
+        total, value = torch.zeros_like(weight), math.nan
         for rows, _, model, trajectory in runs:
-            through = _Through(outer, pooled, rows)
-            gradient = hypergradient(estimator, model, trajectory, through, train)
+            gradient, value = hypergradient(estimator, model, trajectory, _Through(outer, pooled, rows), train)
             gradient[rows] = 0  # this model is never trained on its own fold
             total += gradient.to(total.dtype)
-        return total
+        return Drawn(total, value)
 
     def _split(self, weight: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
         """Return the fold ``(n,)`` of every sample, of equal size up to one; not all that is kept in one fold."""

@@ -1,9 +1,10 @@
-"""One draw's hypergradient, and its mean and spread over draws."""
+"""One draw's hypergradient and outer risk, and their mean and spread over draws."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from steelyard.bilevel import Batch, Outer, SampleLoss, Streamed, Trajectory
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.risk import Risk
 
-__all__ = ["Estimator", "OuterRisk", "Spread", "hypergradient", "labels_of_all"]
+__all__ = ["Drawn", "Estimator", "NotFiniteRiskError", "OuterRisk", "Spread", "hypergradient", "labels_of_all"]
 
 
 @runtime_checkable
@@ -29,8 +30,23 @@ class Estimator(Protocol):
         ...
 
 
+class Drawn(NamedTuple):
+    """What one draw gives: d risk / d a_i for all samples ``(n,)``, a the inner weights, and the risk itself."""
+
+    gradient: Float[Tensor, " n"]
+    value: float
+
+
+class NotFiniteRiskError(FloatingPointError):
+    """The outer risk is NaN or infinite; `value` is what it is."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(f"the outer loss is {value}")
+        self.value = value
+
+
 class OuterRisk:
-    """A risk on given samples as a function of the model alone; remembers its last value.
+    """A risk on given samples as a function of the model alone.
 
     Args:
         risk: the outer objective.
@@ -56,7 +72,6 @@ class OuterRisk:
         self.risk, self.samples, self.loss, self.chunk, self.autocast = risk, samples, loss, chunk, autocast
         self.ranks, self._everywhere = ranks, labels_of_all(samples, ranks)
         self._start, _ = ranks.place(len(samples))
-        self.value = float("nan")
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the risk of `model`, a scalar with a graph to its parameters.
@@ -87,10 +102,8 @@ class OuterRisk:
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def of(self, outputs: Tensor) -> Tensor:
-        """Return the risk of outputs for all the samples (of this rank), and remember it."""
-        value = self.risk(self.ranks.join(outputs, self._start), self._everywhere, self.loss)
-        self.value = float(value.detach())
-        return value
+        """Return the risk of outputs for all the samples (of this rank)."""
+        return self.risk(self.ranks.join(outputs, self._start), self._everywhere, self.loss)
 
 
 def labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
@@ -146,24 +159,38 @@ class _Backwards:
         return found
 
 
-def hypergradient(
-    estimator: Estimator, model: nn.Module, trajectory: Trajectory, outer: Outer, train: Batch
-) -> Float[Tensor, " n"]:
-    """Return d outer / d a_i for all samples of `train` ``(n,)``, a the inner weights; the model in eval mode.
+def hypergradient(estimator: Estimator, model: nn.Module, trajectory: Trajectory, outer: Outer, train: Batch) -> Drawn:
+    """Return d outer / d a_i for all samples of `train` ``(n,)``, a the inner weights, and `outer`; in eval mode.
 
     With one recorded step that step is replayed virtually over all of `train`; with more, samples that the window
     has not seen get 0.
 
     Raises:
-        FloatingPointError: the outcome is not finite.
+        NotFiniteRiskError: `outer` is not finite.
+        FloatingPointError: the gradient is not.
     """
     model.eval()
-    if len(trajectory.steps) == 1:
-        gradient = estimator(trajectory, outer, samples=train)
-    else:
-        gradient = estimator(trajectory, outer, index=train.index)
+    values: list[float] = []
+
+    def noted(module: nn.Module) -> Tensor:
+        value = outer(module)
+        values.append(float(value.detach()))
+        return value
+
+    asked = {"samples": train} if len(trajectory.steps) == 1 else {"index": train.index}
+    try:
+        gradient = estimator(trajectory, noted, **asked)
+    except FloatingPointError:
+        _check_risk(values)
+        raise
+    _check_risk(values)
     trajectory.ranks.together(lambda: _check_finite(gradient, model, train))
-    return gradient
+    return Drawn(gradient, values[-1])
+
+
+def _check_risk(values: list[float]) -> None:
+    if values and not math.isfinite(values[-1]):
+        raise NotFiniteRiskError(values[-1])
 
 
 def _check_finite(gradient: Tensor, model: nn.Module, train: Batch) -> None:

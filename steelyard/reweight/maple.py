@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from steelyard.bilevel import Batch, Streamed, Truncated
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.constraints import Budget, ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
-from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hypergradient
+from steelyard.reweight.hypergradient import Drawn, Estimator, NotFiniteRiskError, OuterRisk, Spread, hypergradient
 from steelyard.reweight.identity import described, samples, settings
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.mask import Mask
@@ -352,7 +351,7 @@ class Maple:
             return self._step(state, train, outer)
         except FloatingPointError as error:
             state.generator.set_state(before)
-            said = str(error) if math.isfinite(outer.value) else _blamed(outer, train)
+            said = _blamed(error, outer, train) if isinstance(error, NotFiniteRiskError) else str(error)
             raise FloatingPointError(f"outer step {state.step + 1}: {said}") from error
 
     def _step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
@@ -363,12 +362,10 @@ class Maple:
         ranks = state.ranks
         for _ in range(self.draws):
             mask, weight = self._draw(state, progress)
-            model, gradient = self._hypergradient(state, train, outer, weight.detach())
-            found = torch.autograd.grad(weight, list(leaves.values()), gradient.to(weight.dtype))
-            spread.add(dict(zip(leaves, found, strict=True)))
-            if not math.isfinite(outer.value):
-                raise FloatingPointError(f"the outer loss is {outer.value}")
-            losses.append(outer.value)
+            model, drawn = self._hypergradient(state, train, outer, weight.detach())
+            gradients = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
+            spread.add(dict(zip(leaves, gradients, strict=True)))
+            losses.append(drawn.value)
             kept.append(ranks.total(mask))
         row: dict[str, Any] = {
             "step": state.step,
@@ -426,7 +423,7 @@ class Maple:
 
     def _hypergradient(
         self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor
-    ) -> tuple[nn.Module | None, Tensor]:
+    ) -> tuple[nn.Module | None, Drawn]:
         if self.cross_fit is not None:
             return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
         model, trajectory = self.inner(train, weight)
@@ -440,9 +437,8 @@ def _check_given(train: Batch, validation: Batch | None, journal: Journal | None
     _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
 
 
-def _blamed(outer: OuterRisk, train: Batch) -> str:
+def _blamed(said: NotFiniteRiskError, outer: OuterRisk, train: Batch) -> str:
     """Return that the outer loss is not finite, and why: samples that are not (of this rank alone)."""
-    said = f"the outer loss is {outer.value}"
     for name, data in (("train", train), ("validation", outer.samples)):
         pieces = data.chunks(data.chunk if isinstance(data, Streamed) else None)
         if found := broken_samples((one.inputs, one.targets, one.index) for one in pieces):

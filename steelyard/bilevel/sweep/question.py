@@ -53,3 +53,7 @@ class Question:
     def sample_losses(self, module: nn.Module) -> Tensor:
         """Return the losses ``(batch,)``; for use inside of `replay`."""
         return self.run.weighted.sample_losses(module, self.batch)
+
+    def reduce(self, module: nn.Module, losses: Tensor) -> Tensor:
+        """Return the step's inner loss from its samples' losses; for use inside of `replay`."""
+        return self.run.reduce(self.step, module, losses)

@@ -143,10 +143,9 @@ def _reverse_over_reverse(question: Question) -> Curved:
 
     def body(module: nn.Module) -> tuple[Tensor, ...]:
         nonlocal first
-        objective, step = question.run.weighted_of(question.step), question.step
         losses = question.sample_losses(module)
         extra = torch.zeros_like(losses, requires_grad=True)
-        total = objective.reduce(module, losses, step.weight) + (extra * losses).sum()
+        total = question.reduce(module, losses) + (extra * losses).sum()
         first = torch.autograd.grad(
             total, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -175,7 +174,7 @@ def general(question: Question, tensors: Sequence[Tensor]) -> tuple[Curved, tupl
 
     def body(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         step = question.step
-        value = question.run.objective_of(step)(module, step.batch, step.weight)
+        value = question.run.inner_loss(step, module)
         first = torch.autograd.grad(
             value, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -209,7 +208,7 @@ def _forward_over_reverse(question: Question) -> Curved:
     def loss(parameters: Tensors) -> tuple[Tensor, Tensor]:
         def body(module: nn.Module) -> tuple[Tensor, Tensor]:
             losses = question.sample_losses(module)
-            return question.run.weighted_of(question.step).reduce(module, losses, question.step.weight), losses
+            return question.reduce(module, losses), losses
 
         found: tuple[Tensor, Tensor] = question.run.replay(question.step, parameters, body, composites=True)
         return found
