@@ -14,6 +14,7 @@ from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel import Batch, Streamed, Truncated
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.constraints import Budget, ConstraintSet
@@ -223,7 +224,10 @@ class Maple:
             "the outer state", {"step": state.step, **{name: value for one in made for name, value in one.items()}}
         )
         target = train if validation is None else validation
-        outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast, ranks)
+        objective = self.inner.objective
+        outer = OuterRisk(
+            self.risk, target, objective.loss, self.outer_chunk, self.inner.autocast, ranks, objective.outputs_of
+        )
         callbacks = list(callbacks)
         watched = any(ranks.lengths(len(callbacks)))
         with journal.stage(identity, outer=state, inner=self.inner, **(carry or {})) as stage:
@@ -453,10 +457,11 @@ def _blamed(said: NotFiniteRiskError, outer: OuterRisk, train: Batch) -> str:
 def _unlike(train: Batch, validation: Batch) -> list[str]:
     """Return in words where the shape of a sample, or a dtype, differs."""
     found = []
-    for name in ("inputs", "targets"):
-        one, two = getattr(train, name), getattr(validation, name)
-        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
-            found.append(f"{name} of {two.dtype} {_of_one(two)}, where train has {one.dtype} {_of_one(one)}")
+    kinds = [dict([*named_tensors("inputs", data.inputs), ("targets", data.targets)]) for data in (train, validation)]
+    for name in dict.fromkeys([*kinds[0], *kinds[1]]):
+        own, other = ("none" if one is None else f"{one.dtype} {_of_one(one)}" for one in (k.get(name) for k in kinds))
+        if own != other:
+            found.append(f"{name} of {other}, where train has {own}")
     return found
 
 
