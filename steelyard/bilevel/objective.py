@@ -168,7 +168,7 @@ class WeightedLoss:
         if self.normalise == "none":
             return 1
         if self.normalise == "batch":
-            return max(1, sum(self.ranks.lengths(len(weight))))
+            return max(1, self.ranks.count(len(weight)))
         if weight.requires_grad:
             raise TypeError('on several ranks normalise="weights" takes weights that require no gradient: detach them')
         total = self.ranks.sum(weight.sum())

@@ -232,8 +232,8 @@ class InnerRun:
 def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
     """Return the positions ``(k,)`` of the samples with weight > 0."""
     positions = (weight > 0).nonzero().flatten()
-    if not any(ranks.lengths(len(positions))):
-        count = sum(ranks.lengths(len(weight)))
+    if not ranks.any(len(positions) > 0):
+        count = ranks.count(len(weight))
         raise ValueError(f"no sample is left to train on: all {count} weights are 0; raise the budget")
     return positions
 

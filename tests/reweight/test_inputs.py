@@ -30,7 +30,7 @@ from steelyard.reweight import (
     project_ball,
     project_box_simplex,
 )
-from steelyard.reweight import reweighting as module
+from steelyard.reweight import result as module
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 X, Y, E = [[0.5, 1.0], [2.0, -1.0], [0.0, 3.0], [1.0, 1.0]], [0, 1, 1, 0], [0, 0, 1, 1]

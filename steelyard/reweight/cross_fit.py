@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard.bilevel import Batch
 from steelyard.distributed import Ranks
-from steelyard.reweight.hypergradient import Drawn, Estimator, OuterRisk, hypergradient
 from steelyard.reweight.inner import InnerRun
+from steelyard.reweight.outer_risk import Drawn, Estimator, OuterRisk, hypergradient
 
 __all__ = ["CrossFit"]
 

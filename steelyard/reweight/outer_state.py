@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,32 +18,9 @@ from steelyard.bilevel import Batch
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet
 
-__all__ = ["CosineDecay", "OuterOptimizer", "OuterState", "OuterStep"]
+__all__ = ["OuterOptimizer", "OuterState", "OuterStep"]
 
 OuterOptimizer = Callable[[Iterable[Tensor]], Optimizer]
-
-
-@dataclass(frozen=True)
-class CosineDecay:
-    """Factor of the outer step over the outer run: half a cosine from 1 down to `end`.
-
-    Attributes:
-        end: factor at progress 1, in [0, 1].
-
-    Example:
-        >>> CosineDecay(0.5)(0.0), CosineDecay(0.5)(0.5), CosineDecay(0.5)(1.0)
-        (1.0, 0.75, 0.5)
-    """
-
-    end: float | int = 0.02
-
-    def __post_init__(self) -> None:
-        _check.store(self, end=_check.in_range("end", self.end, low=0.0, high=1.0))
-
-    def __call__(self, progress: float | int) -> float:
-        """Return the factor at `progress` in [0, 1]."""
-        _check.in_range("progress", progress, low=0.0, high=1.0)
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass
