@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._packages import needed_by
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.step import Step, Tensors
@@ -65,6 +66,7 @@ class Unrolled:
         RuntimeError: torch has no second derivative of an operator, or a wrong one; the outer loss reads running
             statistics that the window moved; the model reads its parameters on the way back; a parameter has a hook.
         FloatingPointError: the derivative is NaN.
+        ImportError: the backend's library is not installed; the message says how to install it.
     """
 
     def __init__(self, steps: int = 1, backend: Literal["torch", "torchopt", "higher"] = "torchopt") -> None:
@@ -209,13 +211,14 @@ def _gone_back(
 
 
 def _stepper(backend: str, run: Trajectory, first: Step) -> Stepper:
-    # Imported here: each of these libraries is needed by its own backend only.
     if backend == "torchopt":
-        from steelyard.bilevel._torchopt import TorchOptStepper
+        with needed_by("Unrolled(backend='torchopt')", install="torchopt"):
+            from steelyard.bilevel._torchopt import TorchOptStepper
 
         return TorchOptStepper(run.optimizer, first)
     if backend == "higher":
-        from steelyard.bilevel._higher import HigherStepper
+        with needed_by("Unrolled(backend='higher')", install="higher"):
+            from steelyard.bilevel._higher import HigherStepper
 
         return HigherStepper(run.optimizer, first)
     return TorchStepper(run.optimizer, first)

@@ -8,18 +8,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from steelyard.cli.shared import (
-    Overrides,
-    check_any_seed,
-    data_root_of,
-    every,
-    progress_bars,
-    read_runs,
-    seconds,
-    set_threads,
-    stoppable,
-    watcher,
-)
+from steelyard.cli.options import check_any_seed, data_root_of, every, seconds, set_threads
+from steelyard.cli.shared import Overrides, progress_bars, read_runs, stoppable, watcher
 from steelyard.distributed import launched
 from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.tables import FILES, write_comparison

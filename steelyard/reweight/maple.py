@@ -47,7 +47,7 @@ class Maple(OuterSettings):
     surrogate.
 
     Departures from the paper, all of them options. The update of s is the default of a study on Colored MNIST that
-    chose by validation and the training penalty, with ``Sqrt(VREx())`` as risk and w held at 1 (ARCHITECTURE.md):
+    chose by validation and the training penalty, with ``Sqrt(VREx())`` as risk and w held at 1 (results/outer_step):
 
     - the budget is an equality by default; a risk that is a penalty alone otherwise shrinks the kept set;
     - w is learned and bounded (the released code does neither);

@@ -6,9 +6,8 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
@@ -17,7 +16,11 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from steelyard._support import _check, _files, _state, _text
+from steelyard._support._packages import needed_by
 from steelyard.reweight.mask import Mask, check_probabilities
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Reweighting"]
 
@@ -117,7 +120,14 @@ class Reweighting:
         return Mask()(self.probabilities.detach(), generator).bool()
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a table with columns index, weight, probability: one row a sample."""
+        """Return a table with columns index, weight, probability: one row a sample.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        with needed_by("Reweighting.to_frame", install="pandas"):
+            import pandas
+
         assert self.index is not None  # set in __post_init__
         columns = {"index": self.index, "weight": self.weights, "probability": self.probabilities}
         return pandas.DataFrame({name: values.detach().cpu().numpy() for name, values in columns.items()})

@@ -19,18 +19,18 @@ from steelyard import selectors
 from steelyard._support._state import StateError, _digest, decode, encode
 from steelyard.bilevel import Batch
 from steelyard.checkpoint import CheckpointError, Journal
+from steelyard.cli.losses import read_losses
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
-from steelyard.experiments.bounds_losses import read_losses
 from steelyard.experiments.compare.rows import compare as comparison
 from steelyard.experiments.compare.tables import comma_separated, markdown, summary, tex
-from steelyard.experiments.data.backbone import _load as load_weights
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
 from steelyard.experiments.data.waterbirds import Waterbirds
 from steelyard.experiments.errors import UserError
+from steelyard.experiments.models.backbone import _load as load_weights
 from steelyard.experiments.priors import ScoreFile
 from steelyard.experiments.report.page import render
 from steelyard.experiments.report.priors import prior_section

@@ -108,7 +108,7 @@ def test_nothing_is_cut_off_and_names_leave_the_plot_its_room(name: str, monkeyp
     assert height * min(place.height for place in places) > 0.3
 
 
-THEORY = Path(__file__).parents[2] / "results" / "theory"
+THEORY = Path(__file__).parents[3] / "results" / "theory"
 
 
 @pytest.mark.parametrize("name", FIGURES)

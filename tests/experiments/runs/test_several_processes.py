@@ -36,7 +36,7 @@ from tests.experiments.together import carry_out, recipes
 from tests.ranked import started
 from tests.shares import Threads, in_threads
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _PATIENCE = 400  # seconds until a test gives up on processes that take some ten on a free machine
 FEW = ((3, 2, 2, 2), (1, 1, 1, 1), (1, 1, 1, 1))
 

@@ -13,7 +13,7 @@ from steelyard.experiments.models import MLP
 from steelyard.experiments.training.evaluation import evaluate
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
-from tests.experiments.test_trainer import PROBLEM
+from tests.experiments.training.test_trainer import PROBLEM
 
 NET = replace(PROBLEM, model_settings=MLP(hidden=(16,)))
 TRAINING = Training(steps=150, evaluate_every=150, optimizer=OptimizerSettings("adam", 0.02))

@@ -29,8 +29,7 @@ from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
-
-from .test_prior_scores import PROBLEM, SGD
+from tests.experiments.priors.test_scores import PROBLEM, SGD
 
 SHORT = Training(steps=5, optimizer=SGD)
 DISAGREEMENT = RankDisagreement(models=3, training=SHORT)

@@ -12,10 +12,10 @@ from steelyard._support._plain import plain
 from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CelebA, Waterbirds
 from steelyard.experiments.data import features as module
-from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.features import cache_folder, features, key
 from steelyard.experiments.data.transforms import evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
+from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.runs.schema import parse

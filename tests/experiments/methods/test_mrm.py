@@ -14,7 +14,7 @@ from steelyard.experiments.training.evaluation import evaluate
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
 from tests.experiments.biased import biased_problem, worst_group
-from tests.experiments.test_trainer import PROBLEM
+from tests.experiments.training.test_trainer import PROBLEM
 
 NET = replace(PROBLEM, model_settings=MLP(hidden=(16,)))
 ADAM = OptimizerSettings("adam", 0.02)

@@ -13,7 +13,7 @@ from steelyard.experiments.methods.invrat import EnvironmentGap
 from steelyard.experiments.models import MLP
 from steelyard.experiments.training.evaluation import evaluate
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
-from tests.experiments.test_trainer import PROBLEM
+from tests.experiments.training.test_trainer import PROBLEM
 
 NET = replace(PROBLEM, model_settings=MLP(hidden=(16,)))
 DATA = NET.splits.train
