@@ -58,8 +58,7 @@ class Batch:
     def __post_init__(self) -> None:
         _check.store(self, inputs=_nested_rows(self.inputs))
         labels_as_tensors(self)
-        labels = {field.name: getattr(self, field.name) for field in fields(Batch) if field.name != "inputs"}
-        _check.same_length(**dict(_nested.named_tensors("inputs", self.inputs)), **labels)
+        check_lengths(self)
         if len(self.index) and int(self.index.min()) < 0:
             raise ValueError(f"index holds global sample ids >= 0, got {int(self.index.min())}")
 
@@ -134,6 +133,12 @@ def labels_as_tensors(batch: Batch) -> None:
         ids = getattr(batch, name)
         if ids is not None:
             _check.store(batch, **{name: _check.integers(name, _counted(name, ids))})
+
+
+def check_lengths(batch: Batch, **more: Tensor) -> None:
+    """Raise ValueError unless all fields of a batch (and `more`) have as many rows."""
+    labels = {field.name: getattr(batch, field.name) for field in fields(Batch) if field.name != "inputs"}
+    _check.same_length(**dict(_nested.named_tensors("inputs", batch.inputs)), **labels, **more)
 
 
 def row_positions(positions: Tensor | Numbers, count: int) -> Tensor:
