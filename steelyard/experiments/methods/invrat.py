@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard._support._modules import last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.methods._base import TrainedMethod
-from steelyard.experiments.methods.dfr import last_layer
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
@@ -51,7 +51,7 @@ class InvRat(TrainedMethod):
         """Train and return the model with the shared head."""
         model = problem.model()
         gap = EnvironmentGap(
-            last_layer(model),
+            last_linear(model),
             len(problem.splits.environments),
             lambda parameters: torch.optim.Adam(parameters, lr=self.head_rate),
         )
