@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._nested import mapped
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
@@ -127,7 +128,7 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 def batch_in_float64(batch: Batch) -> Batch:
     """Return `batch` with its numbers in float64."""
-    return replace(batch, inputs=_cast(batch.inputs), targets=_cast(batch.targets))
+    return replace(batch, inputs=mapped(_cast, batch.inputs), targets=_cast(batch.targets))
 
 
 def in_float64(tensors: Mapping[str, Tensor]) -> Tensors:

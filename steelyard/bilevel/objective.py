@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._nested import Nested
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.outputs import ModelCall, Outputs, call_model, chosen, outputs_to_choose
 from steelyard.distributed import ALONE, Ranks
 
 __all__ = ["Divisor", "Objective", "SampleLoss", "WeightedLoss", "check_rows", "summed_by_weight"]
@@ -61,12 +63,18 @@ class WeightedLoss:
         normalise: the divisor, as above.
         regulariser: ``model -> scalar``, added as it is (an L2 term, say).
         ranks: the processes that train the model together, see `Processes`.
+        outputs: what of the model's answer `loss` is given: a key or an attribute ("logits"), a position, or a function
+            of the answer (whose value may be a tuple or a dict, for a loss that reads one). None: the model answers
+            with a tensor.
+        call: ``(model, inputs) -> answer``; by default ``model(x)`` for a tensor, ``model(*x)`` for a tuple,
+            ``model(**x)`` for a dict.
 
     Raises:
         ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or that takes every output
             with every target (``(n, 1)`` and ``(n,)`` broadcast); weights that are not ``(batch,)``, or (for
             ``"weights"``) whose sum is not positive and finite, with the weight that is to blame.
-        TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient.
+        TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient; an answer of
+            the model that is no tensor where `outputs` does not say what to take of it.
 
     Example:
         >>> from functools import partial
@@ -74,6 +82,15 @@ class WeightedLoss:
         >>> objective = WeightedLoss(partial(F.cross_entropy, reduction="none"))
         >>> data = Batch.of(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
         >>> objective(torch.nn.Linear(3, 2), data, torch.ones(4)).shape
+        torch.Size([])
+
+        A loss a token, averaged over those that count (targets of -100 do not), is one number a sample:
+
+        >>> def mean_over_tokens(logits, targets):  # (batch, tokens, classes), (batch, tokens)
+        ...     losses = F.cross_entropy(logits.mT, targets, reduction="none")  # 0 where the target is -100
+        ...     return losses.sum(1) / (targets != -100).sum(1).clamp(min=1)
+        >>> tokens = Batch.of({"input": torch.randn(2, 5, 3)}, torch.tensor([[0, 1, 1, -100, -100], [1, 0, 1, 0, 1]]))
+        >>> WeightedLoss(mean_over_tokens)(torch.nn.Linear(3, 2), tokens, torch.ones(2)).shape
         torch.Size([])
     """
 
@@ -83,6 +100,9 @@ class WeightedLoss:
         normalise: Normalise = "weights",
         regulariser: Callable[[nn.Module], Tensor] | None = None,
         ranks: Ranks = ALONE,
+        *,
+        outputs: Outputs = None,
+        call: ModelCall = call_model,
     ) -> None:
         self.loss = _check.function("loss", loss, "a function of outputs and targets")
         self.normalise = _check.choice("normalise", normalise, ("weights", "batch", "none"))
@@ -90,6 +110,8 @@ class WeightedLoss:
             _check.function("regulariser", regulariser, "a function of the model")
         self.regulariser = regulariser
         self.ranks = ranks
+        self.outputs = outputs_to_choose("outputs", outputs)
+        self.call = _check.function("call", call, "a function of a model and its inputs")
         self._matched: set[Shapes] = set()
 
     def __call__(self, model: nn.Module, batch: Batch, weight: Tensor | Numbers) -> Tensor:
@@ -108,14 +130,20 @@ class WeightedLoss:
         total = (weight * losses).sum() / (self.divisor(weight) if divisor is None else divisor)
         return total if self.regulariser is None else total + self.regulariser(model)
 
+    def outputs_of(self, model: nn.Module, inputs: Nested) -> Any:
+        """Return the outputs of `model` for `inputs` (those of a batch), as `loss` is given them: by `call`, `outputs`.
+
+        Raises:
+            TypeError: the model returns no tensor, and `outputs` does not say what to take.
+        """
+        return chosen(self.call(model, inputs), self.outputs)
+
     def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
         """Return the unweighted loss of every sample ``(batch,)``, taken in float32 at least.
 
         (Under autocast a loss of bfloat16 outputs would round each sample's derivative to eight bits.)
         """
-        outputs = model(batch.inputs)
-        if isinstance(outputs, Tensor) and outputs.dtype in (torch.bfloat16, torch.float16):
-            outputs = outputs.float()
+        outputs = _at_least_float32(self.outputs_of(model, batch.inputs))
         check_rows(self.loss, outputs, batch.targets, self._matched)
         losses = self.loss(outputs, batch.targets)
         if losses.shape != (len(batch),):
@@ -163,6 +191,15 @@ class WeightedLoss:
             total, moment = self.ranks.sum(torch.stack([weight.sum(), weight @ recorded])).unbind()
             return (tangents - moment / total) / total
         return tangents / (self._total(weight) if self.ranks.size > 1 else self.divisor(weight))
+
+
+def _at_least_float32(outputs: Any) -> Any:
+    """Return outputs (of a function, perhaps several) with those of half precision in float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+    if isinstance(outputs, dict):
+        return {key: _at_least_float32(one) for key, one in outputs.items()}
+    return tuple(map(_at_least_float32, outputs)) if type(outputs) is tuple else outputs
 
 
 def summed_by_weight(objective: Objective) -> WeightedLoss | None:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
@@ -161,9 +162,10 @@ class Recorder:
         modules = list(self._module.modules())
         buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
         held = [*self._untrained(), *((f"buffer {name!r}", one) for name, one in buffers.items() if one.requires_grad)]
+        read = [*named_tensors("inputs", batch.inputs), ("targets", batch.targets)]
         findings = Findings(
             connected=weight.grad_fn is not None,
-            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *held]),
+            guards=guards([*read, ("weight", weight), *held]),
         )
         conditions = Conditions(
             buffers={name: one if one.requires_grad else one.detach().clone() for name, one in buffers.items()},

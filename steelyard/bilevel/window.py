@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._nested import equal
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
 from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot
@@ -231,7 +232,7 @@ def _same_rows(batch: Batch, samples: Batch) -> Tensor | None:
         return None
     for at, piece in zip(rows.split(_COMPARED), batch.chunks(_COMPARED), strict=True):
         own = samples.take(at)
-        if not (torch.equal(own.inputs, piece.inputs) and torch.equal(own.targets, piece.targets)):
+        if not (equal(own.inputs, piece.inputs) and torch.equal(own.targets, piece.targets)):
             return None
     return rows
 

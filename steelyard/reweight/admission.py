@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel import Batch
 from steelyard.checkpoint import Journal
 from steelyard.reweight.inner import InnerRun
@@ -88,12 +89,15 @@ def _try_validation(inner: InnerRun, train: Batch, validation: Batch) -> None:
 def _unlike(train: Batch, validation: Batch) -> list[str]:
     """Return in words where the shape of a sample, or a dtype, differs."""
     found = []
-    for name in ("inputs", "targets"):
-        one, two = getattr(train, name), getattr(validation, name)
-        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
-            found.append(f"{name} of {two.dtype} {_of_one(two)}, where train has {one.dtype} {_of_one(one)}")
+    own, others = (
+        {**dict(named_tensors("inputs", data.inputs)), "targets": data.targets} for data in (train, validation)
+    )
+    for name in dict.fromkeys([*own, *others]):
+        here, there = _of_one(own.get(name)), _of_one(others.get(name))
+        if here != there:
+            found.append(f"{name} of {there}, where train has {here}")
     return found
 
 
-def _of_one(values: Tensor) -> str:
-    return f"({', '.join(['n', *map(str, values.shape[1:])])})"
+def _of_one(values: Tensor | None) -> str:
+    return "none" if values is None else f"{values.dtype} ({', '.join(['n', *map(str, values.shape[1:])])})"

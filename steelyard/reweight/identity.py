@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel import Batch, Streamed
 from steelyard.distributed import ALONE, Ranks
 
@@ -99,15 +100,15 @@ def samples(name: str, batch: Batch, ranks: Ranks = ALONE, floating: bool = True
     start, total = ranks.place(len(batch))
     found = {}
     for field in fields(Batch):
-        values = getattr(batch, field.name)
-        if values is None:
+        held = getattr(batch, field.name)
+        if held is None:
             found[f"{name}.{field.name}"] = "None"
             continue
-        text = f"{values.dtype} {(total, *values.shape[1:])}"
         read = not (field.name == "inputs" and isinstance(batch, Streamed))
-        if read and (floating or not values.is_floating_point()):
-            text += f" {_hex(ranks.stack(_checksum(values, start).cpu()).sum(0))}"
-        found[f"{name}.{field.name}"] = text
+        for place, values in named_tensors(f"{name}.{field.name}", held):
+            found[place] = f"{values.dtype} {(total, *values.shape[1:])}"
+            if read and (floating or not values.is_floating_point()):
+                found[place] += f" {_hex(ranks.stack(_checksum(values, start).cpu()).sum(0))}"
     return found
 
 

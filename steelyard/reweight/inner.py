@@ -241,7 +241,7 @@ def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
 def _weights(train: Batch, weight: Tensor | Numbers) -> Tensor:
     """Return the weights as a tensor ``(n,)``; TypeError or ValueError where they are none of the samples."""
     found = _check.floats("weight", weight, ("n",))
-    _check.same_length(train=train.inputs, weight=found)
+    _check.same_length(train=train.index, weight=found)
     _check.finite("weight", found)
     if len(found) and float(found.min()) < 0:
         raise ValueError(f"weight must be >= 0, the smallest is {float(found.min())}")

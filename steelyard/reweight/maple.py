@@ -173,7 +173,10 @@ class Maple(OuterSettings):
         state = self.begin(train) if state is None else state
         agree_on_state(state)
         target = train if validation is None else validation
-        outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast, ranks)
+        objective = self.inner.objective
+        outer = OuterRisk(
+            self.risk, target, objective.loss, self.outer_chunk, self.inner.autocast, ranks, objective.outputs_of
+        )
         callbacks = list(callbacks)
         watched = ranks.any(len(callbacks) > 0)
         with journal.stage(identity, outer=state, inner=self.inner, **(carry or {})) as stage:

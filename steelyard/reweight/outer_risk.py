@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from steelyard._support import _check
 from steelyard._support._finite import named_culprits, some_ids
+from steelyard._support._nested import Nested, mapped
 from steelyard.bilevel import Batch, Outer, SampleLoss, Streamed, Trajectory
+from steelyard.bilevel.outputs import ModelCall, call_model
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.risk import Risk
 
@@ -56,6 +59,8 @@ class OuterRisk:
             one chunk, a third more time); None: all at once, but of a `Streamed` its own ``chunk``. Of such samples the
             inputs are read again for the recomputation.
         autocast: precision of the model; the risk itself is taken in at least float32.
+        forward: ``(model, inputs) -> outputs``, one tensor with a row for each sample, such as a `WeightedLoss`'s
+            ``outputs_of``.
         ranks: the processes of which each has a share of the samples. The model's outputs for all of them are gathered
             on every rank, with targets, environments and groups (not the inputs), so any risk is that of one process.
     """
@@ -68,8 +73,10 @@ class OuterRisk:
         chunk: int | None = None,
         autocast: torch.dtype | None = None,
         ranks: Ranks = ALONE,
+        forward: ModelCall = call_model,
     ) -> None:
         self.risk, self.samples, self.loss, self.chunk, self.autocast = risk, samples, loss, chunk, autocast
+        self._forward = forward
         self.ranks, self._everywhere = ranks, labels_of_all(samples, ranks)
         self._start, _ = ranks.place(len(samples))
 
@@ -91,15 +98,26 @@ class OuterRisk:
             samples.device.type, dtype=self.autocast, enabled=self.autocast is not None, cache_enabled=False
         ):
             if isinstance(samples, Streamed):
-                outputs = torch.cat(list(_streamed(model, samples, rows, self.chunk)))
+                outputs = _joined(list(_streamed(self._one_tensor, model, samples, rows, self.chunk)))
             else:
-                inputs = samples.inputs if rows is None else samples.inputs[rows]
+                asked = samples if rows is None else samples.take(rows)
                 if self.chunk is None:
-                    outputs = model(inputs)
+                    outputs = self._one_tensor(model, asked.inputs)
                 else:
-                    pieces = [checkpoint(model, piece, use_reentrant=False) for piece in inputs.split(self.chunk)]
-                    outputs = torch.cat(pieces)
+                    pieces = asked.chunks(self.chunk)
+                    outputs = _joined(
+                        [checkpoint(self._one_tensor, model, one.inputs, use_reentrant=False) for one in pieces]
+                    )
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def _one_tensor(self, model: nn.Module, inputs: Nested) -> Tensor:
+        outputs = self._forward(model, inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        raise TypeError(
+            f"a risk is a function of outputs that are one tensor, got {_check.shown(outputs)}: have WeightedLoss(..., "
+            "outputs=...) return one, such as torch.stack([mean, variance], 1), which the loss takes apart"
+        )
 
     def of(self, outputs: Tensor) -> Tensor:
         """Return the risk of outputs for all the samples (of this rank)."""
@@ -115,11 +133,28 @@ def labels_of_all(samples: Batch, ranks: Ranks) -> Batch:
         return None if labels is None else ranks.gather(labels)
 
     index = ranks.gather(samples.index)
-    inputs = torch.empty(len(index), *samples.inputs.shape[1:], dtype=samples.inputs.dtype, device="meta")
+
+    def empty(one: Tensor) -> Tensor:
+        return torch.empty(len(index), *one.shape[1:], dtype=one.dtype, device="meta")
+
+    inputs = mapped(empty, samples.inputs)
     return Batch(inputs, ranks.gather(samples.targets), index, maybe(samples.environment), maybe(samples.group))
 
 
-def _streamed(model: nn.Module, samples: Streamed, rows: Tensor | None, size: int | None) -> Iterator[Tensor]:
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """Return the outputs of all pieces ``(n, ...)``."""
+    other = next((one for one in pieces if one.shape[1:] != pieces[0].shape[1:]), None)
+    if other is not None:
+        raise ValueError(
+            f"the model gave outputs {tuple(pieces[0].shape)} and {tuple(other.shape)} for two chunks of samples: a "
+            "risk needs outputs of one shape; pad all samples to one length in collate"
+        )
+    return torch.cat(pieces)
+
+
+def _streamed(
+    forward: ModelCall, model: nn.Module, samples: Streamed, rows: Tensor | None, size: int | None
+) -> Iterator[Tensor]:
     """Yield outputs a chunk at a time; of a chunk the graph keeps the positions, and reads its inputs again."""
     rows = torch.arange(len(samples)) if rows is None else rows
     pieces = rows.split(min(size or samples.chunk, samples.chunk))
@@ -128,7 +163,7 @@ def _streamed(model: nn.Module, samples: Streamed, rows: Tensor | None, size: in
         loaded = [piece.inputs]  # by the workers, for the first call
 
         def run(positions: Tensor, number: int = number, loaded: list[Tensor] = loaded) -> Tensor:
-            outputs: Tensor = model(loaded.pop() if loaded else again.inputs(number))
+            outputs: Tensor = forward(model, loaded.pop() if loaded else again.inputs(number))
             return outputs
 
         yield checkpoint(run, pieces[number], use_reentrant=False)
@@ -146,7 +181,7 @@ class _Backwards:
         self._samples, self._pieces, self._next = samples, pieces, -1
         self._ahead: Iterator[Batch] = iter(())
 
-    def inputs(self, number: int) -> Tensor:
+    def inputs(self, number: int) -> Nested:
         """Return the inputs of piece `number`."""
         if number == len(self._pieces) - 1:
             self._ahead, self._next = self._samples.at(iter(self._pieces[::-1])), number

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steelyard._support import _check
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel import Batch
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet
@@ -94,10 +95,11 @@ class OuterState:
         if not count or ids != count:
             raise ValueError(f"train must hold distinct samples, got {count} samples with {ids} ids")
         device = train.device
-        dtype = torch.float64 if train.inputs.dtype == torch.float64 else torch.float32
+        wide = any(one.dtype == torch.float64 for _, one in named_tensors("inputs", train.inputs))
+        dtype = torch.float64 if wide else torch.float32
         weights = torch.ones(len(train), device=device, dtype=dtype)
         s = weights * (constraints.budget_at(0.0, count) / count) if probabilities is None else probabilities
-        ranks.together(lambda: _check.same_length(train=train.inputs, probabilities=s))
+        ranks.together(lambda: _check.same_length(train=train.index, probabilities=s))
         s = constraints.project_probabilities(s.detach().to(device, dtype), 0.0, ranks).clone()
         leaves = {"weights": weights, "probabilities": s}
         made = {name: make([leaves[name].requires_grad_()]) for name, make in optimizers.items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
@@ -89,7 +90,8 @@ _KNOWN: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[nn.Module, dict
 
 def _known(question: Question, kind: str) -> _Known:
     run, step, batch = question.run, question.step, question.batch
-    shapes = (batch.inputs.shape, batch.inputs.dtype, batch.targets.shape, batch.targets.dtype)
+    read = [*named_tensors("inputs", batch.inputs), ("targets", batch.targets)]
+    shapes = tuple((name, one.shape, one.dtype) for name, one in read)
     dtypes = tuple(value.dtype for value in question.at.values())
     key = (kind, shapes, step.conditions.modes, step.conditions.autocast, dtypes)
     try:

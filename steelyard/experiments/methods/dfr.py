@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._modules import evaluating, inputs_of_last_linear, last_linear
 from steelyard.bilevel.batch import Batch
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.methods.erm import ERM
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import group_balanced_subset
@@ -22,7 +23,7 @@ __all__ = ["DFR", "features"]
 
 
 @dataclass(frozen=True)
-class DFR:
+class DFR(TrainedMethod):
     """DFR (Kirichenko et al. 2023, arXiv:2204.02937): DFR-Tr on the training samples, DFR-Val on validation.
 
     An ERM model is trained; the inputs of its last linear layer are standardised by their training mean and deviation;
@@ -53,11 +54,6 @@ class DFR:
             raise ValueError("strengths needs at least one value of C, got none")
         for strength in self.strengths:
             _check.in_range("strengths", strength, low=0.0, open_low=True)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train by ERM, fit the last layer anew, and return that model."""
