@@ -79,7 +79,7 @@ def step_in_float64(run: Trajectory, step: Step) -> Step:
         weight=step.weight.double(),
         parameters=in_float64(step.parameters),
         conditions=replace(step.conditions, buffers=in_float64({n: one.detach() for n, one in held.items()})),
-        findings=replace(step.findings, gradient=None, tape=None, guards=[]),
+        findings=replace(step.findings, gradient=None, forward_record=None, guards=[]),
     )
 
 

@@ -21,7 +21,7 @@ from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed
 from steelyard.bilevel.optimizers import pullback_for
 from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
-from steelyard.bilevel.sweep.graph_record import Recording, Tape
+from steelyard.bilevel.sweep.graph_record import ForwardRecord, Recording
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Recorder"]
@@ -156,7 +156,7 @@ class Recorder:
         if not self._agreed:
             self._agree(batch, weight)
         for earlier in self._window:  # before this forward pass takes memory of its own
-            earlier.findings.gradient = earlier.findings.tape = None
+            earlier.findings.gradient = earlier.findings.forward_record = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = _names(self._module, self._optimizer)  # add_param_group
         modules = list(self._module.modules())
@@ -175,7 +175,7 @@ class Recorder:
             divisor=_divisor_of_all(self._objective, weight),
         )
         versions = _versions(modules)
-        value, findings.tape = self._evaluate(batch, weight, conditions.divisor)
+        value, findings.forward_record = self._evaluate(batch, weight, conditions.divisor)
         # Detected by effect, not by class only, so that functional dropout and home-made norms are seen too.
         findings.stochastic = not _same_state(conditions.rng, random_state(self._module))
         # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
@@ -184,8 +184,8 @@ class Recorder:
         findings.coupled = wrote or _counts_no_batches(modules) or _changed(self._module, conditions.buffers)
         if conditions.divisor is not None and findings.coupled:
             raise RuntimeError(_COUPLED)
-        if findings.tape is not None:
-            findings.tape.listening = not findings.coupled
+        if findings.forward_record is not None:
+            findings.forward_record.listening = not findings.coupled
         self._pending, self._written = Step(batch, weight.detach(), conditions, findings), _versions(modules)
         self._listen()
         return value
@@ -217,8 +217,8 @@ class Recorder:
             facts |= {**optimizer_settings("optimizer", self._optimizer), **sample_kinds("batch", batch)}
             objective.ranks.agree("the record", facts)
 
-    def _evaluate(self, batch: Batch, weight: Tensor, divisor: Divisor | None) -> tuple[Tensor, Tape | None]:
-        """Return the inner loss and, where asked for and possible, the tape of its forward pass."""
+    def _evaluate(self, batch: Batch, weight: Tensor, divisor: Divisor | None) -> tuple[Tensor, ForwardRecord | None]:
+        """Return the inner loss and, where asked for and possible, the record of its forward pass."""
         weighted = summed_by_weight(self._objective)
         if weighted is None:
             return self._objective(self._model, batch, weight), None
@@ -226,8 +226,8 @@ class Recorder:
             return weighted.reduce(self._model, weighted.sample_losses(self._model, batch), weight, divisor), None
         with Recording({name: p for p, name in self._names.items()}, listen=True) as recording:
             losses = weighted.sample_losses(self._model, batch)
-        tape = recording.tape(losses)
-        return weighted.reduce(self._model, losses, weight, divisor), tape
+        forward_record = recording.forward_record(losses)
+        return weighted.reduce(self._model, losses, weight, divisor), forward_record
 
     def trajectory(self) -> Trajectory:
         """Return the record and start a new, empty one.

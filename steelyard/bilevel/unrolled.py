@@ -22,7 +22,7 @@ from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Trajectory, swapped
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import add_rows, check_alone, check_detached, check_recorded, ids_of, outer_gradient
+from steelyard.bilevel.window import add_by_id, check_alone, check_detached, check_recorded, ids_of, outer_gradient
 
 __all__ = ["Unrolled"]
 
@@ -91,7 +91,7 @@ class Unrolled:
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=weights[0].dtype)
         for step, rows in zip(steps, found, strict=True):
-            add_rows(total, ids, step.batch.index, rows)
+            add_by_id(total, ids, step.batch.index, rows)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.maple import Maple
 from steelyard.reweight.mask import Mask
 from steelyard.reweight.outer_risk import OuterRisk
+from steelyard.reweight.outer_settings import OuterSettings
 from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient, keep_probabilities, pool
 from steelyard.reweight.projections import project_ball, project_box_simplex
@@ -48,6 +49,7 @@ __all__ = [
     "Mask",
     "MeanRisk",
     "OuterRisk",
+    "OuterSettings",
     "OuterState",
     "OuterStep",
     "Prior",

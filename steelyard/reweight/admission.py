@@ -53,6 +53,8 @@ def admit(
 
 def agree_on_state(state: OuterState) -> None:
     """Raise RankError where the ranks' states are not of one run."""
+    if state.ranks.size == 1:
+        return
     made = [optimizer_settings(f"the optimizer of {name}", one) for name, one in state.optimizers.items()]
     settings = {name: value for one in made for name, value in one.items()}
     state.ranks.agree("the outer state", {"step": state.step, **settings})

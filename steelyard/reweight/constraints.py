@@ -31,10 +31,14 @@ def budget_of(budget: float | int | None, n: int) -> float:
         >>> [budget_of(budget, 200) for budget in (0.25, 1.0, 50, None)]
         [50.0, 1.0, 50.0, 200.0]
     """
+    return _kept(None if budget is None else _check.in_range("budget", budget, low=0.0), n)
+
+
+def _kept(budget: float | int | None, n: int) -> float:
+    """Return what `budget_of` does, of a budget that is one."""
     if budget is None:
         return float(n)
-    number = _check.in_range("budget", budget, low=0.0)
-    return float(number * n if _is_share(number) else number)
+    return float(budget * n if _is_share(budget) else budget)
 
 
 def _is_share(budget: float | int | None) -> bool:
@@ -81,9 +85,10 @@ class ConstraintSet:
         if callable(budget):
             first, budget = budget(0.0), budget(progress)
             check_kinds("budget at progress 0", first, f"at {progress:g}", budget)
+            budget = None if budget is None else _check.in_range("budget", budget, low=0.0)
         if n is None and (budget is None or _is_share(budget)):
             raise ValueError(f"budget is {budget}, a share of the samples: give n, how many there are")
-        return budget_of(budget, n or 0)
+        return _kept(budget, n or 0)
 
     def project_probabilities(
         self, probabilities: Float[Tensor, " n"], progress: float | int = 1.0, ranks: Ranks = ALONE

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from steelyard._support import _check, _files, _state, _text
+from steelyard._support._check import Numbers
 from steelyard._support._packages import needed_by
 from steelyard.reweight.mask import Mask, check_probabilities
 
@@ -30,7 +31,7 @@ _CATEGORIES = 1 << 24  # torch.multinomial takes no more
 _AT_ONCE = 1 << 16  # ids that are Python numbers at a time
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Reweighting:
     """A weight and a keep-probability for every training sample, and how they came to be.
 
@@ -48,8 +49,12 @@ class Reweighting:
 
     Example:
         >>> result = Reweighting(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        >>> result
+        Reweighting(2 samples, 1 kept on average, weights 1 to 2, 0 outer steps)
         >>> list(result.sampler(3)), result.sample_mask(torch.Generator().manual_seed(0)).tolist()
         ([0, 0, 0], [True, False])
+        >>> result.suspects(1).tolist()
+        [1]
     """
 
     weights: Float[Tensor, " n"]
@@ -86,6 +91,15 @@ class Reweighting:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        count, kept = len(self), float(self.probabilities.sum(dtype=torch.float64))
+        low, high = (float(one) for one in self.weights.aminmax()) if count else (0.0, 0.0)
+        weights = f"weights {low:.3g}" if low == high else f"weights {low:.3g} to {high:.3g}"
+        return (
+            f"Reweighting({count} samples, {kept:.6g} kept on average, {weights}, {len(self.history)} outer "
+            f"step{'' if len(self.history) == 1 else 's'})"
+        )
+
     @property
     def expected_weights(self) -> Float[Tensor, " n"]:
         """``(n,)`` s_i w_i: the mean over masks of the weight that sample i trains with."""
@@ -119,18 +133,44 @@ class Reweighting:
         """Draw a kept set: True with probability s_i. Train on it with the loss weighted by `weights`, those kept."""
         return Mask()(self.probabilities.detach(), generator).bool()
 
-    def to_frame(self) -> pandas.DataFrame:
-        """Return a table with columns index, weight, probability: one row a sample.
+    def suspects(self, k: int) -> Int[Tensor, " k"]:
+        """Return the ids of the `k` samples that training can best do without, the most suspect first.
+
+        That is those with the smallest s_i w_i; of equal ones those with the smaller s_i, then in the order of `index`.
+
+        Args:
+            k: how many; at most n.
 
         Raises:
+            ValueError: k < 0 or k > n.
+        """
+        k = _check.integer("k", k, low=0, high=len(self))
+        assert self.index is not None  # set in __post_init__
+        order = self.probabilities.detach().argsort(stable=True)
+        return self.index[order[self.expected_weights.detach()[order].argsort(stable=True)[:k]]]
+
+    def to_frame(self, **columns: Tensor | Numbers) -> pandas.DataFrame:
+        """Return a table: a row a sample with its id (index), w (weight), s (probability) and s w (expected_weight).
+
+        Args:
+            columns: more of them by name, ``(n,)`` each in the order of `index`, as in
+                ``result.to_frame(label=data.targets)``.
+
+        Raises:
+            ValueError: a column of another length, or with the name of one that is there.
             ImportError: pandas is not installed.
         """
         with needed_by("Reweighting.to_frame", install="pandas"):
             import pandas
 
         assert self.index is not None  # set in __post_init__
-        columns = {"index": self.index, "weight": self.weights, "probability": self.probabilities}
-        return pandas.DataFrame({name: values.detach().cpu().numpy() for name, values in columns.items()})
+        own = {"index": self.index, "weight": self.weights, "probability": self.probabilities}
+        own["expected_weight"] = self.expected_weights
+        if taken := own.keys() & columns.keys():
+            raise ValueError(f"column {min(taken)!r} is there already; give yours another name")
+        more = {name: _check.tensor(name, values, ("n",)) for name, values in columns.items()}
+        _check.same_length(**own, **more)
+        return pandas.DataFrame({name: values.detach().cpu().numpy() for name, values in (own | more).items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file (tensors, and the history as JSON in its header), atomically.

@@ -311,10 +311,10 @@ def test_reuse_of_the_newest_step_is_not_touched() -> None:
             recorder.loss(batch, weight).backward()
             optimizer.step()
         record = recorder.trajectory()
-    assert [step.findings.tape is None for step in record.steps] == [True, True, False]
+    assert [step.findings.forward_record is None for step in record.steps] == [True, True, False]
     assert next(newest_first(record, 1)).checkpoint  # whose state is taken from the whole one
     found = Truncated(1)(record, problem.outer)
-    record.steps[-1].findings.tape = None
+    record.steps[-1].findings.forward_record = None
     torch.testing.assert_close(found, Truncated(1)(record, problem.outer))
 
 

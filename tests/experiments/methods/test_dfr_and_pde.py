@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from steelyard._support._modules import last_linear
 from steelyard.experiments.methods import DFR, ERM, PDE
-from steelyard.experiments.methods.dfr import _logistic, _Samples, features, last_layer
+from steelyard.experiments.methods.dfr import _logistic, _Samples, features
 from steelyard.experiments.models import MLP
 from steelyard.experiments.training.batches import group_balanced_subset, shuffled
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
@@ -28,9 +29,9 @@ def test_features_are_what_the_last_layer_sees() -> None:
     with torch.no_grad():
         expected = model[2](model[1](data.inputs))
     torch.testing.assert_close(features(model, data), expected.double())
-    assert last_layer(model) is model[3]
+    assert last_linear(model) is model[3]
     with pytest.raises(ValueError, match=r"has no nn\.Linear"):
-        last_layer(nn.ReLU())
+        last_linear(nn.ReLU())
 
 
 @pytest.mark.parametrize("head", ["one_logit", "softmax"])
