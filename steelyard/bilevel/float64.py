@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._nested import mapped
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages
 from steelyard.bilevel.integrity import pieces
@@ -62,7 +63,7 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
     """
     wide = step_in_float64(run, step)
     found = _replayed(run, step, wide, recorded)
-    if not all(run.ranks.lengths(int(found is not None))):
+    if run.ranks.any(found is None):
         return None
     assert found is not None
     mean = run.ranks.mean(found)
@@ -91,14 +92,14 @@ def _wide(one: MicroBatch, held: Tensors) -> MicroBatch:
 
 
 def _bare(findings: Findings) -> Findings:
-    return replace(findings, gradient=None, tape=None, guards=[])
+    return replace(findings, gradient=None, forward_record=None, guards=[])
 
 
 def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
 
     def body(module: nn.Module, one: Step) -> Tensors:
-        value = run.objective_of(one)(module, one.batch, one.weight)
+        value = run.inner_loss(one, module)
         return differentiate(module, value if one.scale == 1.0 else value * one.scale, leaves)
 
     found: Tensors = {}
@@ -143,7 +144,7 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 def batch_in_float64(batch: Batch) -> Batch:
     """Return `batch` with its numbers in float64."""
-    return replace(batch, inputs=_cast(batch.inputs), targets=_cast(batch.targets))
+    return replace(batch, inputs=mapped(_cast, batch.inputs), targets=_cast(batch.targets))
 
 
 def in_float64(tensors: Mapping[str, Tensor]) -> Tensors:

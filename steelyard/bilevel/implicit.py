@@ -23,13 +23,13 @@ from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import (
     OuterGradient,
-    add_rows,
+    add_by_id,
     add_scaled,
     check_alone,
     check_detached,
+    derivatives_as_rows,
     ids_of,
     outer_gradient,
-    virtual,
 )
 
 __all__ = ["Implicit", "SolverReport", "SolverWarning"]
@@ -138,14 +138,14 @@ class Implicit:
         ids = ids_of(trajectory, index)
         found = outer_gradient(trajectory, outer, statistics=bool(tracking_layers(trajectory.module)))
         at = _trained(trajectory)
-        along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
+        direction, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         if samples is not None:
-            return virtual(trajectory, trajectory.steps[0], at, along, samples, self.ladder), report
+            return derivatives_as_rows(trajectory, trajectory.steps[0], at, direction, samples, self.ladder), report
         total = torch.zeros(len(ids), device=ids.device, dtype=trajectory.steps[0].weight.dtype)
         for step in micro_batches(trajectory.steps):
-            tangents = self.ladder.losses(trajectory, step, at, along, step.batch)
+            tangents = self.ladder.losses(trajectory, step, at, direction, step.batch)
             values = trajectory.weighted.pull(tangents, tangents, step.weight) * step.scale
-            add_rows(total, ids, step.batch.index, values)
+            add_by_id(total, ids, step.batch.index, values)
         return total, report
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -154,11 +154,11 @@ class Implicit:
         check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, bool(tracking_layers(trajectory.module)))
         at = _trained(trajectory)
-        along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
+        direction, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         self._warn(report)
         total = list(found.direct)
         for step in micro_batches(trajectory.steps):
-            _, through = self.ladder.mixed(trajectory, step, at, along, tensors)
+            _, through = self.ladder.mixed(trajectory, step, at, direction, tensors)
             total = [one.add(more, alpha=step.scale) for one, more in zip(total, through, strict=True)]
         return tuple(total)
 
@@ -174,14 +174,14 @@ class Implicit:
             stacklevel=3,
         )
 
-    def _product(self, run: Trajectory, at: Tensors, along: Tensors, sign: float) -> Tensors:
+    def _product(self, run: Trajectory, at: Tensors, direction: Tensors, sign: float) -> Tensors:
         """(sign H + decay + damping) along, averaged over the recorded steps."""
-        total = {name: self.damping * value for name, value in along.items()}
+        total = {name: self.damping * value for name, value in direction.items()}
         for step in run.steps:
             part: Tensors = {}
             for one in step.micro_batches:
-                part = add_scaled(part, self.ladder.curvature(run, one, at, along), one.scale)
-            for name, value in along.items():
+                part = add_scaled(part, self.ladder.curvature(run, one, at, direction), one.scale)
+            for name, value in direction.items():
                 decay = step.groups[name]["weight_decay"]
                 total[name] = total[name] + (sign * part[name] + decay * value) / len(run.steps)
         return total
@@ -193,8 +193,8 @@ class Implicit:
         return {name: value * (-sign / len(run.steps)) for name, value in x.items()}, report
 
     def _linear_solve(self, run: Trajectory, at: Tensors, v: Tensors, sign: float) -> tuple[Tensors, SolverReport]:
-        def product(along: Tensors) -> Tensors:
-            return self._product(run, at, along, sign)
+        def product(direction: Tensors) -> Tensors:
+            return self._product(run, at, direction, sign)
 
         size = math.sqrt(float(dot(v, v)))
         if size == 0.0:

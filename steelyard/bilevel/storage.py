@@ -167,7 +167,7 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
     leaves = leaves_of(run, {name: p.detach().clone() for name, p in step.parameters.items()})
 
     def body(module: nn.Module, one: Step) -> None:
-        value = run.objective_of(one)(module, one.batch, one.weight)
+        value = run.inner_loss(one, module)
         backward_into(module, value, leaves, None if one.scale == 1.0 else torch.full_like(value, one.scale))
 
     with torch.enable_grad():

@@ -1,16 +1,17 @@
 """Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
 
 from steelyard.reweight.bayesian import BayesianIRM
-from steelyard.reweight.constraints import ConstraintSet, CubicBudget, budget_of
-from steelyard.reweight.crossfit import CrossFit
-from steelyard.reweight.hypergradient import OuterRisk
+from steelyard.reweight.constraints import ConstraintSet, budget_of
+from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.maple import Maple
-from steelyard.reweight.mask import LinearTemperature, Mask
-from steelyard.reweight.outer import CosineDecay, OuterState, OuterStep
+from steelyard.reweight.mask import Mask
+from steelyard.reweight.outer_risk import OuterRisk
+from steelyard.reweight.outer_settings import OuterSettings
+from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient, keep_probabilities, pool
 from steelyard.reweight.projections import project_ball, project_box_simplex
-from steelyard.reweight.reweighting import Reweighting
+from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
 from steelyard.reweight.risks import GroupWorst, IRMv1, SoftGroupWorst, VREx
 from steelyard.reweight.rules import (
@@ -25,6 +26,7 @@ from steelyard.reweight.rules import (
     TopQ,
     Uniform,
 )
+from steelyard.reweight.schedules import CosineDecay, CubicBudget, LinearTemperature
 
 __all__ = [
     "KLDRO",
@@ -47,6 +49,7 @@ __all__ = [
     "Mask",
     "MeanRisk",
     "OuterRisk",
+    "OuterSettings",
     "OuterState",
     "OuterStep",
     "Prior",
