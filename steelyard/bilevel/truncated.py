@@ -149,7 +149,7 @@ class Truncated:
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), newest_first(trajectory, len(steps)), strict=True):
             update = pull_update(trajectory, step, adjoint, state, last=not number)
-            product, tangents = self._along(trajectory, step, update, curvature=bool(number))
+            product, tangents = self._derivatives(trajectory, step, update, curvature=bool(number))
             if number:
                 mean = trajectory.ranks.mean(product)
                 adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
@@ -191,12 +191,12 @@ class Truncated:
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
         return tuple(total)
 
-    def _along(self, run: Trajectory, step: Step, update: Update, curvature: bool) -> tuple[Tensors, Tensor]:
+    def _derivatives(self, run: Trajectory, step: Step, update: Update, curvature: bool) -> tuple[Tensors, Tensor]:
         """Return the curvature along u (where asked for) and the t_i of the step's batch, in float64 if that is wanted.
 
         (The product is rounded to the parameters' precision: on several ranks it travels.)
         """
-        product, tangents = self._along_in(run, step, step, update.direction, curvature)
+        product, tangents = self._derivatives_at(run, step, step, update.direction, curvature)
         wide = update.in_float64
         if wide is None and run.ranks.any(self._is_blurred(run, step, update, tangents)):
             assert update.gradients is not None
@@ -205,7 +205,7 @@ class Truncated:
         if wide is None:
             return product, tangents
         direction = in_float64(update.direction)
-        return self._along_in(run, step, wide, direction, curvature)
+        return self._derivatives_at(run, step, wide, direction, curvature)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
@@ -228,7 +228,7 @@ class Truncated:
         rest = {name: u - zero[name] for name, u in update.direction.items()}
         return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
-    def _along_in(
+    def _derivatives_at(
         self, run: Trajectory, step: Step, there: Step, direction: Tensors, curvature: bool
     ) -> tuple[Tensors, Tensor]:
         """Do so in the precision of `there`, which is `step` or the same in float64."""
