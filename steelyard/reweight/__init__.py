@@ -27,6 +27,7 @@ from steelyard.reweight.rules import (
     Uniform,
 )
 from steelyard.reweight.schedules import CosineDecay, CubicBudget, LinearTemperature
+from steelyard.reweight.shared import Shared
 
 __all__ = [
     "KLDRO",
@@ -57,6 +58,7 @@ __all__ = [
     "Reweighting",
     "Risk",
     "Rule",
+    "Shared",
     "SoftGroupWorst",
     "Sqrt",
     "TopQ",
