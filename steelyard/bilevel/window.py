@@ -171,17 +171,24 @@ def add_by_id(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: 
 
 
 def derivatives_as_rows(
-    run: Trajectory, step: Step, at: Tensors, direction: Tensors, samples: Batch, ladder: Ladder
+    run: Trajectory,
+    step: Step,
+    at: Tensors,
+    direction: Tensors,
+    samples: Batch,
+    ladder: Ladder,
+    beside: bool = False,
 ) -> Tensor:
     """Return d<direction, grad objective>/dw_i for all `samples` as if each had been a row of the step.
 
-    A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0.
+    A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0, where samples
+    couple `beside` the recorded ones.
     """
     places = _same_rows(step.batch, samples) if step.findings.separable else None
     objection = objection_to(run, step, direction) if at is step.parameters else lambda rows: None
     # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
     if run.ranks.any(places is None):
-        tangents = ladder.losses(run, step, at, direction, samples)
+        tangents = ladder.losses(run, step, at, direction, samples, beside=beside)
         recorded = ladder.losses(run, step, at, direction, step.batch, objection)
     else:
         tangents = ladder.losses(run, step, at, direction, samples, lambda found: objection(found[places]))
