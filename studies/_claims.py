@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steelyard.experiments.compare.table import Table
+
 __all__ = ["Claim", "Judgement", "markdown"]
 
 
@@ -45,9 +47,9 @@ def markdown(judged: list[Claim]) -> str:
         count = sum(judgement.held for judgement in claim.judgements)
         verdict = "held" if claim.held else "NOT held"
         lines.append(f"**{verdict}** ({count} of {len(claim.judgements)} cases): {claim.text}.\n")
-        lines += ["| case | figure | against | held |", "|---|---|---|---|"]
-        for judgement in claim.judgements:
-            figures = f"{100 * judgement.figure:.1f} | {100 * judgement.against:.1f}"
-            lines.append(f"| {judgement.case} | {figures} | {'yes' if judgement.held else 'no'} |")
-        lines.append("")
+        cases = [
+            [one.case, f"{100 * one.figure:.1f}", f"{100 * one.against:.1f}", "yes" if one.held else "no"]
+            for one in claim.judgements
+        ]
+        lines.append(Table(["case", "figure", "against", "held"], cases).markdown())
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from steelyard.reweight.mask import Mask
 from steelyard.reweight.outer_risk import Drawn, Estimator, NotFiniteRiskError, OuterRisk, Spread, hypergradient
 from steelyard.reweight.outer_settings import OuterSettings
 from steelyard.reweight.outer_state import OuterState, OuterStep
-from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient
+from steelyard.reweight.priors import Prior
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import Risk
 
@@ -208,7 +208,7 @@ class Maple(OuterSettings):
         if probabilities is not None:
             probabilities = _check.floats("probabilities", probabilities, ("n",))
         if self.prior is not None:
-            prior = self._own_prior(self.prior, len(train), 0.0)
+            prior = self.prior.share(len(train), self.constraints, 0.0, ranks)
             if probabilities is None and self.prior.start in ("probabilities", "both"):
                 probabilities = prior
         state = OuterState.start(train, self.constraints, self.optimizers, self.seed, probabilities, ranks)
@@ -275,6 +275,7 @@ class Maple(OuterSettings):
         progress, ranks = state.step / self.steps, state.ranks
         leaves, spread, losses, kept = state.leaves(), Spread(), [], []
         before = {name: getattr(state, name).detach().clone() for name in ("weights", "probabilities")}
+        w, s = before["weights"], before["probabilities"]
         for _ in range(self.draws):
             mask, weight = self._draw(state, progress)
             model, drawn = self._hypergradient(state, train, outer, weight.detach())
@@ -290,12 +291,11 @@ class Maple(OuterSettings):
             **self._clipped(spread, ranks),
         }
         if self.prior is not None and self.prior.anchor:
-            row.update(self._anchor(self.prior, spread.mean["probabilities"], before["probabilities"], progress))
+            row.update(self.prior.add_anchor(s, spread.mean["probabilities"], self.constraints, progress, ranks))
         state.update(spread.mean, self.constraints, (state.step + 1) / self.steps, scale=self.schedule(progress))
         for name, leaf in leaves.items():
             row[f"{name}_change"] = ranks.average((leaf.detach() - before[name]).abs())
         state.close_step(row, self.tolerance)
-        w, s = before["weights"], before["probabilities"]
         return OuterStep(row["step"], model, w, s, mask.detach(), row["outer_loss"], row)
 
     def _clipped(self, spread: Spread, ranks: Ranks) -> dict[str, float | None]:
@@ -324,24 +324,6 @@ class Maple(OuterSettings):
             f"{_REDRAWS} masks in a row kept fewer than {least} samples of positive weight (the probabilities sum to "
             f"{state.ranks.total(state.probabilities):.3g}); raise the budget"
         )
-
-    def _anchor(self, prior: Prior, gradient: Tensor, s: Tensor, progress: float) -> dict[str, float]:
-        """Add the anchor's gradient to `gradient` ``(n,)``; return its figures for the history."""
-        ranks, coefficient = self.inner.ranks, prior.coefficient(progress)
-        target = self._own_prior(prior, len(s), progress).to(s.device)
-        share = len(s) / ranks.count(len(s))
-        gradient.add_(bernoulli_kl_gradient(s, target), alpha=coefficient * share)
-        divergence = ranks.total(s.new_tensor(bernoulli_kl(s, target) * share, dtype=torch.float64))
-        return {"anchor_coefficient": coefficient, "anchor_kl": divergence}
-
-    def _own_prior(self, prior: Prior, count: int, progress: float) -> Tensor:
-        """Return pi of this rank's `count` samples at `progress`; the prior is one of the samples of all ranks."""
-        start, total = self.inner.ranks.place(count)
-        if len(prior.probabilities) != total:
-            raise ValueError(
-                f"these need the same first dimension: train has {total}, prior has {len(prior.probabilities)}"
-            )
-        return prior.under(self.constraints, progress)[start : start + count]
 
     def _hypergradient(
         self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor

@@ -16,6 +16,8 @@ from steelyard._support._files import write_text
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
 from steelyard.experiments.compare.spreadsheet import frame_text
+from steelyard.experiments.compare.summary import summary_row
+from steelyard.experiments.compare.table import Table
 from steelyard.theory.concentration import proxies_needed
 from studies._claims import Claim, Judgement, markdown
 from studies.dr_is.measure import SCORES, DisagreementSettings, disagreement_tables
@@ -159,10 +161,17 @@ def _summary(tables: Tables, settings: DisagreementSettings, command: str) -> li
                 if len(column):
                     mean, std = column.mean(), column.std() if len(column) > 1 else None
                     rows.append(
-                        {"recipe": f"dr_is/{name}", "dataset": "digits", "method": method, "metric": metric}
-                        | {"selection": "none", "mean": round(float(mean), 6)}
-                        | {"std": None if std is None else round(float(std), 6)}
-                        | {"seeds": list(settings.seeds), "command": command}
+                        summary_row(
+                            recipe=f"dr_is/{name}",
+                            dataset="digits",
+                            method=method,
+                            metric=metric,
+                            selection="none",
+                            mean=mean,
+                            std=std,
+                            seeds=settings.seeds,
+                            command=command,
+                        )
                     )
     return rows
 
@@ -206,7 +215,7 @@ def _spread(axes: Axes, table: pandas.DataFrame, column: str, colour: str, label
 
 def _table(tables: Tables, settings: DisagreementSettings) -> str:
     kept = tables["kept"][tables["kept"]["models"] == max(settings.sizes)]
-    lines = ["| score | share kept | corrupted | boundary-clean kept | test accuracy |", "|---|---|---|---|---|"]
+    lines = []
     for name, label in SCORES.items():
         for share in settings.shares:
             rows = kept[(kept["score"] == name) & (kept["share"] == share)]
@@ -214,8 +223,8 @@ def _table(tables: Tables, settings: DisagreementSettings) -> str:
                 f"{100 * rows[column].mean():.1f} ± {100 * rows[column].std(ddof=1 if len(rows) > 1 else 0):.1f}"
                 for column in ("corruption", "boundary", "test")
             ]
-            lines.append(f"| {label} | {100 * share:.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            lines.append([label, f"{100 * share:.0f}", *cells])
+    return Table(["score", "share kept", "corrupted", "boundary-clean kept", "test accuracy"], lines).markdown()
 
 
 def _page(tables: Tables, settings: DisagreementSettings, command: str) -> str:

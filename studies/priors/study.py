@@ -14,6 +14,7 @@ import pandas
 from steelyard._support import _files
 from steelyard._support._text import parse_json
 from steelyard.experiments.compare.spreadsheet import frame_text
+from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
 from studies.priors import plots
 from studies.priors.cells import carry_out, collect
@@ -26,7 +27,7 @@ from studies.priors.plan import (
     noise_cells,
 )
 from studies.priors.separation import separation
-from studies.priors.tables import grouped, markdown, paired, piped, summary, with_common_level
+from studies.priors.tables import grouped, markdown, paired, summary, with_common_level
 
 __all__ = ["OFFLINE", "PARTS", "priors"]
 
@@ -133,7 +134,8 @@ def _write(part: str, table: pandas.DataFrame, cells: pandas.DataFrame, folder: 
 
 
 def _plain_markdown(table: pandas.DataFrame) -> str:
-    lines = [list(table.columns), ["---"] * len(table.columns)]
-    for row in table.itertuples(index=False):
-        lines.append([f"{x:.2f}" if isinstance(x, float) and x == x else "" if x != x else str(x) for x in row])
-    return piped(lines)
+    lines = [
+        [f"{x:.2f}" if isinstance(x, float) and x == x else "" if x != x else str(x) for x in row]
+        for row in table.itertuples(index=False)
+    ]
+    return Table(list(table.columns), lines).markdown()

@@ -8,9 +8,11 @@ from typing import Any
 import pandas
 
 from steelyard.experiments.compare.rows import Spread
+from steelyard.experiments.compare.summary import summary_row
+from steelyard.experiments.compare.table import Table
 from studies.priors.figures import steps_to
 
-__all__ = ["FIGURES", "grouped", "markdown", "paired", "piped", "summary", "with_common_level"]
+__all__ = ["FIGURES", "grouped", "markdown", "paired", "summary", "with_common_level"]
 
 # column of `figures` -> heading
 FIGURES = {
@@ -61,19 +63,13 @@ def grouped(cells: pandas.DataFrame, keys: Sequence[str]) -> pandas.DataFrame:
 def markdown(table: pandas.DataFrame, keys: Sequence[str]) -> str:
     """Return a table of `grouped` as Markdown: shares and accuracies in per cent, mean ± standard deviation."""
     shown = [name for name in FIGURES if table[f"{name}_count"].any()]
-    lines = [[*keys, *(FIGURES[name] for name in shown), "seeds"]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for row in table.to_dict("records"):
         count = len(row["seeds"].split())
         cells = [_cell(row, name, count) for name in shown]
         lines.append([*(f"{row[key]:g}" if isinstance(row[key], float) else str(row[key]) for key in keys), *cells])
         lines[-1].append(str(count))
-    return piped(lines)
-
-
-def piped(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells as the lines of a Markdown table."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return Table([*keys, *(FIGURES[name] for name in shown), "seeds"], lines).markdown()
 
 
 def _cell(row: dict[str, Any], name: str, seeds: int) -> str:
@@ -93,15 +89,17 @@ def summary(table: pandas.DataFrame, keys: Sequence[str], command: str) -> list[
         for name in FIGURES:
             if row[f"{name}_count"]:
                 rows.append(
-                    {
-                        "recipe": row["recipe"],
-                        "dataset": row["recipe"].partition("/")[0],
-                        "method": method,
-                        "metric": name,
-                    }
-                    | {"selection": SELECTED if name == "test_selected" else "last"}
-                    | {"mean": round(row[f"{name}_mean"], 6), "std": round(row[f"{name}_std"], 6)}
-                    | {"seeds": [int(seed) for seed in row["seeds"].split()], "command": command}
+                    summary_row(
+                        recipe=row["recipe"],
+                        dataset=row["recipe"].partition("/")[0],
+                        method=method,
+                        metric=name,
+                        selection=SELECTED if name == "test_selected" else "last",
+                        mean=row[f"{name}_mean"],
+                        std=row[f"{name}_std"],
+                        seeds=map(int, row["seeds"].split()),
+                        command=command,
+                    )
                 )
     return rows
 
@@ -114,7 +112,7 @@ def paired(cells: pandas.DataFrame) -> str:
     twin = ["kind", "share", "noise", "seed"]
     shown = ("test_last", "test_selected", "test_balanced", "wrong")
     plain = cells[cells["method"] == PLAIN].set_index(twin)
-    lines = [["kind", "share", "method", *(FIGURES[name] for name in shown)], ["---"] * (3 + len(shown))]
+    lines = []
     others = cells[cells["method"].str.startswith(f"{PLAIN} +")]
     for (kind, share, method), group in others.groupby(["kind", "share", "method"], sort=False):
         rows = group.set_index(twin)
@@ -124,4 +122,4 @@ def paired(cells: pandas.DataFrame) -> str:
             spread = Spread.of(list(change)) if len(change) else None
             up = f" ({int((change > 0).sum())} of {len(change)})"
             lines[-1].append("" if spread is None else f"{spread.mean:+.1f} ± {spread.std:.1f}{up}")
-    return piped(lines)
+    return Table(["kind", "share", "method", *(FIGURES[name] for name in shown)], lines).markdown()

@@ -17,6 +17,7 @@ from steelyard.experiments.active import tables
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
 from steelyard.experiments.compare.rows import Spread
+from steelyard.experiments.compare.table import Table
 from studies._claims import Claim, Judgement, markdown
 
 __all__ = ["robust_claims", "write_robust_report"]
@@ -129,10 +130,11 @@ def robust_claims(clean: Figures, under: Figures) -> list[Claim]:
 def _table(runs: Runs) -> str:
     spreads = {metric: _last(runs, metric) for metric in ("test", "robust_test")}
     heads = [f"{task}, {'clean' if metric == 'test' else 'PGD-50'}" for task, metric in _COLUMNS]
-    lines = [["function", *heads], ["---"] * (1 + len(heads))]
-    for name in spreads["test"]["robust"]:
-        lines.append([name.upper(), *(spreads[metric][task][name].percent() for task, metric in _COLUMNS)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = [
+        [name.upper(), *(spreads[metric][task][name].percent() for task, metric in _COLUMNS)]
+        for name in spreads["test"]["robust"]
+    ]
+    return Table(["function", *heads], lines).markdown()
 
 
 def _leads(runs: Runs) -> dict[tuple[str, str], Spread]:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from steelyard._support import _check, _files
 from steelyard.experiments.compare.spreadsheet import frame_text
+from steelyard.experiments.compare.summary import summary_row
 from studies.theorem1 import figures, identities, networks, thresholds
 from studies.theorem1.claims import Claim, claims, markdown
 
@@ -131,12 +132,8 @@ def _summary(
     def add(
         recipe: str, dataset: str, method: str, metric: str, mean: float, std: float | None, seeds: list[int]
     ) -> None:
-        value = None if pandas.isna(mean) else round(float(mean), 6)
-        spread = None if std is None or pandas.isna(std) else round(float(std), 6)
-        rows.append(
-            {"recipe": recipe, "dataset": dataset, "method": method, "metric": metric, "selection": "none"}
-            | {"mean": value, "std": spread, "seeds": seeds, "command": command}
-        )
+        named = {"recipe": recipe, "dataset": dataset, "method": method, "metric": metric, "selection": "none"}
+        rows.append(summary_row(**named, mean=mean, std=std, seeds=seeds, command=command))
 
     for name, (keys, metrics) in _MEASURED.items():
         for row in tables[name].to_dict("records"):

@@ -178,6 +178,7 @@ def test_autocast_is_replayed(loss) -> None:
     assert 0 < relative(half, full) < 0.05  # bfloat16 keeps 8 bits
 
 
+@pytest.mark.filterwarnings(r"ignore:Guards may run slower on Python 3\.13\.0\.:RuntimeWarning")  # of torch.compile
 def test_wrapped_modules_are_seen_through() -> None:
     torch.manual_seed(0)
     inner = mlp()

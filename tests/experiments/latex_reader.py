@@ -65,3 +65,13 @@ def read_row(text: str) -> tuple[list[str], str]:
         else:
             cells[-1] += letter
     raise ValueError("a row without an end")
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of each row of a table; the rules between them are checked for their place."""
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    rows = []
+    while body.strip():
+        row, body = read_row(body.strip().removeprefix(r"\midrule"))
+        rows.append(row)
+    return rows

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare.rows import Spread
 from steelyard.experiments.compare.spreadsheet import table_text
+from steelyard.experiments.compare.summary import summary_row
+from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RunError
 
 __all__ = ["Cell", "Cells", "cells", "markdown", "noise_title", "rounds_table", "summary"]
@@ -63,11 +65,11 @@ def markdown(values: Mapping[Cell, Spread]) -> str:
     """Return a table in per cent, mean ± standard deviation over seeds; the rows with fine-tuning come last."""
     noises = list(dict.fromkeys(noise for _, _, noise in values))
     methods = sorted(dict.fromkeys((selector, tuned) for selector, tuned, _ in values), key=lambda method: method[1])
-    lines = [["method", *map(noise_title, noises)], ["---"] * (1 + len(noises))]
+    lines = []
     for selector, tuned in methods:
         row = [values.get((selector, tuned, noise)) for noise in noises]
         lines.append([_label(selector, tuned), *("" if spread is None else spread.percent() for spread in row)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return Table(["method", *map(noise_title, noises)], lines).markdown()
 
 
 def noise_title(noise: str) -> str:
@@ -95,21 +97,17 @@ def rounds_table(found: Cells) -> str:
 def summary(found: Cells, recipe: str, command: str) -> list[dict[str, object]]:
     """Return the rows of a `summary.json` under results/: accuracies and clean shares after the last round."""
     return [
-        {
-            "recipe": recipe,
-            "dataset": found.dataset,
-            "method": f"{_label(selector, tuned)} ({noise})",
-            "metric": metric,
-            "selection": "last",
-            "mean": _rounded(spread.mean),
-            "std": _rounded(spread.std),
-            "seeds": [run.recipe.seed for run in found.runs[(selector, tuned, noise)]],
-            "command": command,
-        }
+        summary_row(
+            recipe=recipe,
+            dataset=found.dataset,
+            method=f"{_label(selector, tuned)} ({noise})",
+            metric=metric,
+            selection="last",
+            mean=spread.mean,
+            std=spread.std,
+            seeds=[run.recipe.seed for run in found.runs[(selector, tuned, noise)]],
+            command=command,
+        )
         for metric in _SUMMARISED
         for (selector, tuned, noise), spread in found.last(metric).items()
     ]
-
-
-def _rounded(value: float) -> float | None:
-    return None if value != value else round(value, 6)  # NaN: a run of no rounds has selected nothing

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard._support._files import write_text
-from steelyard.experiments.compare import latex
 from steelyard.experiments.compare.published import beside
 from steelyard.experiments.compare.rows import Row, footnotes
 from steelyard.experiments.compare.spreadsheet import table_text
+from steelyard.experiments.compare.summary import summary_row
+from steelyard.experiments.compare.table import Table
 
 __all__ = ["FILES", "comma_separated", "markdown", "summary", "tex", "write_comparison"]
 
@@ -25,16 +25,7 @@ def write_comparison(rows: Sequence[Row], folder: Path) -> None:
         write_text(folder / name, text.rstrip("\n") + "\n")
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A comparison as strings: what Markdown and LaTeX show alike."""
-
-    head: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]
-
-
-def _table(rows: Sequence[Row]) -> _Table:
+def _table(rows: Sequence[Row]) -> Table:
     names, others = _metric_names(rows), beside(rows)
     lines = tuple(
         (
@@ -47,24 +38,18 @@ def _table(rows: Sequence[Row]) -> _Table:
         for number, row in enumerate(rows)
     )
     reported = (f"as reported: {metric}" for metric in others.metrics)
-    return _Table(("recipe", "step taken", *names, *reported, "seeds"), lines, (*footnotes(rows), *others.notes))
+    return Table(("recipe", "step taken", *names, *reported, "seeds"), lines, (*footnotes(rows), *others.notes))
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table, and below it a note for each row of last steps that is marked and for each source."""
-    table = _table(rows)
-    escaped = (
-        [cell.replace("|", r"\|") for cell in line] for line in (table.head, ["---"] * len(table.head), *table.lines)
-    )
-    text = "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
-    return text + "".join(f"\n{note}\n" for note in table.notes)
+    return _table(rows).markdown()
 
 
 def tex(rows: Sequence[Row]) -> str:
     """Return the same table in LaTeX, to be read in with ``\\input``; a rule divides the groups of runs."""
-    table = _table(rows)
     first = [number for number, row in enumerate(rows) if number == 0 or row.label != rows[number - 1].label]
-    return latex.table(table.head, table.lines, table.notes, left=2, rules=first[1:])
+    return _table(rows).latex(left=2, rules=first[1:])
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
@@ -93,17 +78,17 @@ def comma_separated(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
     """Return the rows of a `summary.json` under results/: one for each metric, ours alone."""
     return [
-        {
-            "recipe": row.recipe,
-            "dataset": row.dataset,
-            "method": row.method,
-            "metric": _key(name),
-            "selection": row.selection,
-            "mean": round(spread.mean, 6),
-            "std": round(spread.std, 6),
-            "seeds": list(row.seeds),
-            "command": row.command,
-        }
+        summary_row(
+            recipe=row.recipe,
+            dataset=row.dataset,
+            method=row.method,
+            metric=_key(name),
+            selection=row.selection,
+            mean=spread.mean,
+            std=spread.std,
+            seeds=row.seeds,
+            command=row.command,
+        )
         for row in rows
         for name, spread in row.metrics.items()
     ]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
+import rich.table
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
-from rich.table import Table
 
 from steelyard.experiments.compare.published import Beside, beside
 from steelyard.experiments.compare.rows import BRIEF, GROUP_METRICS, Row, footnotes
 from steelyard.experiments.compare.run_groups import short
+from steelyard.experiments.compare.table import Table
 
 __all__ = ["show_comparison"]
 
@@ -40,38 +39,34 @@ def show_comparison(console: Console, rows: Sequence[Row]) -> None:
         console.print(note, markup=False, highlight=False)
 
 
-def _table(rows: Sequence[Row], others: Beside) -> Table:
+def _table(rows: Sequence[Row], others: Beside) -> rich.table.Table:
     """Return one line a group of runs, the selections side by side."""
     datasets = sorted({row.dataset for row in rows})
     spread = ", mean ± standard deviation over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
     grouped = [metric for metric in GROUP_METRICS if any(metric in row.metrics for row in rows)]
-    table = Table(
-        title=f"Accuracy on {' and '.join(datasets)} (%){spread}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption=CAPTION + GROUPS * bool(grouped) + REPORTED * bool(others.metrics),
-    )
-    table.add_column("recipe", no_wrap=True)
     last_columns = (BRIEF[metric] for metric in (*PLAIN, *grouped))
     selected_columns = ("selected", *(f"sel. {BRIEF[metric]}" for metric in grouped))
     reported_columns = (f"reported {BRIEF[metric]}" for metric in others.metrics)
-    for column in (*last_columns, *selected_columns, "best", *reported_columns, "seeds"):
-        table.add_column(column, justify="right", no_wrap=True)
     labels = list(dict.fromkeys(row.label for row in rows))
     names = short(labels, datasets[0]) if len(datasets) == 1 else labels  # the title has the rest
+    lines = []
     for label, name in zip(labels, names, strict=True):
         last, *selected, best = (row for row in rows if row.label == label)
         chosen = selected[0] if selected else last
-        table.add_row(
-            escape(f"{name} {last.marks}".strip()),
-            *(_percent(last, metric) for metric in (*PLAIN, *grouped)),
-            *(_percent(chosen, metric) for metric in ("test accuracy", *grouped)),
-            best.test.percent(),
-            *(escape(others.of(label, metric)) for metric in others.metrics),
-            str(len(last.seeds)),
+        lines.append(
+            [
+                f"{name} {last.marks}".strip(),
+                *(_percent(last, metric) for metric in (*PLAIN, *grouped)),
+                *(_percent(chosen, metric) for metric in ("test accuracy", *grouped)),
+                best.test.percent(),
+                *(others.of(label, metric) for metric in others.metrics),
+                str(len(last.seeds)),
+            ]
         )
-    return table
+    return Table(["recipe", *last_columns, *selected_columns, "best", *reported_columns, "seeds"], lines).terminal(
+        title=f"Accuracy on {' and '.join(datasets)} (%){spread}",
+        caption=CAPTION + GROUPS * bool(grouped) + REPORTED * bool(others.metrics),
+    )
 
 
 def _percent(row: Row, metric: str) -> str:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.experiments.compare.latex import escape, table
-from tests.experiments.latex_reader import read_row
+from tests.experiments.latex_reader import read_row, rows_of
 
 HOSTILE = [
     "a_b & c % d # e $ f",
@@ -40,16 +40,6 @@ def test_hostile_strings_are_printed_letter_by_letter(text: str) -> None:
 @given(st.text(max_size=30))
 def test_any_string_is_printed_letter_by_letter(text: str) -> None:
     assert cell(text) == printed(text)
-
-
-def rows_of(text: str) -> list[list[str]]:
-    """The cells of each row of a table; the rules between them are checked for their place."""
-    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
-    rows = []
-    while body.strip():
-        row, body = read_row(body.strip().removeprefix(r"\midrule"))
-        rows.append(row)
-    return rows
 
 
 def test_a_table_reads_back() -> None:
