@@ -89,7 +89,7 @@ class Rows(Dataset[Nested]):
     parts: ItemParts | None = None
     collate: Collate | None = None
 
-    def __getitem__(self, rows: Tensor) -> Nested:
+    def __getitem__(self, rows: Tensor | np.ndarray) -> Nested:
         wanted = rows.tolist()
         if not wanted and len(self.dataset):  # a rank that has nothing of a batch
             return _nested.mapped(lambda one: one[:0], self[torch.zeros(1, dtype=torch.long)])
@@ -115,7 +115,7 @@ class Labels(Dataset[dict[str, Tensor]]):
     dataset: Any
     keys: dict[str, Key]
 
-    def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
+    def __getitem__(self, rows: Tensor | np.ndarray) -> dict[str, Tensor]:
         items = _items(self.dataset, rows.tolist())
         return {name: stacked(name, [_entry(name, one[key]) for one in items]) for name, key in self.keys.items()}
 

@@ -38,6 +38,9 @@ __all__ = ["FiniteDifference", "Outer", "Truncated"]
 Outer: TypeAlias = Callable[[nn.Module], Tensor]
 """The outer loss: a function of the module (at the final parameters) that returns a scalar tensor."""
 
+Coupled: TypeAlias = Literal["batch", "chunk", "refuse"]
+"""What a sample outside of the recorded batch is normalised by; see `Truncated`."""
+
 MEMORY = 256 * 2**20
 
 
@@ -75,16 +78,20 @@ class Truncated:
         steps: T; at most as many as were recorded.
         memory: bytes for the activations of one chunk of a sweep without a graph.
         coupled: what to do when all n samples are asked for (``samples=``) and the recorded step normalised by its
-            batch (BatchNorm in training mode): ``"refuse"``, or ``"chunk"``, which normalises each chunk by itself
-            and so approximates.
+            batch (BatchNorm in training mode). ``"batch"``: a sample outside of the recorded batch is normalised as one
+            more row of it; nearest to training again with that row, with an error of about 1 / B for a batch of B (in
+            our cases 10 to 50 times nearer than chunks, results/benchmarks/batchnorm.md), for the forward passes of B
+            more samples a chunk. Layers that couple samples in another way are refused. ``"chunk"``: each chunk of
+            samples is normalised by itself, in their order, which approximates and wants that to be random.
+            ``"refuse"``: that is an error. The derivatives of the recorded samples are exact in each case.
 
     Example:
         See `Recorder`.
     """
 
-    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Literal["refuse", "chunk"] = "refuse") -> None:
+    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Coupled = "batch") -> None:
         self.steps = _check.integer("steps", steps, low=1)
-        self.coupled = _check.choice("coupled", coupled, ("refuse", "chunk"))
+        self.coupled = _check.choice("coupled", coupled, ("batch", "chunk", "refuse"))
         self.ladder = Ladder(memory)
 
     @property
@@ -120,8 +127,8 @@ class Truncated:
                 ``samples.index``.
 
         Raises:
-            ValueError: `index` and `samples` together, `samples` with T > 1 or a coupled step, more steps than
-                recorded.
+            ValueError: `index` and `samples` together, `samples` with T > 1, or with a coupled step that is refused
+                (see `coupled`), more steps than recorded.
             RuntimeError: the live parameters were changed after the recording, or a gradient that the optimizer used
                 is not that of the recorded loss (clipping, accumulation).
             NoDerivative: no way to the derivative stands the checks: for T > 1, an operator that torch differentiates
@@ -133,11 +140,12 @@ class Truncated:
         own = {"estimator": type(self).__name__, "steps": self.steps, "samples given": samples is not None}
         trajectory.ranks.agree("the hypergradient", own)
         if samples is not None:
-            trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
+            beside = trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
             step = next(newest_first(trajectory, 1))
             update = pull_update(trajectory, step, adjoint, {}, last=True)
-            values = derivatives_as_rows(trajectory, step, step.parameters, update.direction, samples, self.ladder)
+            at, u = step.parameters, update.direction
+            values = derivatives_as_rows(trajectory, step, at, u, samples, self.ladder, beside)
             return values * update.factor
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
@@ -286,7 +294,8 @@ class Truncated:
             )
         return trajectory.steps[-self.steps :]
 
-    def _check_samples(self, run: Trajectory, index: Tensor | Numbers | None, step: Step, samples: Batch) -> None:
+    def _check_samples(self, run: Trajectory, index: Tensor | Numbers | None, step: Step, samples: Batch) -> bool:
+        """Return whether samples are evaluated beside the recorded batch (see `coupled`); raise where none can be."""
         if index is not None:
             raise ValueError("give index or samples, not both")
         if self.steps != 1:
@@ -294,12 +303,17 @@ class Truncated:
                 f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
                 "all the later ones; use index for the samples of the window"
             )
-        if self.coupled == "refuse" and any(self.ladder.couples(run, one, samples) for one in step.micro_batches):
+        micro = step.micro_batches
+        if self.coupled == "chunk" or not any(self.ladder.couples(run, one, samples) for one in micro):
+            return False
+        if self.coupled == "refuse" or any(self.ladder.couples_beside(run, one, samples) for one in micro):
+            others = "" if self.coupled == "refuse" else ", and not by layers of BatchNorm alone"
             raise ValueError(
-                "the recorded step normalised by its batch or wrote to a buffer (BatchNorm in training mode), so "
-                "the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, or "
-                'accept chunk statistics with coupled="chunk"'
+                f"the recorded step normalised by its batch (BatchNorm in training mode) or wrote to a buffer{others}, "
+                "so the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, "
+                'or accept chunk statistics with coupled="chunk"'
             )
+        return True
 
 
 class FiniteDifference(Truncated):
@@ -323,7 +337,7 @@ class FiniteDifference(Truncated):
         steps: int = 1,
         length: float | None = None,
         memory: int = MEMORY,
-        coupled: Literal["refuse", "chunk"] = "refuse",
+        coupled: Coupled = "batch",
     ) -> None:
         super().__init__(steps, memory, coupled)
         if length is not None:
