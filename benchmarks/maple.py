@@ -1,6 +1,6 @@
 """MAPLE on Colored MNIST: CPU time of an outer iteration, and of reaching a test accuracy of 0.68.
 
-    python -m benchmarks.maple --data-root ../shared/data            # needs MNIST/raw below it
+    STEELYARD_DATA=FOLDER python -m benchmarks.maple            # needs MNIST/raw in the folder; or --data-root FOLDER
 
 50,000 samples, K = 15,000, one thread. The rows separate the levers: float32 and bfloat16 autocast, an allocator
 (glibc's) that keeps its memory, all with 100 full-batch inner steps and the inner model's own outputs; then the two
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -24,8 +25,8 @@ from torch import nn
 
 from benchmarks import _measure
 from steelyard.bilevel import Batch
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.training.problem import Problem
 
 OUTSIDE = _measure.RESULTS / "maple_outside.json"
 RAW = _measure.RESULTS / "maple_raw.json"
@@ -108,12 +109,14 @@ def main() -> None:
     """Parse, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs=3, metavar=("ROW", "STEPS", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument("--data-root", default="../shared/data")
+    parser.add_argument("--data-root", default=os.environ.get("STEELYARD_DATA"), help="default: $STEELYARD_DATA")
     parser.add_argument("--steps", type=int, default=3, help="outer iterations of the first rows, at least 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
+    if not (arguments.data_root or arguments.report):
+        parser.error("name the folder of MNIST/raw: --data-root FOLDER, or STEELYARD_DATA")
     if arguments.worker:
         name, steps, seed = arguments.worker
         print(json.dumps(worker(name, int(steps), Path(arguments.data_root), int(seed))))

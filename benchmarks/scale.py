@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from benchmarks import _measure
 from steelyard.bilevel import Batch, MemoryMapped, Streamed, Trajectory, Truncated, WeightedLoss
-from steelyard.experiments.plots import COLOURS, STYLE, svg
+from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
 from steelyard.reweight import InnerRun, Maple, Sqrt, VREx
 
 SIZES = (100_000, 1_000_000, 10_000_000)

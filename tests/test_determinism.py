@@ -12,8 +12,8 @@ import numpy
 import pytest
 import torch
 
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import execute
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute
 
 RUNS = {
     "coloured_digits/lff": ["method.training.steps=4", "method.training.batch_size=50"],

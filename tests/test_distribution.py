@@ -109,7 +109,7 @@ from pathlib import Path
 import steelyard
 from steelyard.cli import main
 from steelyard.experiments.active.recipe import active_recipe_names, load_active_recipe
-from steelyard.experiments.recipe import load_recipe, recipe_names
+from steelyard.experiments.runs.recipe import load_recipe, recipe_names
 
 assert Path(steelyard.__file__).is_relative_to(sys.argv[1]), steelyard.__file__
 print(len([load_recipe(name) for name in recipe_names()]), "recipes")
@@ -135,12 +135,3 @@ def test_recipes_and_the_report_from_the_wheel(installed: Path, tracked: list[st
 def test_the_demo_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     _run(installed, tmp_path, "-m", "steelyard", "demo", "--seeds", "0")
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
-
-
-@pytest.mark.slow
-def test_robust_active_learning_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    short = ["epochs.epochs=1", "schedule.rounds=1", "schedule.per_round=20", "attack.steps=1", "measure.steps=2"]
-    sets = [word for field in short for word in ("--set", field)]
-    command = ["-m", "steelyard", "robust", "--selectors", "rand", "ent", "dre", "--seeds", "0", "--out", "found"]
-    _run(installed, tmp_path, *command, *sets)
-    assert (tmp_path / "found" / "README.md").is_file()

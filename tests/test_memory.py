@@ -17,7 +17,7 @@ from torch import nn
 
 from steelyard.bilevel import Batch, Recorder, WeightedLoss
 from steelyard.experiments.methods import DFR, InvRat
-from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from steelyard.reweight import InnerRun
 from tests.experiments.biased import biased_problem
 

@@ -15,8 +15,8 @@ from steelyard._support._finite import all_finite, named_culprits, some_ids
 from steelyard.bilevel import Batch, Recorder, WeightedLoss
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.methods import ERM, JTT, GroupDRO, IRMv1
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.trainer import Learner, OptimizerSettings, Training
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import Learner, OptimizerSettings, Training
 from steelyard.reweight import InnerRun, Maple, Reweighting, VREx
 from tests.experiments.biased import biased_problem
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from steelyard._support._text import few, parse_json, printable, shown
 from steelyard.bilevel import Batch
+from steelyard.experiments.compare.spreadsheet import cell, frame_text, table_text
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.groups import counts
-from steelyard.experiments.spreadsheet import cell, frame_text, table_text
+from steelyard.experiments.training.group_labels import counts
 
 
 @given(st.text())

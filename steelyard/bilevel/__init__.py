@@ -8,10 +8,11 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.implicit import Implicit, SolverReport, SolverWarning
 from steelyard.bilevel.objective import Objective, SampleLoss, WeightedLoss
 from steelyard.bilevel.recorder import Recorder
+from steelyard.bilevel.step import Step
 from steelyard.bilevel.storage import Storage
 from steelyard.bilevel.streamed import MemoryMapped, Streamed
 from steelyard.bilevel.sweep.ladder import NoDerivative, StopGradientWarning
-from steelyard.bilevel.trajectory import Step, Trajectory
+from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
 from steelyard.bilevel.unrolled import Unrolled
 

@@ -8,7 +8,7 @@ import higher
 import torch
 from torch import Tensor
 
-from steelyard.bilevel.trajectory import Step, Tensors
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.unrolled import check_schedule, options
 
 __all__ = ["HigherStepper"]

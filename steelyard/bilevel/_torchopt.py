@@ -9,7 +9,7 @@ import torch
 import torchopt
 from torch import Tensor
 
-from steelyard.bilevel.trajectory import Step, Tensors
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.unrolled import check_schedule, double_scalars
 
 __all__ = ["TorchOptStepper"]

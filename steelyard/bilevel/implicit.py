@@ -17,8 +17,9 @@ from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.replay import dot
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
+from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.ladder import Ladder
-from steelyard.bilevel.trajectory import Tensors, Trajectory
+from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import (
     OuterGradient,
@@ -257,7 +258,7 @@ def _settled(run: Trajectory, at: Tensors, found: OuterGradient) -> Tensors:
     """v, with the path through BatchNorm's running statistics: at a fixed point they are the recorded batches' own."""
     v = {name: found.parameters[name] for name in at}
     if found.statistics:
-        for step in (step for step in run.steps if step.coupled):
+        for step in (step for step in run.steps if step.findings.coupled):
             through, _, _ = statistics_adjoint(run, step, at, found.statistics, settled=True)
             v = {name: v[name] + through[name] / len(run.steps) for name in v}
     return v

@@ -18,9 +18,10 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.optimizers import pullback_for
+from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
 from steelyard.bilevel.sweep.graph_record import Recording, Tape
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, random_state
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Recorder"]
 
@@ -154,44 +155,45 @@ class Recorder:
         if not self._agreed:
             self._agree(batch, weight)
         for earlier in self._window:  # before this forward pass takes memory of its own
-            earlier.gradient = earlier.tape = None
+            earlier.findings.gradient = earlier.findings.tape = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = _names(self._module, self._optimizer)  # add_param_group
-        fixed: list[tuple[str, Tensor]] = []
-        if any(p not in self._names for p in self._module.parameters()):
-            trained = set(self._names.values())
-            fixed = [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
         modules = list(self._module.modules())
         buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
-        held = [(f"buffer {name!r}", value) for name, value in buffers.items() if value.requires_grad]
-        step = Step(
-            batch=batch,
-            weight=weight.detach(),
+        held = [*self._untrained(), *((f"buffer {name!r}", one) for name, one in buffers.items() if one.requires_grad)]
+        findings = Findings(
             connected=weight.grad_fn is not None,
-            buffers={name: value if value.requires_grad else value.detach().clone() for name, value in buffers.items()},
+            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *held]),
+        )
+        conditions = Conditions(
+            buffers={name: one if one.requires_grad else one.detach().clone() for name, one in buffers.items()},
             modes=tuple([module.training for module in modules]),
             rng=random_state(self._module),
             autocast=_autocast(self._module),
-            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *fixed, *held]),
+            objective=_with_divisor(self._objective, weight),
         )
-        objective = self._objective
-        if isinstance(objective, WeightedLoss) and objective.ranks.size > 1:
-            objective = step.objective = objective.fixed(weight)
         versions = _versions(modules)
-        value, step.tape = self._evaluate(objective, batch, weight)
+        value, findings.tape = self._evaluate(conditions.objective or self._objective, batch, weight)
         # Detected by effect, not by class only, so that functional dropout and home-made norms are seen too.
-        step.stochastic = not _same_state(step.rng, random_state(self._module))
+        findings.stochastic = not _same_state(conditions.rng, random_state(self._module))
         # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
         # without counting it.
-        wrote = step.objective is None and versions != _versions(modules)
-        step.coupled = wrote or _counts_no_batches(modules) or _changed(self._module, step.buffers)
-        if step.objective is not None and step.coupled:
+        wrote = conditions.objective is None and versions != _versions(modules)
+        findings.coupled = wrote or _counts_no_batches(modules) or _changed(self._module, conditions.buffers)
+        if conditions.objective is not None and findings.coupled:
             raise RuntimeError(_COUPLED)
-        if step.tape is not None:
-            step.tape.listening = not step.coupled
-        self._pending, self._written = step, _versions(modules)
+        if findings.tape is not None:
+            findings.tape.listening = not findings.coupled
+        self._pending, self._written = Step(batch, weight.detach(), conditions, findings), _versions(modules)
         self._listen()
         return value
+
+    def _untrained(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters that the optimizer does not train, with what to call them."""
+        if all(p in self._names for p in self._module.parameters()):
+            return []
+        trained = set(self._names.values())
+        return [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
 
     def _listen(self) -> None:
         """Have the step's hooks be the last before it and the first after it: others may change gradients or rates."""
@@ -266,18 +268,18 @@ class Recorder:
             return
         self._check_between_steps()
         step = self._pending
-        step.rewritten = self._written != _versions(list(self._module.modules()))
+        findings = step.findings
+        findings.rewritten = self._written != _versions(list(self._module.modules()))
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):
             raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")
         step.checkpoint = self._storage.starts_stretch(self._window)
         step.parameters = _copy(live, self._storage.make_room(self._window, self._steps))
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
-        step.gradient = {
-            name: (_dense(p.grad, name), p.grad._version) for name, p in live.items() if p.grad is not None
-        }
+        gradient = {name: _dense(p.grad, name) for name, p in live.items() if p.grad is not None}
+        findings.gradient = {name: (one, one._version) for name, one in gradient.items()}
         if self._steps > 1:
-            step.projected = projection({name: held for name, (held, _) in step.gradient.items()})
+            findings.projected = projection(gradient)
         for group in optimizer.param_groups:
             settings = {key: _plain(value) for key, value in group.items() if key != "params"}
             if isinstance(optimizer, torch.optim.AdamW):  # whose groups do not say so before torch 2.7
@@ -287,7 +289,7 @@ class Recorder:
                 step.groups[name] = settings
                 state = optimizer.state.get(p, {})
                 if not step.checkpoint:
-                    step.state[name] = self._pullback.keep(settings, state)
+                    step.state[name] = self._pullback.keep(state)
                 if self._full_state or step.checkpoint:
                     step.full_state[name] = {key: _clone(value) for key, value in state.items()}
 
@@ -326,6 +328,12 @@ _COUPLED = (
     "several ranks each has a share of the batch only, and the derivative of the whole is not known; put such layers "
     "in eval mode, use GroupNorm or LayerNorm, or record in one process"
 )
+
+
+def _with_divisor(objective: Objective, weight: Tensor) -> WeightedLoss | None:
+    """Return the inner loss with the divisor of all ranks' weights; None in one process."""
+    several = isinstance(objective, WeightedLoss) and objective.ranks.size > 1
+    return objective.fixed(weight) if isinstance(objective, WeightedLoss) and several else None
 
 
 def _check_ranks(model: nn.Module, objective: Objective) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.graph_record import nodes_of
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "quick_dot"]
 

@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from steelyard.bilevel.replay import leaves_of
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["differentiable_statistics", "statistics_adjoint", "tracking_layers"]
 
@@ -149,7 +150,7 @@ def _noted(module: nn.Module, step: Step) -> Iterator[list[_Call]]:
         counts[name] = counts.get(name, 0) + 1
         momentum = layer.momentum
         if momentum is None:  # a cumulative average: 1 / the number of batches so far, this one included
-            momentum = 1.0 / (int(step.buffers[_key(name, "num_batches_tracked")]) + counts[name])
+            momentum = 1.0 / (int(step.conditions.buffers[_key(name, "num_batches_tracked")]) + counts[name])
         calls.append(_Call(name, *_statistics(layer, args[0] if args else kwargs["input"]), momentum))
 
     handles = [

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard.bilevel.optimizers import pullback_of
 from steelyard.bilevel.replay import backward_into, leaves_of
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["WHOLE", "Storage", "backward"]
+__all__ = ["WHOLE", "Storage", "newest_first"]
 
 States: TypeAlias = dict[str, dict[str, Any]]
 
@@ -106,7 +107,7 @@ class Storage:
 WHOLE = Storage()
 
 
-def backward(run: Trajectory, count: int) -> Iterator[Step]:
+def newest_first(run: Trajectory, count: int) -> Iterator[Step]:
     """Yield the last `count` steps of `run`, the newest first, whole.
 
     Raises:
@@ -139,7 +140,7 @@ def _whole(run: Trajectory, step: Step, newer: Step) -> Step:
         rounded = step.kept == "rounded"
         found = replace(step, kept="whole", rounded=rounded, parameters=parameters, state=state, full_state=full_state)
     if step.checkpoint:
-        found = replace(found, state=_kept(run, found, found.full_state))
+        found = replace(found, state=_kept(run, found.full_state))
     return found
 
 
@@ -149,7 +150,7 @@ def _replayed(run: Trajectory, steps: list[Step], newer: Step) -> list[Step]:
     parameters, state = first.parameters, _mapped(first.full_state, torch.clone)
     found = []
     for step in steps:
-        found.append(replace(step, kept="whole", parameters=parameters, state=_kept(run, step, state)))
+        found.append(replace(step, kept="whole", parameters=parameters, state=_kept(run, state)))
         parameters, state = _advance(run, found[-1], state)
     wrong = [name for name, p in parameters.items() if not torch.equal(p, newer.parameters[name])]
     if wrong or parameters.keys() != newer.parameters.keys():
@@ -188,10 +189,10 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
     return {name: leaf.detach() for name, leaf in leaves.items()}, after
 
 
-def _kept(run: Trajectory, step: Step, full_state: States) -> States:
+def _kept(run: Trajectory, full_state: States) -> States:
     """Return what the pull-back reads of the whole optimizer state."""
     pullback = pullback_of(run.optimizer)
-    return {name: pullback.keep(step.groups[name], one) for name, one in full_state.items()}
+    return {name: pullback.keep(one) for name, one in full_state.items()}
 
 
 def _difference(newer: Tensor, older: Tensor) -> Tensor:

@@ -5,90 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.integrity import Guard, fingerprint
+from steelyard.bilevel.integrity import fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss
+from steelyard.bilevel.step import Conditions, Step, Tensors, cuda_devices, set_random_state
 from steelyard.bilevel.sweep.composites import Composites, WithoutPadding
-from steelyard.bilevel.sweep.graph_record import Tape
 from steelyard.distributed import ALONE, Ranks
 
-__all__ = ["Step", "Tensors", "Trajectory", "swapped"]
-
-Tensors: TypeAlias = dict[str, Tensor]
-"""Tensors by parameter (or buffer) name."""
-
-
-@dataclass
-class Step:
-    """One recorded optimizer step: everything that decides where it led.
-
-    Attributes:
-        batch: the samples.
-        weight: ``(batch,)`` their weights.
-        parameters: the optimised parameters before the step, as `kept` says.
-        state: optimizer state before the step, by parameter; only the entries that the pull-back reads.
-        full_state: all of the optimizer state, where the recorder was asked for it (`Unrolled`), and of checkpoints.
-        kept: how parameters and states are stored; `storage.backward` gives them whole.
-        checkpoint: steps after it may be replayed from it; `state` is then part of `full_state`.
-        groups: the optimizer's hyperparameters at the step (a schedule moves them), by parameter.
-        buffers: the module's buffers before the forward pass.
-        modes: the ``training`` flag of every module.
-        rng: the random state of the CPU (and of the CUDA device, if the model is on one) before the forward pass.
-        autocast: ``(device type, dtype)`` or None.
-        stochastic: the forward pass drew random numbers (dropout).
-        coupled: the forward pass mixed samples (BatchNorm in training mode).
-        skipped: parameters without a gradient, which the optimizer leaves alone.
-        connected: the weights carried a graph when they were recorded.
-        guards: what is held by reference, or read live, and must not change: inputs, targets, weights, and the
-            parameters that this optimizer does not train.
-        gradient: references (no copies) to the gradients and their versions, for the newest step only.
-        objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
-        tape: what the forward pass computed, for the newest step only, where the recorder was asked for it.
-        rewritten: the backward pass wrote to a buffer once more (a checkpoint around BatchNorm).
-        rounded: its parameters were kept rounded.
-        projected: the gradient that the step used, as `integrity.projection` has it; windows of one step have none.
-    """
-
-    batch: Batch
-    weight: Tensor
-    buffers: Tensors
-    modes: tuple[bool, ...]
-    rng: tuple[Tensor, Tensor | None]
-    autocast: tuple[str, torch.dtype] | None
-    stochastic: bool = False
-    coupled: bool = False
-    parameters: Tensors = field(default_factory=dict)
-    state: dict[str, dict[str, Any]] = field(default_factory=dict)
-    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
-    full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
-    kept: Literal["whole", "rounded", "moved", "replayed"] = "whole"
-    checkpoint: bool = False
-    skipped: frozenset[str] = frozenset()
-    gradient: dict[str, tuple[Tensor, int]] | None = None
-    objective: WeightedLoss | None = None
-    tape: Tape | None = None
-    rewritten: bool = False
-    rounded: bool = False
-    projected: Tensor | None = None
-    connected: bool = False
-    guards: list[Guard] = field(default_factory=list)
-
-    @property
-    def separable(self) -> bool:
-        """Whether samples can be evaluated in any grouping with the same result."""
-        return not (self.stochastic or self.coupled)
-
-    def held_gradient(self) -> Tensors | None:
-        """Return the gradient that the step used, where its tensors are still there as they were."""
-        if self.gradient is None or any(tensor._version != version for tensor, version in self.gradient.values()):
-            return None
-        return {name: tensor for name, (tensor, _) in self.gradient.items()}
+__all__ = ["Trajectory", "swapped"]
 
 
 @contextmanager
@@ -162,7 +92,7 @@ class Trajectory:
                 "the hypergradient before training on, or record again"
             )
         for step in [*self.earlier, *self.steps]:
-            broken = [guard.what for guard in step.guards if guard.broken]
+            broken = [guard.what for guard in step.findings.guards if guard.broken]
             if broken and broken[0].startswith("parameter"):
                 raise RuntimeError(
                     f"{broken[0]}, which the optimizer did not train in a recorded step, was changed after it (by "
@@ -176,7 +106,7 @@ class Trajectory:
 
     def objective_of(self, step: Step) -> Objective:
         """Return the inner loss of `step`; on several ranks that of this rank's share, averaged over ranks later."""
-        return step.objective or self.objective
+        return step.conditions.objective or self.objective
 
     def replay(
         self,
@@ -197,14 +127,10 @@ class Trajectory:
             exactly: take the kernels that the training took, bit for bit; no transformation may be around.
             composites: take operators apart that torch can differentiate once only (`sweep.composites`).
         """
-        tensors = self._tensors(parameters, step.buffers)
+        tensors = self._tensors(parameters, step.conditions.buffers)
         taken_apart = Composites() if composites else nullcontext()
-        with self._conditions(step, not exactly), taken_apart, swapped(self.module, tensors):
+        with self._restored(step.conditions, not exactly), taken_apart, swapped(self.module, tensors):
             return function(self.module, *args)
-
-    def loss(self, step: Step, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Replay the inner loss of `step` at `parameters`, to differentiate it forward."""
-        return self.replay(step, parameters, self.objective_of(step), step.batch, step.weight, composites=True)
 
     def sample_losses(self, step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Replay the per-sample losses ``(batch,)`` of `batch` at `parameters` as in `step`."""
@@ -229,11 +155,11 @@ class Trajectory:
 
     def weighted_of(self, step: Step) -> WeightedLoss:
         """Return the `WeightedLoss` of `step`; see `objective_of`."""
-        return step.objective or self.weighted
+        return step.conditions.objective or self.weighted
 
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
-        with self._conditions(None), WithoutPadding(), swapped(self.module, self._tensors(parameters, self._buffers())):
+        with self._restored(None), WithoutPadding(), swapped(self.module, self._tensors(parameters, self._buffers())):
             return scalar(outer(self.module))
 
     def _buffers(self) -> Tensors:
@@ -246,23 +172,23 @@ class Trajectory:
         return {**parameters, **copies}
 
     @contextmanager
-    def _conditions(self, step: Step | None, transformed: bool = True) -> Iterator[None]:
-        """Restore the conditions of a step (None: keep the present ones), and afterwards those of the caller."""
+    def _restored(self, conditions: Conditions | None, transformed: bool = True) -> Iterator[None]:
+        """Restore conditions (None: keep the present ones), and afterwards those of the caller."""
         modules = list(self.module.modules())
         modes = [module.training for module in modules]
         try:
             with torch.random.fork_rng(devices=cuda_devices(self.module)):
-                if step is None:
+                if conditions is None:
                     yield
                     return
                 device = next(self.module.parameters()).device.type
-                for module, training in zip(modules, step.modes, strict=True):
+                for module, training in zip(modules, conditions.modes, strict=True):
                     module.training = training
-                set_random_state(self.module, step.rng)
-                dtype = step.autocast[1] if step.autocast else torch.bfloat16
+                set_random_state(self.module, conditions.rng)
+                dtype = conditions.autocast[1] if conditions.autocast else torch.bfloat16
                 # The cache of autocast would hand a cast made outside of the transformation to the inside. Of the
                 # attention kernels only the plain one can be differentiated forward.
-                enabled = step.autocast is not None
+                enabled = conditions.autocast is not None
                 with (
                     torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=not transformed),
                     sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext(),
@@ -279,22 +205,3 @@ def scalar(value: Any) -> Tensor:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"outer must return a scalar tensor, got {got}")
     return value.reshape(())
-
-
-def cuda_devices(module: nn.Module) -> list[int]:
-    """Return the ordinal of the CUDA device of the first parameter, as a list, or an empty list."""
-    first = next(module.parameters(), None)
-    return [first.get_device()] if first is not None and first.is_cuda else []
-
-
-def random_state(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Return the random state of the CPU and of the module's CUDA device."""
-    devices = cuda_devices(module)
-    return torch.get_rng_state(), torch.cuda.get_rng_state(devices[0]) if devices else None
-
-
-def set_random_state(module: nn.Module, state: tuple[Tensor, Tensor | None]) -> None:
-    """Restore what `random_state` returned."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], cuda_devices(module)[0])

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.precise import precise_gradient, widened
+from steelyard.bilevel.float64 import gradient_in_float64, in_float64, step_in_float64
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
-from steelyard.bilevel.storage import backward
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder, NoDerivative
 from steelyard.bilevel.sweep.rungs import Curved, Differences
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
     add_rows,
@@ -132,28 +133,28 @@ class Truncated:
         if samples is not None:
             trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
-            step = next(backward(trajectory, 1))
+            step = next(newest_first(trajectory, 1))
             update = pull_update(trajectory, step, adjoint, {}, last=True)
-            values = virtual(trajectory, step, step.parameters, update.along, samples, self.ladder)
-            return values * update.times
+            values = virtual(trajectory, step, step.parameters, update.direction, samples, self.ladder)
+            return values * update.factor
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
         found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
-        if found.statistics and any(step.rewritten for step in steps):
+        if found.statistics and any(step.findings.rewritten for step in steps):
             raise NoDerivative(
                 "a layer with running statistics stands in a checkpoint, which updates them once more on the way back: "
                 "take it out of the checkpoint, or ask with steps=1"
             )
         adjoint, running = found.parameters, found.statistics
         state: dict[str, Tensors] = {}
-        for number, step in zip(range(len(steps) - 1, -1, -1), backward(trajectory, len(steps)), strict=True):
+        for number, step in zip(range(len(steps) - 1, -1, -1), newest_first(trajectory, len(steps)), strict=True):
             update = pull_update(trajectory, step, adjoint, state, last=not number)
             product, tangents = self._along(trajectory, step, update, curvature=bool(number))
             if number:
                 mean = trajectory.ranks.mean(product)
-                adjoint, running, _ = _arrive(trajectory, step, update.direct, mean, running)
+                adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
                 state = update.state
-            values = weighted.pull(tangents, tangents, step.weight) * update.times
+            values = weighted.pull(tangents, tangents, step.weight) * update.factor
             add_rows(total, ids, step.batch.index, values, window=index is None)
         return total
 
@@ -179,13 +180,13 @@ class Truncated:
         adjoint, running = found.parameters, found.statistics
         total = list(found.direct)
         state: dict[str, Tensors] = {}
-        for step in backward(trajectory, len(steps)):
+        for step in newest_first(trajectory, len(steps)):
             update = pull_update(trajectory, step, adjoint, state)
-            curved, through = self.ladder.mixed(trajectory, step, step.parameters, update.along, tensors)
+            curved, through = self.ladder.mixed(trajectory, step, step.parameters, update.direction, tensors)
             other = check_replayed(trajectory, step, curved.gradient)
             if other is not None:
                 raise NoDerivative(f"{other}; ask for sample weights, or with steps=1")
-            adjoint, running, moved = _arrive(trajectory, step, update.direct, curved.product, running, tensors)
+            adjoint, running, moved = _arrive(trajectory, step, update.parameters, curved.product, running, tensors)
             state = update.state
             total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
         return tuple(total)
@@ -195,17 +196,37 @@ class Truncated:
 
         (The product is rounded to the parameters' precision: on several ranks it travels.)
         """
-        product, tangents = self._along_in(run, step, step, update.along, curvature)
-        wide = update.wide
-        blurred = update.gradients is not None and update.blur > _BLURRED * _size(tangents)
-        if wide is None and run.ranks.any(blurred):
+        product, tangents = self._along_in(run, step, step, update.direction, curvature)
+        wide = update.in_float64
+        if wide is None and run.ranks.any(self._is_blurred(run, step, update, tangents)):
             assert update.gradients is not None
-            same = precise_gradient(run, step, update.gradients) is not None
-            wide = widened(run, step) if same else None
+            same = gradient_in_float64(run, step, update.gradients) is not None
+            wide = step_in_float64(run, step) if same else None
         if wide is None:
             return product, tangents
-        along = {name: u.double() for name, u in update.along.items()}
+        along = in_float64(update.direction)
         return self._along_in(run, step, wide, along, curvature)
+
+    def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
+        """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
+
+        Where the step's gradient is exactly 0, u can be as large as it gets. Mostly no sample's loss moves along it
+        there (a dead unit); where samples' derivatives are not 0 but cancel, what is left of them, and of what is added
+        to them on the way, is rounding times u. The t_i without these entries of u tell. They are left out where the
+        optimizer has never seen another gradient than 0 for any of them, and earlier calls found them to be the same.
+        """
+        if update.gradients is None:
+            return False
+        allowed = _BLURRED * _size(tangents)
+        blurred = update.noise > allowed
+        if run.ranks.any(blurred) or not run.ranks.any(allowed < update.rounding * _norm(update.direction)):
+            return blurred
+        zero = _where_zero(step, update)
+        if not run.ranks.any(allowed < update.rounding * _norm(zero)):
+            return False
+        surely = run.ranks.any(allowed < update.rounding * _norm(_where_zero(step, update, seen=True)))
+        rest = {name: u - zero[name] for name, u in update.direction.items()}
+        return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
     def _along_in(
         self, run: Trajectory, step: Step, there: Step, along: Tensors, curvature: bool
@@ -274,6 +295,24 @@ class FiniteDifference(Truncated):
         self.ladder = Ladder(memory, Differences(length))
 
 
+def _norm(tensors: Tensors) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in tensors.values()])))
+
+
+def _where_zero(step: Step, update: Update, seen: bool = False) -> Tensors:
+    """Return u where the gradient is exactly 0; with `seen`, where the optimizer remembers one that was not."""
+    assert update.gradients is not None
+    found = {}
+    for name, u in update.direction.items():
+        gradient = update.gradients.get(name)
+        found[name] = torch.zeros_like(u) if gradient is None else u.masked_fill(gradient != 0, 0)
+        moments = [m for m in step.state[name].values() if isinstance(m, Tensor) and m.shape == u.shape]
+        if seen and gradient is not None:
+            remembered = torch.stack([m != 0 for m in moments]).any(0) if moments else torch.zeros_like(u).bool()
+            found[name] *= remembered
+    return found
+
+
 _BLURRED = 1e-4
 """What rounding may do to a t_i, relative to the largest, before a step is taken in float64."""
 
@@ -284,7 +323,7 @@ def _size(tangents: Tensor) -> float:
 
 def _tracks(run: Trajectory, steps: list[Step]) -> bool:
     """Whether running statistics can carry a part of the derivative (see `statistics`)."""
-    return any(step.coupled for step in steps) and bool(tracking_layers(run.module))
+    return any(step.findings.coupled for step in steps) and bool(tracking_layers(run.module))
 
 
 def _arrive(

@@ -16,9 +16,10 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
-from steelyard.bilevel.storage import backward
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, swapped
+from steelyard.bilevel.trajectory import Trajectory, swapped
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import add_rows, check_alone, check_detached, check_recorded, ids_of, outer_gradient
 
@@ -111,7 +112,7 @@ class Unrolled:
         if len(steps) > 1:
             self._ladder.check_second_derivative(run, steps[-1])
         stepper = _stepper(self.backend, run, steps[0])
-        if len(steps) > 1 and any(step.coupled for step in steps) and tracking_layers(run.module):
+        if len(steps) > 1 and any(step.findings.coupled for step in steps) and tracking_layers(run.module):
             read = outer_gradient(run, outer, statistics=True).statistics
             if read:
                 raise RuntimeError(
@@ -134,7 +135,7 @@ class Unrolled:
                 f"steps={self.steps}, but {len(run.steps)} were recorded; record more with Recorder(steps=...)"
             )
         run.check()
-        steps = list(backward(run, self.steps))[::-1]
+        steps = list(newest_first(run, self.steps))[::-1]
         if set(steps[0].full_state) != set(steps[0].parameters):
             raise ValueError(
                 "Unrolled starts from the whole optimizer state: record with Recorder(..., full_state=True)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,11 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
 from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot
 from steelyard.bilevel.statistics import differentiable_statistics
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.checks import blur, tolerance_in, tolerance_of
 from steelyard.bilevel.sweep.graph_record import nodes_of
 from steelyard.bilevel.sweep.ladder import Ladder
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory, scalar
+from steelyard.bilevel.trajectory import Trajectory, scalar
 
 __all__ = [
     "OuterGradient",
@@ -174,7 +174,7 @@ def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: B
 
     A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0.
     """
-    places = _same_rows(step.batch, samples) if step.separable else None
+    places = _same_rows(step.batch, samples) if step.findings.separable else None
     objection = objection_to(run, step, along) if at is step.parameters else lambda rows: None
     # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
     if run.ranks.any(places is None):
@@ -196,7 +196,7 @@ def check_detached(run: Trajectory) -> None:
 
     That path is not part of a replay, and a tensor asked for would silently miss it.
     """
-    if any(step.connected for step in run.steps):
+    if any(step.findings.connected for step in run.steps):
         raise ValueError(
             "the recorded weights carry a graph of their own: compute them inside the objective, or pass the "
             "sample weights' hypergradient on yourself, weight.backward(estimator(trajectory, outer, index))"
@@ -262,11 +262,11 @@ def objection_to(
     Raises (when it is called):
         RuntimeError: the optimizer's gradient is not that of the recorded loss.
     """
-    held = step.held_gradient()
+    held = step.findings.held_gradient()
     lost = run.ranks.any(held is None)
     if not lost:
         reference = held
-    elif slope is None and step.projected is not None:
+    elif slope is None and step.findings.projected is not None:
         reference = gradient(run, step, step.parameters)
         check_replayed(run, step, reference)
     else:
@@ -328,14 +328,15 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
     Raises:
         RuntimeError: no backward pass of the recorded loss does.
     """
-    held = step.held_gradient()
-    if step.projected is None and not run.ranks.any(held is None):
+    held = step.findings.held_gradient()
+    projected = step.findings.projected
+    if projected is None and not run.ranks.any(held is None):
         assert held is not None
-        step = replace(step, projected=projection({n: g for n, g in held.items() if n not in step.skipped}))
-    if step.projected is None:
+        projected = projection({n: g for n, g in held.items() if n not in step.skipped})
+    if projected is None:
         return None
-    used, size = step.projected.tolist()
-    dtypes = (next(iter(step.parameters.values())).dtype, step.projected.dtype)
+    used, size = projected.tolist()
+    dtypes = (next(iter(step.parameters.values())).dtype, projected.dtype)
     tolerance = max(tolerance_of(step, dtype) for dtype in dtypes)
 
     def project(slope: Tensors) -> float:

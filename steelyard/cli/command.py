@@ -15,13 +15,14 @@ from rich.console import Console
 import steelyard
 from steelyard._support._text import printable
 from steelyard.checkpoint import Stopped
-from steelyard.cli.active import active, disagreement, robust
+from steelyard.cli.active import active
+from steelyard.cli.moved import moved_to
 from steelyard.cli.runs import compare_runs, demo, recipes, report, run
-from steelyard.cli.studies import bounds, priors
+from steelyard.cli.studies import bounds
 from steelyard.distributed import RankError, launched_processes
 from steelyard.experiments.errors import UserError
 
-__all__ = ["main"]
+__all__ = ["exit_status", "main"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -31,9 +32,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "active": active,
     "bounds": bounds,
-    "disagreement": disagreement,
-    "robust": robust,
-    "priors": priors,
 }
 
 
@@ -50,10 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         Console().print(f"steelyard {steelyard.__version__}", highlight=False)
         return 0
+    if (place := moved_to(given)) is not None:
+        return _fail(f"{' '.join(given[:1])} is a study now, beside the package in its repository: {place}")
+    return exit_status(
+        lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given),
+        ["steelyard", *given],
+    )
+
+
+def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
+    """Do `work` and return the exit status, see `main`.
+
+    Args:
+        work: what the command line asks for.
+        words: the command line, for what is said of a run that was stopped.
+    """
     try:
-        if launched_processes() > 1 and given[:1] != ["run"]:
+        if launched_processes() > 1 and words[1:2] != ["run"]:
             raise UserError("of the commands only `run` is carried out by several processes; start this one by itself")
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given)
+        work()
     except UserError as error:
         return _fail(str(error))
     except RankError as error:
@@ -63,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"{place}: {error.strerror}" if place else str(error)
         return _fail(f"{said}; make room, or name another place (--out)")
     except Stopped as stopped:
-        again = shlex.join(["steelyard", *(a for a in given if a not in ("--overwrite", "--resume")), "--resume"])
+        again = shlex.join([*(a for a in words if a not in ("--overwrite", "--resume")), "--resume"])
         if launched_processes() > 1:
             if os.environ.get("RANK") != "0":
                 return 128 + stopped.reason  # the first says it for all

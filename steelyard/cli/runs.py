@@ -21,15 +21,15 @@ from steelyard.cli.shared import (
     watcher,
 )
 from steelyard.distributed import launched
-from steelyard.experiments.compare import compare
-from steelyard.experiments.demo import DEMO
-from steelyard.experiments.demo import demo as run_demo
+from steelyard.experiments.compare.rows import compare
+from steelyard.experiments.compare.tables import FILES, write_comparison
+from steelyard.experiments.compare.terminal import show_comparison
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.evaluation import Evaluation
-from steelyard.experiments.printed import show_comparison
-from steelyard.experiments.recipe import load_recipe, recipe_names
-from steelyard.experiments.run import check_directory, execute
-from steelyard.experiments.tables import FILES, write_comparison
+from steelyard.experiments.runs.demo import DEMO
+from steelyard.experiments.runs.demo import demo as run_demo
+from steelyard.experiments.runs.recipe import load_recipe, recipe_names
+from steelyard.experiments.runs.run import check_directory, execute
+from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = ["compare_runs", "demo", "recipes", "report", "run"]
 
@@ -47,7 +47,9 @@ def demo(
         threads: torch threads; these nets are small, more than one rarely helps. 0 leaves torch's own choice.
         show: open the report in a browser.
     """
-    from steelyard.experiments.report import write_report  # matplotlib: two seconds that other commands need not wait
+    from steelyard.experiments.report.page import (
+        write_report,  # matplotlib: two seconds that other commands need not wait
+    )
 
     set_threads(threads)
     seeds = tuple(dict.fromkeys(seeds))
@@ -163,7 +165,7 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
     console = Console()
     show_comparison(console, rows)
     if out is not None:
-        from steelyard.experiments.compare_plots import write_plots
+        from steelyard.experiments.compare.plot_files import write_plots
 
         write_comparison(rows, out)
         names = [*FILES, *write_plots(done, out)]
@@ -186,7 +188,7 @@ def report(
         data_root: where data sets lie, for the images (default: $STEELYARD_DATA).
         show: open the page in a browser.
     """
-    from steelyard.experiments.report import write_report
+    from steelyard.experiments.report.page import write_report
 
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"--data-root {data_root} is not a folder; leave it out to go without images")

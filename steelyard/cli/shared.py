@@ -21,8 +21,8 @@ from rich.table import Table
 from steelyard._support._signals import noted_signals
 from steelyard._support._text import printable
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.evaluation import Evaluation
-from steelyard.experiments.run import Run, read_run
+from steelyard.experiments.runs.run import Run, read_run
+from steelyard.experiments.training.evaluation import Evaluation
 
 __all__ = [
     "Overrides",

@@ -1,4 +1,4 @@
-"""Studies with tables of their own: the bound, and MAPLE with priors."""
+"""The top-q bound for losses of one's own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from pandas import DataFrame
 from rich.console import Console
-from rich.markup import escape
 
-from steelyard.cli.shared import as_table, check_seeds, check_writable, data_root_of, set_threads
+from steelyard.cli.moved import THEOREM
+from steelyard.cli.shared import as_table, check_seeds, check_writable, set_threads
 from steelyard.experiments.errors import UserError
 
-__all__ = ["bounds", "priors"]
+__all__ = ["bounds"]
 
 _MOST_SHOWN = 20  # hypotheses
 
@@ -28,21 +28,16 @@ def bounds(
     delta: float | None = None,
     loss_range: float | None = None,
     draws: int | None = None,
-    quick: bool = False,
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Check the top-q generalisation bound term by term, or compute its terms for a loss matrix of your own.
+    """Compute the terms of the top-q generalisation bound for a loss matrix of your own.
 
-    For instance:
-
-    steelyard bounds --quick --out /tmp/theory
-
-    steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
+    Example: steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
 
     Args:
-        out: folder for the tables, the plots and README.md (default: results/theory; with --losses runs/bounds).
-        losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet; then only its terms.
+        out: folder for terms.csv and summary.csv (default: runs/bounds).
+        losses: losses (hypotheses x samples) on the data as trained on, .npy or Parquet.
         transpose: the rows of the matrix are samples and its columns hypotheses; needs --losses.
         fixed_before_data: all hypotheses were fixed before those samples were drawn, so none was trained on them or
             chosen by them; without this nothing is called a certificate; needs --losses.
@@ -53,7 +48,6 @@ def bounds(
         loss_range: M, the most by which two losses of one hypothesis can differ, 1 for the 0-1 loss; needs --losses,
             which needs it.
         draws: Monte Carlo draws (1000); needs --losses.
-        quick: smaller experiments, for a look; not with --losses.
         seed: of all random draws.
         threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
     """
@@ -68,14 +62,13 @@ def bounds(
     if losses is None and asked:
         option = asked[0].replace("_", "-")
         raise UserError(f"--{option} is about a loss matrix: give --losses FILE too, or leave it out")
-    if losses is not None and quick:
-        raise UserError("--quick is about the experiments, which --losses leaves out: give one of them")
-    folder = out or Path("results/theory" if losses is None else "runs/bounds")
+    if losses is None:
+        raise UserError(f"bounds needs --losses FILE; the checks of the bound are a study now: {THEOREM}")
+    folder = out or Path("runs/bounds")
     check_writable("--out", folder)
     console = Console()
     tables = run_bounds(
         folder,
-        quick=quick,
         losses=losses,
         transpose=transpose,
         fixed=fixed_before_data,
@@ -83,8 +76,7 @@ def bounds(
         warn=lambda hint: console.print(hint, markup=False, soft_wrap=True),
         **given,
     )
-    if losses is not None:
-        _print_summary(console, tables["summary"])
+    _print_summary(console, tables["summary"])
     console.print(f"Written: {folder}", markup=False, soft_wrap=True)
 
 
@@ -96,44 +88,3 @@ def _print_summary(console: Console, summary: DataFrame) -> None:
         console.print(f"Hypothesis {hypothesis}: {sentence}.", markup=False, soft_wrap=True)
     if len(summary) > _MOST_SHOWN:
         console.print(f"Of {len(summary)} hypotheses those with the lowest bounds; all are in summary.csv.")
-
-
-def priors(
-    out: Path = Path("results/priors"),
-    runs: Path = Path("runs/priors"),
-    parts: tuple[str, ...] = ("main", "noise", "ablation", "scores"),
-    seeds: tuple[int, ...] = (5, 6, 7, 8, 9),
-    tabulate: bool = False,
-    data_root: Path | None = None,
-    threads: int = 1,
-) -> None:
-    """Compare MAPLE with and without priors on coloured digits whose labels are corrupted.
-
-    Stopped and started again it goes on where it was: runs that are complete are read.
-
-    Args:
-        out: folder for the tables and plots.
-        runs: folder of the run directories.
-        parts: which parts to run; mnist needs MNIST below the data root.
-        seeds: of the main, noise and mnist parts; ablation and scores take the first two.
-        tabulate: only make the tables of the runs that are there; scores.md and scores.csv have none and stay.
-        data_root: where data sets lie (default: $STEELYARD_DATA).
-        threads: torch threads; more than one is slower here. 0 leaves torch's own choice.
-    """
-    from steelyard.experiments.prior_benchmark import priors as run_priors
-
-    set_threads(threads)
-    check_seeds("--seeds", seeds)
-    check_writable("--out", out)
-    console = Console()
-    with console.status("") as status:
-        run_priors(
-            out,
-            runs,
-            parts=parts,
-            seeds=seeds,
-            complete=not tabulate,
-            data_root=data_root_of(data_root),
-            watch=lambda cell: status.update(escape(str(cell.place))),
-        )
-    console.print(f"Written: {out}", markup=False, soft_wrap=True)

@@ -6,8 +6,8 @@ method is one page in `steelyard.experiments.methods`, a data set one in `steely
 
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import DataError, RecipeError, RunError, UserError
-from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
-from steelyard.experiments.run import Run, execute, read_run
+from steelyard.experiments.runs.recipe import Recipe, load_recipe, recipe_names
+from steelyard.experiments.runs.run import Run, execute, read_run
 
 __all__ = [
     "DataError",

@@ -1,26 +1,14 @@
-"""`steelyard bounds`: Theorem 1 term by term, what it predicts, and whether that is so.
-
-Two uses. Without a loss matrix: run every check, and write tables (CSV), figures (PNG), `summary.json` and a
-`README.md` that states each claim with its verdict. With one (hypotheses x samples): answer with the terms
-for each hypothesis.
-"""
+"""`steelyard bounds --losses`: the terms of Theorem 1 for a user's own losses, hypotheses x samples."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from steelyard._support import _check, _files
-from steelyard.experiments import bounds_identities, bounds_nets, bounds_plots, bounds_thresholds
-from steelyard.experiments.bounds_claims import Claim, claims, markdown
 from steelyard.experiments.bounds_losses import (
     ConditionError,
     read_losses,
@@ -28,17 +16,14 @@ from steelyard.experiments.bounds_losses import (
     terms_of_losses,
     turned_hint,
 )
-from steelyard.experiments.spreadsheet import frame_text
+from steelyard.experiments.compare.spreadsheet import frame_text
 
 __all__ = ["bounds"]
-
-Advance = Callable[[], None]
 
 
 def bounds(
     output: str | os.PathLike[str],
     *,
-    quick: bool = False,
     losses: str | os.PathLike[str] | None = None,
     transpose: bool = False,
     fixed: bool = False,
@@ -49,213 +34,44 @@ def bounds(
     loss_range: float | None = None,
     draws: int = 1000,
     seed: int = 0,
-    progress: bool = True,
     warn: Callable[[str], None] | None = None,
 ) -> dict[str, pandas.DataFrame]:
-    """Write the tables and figures of the bound to `output` and return the tables by name.
+    """Write the terms of the bound to `output` and return them: table "terms", file `terms.csv`, and "summary".
 
     Args:
         output: folder for the results; made if it is not there.
-        quick: fewer draws and sizes, and no MAPLE: seconds instead of minutes.
-        losses: a loss matrix, hypotheses x samples (`.npy` or Parquet), as seen in training, g(D). Given one, only its
-            terms are computed: table "terms", file `terms.csv`, and what they say: "summary", `summary.csv`.
+        losses: a loss matrix, hypotheses x samples (`.npy` or Parquet), as seen in training, g(D).
         transpose: the rows of `losses` (and of `clean`) are samples and their columns hypotheses.
         fixed: the hypotheses of `losses` were fixed before those samples were drawn; else nothing is a certificate.
         clean: the same losses before corruption; None: there was no corruption.
-        s: batch size of ordered SGD. This and the next three are for `losses`; the checks have settings of their own.
+        s: batch size of ordered SGD.
         q: losses kept of each batch.
         delta: probability of failure.
         loss_range: M, the largest difference between two losses of one hypothesis; 1 for the 0-1 loss.
         draws: sign vectors for the Rademacher complexity of `losses`.
         seed: of all draws.
-        progress: show a progress bar on the terminal.
         warn: is told what looks odd about `losses`.
 
     Raises:
-        ConditionError: a condition of the theorem is not met (the message says which), or `clean` without `losses`.
+        ConditionError: a condition of the theorem is not met (the message says which), or `losses` are missing.
         DataError: a loss matrix cannot be read; the message names the file, the row and the column.
     """
     _check.integer("seed", seed, low=0)
     folder = Path(output)
-    if losses is None and clean is not None:
-        raise ConditionError("clean goes with losses: give the corrupted loss matrix too")
-    if losses is not None:
-        matrix = read_losses(Path(losses), transpose)
-        before = None if clean is None else read_losses(Path(clean), transpose)
-        try:
-            table = terms_of_losses(
-                matrix, before, s=s, q=q, delta=delta, loss_range=loss_range, draws=draws, seed=seed, fixed=fixed
-            )
-        except ValueError as error:
-            raise ConditionError(str(error)) from error
-        summary = summary_of_terms(table, delta=delta, fixed=fixed, corrupted=before is not None)
-        _write_table(table, folder / "terms.csv")
-        _write_table(summary, folder / "summary.csv")
-        if warn is not None and (hint := turned_hint(*matrix.shape)):
-            warn(hint)
-        return {"terms": table, "summary": summary}
-    tables = _run(_plan(quick, seed), progress)
-    command = (
-        f"steelyard bounds --out {folder.as_posix()}"
-        + (" --quick" if quick else "")
-        + (f" --seed {seed}" if seed else "")
-    )
-    _write(tables, folder, command, seed)
-    return tables
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One experiment: its name, how many times it advances, and how to run it."""
-
-    name: str
-    steps: int
-    run: Callable[[Advance], pandas.DataFrame]
-
-
-def _plan(quick: bool, seed: int) -> list[_Part]:
-    pairs = ((16, 16), (16, 8), (16, 2))
-    sizes = (200,) if quick else (200, 1000)
-    lengths = (100, 1000, 10_000) if quick else (100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
-    tops = (1, 5, 10, 15, 20) if quick else (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
-    rates = (0.0, 0.2, 0.4) if quick else tuple(round(0.05 * step, 2) for step in range(10))
-    proxies = (10, 100, 1000) if quick else (10, 30, 100, 300, 600, 1000)
-    methods = bounds_nets.METHODS[:2] if quick else bounds_nets.METHODS
-    ascent = (4, 100) if quick else (8, 300)
-    few = quick
-    at, ids, nets = bounds_thresholds, bounds_identities, bounds_nets
-    return [
-        _Part("identities", 3, partial(ids.identities, 300 if few else 3000, seed)),
-        _Part("coverage", 18 * len(sizes), partial(at.coverage, 500 if few else 5000, sizes, pairs, seed)),
-        _Part("gaps", 4 * len(lengths), partial(at.gaps, lengths, 50_000 if few else 2_000_000, 16, 4, seed)),
-        _Part(
-            "factor_signs", 6 * len(rates), partial(at.factor_signs, 50 if few else 200, 1000, 20, tops, rates, seed)
-        ),
-        _Part("terms", 18, partial(at.terms, 100 if few else 500, 2000, 16, (1, 2, 4, 8, 12, 16), seed)),
-        _Part("certificates", len(proxies), partial(ids.certificates, 40 if few else 300, proxies, seed)),
-        _Part(
-            "networks",
-            len(methods) * (1 if few else 3),
-            lambda advance: nets.networks(1 if few else 3, *ascent, advance, methods),
-        ),
-    ]
-
-
-def _run(parts: list[_Part], progress: bool) -> dict[str, pandas.DataFrame]:
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    tables = {}
-    with Progress(*columns, TimeElapsedColumn(), disable=not progress) as bar:
-        tasks = [bar.add_task(part.name, total=part.steps, start=False) for part in parts]
-        for part, task in zip(parts, tasks, strict=True):
-            bar.start_task(task)
-            tables[part.name] = part.run(partial(bar.advance, task))
-    return tables
-
-
-def _write(tables: Mapping[str, pandas.DataFrame], folder: Path, command: str, seed: int) -> None:
-    for name, table in tables.items():
-        _write_table(table, folder / f"{name}.csv")
-        if name in bounds_plots.FIGURES:
-            bounds_plots.draw(name, table, folder / f"{name}.png")
-    found = claims(tables)
-    _files.write_text(folder / "summary.json", json.dumps(_summary(tables, found, command, seed), indent=1) + "\n")
-    _files.write_text(folder / "README.md", _readme(found, command))
-
-
-def _write_table(table: pandas.DataFrame, path: Path) -> None:
-    _files.write_text(path, frame_text(table))
-
-
-_MEASURED: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str | None], ...]]] = {
-    # table: (columns that name the setting), (metric, column of its standard deviation or error)
-    "coverage": (("corruption", "n", "s", "q"), (("coverage", None), ("slack", "slack_std"), ("looseness", None))),
-    "gaps": (
-        ("setting", "n"),
-        (("worst_gap", "worst_gap_error"), ("chosen_gap", "chosen_gap_error"), ("minus_q", "minus_q_error")),
-    ),
-    "certificates": (("proxies",), (("coverage", None), ("certified", None))),
-}
-
-
-def _summary(
-    tables: Mapping[str, pandas.DataFrame], found: list[Claim], command: str, seed: int
-) -> list[dict[str, Any]]:
-    """Return one row a figure: recipe, dataset, method, metric, selection, mean, std, seeds, command.
-
-    `std` is over independent draws, whose number is in `method` (None: not measured); of the networks, over seeds.
-    """
-    rows: list[dict[str, Any]] = []
-
-    def add(
-        recipe: str, dataset: str, method: str, metric: str, mean: float, std: float | None, seeds: list[int]
-    ) -> None:
-        value = None if pandas.isna(mean) else round(float(mean), 6)
-        spread = None if std is None or pandas.isna(std) else round(float(std), 6)
-        rows.append(
-            {"recipe": recipe, "dataset": dataset, "method": method, "metric": metric, "selection": "none"}
-            | {"mean": value, "std": spread, "seeds": seeds, "command": command}
+    if losses is None:
+        named = "clean goes with losses: give the corrupted loss matrix too"
+        raise ConditionError("losses are missing: give a loss matrix" if clean is None else named)
+    matrix = read_losses(Path(losses), transpose)
+    before = None if clean is None else read_losses(Path(clean), transpose)
+    try:
+        table = terms_of_losses(
+            matrix, before, s=s, q=q, delta=delta, loss_range=loss_range, draws=draws, seed=seed, fixed=fixed
         )
-
-    for name, (keys, metrics) in _MEASURED.items():
-        for row in tables[name].to_dict("records"):
-            setting = ", ".join(f"{key} {row[key]}" for key in keys)
-            for metric, error in metrics:
-                std = None if error is None else row[error] * (row["draws"] ** 0.5 if error.endswith("_error") else 1.0)
-                add(
-                    f"theory/{name}",
-                    "thresholds" if name != "certificates" else "blocks",
-                    f"{setting}, {row['draws']} draws",
-                    metric,
-                    row[metric],
-                    std,
-                    [seed],
-                )
-    for method, group in tables["networks"].groupby("method", sort=False):
-        for metric in ("risk", "training", "at_least", "at_most"):
-            std = group[metric].std() if len(group) > 1 else None
-            add(
-                "theory/networks",
-                "coloured_digits",
-                str(method),
-                metric,
-                group[metric].mean(),
-                std,
-                group["seed"].tolist(),
-            )
-    for claim in found:
-        add("theory/claims", "", claim.statement, claim.verdict, float(claim.verdict != "NOT REPRODUCED"), None, [seed])
-    return rows
-
-
-_CAPTIONS = {
-    "coverage": "What 2 R^_n + deviation allows, and what the worst threshold needed in 95% of the draws.",
-    "gaps": "The gap against n: the worst over Theta, that of the minimiser of L_q, and -Q.",
-    "factor_signs": "Where Q is negative. Rows: noise rate (or standard deviation); columns: q/s (s = 20).",
-    "terms": "The terms against q, and the risk that they bound.",
-    "certificates": "DR-IS's certificate on ensembles whose expected disagreement is known.",
-    "networks": "Trained networks: the theorem's right-hand side is between the two triangles; no loss exceeds 1.",
-}
-
-
-def _readme(found: list[Claim], command: str) -> str:
-    figures = "\n\n".join(f"{_CAPTIONS[name]}\n\n![{name}]({name}.png)" for name in bounds_plots.FIGURES)
-    return f"""# Theorem 1, checked
-
-Remake everything here with `{command}` (this file included).
-
-The theorem: S. Khosla et al., Understanding and Improving Neural Active Learning on Heteroskedastic
-Distributions, section 6 and appendix C. With probability 1 - delta over n samples D, for all theta,
-
-    E l <= L_q(theta; g(D)) + 2 R^_n(Theta) + M (2 + s/q) sqrt(ln(2/delta) / 2n) - Q_n,q(Theta, g)
-
-Threshold classifiers on [0, 1] under the 0-1 loss make every term exact (Q: exact for each draw, averaged
-over draws). The networks are trained by the shipped recipes on coloured digits. Tables are beside this file
-as CSV.
-
-## Claims
-
-{markdown(found)}
-## Figures
-
-{figures}
-"""
+    except ValueError as error:
+        raise ConditionError(str(error)) from error
+    summary = summary_of_terms(table, delta=delta, fixed=fixed, corrupted=before is not None)
+    for name, frame in (("terms", table), ("summary", summary)):
+        _files.write_text(folder / f"{name}.csv", frame_text(frame))
+    if warn is not None and (hint := turned_hint(*matrix.shape)):
+        warn(hint)
+    return {"terms": table, "summary": summary}

@@ -13,8 +13,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from steelyard import theory
+from steelyard.experiments.data.parquet import read_parquet
 from steelyard.experiments.errors import DataError, UserError
-from steelyard.experiments.parquet import read_parquet
 from steelyard.theory import _conditions
 
 __all__ = ["ConditionError", "read_losses", "summary_of_terms", "terms_of_losses", "turned_hint"]

@@ -161,7 +161,7 @@ def test_running_statistics_whose_version_stands_still() -> None:
         relative(Truncated(2)(trained(Normed, all_of, 2), in_eval_mode), differences(Normed, all_of, in_eval_mode, 2))
         < 1e-6
     )
-    assert trained(HomeMade, all_of).steps[0].coupled
+    assert trained(HomeMade, all_of).steps[0].findings.coupled
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_the_losses(between: Between, arguments: dict) ->
 def test_the_check_counts_the_regulariser_and_passes_what_is_right() -> None:
     case = Problem(window=1, regulariser=lambda m: 3.0 * sum(p.square().sum() for p in m.parameters()))
     _, trajectory = case.run(case.start_weight())
-    assert trajectory.steps[-1].held_gradient() is not None
+    assert trajectory.steps[-1].findings.held_gradient() is not None
     Truncated()(trajectory, case.outer)
 
 
@@ -279,7 +279,7 @@ def test_subclasses_of_the_objective() -> None:
     _, trajectory = case.run(case.start_weight())
     trajectory.objective = _Squared(CROSS_ENTROPY)
     for step in trajectory.steps:
-        step.gradient = step.projected = None  # it was taken with the plain objective
+        step.findings.gradient = step.findings.projected = None  # it was taken with the plain objective
     exact, rough = Truncated(3)(trajectory, case.outer), FiniteDifference(3)(trajectory, case.outer)
     assert relative(exact, rough) < 1e-6
     trajectory.objective = _Plus(CROSS_ENTROPY)

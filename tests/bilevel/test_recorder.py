@@ -57,8 +57,8 @@ def test_sgd_keeps_one_copy_of_the_parameters_a_step_and_nothing_else() -> None:
         steps = recorder.trajectory().steps
     assert [set(step.parameters) for step in steps] == [set(dict(model.named_parameters()))] * 2
     assert all(step.state[name] == {"started": True} for step in steps for name in step.parameters)
-    assert steps[0].gradient is None
-    newest = {name: tensor for name, (tensor, _) in (steps[1].gradient or {}).items()}
+    assert steps[0].findings.gradient is None
+    newest = {name: tensor for name, (tensor, _) in (steps[1].findings.gradient or {}).items()}
     assert all(newest[name] is p.grad for name, p in model.named_parameters())  # by reference
     assert steps[0].batch.inputs.data_ptr() == steps[0].batch.inputs.data_ptr()
 
@@ -74,7 +74,7 @@ def test_gradients_and_activations_of_a_step_are_gone_before_the_next_forward_pa
         for _ in range(3):
             loss = recorder.loss(batch, torch.ones(6, dtype=torch.float64))
             assert recorder._pending is not None
-            tape = recorder._pending.tape
+            tape = recorder._pending.findings.tape
             assert (tape is not None) == reuse
             seen += [weakref.ref(tape)] if tape is not None else []
             del tape
@@ -165,13 +165,14 @@ def test_autocast_is_replayed(loss) -> None:
         optimizer.step()
         record = recorder.trajectory()
     step = record.steps[0]
-    assert step.autocast == ("cpu", torch.bfloat16)
-    assert torch.equal(record.loss(step, step.parameters).detach(), loss.detach())
+    assert step.conditions.autocast == ("cpu", torch.bfloat16)
+    replayed = record.replay(step, step.parameters, record.objective, step.batch, step.weight)
+    assert torch.equal(replayed.detach(), loss.detach())
     half = Truncated()(record, lambda m: m(data().inputs).square().sum())
     swept = Truncated()(record, lambda m: m(data().inputs).square().sum(), samples=data())
     assert half.dtype == torch.float32
     assert torch.allclose(half, swept, rtol=1e-6)
-    step.autocast = None
+    step.conditions = replace(step.conditions, autocast=None)
     full = Truncated()(record, lambda m: m(data().inputs).square().sum())
     assert 0 < relative(half, full) < 0.05  # bfloat16 keeps 8 bits
 

@@ -30,7 +30,7 @@ def extended_truth(case: Problem, rows: Tensor, step: float = 1e-5) -> Tensor:
 def _last_step(case: Problem, record, batch: Batch, weight: Tensor) -> float:
     """Take the recorded last step again, from its start, with torch's own optimizer."""
     model, last = case.make().to(case.dtype), record.steps[-1]
-    model.load_state_dict({**last.parameters, **last.buffers})
+    model.load_state_dict({**last.parameters, **last.conditions.buffers})
     kind, settings = OPTIMIZERS[case.optimizer]
     named = dict(model.named_parameters())
     optimizer = kind([{"params": [p], "lr": last.groups[n]["lr"]} for n, p in named.items()], **settings)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Storage, Truncated, Unrolled, WeightedLoss
-from steelyard.bilevel.storage import backward
-from steelyard.bilevel.trajectory import Step, Trajectory
+from steelyard.bilevel.step import Conditions, Step
+from steelyard.bilevel.storage import newest_first
+from steelyard.bilevel.trajectory import Trajectory
 from steelyard.reweight import InnerRun
 from tests.bilevel.problems import (
     CROSS_ENTROPY,
@@ -86,7 +87,7 @@ def test_exact_storages_give_the_recorded_steps_bit_for_bit(storage, optimizer) 
     _, whole = problem.run(weight)
     _, kept = replace(problem, storage=storage).run(weight)
     for count in (1, 4, 6):
-        found = list(backward(kept, count))
+        found = list(newest_first(kept, count))
         assert len(found) == count
         for one, other in zip(found, reversed(whole.steps[-count:]), strict=True):
             assert alike(one.parameters, other.parameters)
@@ -101,7 +102,7 @@ def test_a_replay_is_bit_for_bit_for_any_model(make, optimizer) -> None:
     problem = Problem(make, optimizer, window=5, dtype=torch.float32)
     _, whole = problem.run(problem.start_weight())
     _, kept = replace(problem, storage=Storage(checkpoint_every=4)).run(problem.start_weight())
-    for one, other in zip(backward(kept, 5), reversed(whole.steps), strict=True):
+    for one, other in zip(newest_first(kept, 5), reversed(whole.steps), strict=True):
         assert alike(one.parameters, other.parameters)
 
 
@@ -127,7 +128,7 @@ def test_the_rounded_record_keeps_its_stated_bound(optimizer, dtype) -> None:
     problem = Problem(normalised_dropout, optimizer, window=8, warmup=1, dtype=dtype)
     _, whole = problem.run(problem.start_weight())
     _, kept = replace(problem, storage=ROUNDED).run(problem.start_weight())
-    exact, rounded = whole.steps[::-1], list(backward(kept, 8))
+    exact, rounded = whole.steps[::-1], list(newest_first(kept, 8))
     assert alike(exact[0].parameters, rounded[0].parameters)  # the newest is whole
     assert alike(exact[0].state, rounded[0].state)
     differs = False
@@ -148,7 +149,7 @@ def test_parameters_of_two_bytes_are_not_rounded() -> None:
     problem = Problem(mlp, "sgd", window=3, dtype=torch.bfloat16, storage=ROUNDED)
     _, kept = problem.run(problem.start_weight())
     _, whole = replace(problem, storage=Storage()).run(problem.start_weight())
-    for one, other in zip(backward(kept, 3), reversed(whole.steps), strict=True):
+    for one, other in zip(newest_first(kept, 3), reversed(whole.steps), strict=True):
         assert alike(one.parameters, other.parameters)
 
 
@@ -193,7 +194,7 @@ def test_a_window_on_a_long_run_keeps_what_it_needs_and_no_more(steps, every) ->
         whole, kept = records
         assert len(kept.steps) == steps
         assert len(kept.earlier) <= (every - 1 if steps > 1 else 0)
-        for one, other in zip(backward(kept, steps), reversed(whole.steps), strict=True):
+        for one, other in zip(newest_first(kept, steps), reversed(whole.steps), strict=True):
             assert alike(one.parameters, other.parameters)
             assert alike(one.state, other.state)
 
@@ -308,10 +309,10 @@ def test_reuse_of_the_newest_step_is_not_touched() -> None:
             recorder.loss(batch, weight).backward()
             optimizer.step()
         record = recorder.trajectory()
-    assert [step.tape is None for step in record.steps] == [True, True, False]
+    assert [step.findings.tape is None for step in record.steps] == [True, True, False]
     assert next(backward(record, 1)).checkpoint  # whose state is taken from the whole one
     found = Truncated(1)(record, problem.outer)
-    record.steps[-1].tape = None
+    record.steps[-1].findings.tape = None
     torch.testing.assert_close(found, Truncated(1)(record, problem.outer))
 
 
@@ -326,15 +327,14 @@ def test_another_device_and_back(dtype) -> None:
             parameters = {name: torch.empty(p.shape, device="cuda") for name, p in model.named_parameters()}
             state = {name: {"step": 1.0, "exp_avg": p.clone()} for name, p in parameters.items()}
             full = {name: {"step": torch.zeros(()), "exp_avg": p.clone()} for name, p in parameters.items()}
-            step = Step(
-                batch, weight, {}, (), (weight, None), None, parameters=parameters, state=state, full_state=full
-            )
+            conditions = Conditions({}, (), (weight, None), None)
+            step = Step(batch, weight, conditions, parameters=parameters, state=state, full_state=full)
             storage.append(window, step, 2)
         older, newest = window
         for step, device in ((newest, "cuda"), (older, "cpu")):
             assert devices([step.parameters, step.state]) == {device}
         run = Trajectory(model, WeightedLoss(CROSS_ENTROPY), [older, newest], torch.optim.Adam, (), torch.zeros(2))
-        for step in backward(run, 2):
+        for step in newest_first(run, 2):
             assert devices([step.parameters, step.state]) == {"cuda"}
             assert step.state["bias"]["step"] == 1.0
             assert {one["step"].device.type for one in step.full_state.values()} == {"cpu"}  # where Adam wants it

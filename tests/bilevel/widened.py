@@ -22,10 +22,8 @@ def widened(record: Trajectory) -> Trajectory:
             weight=step.weight.double(),
             parameters=_double(step.parameters),
             state=_double(step.state),
-            buffers=_double(step.buffers),
-            gradient=None,
-            tape=None,
-            guards=[],
+            conditions=replace(step.conditions, buffers=_double(step.conditions.buffers)),
+            findings=replace(step.findings, gradient=None, tape=None, guards=[]),
         )
         for step in record.steps
     ]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data import Splits
 from steelyard.experiments.models import MLP, Logistic
-from steelyard.experiments.problem import Problem
+from steelyard.experiments.training.problem import Problem
 
 
 def biased_problem(n: int = 600, agree: float = 0.95, hidden: int = 0, seed: int = 0) -> Problem:

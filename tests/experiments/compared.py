@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import Run
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import Run
+from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible
 
 
 def made(seed: int, figures: list[tuple[float, float, float]], name: str = "coloured_digits/erm") -> Run:

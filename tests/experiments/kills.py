@@ -19,8 +19,8 @@ import torch
 from steelyard.experiments.active.recipe import ActiveRecipe, load_active_recipe
 from steelyard.experiments.active.run import data_of, execute_active
 from steelyard.experiments.data import Splits
-from steelyard.experiments.recipe import Recipe, load_recipe
-from steelyard.experiments.run import execute
+from steelyard.experiments.runs.recipe import Recipe, load_recipe
+from steelyard.experiments.runs.run import execute
 
 RECIPES = {
     "coloured_digits/erm": ["method.training.steps=150", "method.training.batch_size=64"],

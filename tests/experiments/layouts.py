@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from steelyard._support._torchvision import torchvision
 
-REAL_ROOT = Path(os.environ.get("STEELYARD_DATA", Path(__file__).parents[3] / "shared" / "data"))
+REAL_ROOT = Path(os.environ.get("STEELYARD_DATA") or os.devnull)
+"""Where the published data sets lie; tests of them are skipped where STEELYARD_DATA does not say."""
 
 
 def write_adult(root: Path, rows: int = 80, file: str = "adult.data") -> Path:

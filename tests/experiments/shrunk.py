@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
-from steelyard.experiments.run import execute, read_run
-from steelyard.experiments.schema import plain
+from steelyard._support._plain import plain
+from steelyard.experiments.runs.recipe import Recipe, load_recipe, recipe_names
+from steelyard.experiments.runs.run import execute, read_run
 
 # What a field of any recipe becomes, by its name, where its value is above this.
 SMALL = {"steps": 4, "evaluate_every": 2, "batch_size": 8, "budget": 10, "folds": 2, "width": 2}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.models import HEADS, MLP, binary_cross_entropy, cross_entropy
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from tests.experiments.biased import biased_problem
 
 

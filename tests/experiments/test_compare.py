@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from steelyard.experiments.compare import BEST_ON_TEST, Spread, compare, footnotes
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.compare.rows import BEST_ON_TEST, Spread, compare, footnotes
+from steelyard.experiments.runs.recipe import load_recipe
 from tests.experiments.compared import RUNS, grouped, made
 
 

@@ -7,12 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from steelyard.experiments.bars import BAR, Bars, accuracy_bars
-from steelyard.experiments.compare import Spread
-from steelyard.experiments.compare_plots import test_bars as draw_bars
-from steelyard.experiments.compare_plots import test_curves as draw_curves
-from steelyard.experiments.compare_plots import write_plots
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.compare.bars import BAR, Bars, accuracy_bars
+from steelyard.experiments.compare.plot_files import test_bars as draw_bars
+from steelyard.experiments.compare.plot_files import test_curves as draw_curves
+from steelyard.experiments.compare.plot_files import write_plots
+from steelyard.experiments.compare.rows import Spread
+from steelyard.experiments.runs.recipe import load_recipe
 from tests.experiments.compared import RUNS, grouped, made
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from steelyard import reweight, selectors
 from steelyard.checkpoint import Stopped
-from steelyard.experiments import prior_scores
-from steelyard.experiments.error_set import error_set
+from steelyard.experiments import priors
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.methods import Subset
-from steelyard.experiments.prior_scores import (
+from steelyard.experiments.priors import (
     AUM,
     EL2N,
     PRIOR,
@@ -24,11 +23,12 @@ from steelyard.experiments.prior_scores import (
     RankDisagreement,
     ScoreFile,
 )
-from steelyard.experiments.problem import silent
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.report import render
-from steelyard.experiments.run import execute
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.report.page import render
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute
+from steelyard.experiments.training.misclassified import misclassified
+from steelyard.experiments.training.problem import silent
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
 from .test_prior_scores import PROBLEM, SGD
 
@@ -40,13 +40,13 @@ SETTINGS = PriorSettings((DISAGREEMENT, EL2N(models=3, training=SHORT, weight=0.
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Training]]:
     """Return a list that grows with every ensemble trained."""
     seen: list[tuple[int, Training]] = []
-    real = prior_scores.settings.train_ensemble
+    real = priors.settings.train_ensemble
 
     def spy(problem, models, training):  # type: ignore[no-untyped-def]
         seen.append((models, training))
         return real(problem, models, training)
 
-    monkeypatch.setattr(prior_scores.settings, "train_ensemble", spy)
+    monkeypatch.setattr(priors.settings, "train_ensemble", spy)
     return seen
 
 
@@ -175,7 +175,7 @@ def test_damaged_files(tmp_path: Path, damage, message) -> None:  # type: ignore
 
 def test_within_the_errors_of_a_short_run() -> None:
     run = Training(steps=4, optimizer=OptimizerSettings("sgd", 0.05))
-    errors = error_set(PROBLEM, train(PROBLEM, run, silent))
+    errors = misclassified(PROBLEM, train(PROBLEM, run, silent))
     assert 10 < int(errors.sum()) < 290
     aum = AUM(training=Training(steps=10, evaluate_every=2, optimizer=SGD))
     found = PriorSettings((aum,), within="errors", identification=run).compute(PROBLEM, 90)

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from steelyard.experiments.data import ColoredMNIST, ColouredDigits
 from steelyard.experiments.data.corrupted import Corruption
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
 
 KINDS = ("uniform", "adversarial", "noisy_class")
 CLEAN = ColouredDigits().load(3)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from steelyard.experiments.batches import group_balanced_subset, shuffled
 from steelyard.experiments.methods import DFR, ERM, PDE
 from steelyard.experiments.methods.dfr import _logistic, _Samples, features, last_layer
 from steelyard.experiments.models import MLP
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.training.batches import group_balanced_subset, shuffled
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from tests.experiments.biased import biased_problem, worst_group
 
 PROBLEM = biased_problem(hidden=16)

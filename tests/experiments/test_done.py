@@ -11,12 +11,12 @@ import torch
 
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Stopped
-from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.methods import DONE
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import execute
-from steelyard.experiments.trainer import OptimizerSettings, Training, train
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute
+from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from steelyard.reweight import KLDRO
 from tests.experiments.biased import biased_problem
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binom, binomtest
 
-from steelyard.experiments.estimates import binomial_interval, calibration_error, confidence
+from steelyard.experiments.training.calibration import binomial_interval, calibration_error, confidence
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])

@@ -9,19 +9,19 @@ import torch
 
 from steelyard.experiments.data import Adult
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.evaluation import (
+from steelyard.experiments.models import Logistic
+from steelyard.experiments.report.page import render
+from steelyard.experiments.runs.recipe import Recipe, load_recipe
+from steelyard.experiments.runs.run import execute, read_run
+from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.training.evaluation import (
     Evaluation,
     SplitMetrics,
     Visible,
     evaluate,
 )
-from steelyard.experiments.models import Logistic
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import Recipe, load_recipe
-from steelyard.experiments.report import render
-from steelyard.experiments.run import execute, read_run
-from steelyard.experiments.schema import parse
-from steelyard.experiments.selection import CRITERIA
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.selection import CRITERIA
 from tests.experiments.layouts import write_adult
 
 

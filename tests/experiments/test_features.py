@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from steelyard._support._plain import plain
 from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CelebA, Waterbirds
 from steelyard.experiments.data import features as module
@@ -15,9 +16,9 @@ from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.features import cache_folder, features, key
 from steelyard.experiments.data.transforms import evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.run import execute
-from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.runs.recipe import Recipe
+from steelyard.experiments.runs.run import execute
+from steelyard.experiments.runs.schema import parse
 from tests.experiments.layouts import write_celeba, write_waterbirds, write_weights
 
 TRANSFORM = evaluation_transform("waterbirds")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.experiments.recipe import Recipe, load_recipe
+from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from tests.experiments.layouts import (
     CELEBA,
     WATERBIRDS,

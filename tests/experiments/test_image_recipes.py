@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
 from tests.experiments.conftest import write_mnist
 from tests.experiments.layouts import write_cifar_folder
 from tests.experiments.shrunk import methods_of, runs_end_to_end, small

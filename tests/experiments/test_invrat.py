@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.evaluation import evaluate
 from steelyard.experiments.methods import ERM, InvRat
 from steelyard.experiments.methods.invrat import EnvironmentGap
 from steelyard.experiments.models import MLP
-from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
 from tests.experiments.test_trainer import PROBLEM
 
 NET = replace(PROBLEM, model_settings=MLP(hidden=(16,)))

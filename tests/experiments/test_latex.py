@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard.experiments.latex import escape, table
+from steelyard.experiments.compare.latex import escape, table
 from tests.experiments.latex_reader import read_row
 
 HOSTILE = [

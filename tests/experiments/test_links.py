@@ -18,13 +18,13 @@ from steelyard.cli import main
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.active.recipe import load_active_recipe
 from steelyard.experiments.active.run import execute_active, read_active_run
-from steelyard.experiments.demo import demo
-from steelyard.experiments.directory import ASIDE, FILES, LOCK, remove_run
 from steelyard.experiments.errors import RunError, UserError
-from steelyard.experiments.prior_benchmark.cells import collect
-from steelyard.experiments.prior_benchmark.plan import main_cells
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.runs.demo import demo
+from steelyard.experiments.runs.folder import ASIDE, FILES, LOCK, remove_run
+from steelyard.experiments.runs.run import execute, read_run
 from steelyard.reweight import Reweighting
+from studies.priors.cells import collect
+from studies.priors.plan import main_cells
 from tests.experiments.ending import Killed
 from tests.experiments.shrunk import short
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steelyard.experiments.evaluation import evaluate
-from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.methods import ERM, BayesianIRM, IRMv1, SparseIRM
 from steelyard.experiments.models import MLP
-from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.masked_model import MaskedModel
+from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
 from tests.experiments.test_trainer import PROBLEM
 
 NET = replace(PROBLEM, model_settings=MLP(hidden=(16,)))

@@ -7,13 +7,13 @@ import torch
 
 from steelyard import reweight
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.batches import Gather, expanding, group_balanced_subset, sampled, shuffled
 from steelyard.experiments.data import ColouredDigits
-from steelyard.experiments.error_set import error_set
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.groups import counts, with_groups
 from steelyard.experiments.methods import ERM, JTT, KLDRO, CVaRDRO, GroupDRO, LfF, OrderedSGD, UpWeighting
-from steelyard.experiments.trainer import Learner, OptimizerSettings, Training, train
+from steelyard.experiments.training.batches import Gather, expanding, group_balanced_subset, sampled, shuffled
+from steelyard.experiments.training.group_labels import counts, with_groups
+from steelyard.experiments.training.misclassified import misclassified
+from steelyard.experiments.training.trainer import Learner, OptimizerSettings, Training, train
 from tests.experiments.biased import biased_problem, plain_loss, worst_group
 
 PROBLEM = biased_problem()
@@ -113,7 +113,7 @@ def test_jtt_retrains_with_the_errors_repeated() -> None:
     with torch.no_grad():
         wrong = (early(data.inputs)[:, 0] > 0).long() != data.targets
     assert 0 < int(wrong.sum()) < 300
-    assert torch.equal(error_set(PROBLEM, early), wrong)
+    assert torch.equal(misclassified(PROBLEM, early), wrong)
     assert told[-1] == int(wrong.sum())
     model = PROBLEM.model()
     weight = torch.where(wrong, 7.0, 1.0)

@@ -1,7 +1,6 @@
 """Colored MNIST read from files in the published layout (a tiny generated set; the real one where it is at hand)."""
 
 import gzip
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from steelyard.cli import main
 from steelyard.experiments.data import ColoredMNIST
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.errors import DataError
+from tests.experiments.layouts import REAL_ROOT
 
 Writer = Callable[..., Path]
 
@@ -157,14 +157,10 @@ def test_a_run_from_the_command_line(mnist_root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "seed0" / "result.parquet").is_file()
 
 
-def _real_root() -> Path:
-    return Path(os.environ.get("STEELYARD_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
-
 @pytest.mark.data
-@pytest.mark.skipif(not (_real_root() / "MNIST" / "raw").is_dir(), reason="MNIST is not at hand")
+@pytest.mark.skipif(not (REAL_ROOT / "MNIST" / "raw").is_dir(), reason="MNIST is not at hand")
 def test_the_real_files() -> None:
-    splits = ColoredMNIST().load(seed=0, root=_real_root())
+    splits = ColoredMNIST().load(seed=0, root=REAL_ROOT)
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [50_000, 10_000, 10_000]
     train = splits.train
     colour = train.inputs.flatten(2).amax(2).argmax(1)

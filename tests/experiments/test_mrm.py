@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steelyard.experiments.evaluation import evaluate
-from steelyard.experiments.masked import MaskedModel
 from steelyard.experiments.methods import ERM, MRM, VREx
 from steelyard.experiments.methods import mrm as module
 from steelyard.experiments.models import MLP
-from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.masked_model import MaskedModel
+from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
 from tests.experiments.biased import biased_problem, worst_group
 from tests.experiments.test_trainer import PROBLEM
 

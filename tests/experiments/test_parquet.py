@@ -8,8 +8,8 @@ import pandas
 import pyarrow
 import pytest
 
-from steelyard.experiments import parquet
-from steelyard.experiments.parquet import read_parquet
+from steelyard.experiments.data import parquet
+from steelyard.experiments.data.parquet import read_parquet
 
 
 def test_a_table_is_read(tmp_path: Path) -> None:

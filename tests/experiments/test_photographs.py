@@ -13,22 +13,22 @@ from torch import Tensor
 
 from steelyard.bilevel import Batch, Outer, Trajectory, WeightedLoss
 from steelyard.checkpoint import Stopped
-from steelyard.experiments.batches import gathered, shuffled
 from steelyard.experiments.data import CelebA, Splits, Waterbirds, photographs
 from steelyard.experiments.data.images import ImageList
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import DataError, RecipeError
-from steelyard.experiments.evaluation import evaluate
 from steelyard.experiments.methods import DFR, ERM, JTT, LfF, Maple, Method, Subset
 from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
+from steelyard.experiments.methods.shuffled_hypergradient import ShuffledHypergradient
 from steelyard.experiments.models import MLP, Logistic, ResNet18
-from steelyard.experiments.prior_scores import AUM, EL2N, LHD, PriorSettings
-from steelyard.experiments.prior_scores.computed import digest
-from steelyard.experiments.problem import Problem, silent
-from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.run import execute
-from steelyard.experiments.sweep import ShuffledSweep
-from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.experiments.priors import AUM, EL2N, LHD, PriorSettings
+from steelyard.experiments.priors.computed import digest
+from steelyard.experiments.runs.recipe import Recipe
+from steelyard.experiments.runs.run import execute
+from steelyard.experiments.training.batches import gathered, shuffled
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from steelyard.reweight import InnerRun
 from tests.experiments.layouts import write_celeba, write_waterbirds
 
@@ -195,7 +195,7 @@ def test_the_sweep_is_in_another_order_and_its_outcome_in_the_samples_own(on_dis
     run = InnerRun(problem.model, partial(torch.optim.SGD, lr=0.0), WeightedLoss(problem.loss), 1, batch_size=3)
     _, trajectory = run(on_disk.train, torch.ones(8))
     for _ in range(2):
-        found = ShuffledSweep(estimator, 0)(trajectory, lambda model: torch.zeros(()), samples=on_disk.train)
+        found = ShuffledHypergradient(estimator, 0)(trajectory, lambda model: torch.zeros(()), samples=on_disk.train)
         assert torch.equal(found, on_disk.train.index.double())
     assert not torch.equal(seen[0], on_disk.train.index)
     assert torch.equal(seen[0], seen[1])

@@ -13,11 +13,11 @@ import pandas
 import pytest
 from matplotlib.figure import Figure
 
-from steelyard.experiments import bars, plots
-from steelyard.experiments.bars import Bars, accuracy_bars
-from steelyard.experiments.bounds_plots import FIGURES, draw
-from steelyard.experiments.compare import Spread
-from steelyard.experiments.plots import STYLE, accuracy_curves, outer_steps, svg
+from steelyard.experiments.compare import bars, plots
+from steelyard.experiments.compare.bars import Bars, accuracy_bars
+from steelyard.experiments.compare.plots import STYLE, accuracy_curves, outer_steps, svg
+from steelyard.experiments.compare.rows import Spread
+from studies.theorem1.figures import FIGURES, draw
 
 
 def norms(size: float, growth: float, seeds: int = 1) -> str:

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from steelyard.experiments.compare import compare
+from steelyard.experiments.compare.rows import compare
+from steelyard.experiments.compare.terminal import show_comparison
 from steelyard.experiments.data import Waterbirds
-from steelyard.experiments.printed import show_comparison
-from steelyard.experiments.run import Run
+from steelyard.experiments.runs.run import Run
 from tests.experiments.compared import RUNS, grouped, made
 
 

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from steelyard import reweight, selectors
+from steelyard._support._plain import plain
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import DataError, RecipeError
 from steelyard.experiments.methods import Maple
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.models import MLP, Logistic
-from steelyard.experiments.prior_scores import (
+from steelyard.experiments.priors import (
     AUM,
     EL2N,
     LHD,
@@ -25,10 +26,10 @@ from steelyard.experiments.prior_scores import (
     ScoreFile,
     train_ensemble,
 )
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.schema import parse, plain
-from steelyard.experiments.trainer import OptimizerSettings, Training
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
 
 SGD = OptimizerSettings("sgd", 0.5, momentum=0.5)
 CONFIDENT = Training(steps=60, optimizer=SGD)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.experiments.demo import DEMO
+from steelyard._support._plain import plain
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
-from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.runs.demo import DEMO
+from steelyard.experiments.runs.recipe import Recipe, load_recipe, recipe_names
+from steelyard.experiments.runs.schema import parse
 
 METHODS = ("erm", "irmv1", "maple", "oracle", "vrex")
 

@@ -11,10 +11,10 @@ import pytest
 
 from steelyard.experiments.active.recipe import load_active_recipe
 from steelyard.experiments.active.run import execute_active
-from steelyard.experiments.directory import check_directory, remove_run
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.replaced import recover, replacing, settle
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.runs.folder import check_directory, remove_run
+from steelyard.experiments.runs.replacement import recover, replacing, settle
+from steelyard.experiments.runs.run import execute, read_run
 from tests.experiments.ending import Killed
 from tests.experiments.shrunk import short
 

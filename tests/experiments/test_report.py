@@ -12,11 +12,11 @@ import pandas
 import pytest
 from PIL import Image
 
-from steelyard.experiments import plots
+from steelyard.experiments.compare import plots
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.report import render, write_report
-from steelyard.experiments.run import Run, execute
+from steelyard.experiments.report.page import render, write_report
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import Run, execute
 from tests.experiments.layouts import write_waterbirds
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.experiments.compare import BEST_ON_TEST, Row, compare
+from steelyard.experiments.compare.published import Beside, Figure, Problem, Published, Source, beside, published
+from steelyard.experiments.compare.rows import BEST_ON_TEST, Row, compare
 from steelyard.experiments.data import Waterbirds
 from steelyard.experiments.methods import DFR, GroupDRO
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.reported import Beside, Figure, Problem, Published, Source, beside, published
+from steelyard.experiments.runs.recipe import load_recipe
 from tests.experiments.compared import RUNS, made
 
 

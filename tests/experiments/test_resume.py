@@ -20,14 +20,14 @@ from safetensors import safe_open
 from steelyard._support._state import encode
 from steelyard._support._state import read as read_state
 from steelyard.checkpoint import Journal, Stopped
-from steelyard.experiments import run as run_module
 from steelyard.experiments.active.run import read_active_run
 from steelyard.experiments.data import DataSet, Splits
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.log import Log
-from steelyard.experiments.prior_scores.computed import PRIOR
-from steelyard.experiments.recipe import Recipe, load_recipe, recipe_names
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.priors.computed import PRIOR
+from steelyard.experiments.runs import run as run_module
+from steelyard.experiments.runs.log import Log
+from steelyard.experiments.runs.recipe import Recipe, load_recipe, recipe_names
+from steelyard.experiments.runs.run import execute, read_run
 from steelyard.reweight import Reweighting
 from tests.experiments.ending import Killed, lasting
 from tests.experiments.layouts import write_waterbirds

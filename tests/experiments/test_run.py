@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.evaluation import evaluate
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute, read_run
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.problem import Problem
 from steelyard.reweight import Reweighting
 
 PLAIN = {"config.json", "environment.json", "metrics.jsonl", "model.safetensors"}

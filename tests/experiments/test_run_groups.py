@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from steelyard.experiments.compare import compare
+from steelyard.experiments.compare.rows import compare
+from steelyard.experiments.compare.run_groups import group_runs, short
+from steelyard.experiments.compare.tables import summary
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run_groups import group_runs, short
-from steelyard.experiments.tables import summary
+from steelyard.experiments.runs.recipe import load_recipe
 from tests.experiments.compared import RUNS, made
 
 

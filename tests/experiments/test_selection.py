@@ -7,10 +7,16 @@ from typing import get_type_hints
 
 import pytest
 
-from steelyard.experiments import selection
-from steelyard.experiments.evaluation import Evaluation, SplitMetrics, Visible
-from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.selection import CRITERIA, ValidationExtrapolated, ValidationPenalty, best_on_test, criterion
+from steelyard.experiments.runs.recipe import Recipe
+from steelyard.experiments.training import selection
+from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible
+from steelyard.experiments.training.selection import (
+    CRITERIA,
+    ValidationExtrapolated,
+    ValidationPenalty,
+    best_on_test,
+    criterion,
+)
 
 
 def seen(step: int, accuracies: tuple[float, float], irmv1: float = 0.0, train: float = 0.9) -> Visible:

@@ -22,13 +22,13 @@ from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits, Waterbirds
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.evaluation import Evaluation
 from steelyard.experiments.models import MLP, ResNet18
-from steelyard.experiments.parts import parts
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import read_run
-from steelyard.experiments.shares import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import read_run
+from steelyard.experiments.runs.several_processes import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.training.batch_shards import batch_shards
+from steelyard.experiments.training.evaluation import Evaluation
+from steelyard.experiments.training.problem import Problem
 from steelyard.reweight import Reweighting
 from tests.experiments.layouts import write_waterbirds
 from tests.experiments.shrunk import short, shortened
@@ -247,7 +247,7 @@ def test_a_part_of_a_batch_gives_the_gradient_of_the_whole() -> None:
 
     def gradients(ranks: Threads) -> list[Tensor]:
         own, found = data.take(ranks.share(7)), []
-        for piece, rows in zip(parts(own, iter(batches), 0, 0, ranks), batches, strict=True):
+        for piece, rows in zip(batch_shards(own, iter(batches), 0, 0, ranks), batches, strict=True):
             assert torch.equal(piece.whole.index, rows)
             value = loss(piece.outputs_of_all(layer(piece.inputs)), piece.whole)
             found.append(ranks.sum(torch.autograd.grad(value, layer.weight)[0]) / ranks.size)

@@ -21,17 +21,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from steelyard.cli import main
-from steelyard.experiments import parquet
+from steelyard.experiments.data import parquet
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.cifar import read_cifar
 from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv
 from steelyard.experiments.errors import DataError, RecipeError, RunError
-from steelyard.experiments.prior_scores import ComputedPrior, ScoreFile
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.run import execute, read_run
-from steelyard.experiments.selection import CRITERIA
+from steelyard.experiments.priors import ComputedPrior, ScoreFile
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute, read_run
+from steelyard.experiments.training.selection import CRITERIA
 from tests.experiments.biased import biased_problem
 from tests.experiments.compared import made
 from tests.experiments.shrunk import short
@@ -94,7 +94,7 @@ def test_compare_reads_no_table_of_samples(copy: Path, monkeypatch: pytest.Monke
     def read(path: object, *arguments: object) -> None:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr("steelyard.experiments.run.read_columns", read)
+    monkeypatch.setattr("steelyard.experiments.runs.run.read_columns", read)
     monkeypatch.setattr(ComputedPrior, "load", read)
     for name in ("result.parquet", "prior.safetensors", "model.safetensors", "reweighting.safetensors"):
         (copy / name).write_bytes(b"nothing of this is needed")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.experiments.compare import compare, footnotes
-from steelyard.experiments.tables import FILES, comma_separated, markdown, summary, tex, write_comparison
+from steelyard.experiments.compare.rows import compare, footnotes
+from steelyard.experiments.compare.tables import FILES, comma_separated, markdown, summary, tex, write_comparison
 from tests.experiments.compared import RUNS, grouped, made
 from tests.experiments.test_latex import rows_of
 

@@ -12,12 +12,12 @@ from steelyard import reweight
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.evaluation import evaluate
 from steelyard.experiments.methods import ERM, IRMv1, Maple, VREx
 from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
 from steelyard.experiments.models import MLP, Logistic
-from steelyard.experiments.problem import Problem
-from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
+from steelyard.experiments.training.evaluation import evaluate
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training, train
 from steelyard.reweight import Custom
 from tests.experiments.biased import biased_problem, worst_group
 

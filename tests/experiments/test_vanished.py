@@ -12,8 +12,8 @@ import pytest
 from steelyard.experiments.active.recipe import load_active_recipe
 from steelyard.experiments.active.run import execute_active, read_active_run
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.replaced import replacing
-from steelyard.experiments.run import execute, read_run
+from steelyard.experiments.runs.replacement import replacing
+from steelyard.experiments.runs.run import execute, read_run
 from tests.experiments.shrunk import short
 
 RECIPE = short("coloured_digits/maple")

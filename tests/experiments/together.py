@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 from steelyard.distributed import ALONE, Ranks
-from steelyard.experiments.evaluation import Evaluation
-from steelyard.experiments.recipe import Recipe, load_recipe
-from steelyard.experiments.run import execute
+from steelyard.experiments.runs.recipe import Recipe, load_recipe
+from steelyard.experiments.runs.run import execute
+from steelyard.experiments.training.evaluation import Evaluation
 from tests.experiments.shrunk import short
 
 DIGITS = (

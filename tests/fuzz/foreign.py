@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 from steelyard.cli import main
 from steelyard.experiments.active.grid import Grid
-from steelyard.experiments.run import execute
+from steelyard.experiments.runs.run import execute
 from tests.experiments.ending import Killed
 from tests.experiments.shrunk import short
 from tests.fuzz.mutate import mutated

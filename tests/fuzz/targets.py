@@ -23,20 +23,20 @@ from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
 from steelyard.experiments.bounds_losses import read_losses
-from steelyard.experiments.compare import compare as comparison
+from steelyard.experiments.compare.rows import compare as comparison
+from steelyard.experiments.compare.tables import comma_separated, markdown, summary, tex
 from steelyard.experiments.data.backbone import _load as load_weights
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
 from steelyard.experiments.data.waterbirds import Waterbirds
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.log import read_metrics
-from steelyard.experiments.prior_report import prior_section
-from steelyard.experiments.prior_scores import ScoreFile
-from steelyard.experiments.recipe import load_recipe
-from steelyard.experiments.report import render
-from steelyard.experiments.run import read_run
-from steelyard.experiments.tables import comma_separated, markdown, summary, tex
+from steelyard.experiments.priors import ScoreFile
+from steelyard.experiments.report.page import render
+from steelyard.experiments.report.priors import prior_section
+from steelyard.experiments.runs.log import read_metrics
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import read_run
 from steelyard.reweight import Reweighting
 from tests.experiments.biased import biased_problem
 from tests.experiments.compared import made

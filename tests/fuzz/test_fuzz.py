@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import SEEDS, SLOW, TARGETS
 

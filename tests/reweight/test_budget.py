@@ -8,7 +8,7 @@ import torch
 
 from steelyard.experiments import methods
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.recipe import load_recipe
+from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.reweight import (
     ConstraintSet,
     CubicBudget,

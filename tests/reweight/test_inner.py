@@ -164,7 +164,7 @@ def test_autocast_is_used_and_recorded():
     train, _ = spurious(dtype=torch.float32)
     plain, _ = linear_run(steps=3, dtype=torch.float32)(train, WEIGHT.float())
     cast, trajectory = linear_run(steps=3, dtype=torch.float32, autocast=torch.bfloat16)(train, WEIGHT.float())
-    assert trajectory.steps[0].autocast == ("cpu", torch.bfloat16)
+    assert trajectory.steps[0].conditions.autocast == ("cpu", torch.bfloat16)
     assert not torch.equal(parameters(plain), parameters(cast))
     torch.testing.assert_close(parameters(plain), parameters(cast), rtol=0.05, atol=0.05)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from steelyard.bilevel.optimizers._base import Pullback, Pulled
+from steelyard.bilevel.optimizers._base import ParameterUpdate, Pullback, Pulled
 from steelyard.bilevel.optimizers.adagrad import AdagradPullback
 from steelyard.bilevel.optimizers.adam import AdamPullback
 from steelyard.bilevel.optimizers.nadam import NAdamPullback
 from steelyard.bilevel.optimizers.rmsprop import RMSpropPullback
 from steelyard.bilevel.optimizers.sgd import SGDPullback
 
-__all__ = ["SUPPORTED", "Pullback", "Pulled", "pullback_for", "pullback_of"]
+__all__ = ["SUPPORTED", "ParameterUpdate", "Pullback", "Pulled", "pullback_for", "pullback_of"]
 
 SUPPORTED: dict[type[torch.optim.Optimizer], Pullback] = {
     torch.optim.SGD: SGDPullback(),

@@ -37,14 +37,14 @@ __all__ = ["Move", "adaptive"]
 class Move(NamedTuple):
     """Derivatives of y, elementwise: by the gradient, by m, and by x = the (new) second moment.
 
-    `bend` bounds the derivative of `by_gradient` by d, signs aside; 0 where d is, since an exact zero has no rounding
-    error.
+    `curvature` bounds the derivative of `by_gradient` by d, signs aside; 0 where d is 0, since an exact zero has no
+    rounding error.
     """
 
     by_gradient: Tensor
     by_first: Tensor | None = None
     by_second: Tensor | None = None
-    bend: Tensor | None = None
+    curvature: Tensor | None = None
 
 
 def adaptive(
@@ -60,7 +60,7 @@ def adaptive(
     eps: float,
     frozen: Tensor | None = None,
     last: bool = False,
-    bent: bool = False,
+    sensitive: bool = False,
 ) -> Move:
     """Return the derivatives of y = (e d + f m) / (sqrt(x) / kappa + eps), with x = rho n + sigma d^2.
 
@@ -72,12 +72,12 @@ def adaptive(
         frozen: where AMSGrad's running maximum is the larger one, that maximum, and NaN elsewhere: x is then a
             constant there, and `by_second` is the derivative by it.
         last: leave out `by_first` and `by_second`.
-        bent: give `bend` too.
+        sensitive: give `curvature` too.
     """
     a = math.sqrt(sigma) / kappa
     if second is None and last and frozen is None:  # r = sqrt(sigma) |d|, and the fraction over r is 0
         squared = d.abs().mul_(a).add_(eps).square_()
-        return Move(e * eps / squared, bend=_bend(d, squared, 10 * e * a) if bent else None)
+        return Move(e * eps / squared, curvature=_curvature(d, squared, 10 * e * a) if sensitive else None)
     n = torch.zeros_like(d) if second is None else second
     x = (n * rho).addcmul_(d, d, value=sigma)
     live = None
@@ -94,13 +94,13 @@ def adaptive(
     by_gradient = cross.div_(r + torch.finfo(r.dtype).tiny).add_(e * eps).div_(squared)
     if live is not None:
         by_gradient = torch.where(live, by_gradient, e / scale)
-    bend = _bend(d, squared, 10 * e * a) if bent else None
+    curvature = _curvature(d, squared, 10 * e * a) if sensitive else None
     if last:
-        return Move(by_gradient, bend=bend)
+        return Move(by_gradient, curvature=curvature)
     numerator = e * d if first is None else (e * d).add_(first, alpha=f)
     by_second = numerator.div_(squared).div_(r).mul_(-0.5 / kappa).masked_fill_(r == 0, 0)
-    return Move(by_gradient, f / scale, by_second, bend)
+    return Move(by_gradient, f / scale, by_second, curvature)
 
 
-def _bend(d: Tensor, squared: Tensor, factor: float) -> Tensor:
+def _curvature(d: Tensor, squared: Tensor, factor: float) -> Tensor:
     return d.sign().div_(squared).mul_(factor)  # (comparisons take ten times as long)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from steelyard.bilevel.optimizers._adaptive import adaptive
-from steelyard.bilevel.optimizers._base import Pulled, add_share, answer, copy_of, decayed, through
+from steelyard.bilevel.optimizers._base import ParameterUpdate, Pulled, add_through, answer, copy_of, decayed, through
 
 __all__ = ["AdagradPullback"]
 
@@ -18,24 +16,14 @@ class AdagradPullback:
 
     linear = False
 
-    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The sum of squares (torch fills it at construction) and the step count."""
         return copy_of(state, "step", "sum")
 
-    def pull(
-        self,
-        group: Mapping[str, Any],
-        state: Mapping[str, Any],
-        parameter: Tensor,
-        gradient: Tensor | None,
-        adjoint: Tensor,
-        state_adjoint: Mapping[str, Tensor],
-        last: bool = False,
-        bent: bool = False,
-    ) -> Pulled:
+    def pull(self, update: ParameterUpdate) -> Pulled:
         """See `Pullback.pull`."""
-        assert gradient is not None
-        d, sign = decayed(group, parameter, gradient)
+        group, state, state_adjoint = update.group, update.state, update.state_adjoint
+        d = decayed(update)
         rate = group["lr"] / (1 + state["step"] * group["lr_decay"])
         move = adaptive(
             d,
@@ -47,12 +35,12 @@ class AdagradPullback:
             sigma=1.0,
             kappa=1.0,
             eps=group["eps"],
-            last=last,
-            bent=bent,
+            last=update.last,
+            sensitive=update.sensitive,
         )
-        y, after, before = -adjoint, state_adjoint.get("sum"), {}
-        bent_by = None if move.bend is None else move.bend.mul_(y)
+        y, after, before = -update.adjoint, state_adjoint.get("sum"), {}
+        curvature = None if move.curvature is None else move.curvature.mul_(y)
         if move.by_second is not None:
             before["sum"] = through(1.0, after, move.by_second.mul_(y))
-        direction = add_share(y.mul_(move.by_gradient), after, 2.0, d)
-        return answer(group, adjoint, direction, sign, before, bent_by, last)
+        direction = add_through(y.mul_(move.by_gradient), after, 2.0, d)
+        return answer(update, direction, before, curvature)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.optimizers._adaptive import adaptive
-from steelyard.bilevel.optimizers._base import Pulled, add_share, answer, copy_of, decayed, through
+from steelyard.bilevel.optimizers._base import ParameterUpdate, Pulled, add_through, answer, copy_of, decayed, through
 
 __all__ = ["AdamPullback"]
 
@@ -25,27 +25,17 @@ class AdamPullback:
 
     linear = False
 
-    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Both moments, the step count, and AMSGrad's maximum."""
         return copy_of(state, "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
-    def pull(
-        self,
-        group: Mapping[str, Any],
-        state: Mapping[str, Any],
-        parameter: Tensor,
-        gradient: Tensor | None,
-        adjoint: Tensor,
-        state_adjoint: Mapping[str, Tensor],
-        last: bool = False,
-        bent: bool = False,
-    ) -> Pulled:
+    def pull(self, update: ParameterUpdate) -> Pulled:
         """See `Pullback.pull`."""
-        assert gradient is not None
+        group, state, state_adjoint = update.group, update.state, update.state_adjoint
         beta1, beta2 = group["betas"]
         count = state.get("step", 0.0) + 1
         rate = group["lr"] / (1 - beta1**count)
-        d, sign = decayed(group, parameter, gradient)
+        d = decayed(update)
         second = state.get("exp_avg_sq")
         frozen = _frozen(group, state, second, d, beta2)
         move = adaptive(
@@ -59,11 +49,11 @@ class AdamPullback:
             kappa=math.sqrt(1 - beta2**count),
             eps=group["eps"],
             frozen=frozen,
-            last=last,
-            bent=bent,
+            last=update.last,
+            sensitive=update.sensitive,
         )
-        y = -adjoint
-        bent_by = None if move.bend is None else move.bend.mul_(y)
+        y = -update.adjoint
+        curvature = None if move.curvature is None else move.curvature.mul_(y)
         first_after, second_after = state_adjoint.get("exp_avg"), state_adjoint.get("exp_avg_sq")
         into_x, before = None if move.by_second is None else move.by_second.mul_(y), {}
         if frozen is not None:
@@ -75,11 +65,11 @@ class AdamPullback:
                 before["max_exp_avg_sq"] = torch.where(held, maximum + into_x, zero)
                 into_x = torch.where(held, zero, into_x)
         if into_x is not None and move.by_first is not None:
-            before["exp_avg"] = add_share(move.by_first.mul_(y), first_after, beta1)
+            before["exp_avg"] = add_through(move.by_first.mul_(y), first_after, beta1)
             before["exp_avg_sq"] = through(beta2, second_after, into_x)
-        direction = add_share(y.mul_(move.by_gradient), first_after, 1 - beta1)
-        direction = add_share(direction, second_after, 2 * (1 - beta2), d)
-        return answer(group, adjoint, direction, sign, before, bent_by, last)
+        direction = add_through(y.mul_(move.by_gradient), first_after, 1 - beta1)
+        direction = add_through(direction, second_after, 2 * (1 - beta2), d)
+        return answer(update, direction, before, curvature)
 
 
 def _frozen(

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from steelyard.bilevel.optimizers._adaptive import adaptive
-from steelyard.bilevel.optimizers._base import Pulled, add_share, answer, copy_of, decayed, through
+from steelyard.bilevel.optimizers._base import ParameterUpdate, Pulled, add_through, answer, copy_of, decayed, through
 
 __all__ = ["NAdamPullback"]
 
@@ -23,30 +21,20 @@ class NAdamPullback:
 
     linear = False
 
-    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Both moments, the step count and the product of the momenta."""
         return copy_of(state, "step", "mu_product", "exp_avg", "exp_avg_sq")
 
-    def pull(
-        self,
-        group: Mapping[str, Any],
-        state: Mapping[str, Any],
-        parameter: Tensor,
-        gradient: Tensor | None,
-        adjoint: Tensor,
-        state_adjoint: Mapping[str, Tensor],
-        last: bool = False,
-        bent: bool = False,
-    ) -> Pulled:
+    def pull(self, update: ParameterUpdate) -> Pulled:
         """See `Pullback.pull`."""
-        assert gradient is not None
+        group, state, state_adjoint = update.group, update.state, update.state_adjoint
         beta1, beta2 = group["betas"]
         count = state.get("step", 0.0) + 1
         here, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (count, count + 1))
         product = state.get("mu_product", 1.0) * here
         plain = group["lr"] * (1 - here) / (1 - product)
         moment = group["lr"] * ahead / (1 - product * ahead)
-        d, sign = decayed(group, parameter, gradient)
+        d = decayed(update)
         move = adaptive(
             d,
             state.get("exp_avg"),
@@ -57,16 +45,16 @@ class NAdamPullback:
             sigma=1 - beta2,
             kappa=math.sqrt(1 - beta2**count),
             eps=group["eps"],
-            last=last,
-            bent=bent,
+            last=update.last,
+            sensitive=update.sensitive,
         )
-        y = -adjoint
-        bent_by = None if move.bend is None else move.bend.mul_(y)
+        y = -update.adjoint
+        curvature = None if move.curvature is None else move.curvature.mul_(y)
         first_after, second_after = state_adjoint.get("exp_avg"), state_adjoint.get("exp_avg_sq")
         before = {}
         if move.by_first is not None and move.by_second is not None:
-            before["exp_avg"] = add_share(move.by_first.mul_(y), first_after, beta1)
+            before["exp_avg"] = add_through(move.by_first.mul_(y), first_after, beta1)
             before["exp_avg_sq"] = through(beta2, second_after, move.by_second.mul_(y))
-        direction = add_share(y.mul_(move.by_gradient), first_after, 1 - beta1)
-        direction = add_share(direction, second_after, 2 * (1 - beta2), d)
-        return answer(group, adjoint, direction, sign, before, bent_by, last)
+        direction = add_through(y.mul_(move.by_gradient), first_after, 1 - beta1)
+        direction = add_through(direction, second_after, 2 * (1 - beta2), d)
+        return answer(update, direction, before, curvature)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.optimizers._adaptive import adaptive
-from steelyard.bilevel.optimizers._base import Pulled, add_share, answer, copy_of, decayed, through
+from steelyard.bilevel.optimizers._base import ParameterUpdate, Pulled, add_through, answer, copy_of, decayed, through
 
 __all__ = ["RMSpropPullback"]
 
@@ -23,38 +23,28 @@ class RMSpropPullback:
 
     linear = False
 
-    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The second moment, and the mean gradient where centered."""
         return copy_of(state, "square_avg", "grad_avg")
 
-    def pull(
-        self,
-        group: Mapping[str, Any],
-        state: Mapping[str, Any],
-        parameter: Tensor,
-        gradient: Tensor | None,
-        adjoint: Tensor,
-        state_adjoint: Mapping[str, Tensor],
-        last: bool = False,
-        bent: bool = False,
-    ) -> Pulled:
+    def pull(self, update: ParameterUpdate) -> Pulled:
         """See `Pullback.pull`."""
-        assert gradient is not None
-        d, sign = decayed(group, parameter, gradient)
+        group, state, state_adjoint = update.group, update.state, update.state_adjoint
+        d = decayed(update)
         # What an option switches off, torch leaves alone: its adjoint passes through.
         before = dict(state_adjoint)
-        y = adjoint * -group["lr"]
+        y = update.adjoint * -group["lr"]
         if group["momentum"]:
-            y = add_share(y, state_adjoint.get("momentum_buffer"), 1.0)
+            y = add_through(y, state_adjoint.get("momentum_buffer"), 1.0)
             before["momentum_buffer"] = group["momentum"] * y
         alpha, eps, after = group["alpha"], group["eps"], state_adjoint.get("square_avg")
-        bent_by, second = None, state.get("square_avg")
+        curvature, second = None, state.get("square_avg")
         if group["centered"]:
             zero = torch.zeros_like(d)
             second, mean = (zero, zero) if second is None else (second, state["grad_avg"])
             mean_after = state_adjoint.get("grad_avg")
             by_gradient, by_second, by_mean = _centered(d, second, mean, alpha, eps)
-            direction = add_share(y * by_gradient, mean_after, 1 - alpha)
+            direction = add_through(y * by_gradient, mean_after, 1 - alpha)
             before["grad_avg"] = through(alpha, mean_after, y * by_mean)
             into_x: Tensor | None = y * by_second
         else:
@@ -68,16 +58,16 @@ class RMSpropPullback:
                 sigma=1 - alpha,
                 kappa=1.0,
                 eps=eps,
-                last=last,
-                bent=bent,
+                last=update.last,
+                sensitive=update.sensitive,
             )
-            bent_by = None if move.bend is None else move.bend.mul_(y)
+            curvature = None if move.curvature is None else move.curvature.mul_(y)
             into_x = None if move.by_second is None else move.by_second.mul_(y)
             direction = y * move.by_gradient
-        direction = add_share(direction, after, 2 * (1 - alpha), d)
+        direction = add_through(direction, after, 2 * (1 - alpha), d)
         if into_x is not None:
             before["square_avg"] = through(alpha, after, into_x)
-        return answer(group, adjoint, direction, sign, before, bent_by, last)
+        return answer(update, direction, before, curvature)
 
 
 def _centered(d: Tensor, n: Tensor, c: Tensor, alpha: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steelyard.bilevel.optimizers._base import Pulled, decay_adjoint
+from steelyard.bilevel.optimizers._base import ParameterUpdate, Pulled, decay_adjoint
 
 __all__ = ["SGDPullback"]
 
@@ -22,37 +22,28 @@ class SGDPullback:
 
     linear = True
 
-    def keep(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Only whether there was a buffer: the first step has none, and is not damped."""
         return {"started": state.get("momentum_buffer") is not None}
 
-    def pull(
-        self,
-        group: Mapping[str, Any],
-        state: Mapping[str, Any],
-        parameter: Tensor,
-        gradient: Tensor | None,
-        adjoint: Tensor,
-        state_adjoint: Mapping[str, Tensor],
-        last: bool = False,
-        bent: bool = False,
-    ) -> Pulled:
+    def pull(self, update: ParameterUpdate) -> Pulled:
         """See `Pullback.pull`."""
+        group, state, adjoint = update.group, update.state, update.adjoint
         momentum, kept = group["momentum"], _sign(group) * _kept(group, state)
-        after = state_adjoint.get("momentum_buffer") if momentum else None
+        after = update.state_adjoint.get("momentum_buffer") if momentum else None
         factor = self.factor(group, state)
-        if last:
+        if update.last:
             scaled = adjoint.mul_(factor)
             return Pulled(scaled if after is None else scaled.add_(after, alpha=kept), adjoint, {})
-        along = _sum(adjoint, factor, after, kept)
-        direct = decay_adjoint(group, adjoint, along if _sign(group) > 0 else -along)
+        u = _sum(adjoint, factor, after, kept)
+        direct = decay_adjoint(update, u if _sign(group) > 0 else -u)
         if not momentum:
-            return Pulled(along, direct, dict(state_adjoint))  # torch leaves an old buffer alone
+            return Pulled(u, direct, dict(update.state_adjoint))  # torch leaves an old buffer alone
         if not state["started"]:
-            return Pulled(along, direct, {})
+            return Pulled(u, direct, {})
         rate = -group["lr"] * (momentum if group["nesterov"] else 1.0)
-        buffer = along if (rate, 1.0) == (factor, kept) else _sum(adjoint, rate, after, 1.0)
-        return Pulled(along, direct, {"momentum_buffer": buffer * momentum})
+        buffer = u if (rate, 1.0) == (factor, kept) else _sum(adjoint, rate, after, 1.0)
+        return Pulled(u, direct, {"momentum_buffer": buffer * momentum})
 
     def factor(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
         """Return what the adjoint of theta_{t+1} alone is multiplied by to give that of the gradient."""

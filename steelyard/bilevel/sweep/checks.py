@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from steelyard.bilevel.precise import single, wide_batch, widened
+from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, step_in_float64
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
-from steelyard.bilevel.trajectory import Step, Tensors
 
 __all__ = ["blur", "curvature", "signs", "tolerance_in", "tolerance_of", "widen"]
 
@@ -32,7 +32,7 @@ _CURVED = 1e-4
 
 def tolerance_of(step: Step, dtype: torch.dtype) -> float:
     """How far sums of the same derivatives may be apart, relative to their size, for rounding."""
-    if step.autocast or dtype not in _SIGNS:
+    if step.conditions.autocast or dtype not in _SIGNS:
         return 0.2
     if step.rounded:
         return 0.1
@@ -46,12 +46,12 @@ def tolerance_in(dtype: torch.dtype) -> float:
 
 def widen(question: Question) -> Question | None:
     """Return the question in float64; None where it is so already, or under autocast."""
-    if not single(question.step) or any(value.dtype != torch.float32 for value in question.at.values()):
+    if not in_float32(question.step) or any(value.dtype != torch.float32 for value in question.at.values()):
         return None
-    step = widened(question.run, question.step)
-    batch = step.batch if question.batch is question.step.batch else wide_batch(question.batch)
-    at = step.parameters if question.at is question.step.parameters else _double(question.at)
-    return replace(question, step=step, at=at, along=_double(question.along), batch=batch)
+    step = step_in_float64(question.run, question.step)
+    batch = step.batch if question.batch is question.step.batch else batch_in_float64(question.batch)
+    at = step.parameters if question.at is question.step.parameters else in_float64(question.at)
+    return replace(question, step=step, at=at, along=in_float64(question.along), batch=batch)
 
 
 def blur(slope: Tensors, along: Tensors) -> float:
@@ -76,7 +76,7 @@ def signs(question: Question, found: Tensor, generator: torch.Generator) -> str 
     reference, value = float(dot(slope, question.along)), float(signs.double() @ found.double())
     scale = max(float(torch.linalg.vector_norm(found.double())), abs(reference))
     dtype = next(iter(question.at.values())).dtype
-    tolerance = 0.2 if question.step.autocast else _SIGNS.get(dtype, 0.2)
+    tolerance = 0.2 if question.step.conditions.autocast else _SIGNS.get(dtype, 0.2)
     if abs(value - reference) <= tolerance * scale or (
         abs(value - reference) <= tolerance * scale + 32 * blur(slope, question.along)
     ):
@@ -112,7 +112,7 @@ def curvature(
     Where a kink lies between the two points of the difference, which is rare, another b is taken.
     """
     wide = widen(question)
-    if question.step.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
+    if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
     asked = wide or question
     a = _random(asked.at, generator)
@@ -144,7 +144,3 @@ def _random(at: Tensors, generator: torch.Generator) -> Tensors:
     return {
         name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) for name, value in at.items()
     }
-
-
-def _double(tensors: Tensors) -> Tensors:
-    return {name: value.double() for name, value in tensors.items()}

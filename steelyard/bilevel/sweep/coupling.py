@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["mixes_samples"]
 
@@ -54,7 +55,7 @@ def mixes_samples(
     except _UnableError:
         return True
     precision = torch.float32 if together.dtype not in _TOLERANCE else together.dtype
-    tolerance = 2e-2 if step.autocast else _TOLERANCE[precision]
+    tolerance = 2e-2 if step.conditions.autocast else _TOLERANCE[precision]
     scale = together[torch.isfinite(together)].abs().max() if bool(torch.isfinite(together).any()) else 1.0
     return not torch.allclose(together, apart, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
 
@@ -65,7 +66,7 @@ def _losses(run: Trajectory, step: Step, at: Tensors, batch: Batch, groups: Sequ
     for group in groups:
         samples = batch.take(group)  # (an error of the data is one of the data)
         try:
-            with torch.no_grad(), _Constants() if step.stochastic else nullcontext():
+            with torch.no_grad(), _Constants() if step.findings.stochastic else nullcontext():
                 found.append(run.sample_losses(step, at, samples))
         except Exception as error:  # whatever a model says that takes only the number of samples it was trained on
             raise _UnableError from error

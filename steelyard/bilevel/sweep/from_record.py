@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.forward_rules import Call
 from steelyard.bilevel.sweep.graph_record import Held, Link, Note, Tape, Unusable
-from steelyard.bilevel.trajectory import Tensors
 
 __all__ = ["ghost", "tangents"]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
 from steelyard.bilevel.sweep.coupling import mixes_samples
 from steelyard.bilevel.sweep.memory import bytes_per_sample
@@ -33,7 +34,7 @@ from steelyard.bilevel.sweep.rungs import (
     loss_rungs,
 )
 from steelyard.bilevel.sweep.stopped import stops_gradients
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Ladder", "NoDerivative", "StopGradientWarning"]
 
@@ -62,10 +63,12 @@ class _Known:
         barred: rungs that could not answer, or did not stand a check, and why.
         generator: of the random directions of checks.
         mixes: samples of the recorded batch were seen to couple.
+        differ: entries of a direction of which the gradient is 0 were seen to matter.
     """
 
     calls: int = 0
     mixes: bool = False
+    differ: bool = False
     barred: dict[str, str] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
@@ -88,7 +91,7 @@ def _known(question: Question, kind: str) -> _Known:
     run, step, batch = question.run, question.step, question.batch
     shapes = (batch.inputs.shape, batch.inputs.dtype, batch.targets.shape, batch.targets.dtype)
     dtypes = tuple(value.dtype for value in question.at.values())
-    key = (kind, shapes, step.modes, step.autocast, dtypes)
+    key = (kind, shapes, step.conditions.modes, step.conditions.autocast, dtypes)
     try:
         by_module = _KNOWN.setdefault(run.objective, weakref.WeakKeyDictionary())
     except TypeError:  # nothing that a note can be kept of
@@ -157,6 +160,22 @@ class Ladder:
 
         return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection_to_finite)
 
+    def differ(
+        self, run: Trajectory, step: Step, along: Tensors, tangents: Tensor, by: float, surely: bool = False
+    ) -> bool:
+        """Whether the t_i of the step's batch along `along` are not `tangents`, but another by more than `by`.
+
+        Looked at where it is due, once was so, or is `surely` asked; else False.
+        """
+        known = _known(Question(run, step, step.parameters, along, step.batch), "differ")
+        due = known.due()
+        if not run.ranks.any(due or known.differ or surely):
+            return False
+        found = self.losses(run, step, step.parameters, along, step.batch)
+        differ = bool(((found - tangents).abs() > by).any())
+        known.differ = known.differ or differ
+        return differ
+
     def curvature_and_losses(
         self, run: Trajectory, step: Step, at: Tensors, along: Tensors, objection: Objection = _none
     ) -> Curved:
@@ -180,7 +199,7 @@ class Ladder:
             signs = checks.signs(question, found.tangents, known.generator) if len(found.tangents) else None
             return signs or _bent(question, known, rung.answer, rung.name == EXACT)
 
-        rungs = curvature_rungs(step.coupled, self.differences)
+        rungs = curvature_rungs(step.findings.coupled, self.differences)
         return self._climb(question, known, rungs, lambda rung: _answer(rung, question), fault, objection)
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
@@ -214,7 +233,7 @@ class Ladder:
 
         All are looked at when it is due, else some that are drawn anew each time.
         """
-        if step.coupled:
+        if step.findings.coupled:
             return True
         question = Question(run, step, step.parameters, {}, samples)
         known = _known(question, "coupling")
@@ -267,7 +286,7 @@ class Ladder:
         """Return how many samples at a time fit into memory; None: all, as where the recorded batch may not be cut."""
         batch, step = question.batch, question.step
         own = batch is step.batch
-        if len(batch) <= 4 or (own and not step.separable):
+        if len(batch) <= 4 or (own and not step.findings.separable):
             return None
         try:
             size = self._fitting(question)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.trajectory import Step, Tensors, Trajectory
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Question"]
 

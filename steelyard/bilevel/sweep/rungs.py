@@ -18,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from steelyard.bilevel._forward_mode import jvp
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
+from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.from_record import ghost, tangents
 from steelyard.bilevel.sweep.graph_record import Recording, Unusable
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.row_independence import separate
-from steelyard.bilevel.trajectory import Tensors
 
 __all__ = ["CANNOT", "EXACT", "Curved", "Differences", "Rung", "curvature_rungs", "general", "loss_rungs"]
 
@@ -60,7 +60,7 @@ class Curved(NamedTuple):
 def _row_products(question: Question) -> Tensor:
     """One multiplication a layer, by the record of the training's own forward pass and what `backward` sent past."""
     tape = _record_of(question)
-    if not question.step.separable:
+    if not question.step.findings.separable:
         raise Unusable("the samples couple, or random numbers were drawn")
     if not separate(tape):
         raise Unusable("not all operators are known to keep the samples apart")
@@ -272,7 +272,8 @@ class Differences:
 
         (An adaptive optimizer has u = e / eps where a gradient has been zero, 1e8 times the rest.)
         """
-        precision = question.step.autocast[1] if question.step.autocast else next(iter(question.at.values())).dtype
+        autocast = question.step.conditions.autocast
+        precision = autocast[1] if autocast else next(iter(question.at.values())).dtype
         length = self.length or torch.finfo(precision).eps ** (1 / 3)
         found = []
         for part in _by_size(question.along):
@@ -334,7 +335,7 @@ def curvature_rungs(coupled: bool, differences: Differences | None = None) -> li
 
 
 def _record_of(question: Question) -> Any:
-    tape = question.step.tape
+    tape = question.step.findings.tape
     if tape is None or not question.recorded:
         raise Unusable("the forward pass of the step was not kept")
     return tape

@@ -14,7 +14,7 @@ from steelyard.checkpoint import Journal
 from steelyard.experiments.active.fitting import Epochs, Fit, Learned, train_epochs
 from steelyard.experiments.active.view import read
 from steelyard.experiments.data.transforms import load_v2
-from steelyard.experiments.seeds import derived, global_state
+from steelyard.experiments.training.seeds import derived, global_state
 
 __all__ = ["FineTuned", "FineTuning", "augmented", "pseudo_labelled"]
 
@@ -111,7 +111,7 @@ def pseudo_labelled(
 def augmented(images: Float[Tensor, "m *shape"], settings: FineTuning) -> Float[Tensor, "m *shape"]:
     """Return the images, pixels in [0, 1], each through RandAugment and Cutout once, as Algorithm 2 has it (line 7).
 
-    Draws from torch's global random state; see `steelyard.experiments.seeds.global_state`.
+    Draws from torch's global random state; see `steelyard.experiments.training.seeds.global_state`.
 
     Raises:
         ValueError: inputs that are no images of one or three channels.

@@ -15,10 +15,10 @@ from steelyard import selectors
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Journal
-from steelyard.experiments.adversarial import PGD, Adversary
 from steelyard.experiments.models import cross_entropy
-from steelyard.experiments.seeds import derived, global_state
-from steelyard.experiments.trainer import Learner, Perturb, Training
+from steelyard.experiments.training.adversarial import PGD, Adversary
+from steelyard.experiments.training.seeds import derived, global_state
+from steelyard.experiments.training.trainer import Learner, Perturb, Training
 
 __all__ = ["Epochs", "Fit", "Fitting", "Learned", "first_round_shared", "train_epochs"]
 

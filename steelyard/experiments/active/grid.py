@@ -11,7 +11,7 @@ from typing import Literal
 from steelyard.experiments.active import tables
 from steelyard.experiments.active.loop import Round
 from steelyard.experiments.active.recipe import ActiveRecipe, load_active_recipe
-from steelyard.experiments.active.report import write_active_report
+from steelyard.experiments.active.report import Section, write_active_report
 from steelyard.experiments.active.run import (
     ActiveRun,
     Shared,
@@ -19,8 +19,8 @@ from steelyard.experiments.active.run import (
     data_of,
     execute_active,
 )
-from steelyard.experiments.directory import check_place
 from steelyard.experiments.errors import UserError
+from steelyard.experiments.runs.folder import check_place
 
 __all__ = ["Grid", "Planned"]
 
@@ -63,8 +63,11 @@ class Grid:
         selectors: Sequence[str] = (),
         noises: Sequence[str] = (),
         fine_tuning: Literal["recipe", "off", "on", "both"] = "recipe",
+        program: str = "steelyard active",
     ) -> Grid:
         """Return the grid of all combinations; an empty sequence leaves that to the recipe. A seed counts once.
+
+        `program` is what the grid's command begins with.
 
         Raises:
             RecipeError: no such recipe, or a field that does not fit. UserError: a selector or kind of noise twice.
@@ -81,7 +84,7 @@ class Grid:
             method = recipe.selector + ("_ft" if recipe.fine_tune else "")
             planned.append(Planned(recipe, chosen, folder / recipe.noise.name / method / f"seed{recipe.seed}"))
         lists = {"seeds": seeds, "selectors": selectors, "noises": noises}
-        words = ["steelyard", "active", name, *(word for item in overrides for word in ("--set", item))]
+        words = [*program.split(), name, *(word for item in overrides for word in ("--set", item))]
         words += [word for key, values in lists.items() if values for word in (f"--{key}", *map(str, values))]
         words += ["--fine-tuning", fine_tuning] if fine_tuning != "recipe" else []
         words += ["--data-root", "DATA"] if planned[0].recipe.data.needs_root else []
@@ -109,6 +112,7 @@ class Grid:
         checkpoint_every: int = 200,
         progress: Callable[[int, str], None] = lambda done, text: None,
         stop: Callable[[], int] = lambda: 0,
+        section: Section = lambda found: "",
     ) -> list[str]:
         """Carry out all runs and write their tables into `folder`; return the names of the files.
 
@@ -116,6 +120,7 @@ class Grid:
             folder: for the tables.
             data_root, download, overwrite, resume, checkpoint_every, stop: see `execute_active`.
             progress: called with the trainings done and a line of text.
+            section: see `write_active_report`.
         """
         done = 0
         for group in _groups(self.planned):
@@ -141,7 +146,7 @@ class Grid:
                 )
                 self.runs.append(run)
                 done += plan.recipe.schedule.rounds + 1
-        return write_active_report(self.runs, folder, self.command)
+        return write_active_report(self.runs, folder, self.command, section)
 
     def results(self) -> list[tuple[str, str]]:
         """Return titles and Markdown tables of what the last rounds ended with."""

@@ -17,7 +17,7 @@ from steelyard.checkpoint import Journal
 from steelyard.experiments.active.choosing import Selector
 from steelyard.experiments.active.fitting import Fit, Learned
 from steelyard.experiments.active.view import View
-from steelyard.experiments.seeds import derived, generator
+from steelyard.experiments.training.seeds import derived, generator
 
 __all__ = ["Measure", "Past", "Pool", "Round", "Schedule", "active_learning"]
 

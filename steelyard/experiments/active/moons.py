@@ -13,7 +13,7 @@ from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.corruption import class_noise
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.seeds import generator
+from steelyard.experiments.training.seeds import generator
 
 __all__ = ["NOISY_MOON", "FourMoons"]
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from steelyard.experiments.active.run import ActiveRun, data_of
 from steelyard.experiments.active.state import check_picked, take_over
 from steelyard.experiments.active.tables import Cells, noise_title
+from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.directory import ACTIVE_STATE
-from steelyard.experiments.plots import COLOURS, STYLE, svg
+from steelyard.experiments.runs.folder import ACTIVE_STATE
 
 __all__ = ["learning_curves", "moons_picture"]
 

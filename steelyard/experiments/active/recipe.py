@@ -19,11 +19,11 @@ from steelyard.experiments.active.loop import Schedule
 from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.noise import Noise, NoNoise
 from steelyard.experiments.active.view import last_linear
-from steelyard.experiments.adversarial import PGD
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.models import Model
-from steelyard.experiments.recipe import names_in, read_table
-from steelyard.experiments.schema import parse
+from steelyard.experiments.runs.recipe import names_in, read_table
+from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.training.adversarial import PGD
 
 __all__ = ["ActiveRecipe", "active_recipe_names", "load_active_recipe", "with_dropout"]
 

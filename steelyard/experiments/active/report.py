@@ -1,33 +1,39 @@
-"""What a folder of results is made of: tables, claims, learning curves, every round's figures."""
+"""What a folder of results is made of: tables, learning curves, every round's figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steelyard._support._files import write_bytes, write_text
-from steelyard.experiments.active import claims, pictures, tables
+from steelyard.experiments.active import pictures, tables
 from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.active.tables import Cells
 
-__all__ = ["write_active_report"]
+__all__ = ["Section", "write_active_report"]
+
+Section = Callable[[Cells], str]
+"""Text of a README made of the runs' figures; empty: none."""
 
 
-def write_active_report(runs: Sequence[ActiveRun], folder: Path, command: str) -> list[str]:
+def write_active_report(
+    runs: Sequence[ActiveRun], folder: Path, command: str, section: Section = lambda found: ""
+) -> list[str]:
     """Write README.md, rounds.csv, summary.json, curves.svg and, for Four-Moons, moons.png; return their names.
 
     Args:
         runs: of one recipe that differ in selector, fine-tuning, noise and seed. folder: made if missing.
         command: what remakes it, for the README and the summary.
+        section: text of the README that the caller adds, in front of the pictures.
 
     Raises:
         RunError: the runs do not make one table.
     """
     found = tables.cells(runs)
     texts = {
-        "README.md": _page(found, runs, command),
+        "README.md": _page(found, runs, command, section(found)),
         "rounds.csv": tables.rounds_table(found),
         "summary.json": json.dumps(tables.summary(found, runs[0].name, command), indent=2) + "\n",
         "curves.svg": pictures.learning_curves(found),
@@ -41,7 +47,7 @@ def write_active_report(runs: Sequence[ActiveRun], folder: Path, command: str) -
     return [*texts, "moons.png"]
 
 
-def _page(found: Cells, runs: Sequence[ActiveRun], command: str) -> str:
+def _page(found: Cells, runs: Sequence[ActiveRun], command: str, section: str) -> str:
     recipe = runs[0].recipe
     seeds = sorted({run.recipe.seed for run in runs})
     plan = recipe.schedule
@@ -64,26 +70,8 @@ def _page(found: Cells, runs: Sequence[ActiveRun], command: str) -> str:
         lines += ["## Test accuracy on the three moons that can be learned\n", tables.markdown(learnable)]
     clean = found.last("clean_share_selected")
     lines += ["## Share of clean samples among those that the selector picked, all rounds\n", tables.markdown(clean)]
-    lines += ["## Claims, judged by code\n", _claims(found)]
+    lines += [section] if section else []
     lines.append("![learning curves](curves.svg)\n")
     if isinstance(recipe.data, FourMoons):
         lines.append(f"![decision regions and labelled points, seed {seeds[0]}](moons.png)\n")
     return "\n".join(lines)
-
-
-def _claims(found: Cells) -> str:
-    test, learnable, clean = (
-        {cell: spread.mean for cell, spread in found.last(metric).items()}
-        for metric in ("test", "test_learnable", "clean_share_selected")
-    )
-    if learnable:
-        three = claims.moons_claims(learnable, "test accuracy on the three moons that can be learned")
-        return claims.markdown([*claims.moons_claims(test), *three])
-    reported = claims.claims(claims.REPORTED_ACCURACY, claims.REPORTED_CLEAN)
-    theirs = "\n".join(
-        f"- {'held' if claim.held else 'NOT held'} in {sum(judged.held for judged in claim.judgements)} of "
-        f"{len(claim.judgements)} cases: {claim.text}."
-        for claim in reported
-    )
-    note = "The same code on the paper's own Tables 1 and 3 (CIFAR-10, ResNet-18, as reported):\n"
-    return "\n".join([claims.markdown(claims.claims(test, clean)), note, theirs, ""])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steelyard import selectors
 from steelyard._support._files import write_text
+from steelyard._support._plain import plain
 from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Journal
@@ -24,9 +25,11 @@ from steelyard.experiments.active.moons import NOISY_MOON, FourMoons
 from steelyard.experiments.active.recipe import ActiveRecipe
 from steelyard.experiments.active.state import past, read_state, restored, write_state
 from steelyard.experiments.active.view import read
-from steelyard.experiments.adversarial import robust_accuracy
+from steelyard.experiments.compare.spreadsheet import table_text
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.directory import (
+from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.models import HEADS
+from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
     ASIDE,
     CHECKPOINT,
@@ -47,13 +50,11 @@ from steelyard.experiments.directory import (
     readable,
     remove_traces,
 )
-from steelyard.experiments.errors import RunError, UserError
-from steelyard.experiments.models import HEADS
-from steelyard.experiments.replaced import recover, replacing, settle
-from steelyard.experiments.run import environment
-from steelyard.experiments.schema import parse, plain
-from steelyard.experiments.seeds import generator
-from steelyard.experiments.spreadsheet import table_text
+from steelyard.experiments.runs.replacement import recover, replacing, settle
+from steelyard.experiments.runs.run import environment
+from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.training.adversarial import robust_accuracy
+from steelyard.experiments.training.seeds import generator
 
 __all__ = ["ActiveRun", "Shared", "check_active_directory", "data_of", "execute_active", "measured", "read_active_run"]
 

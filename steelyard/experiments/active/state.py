@@ -18,9 +18,9 @@ from steelyard._support._files import atomic_path, regular
 from steelyard._support._text import parse_json
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Past, Pool, Round
-from steelyard.experiments.directory import REMEDY, UNREADABLE
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.evaluation import finite_json, number
+from steelyard.experiments.runs.folder import REMEDY, UNREADABLE
+from steelyard.experiments.training.evaluation import finite_json, number
 
 __all__ = ["State", "check_picked", "past", "read_state", "restored", "take_over", "write_state"]
 

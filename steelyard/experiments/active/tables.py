@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steelyard.experiments.active.run import ActiveRun
-from steelyard.experiments.compare import Spread
+from steelyard.experiments.compare.rows import Spread
+from steelyard.experiments.compare.spreadsheet import table_text
 from steelyard.experiments.errors import RunError
-from steelyard.experiments.spreadsheet import table_text
 
 __all__ = ["Cell", "Cells", "cells", "markdown", "noise_title", "rounds_table", "summary"]
 

@@ -9,8 +9,8 @@ import torch
 
 from steelyard import reweight
 from steelyard._support import _check
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Anneal, Training, train
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Anneal, Training, train
 
 __all__ = ["BayesianIRM"]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments import groups
-from steelyard.experiments.batches import group_balanced_subset
 from steelyard.experiments.methods.erm import ERM
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training
+from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.batches import group_balanced_subset
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training
 
 __all__ = ["DFR", "features", "last_layer"]
 
@@ -43,7 +43,7 @@ class DFR:
     fit_on: Literal["train", "validation"] = "validation"
     strengths: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
     retrains: int = 20
-    by: groups.Field = "group"
+    by: group_labels.Field = "group"
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class DFR:
         """Train by ERM, fit the last layer anew, and return that model."""
         model = ERM(training=self.training).fit(problem, lambda step, model, extra: None).model
         parts = (problem.splits.train, problem.splits.validation)
-        train, validation = (groups.with_groups(part) if self.by == "group" else part for part in parts)
+        train, validation = (group_labels.with_groups(part) if self.by == "group" else part for part in parts)
         seen = features(model, train)
         mean, deviation = seen.mean(0), seen.std(0, correction=0)
         deviation = torch.where(deviation > 0, deviation, 1)  # a dead unit: any scale does
@@ -70,7 +70,7 @@ class DFR:
         def samples(data: Batch) -> _Samples:
             labels = data.group if self.by == "group" else data.environment
             assert labels is not None  # counts refuses it
-            groups.counts(data, self.by)
+            group_labels.counts(data, self.by)
             return _Samples((features(model, data) - mean) / deviation, data.targets, labels)
 
         held_out, generator = samples(validation), torch.Generator().manual_seed(problem.seed)

@@ -9,9 +9,9 @@ from typing import Literal
 from torch import nn
 
 from steelyard import reweight
-from steelyard.experiments.adversarial import PGD, Adversary, robust_accuracy
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["DONE"]
 

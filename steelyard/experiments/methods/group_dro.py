@@ -7,10 +7,10 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard._support import _check
-from steelyard.experiments import groups
-from steelyard.experiments.batches import sampled
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.batches import sampled
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["GroupDRO"]
 
@@ -35,7 +35,7 @@ class GroupDRO:
     name: Literal["group_dro"] = "group_dro"
     step: float = 0.01
     adjustment: float = 0.0
-    by: groups.Field = "group"
+    by: group_labels.Field = "group"
     balanced: bool = False
     training: Training = field(default_factory=Training)
 
@@ -52,9 +52,9 @@ class GroupDRO:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
-        data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
         everything = problem.of_all(data)
-        counts = groups.counts(everything, self.by)
+        counts = group_labels.counts(everything, self.by)
         rule = reweight.GroupDRO(counts, self.step, self.adjustment, self.by)
         rows = None
         if self.balanced:

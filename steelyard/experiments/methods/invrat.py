@@ -15,8 +15,8 @@ from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.methods.dfr import last_layer
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Anneal, Training, train
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Anneal, Training, train
 
 __all__ = ["EnvironmentGap", "InvRat"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from steelyard._support import _check
-from steelyard.experiments.batches import shuffled
-from steelyard.experiments.error_set import error_set
-from steelyard.experiments.problem import Fitted, Observer, Problem, silent
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training.batches import shuffled
+from steelyard.experiments.training.misclassified import misclassified
+from steelyard.experiments.training.problem import Fitted, Observer, Problem, silent
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["JTT"]
 
@@ -49,7 +49,7 @@ class JTT:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train twice and return the second stage's last model; `error_set` is its size in the observed figures."""
-        errors = error_set(problem, train(problem, self.identification, silent))
+        errors = misclassified(problem, train(problem, self.identification, silent))
         size = float(errors.sum())
 
         def told(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:

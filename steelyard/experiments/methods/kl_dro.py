@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["KLDRO"]
 

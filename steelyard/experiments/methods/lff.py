@@ -12,8 +12,8 @@ from torch import Tensor
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Learner, Training, train
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Learner, Training, train
 
 __all__ = ["LfF"]
 

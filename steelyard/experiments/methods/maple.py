@@ -14,11 +14,11 @@ from torch import Tensor
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
-from steelyard.experiments import groups
-from steelyard.experiments.prior_scores import PriorSettings
-from steelyard.experiments.problem import Fitted, Latest, Observer, Problem
-from steelyard.experiments.sweep import ShuffledSweep
-from steelyard.experiments.trainer import OptimizerSettings
+from steelyard.experiments.methods.shuffled_hypergradient import ShuffledHypergradient
+from steelyard.experiments.priors import PriorSettings
+from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.problem import Fitted, Latest, Observer, Problem
+from steelyard.experiments.training.trainer import OptimizerSettings
 from steelyard.reweight.hypergradient import Estimator
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
@@ -189,7 +189,7 @@ class Maple:
 
         parts = (problem.splits.train, problem.splits.validation)
         by_group = self.risk.penalty == "group_worst"
-        train, validation = (groups.with_groups(part) if by_group else part for part in parts)
+        train, validation = (group_labels.with_groups(part) if by_group else part for part in parts)
         train, validation = self._in_chunks(train), self._in_chunks(validation)
         held_out = validation if self.outer_split == "validation" else None
         reweighting = maple.fit(train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest})
@@ -208,7 +208,7 @@ class Maple:
             return Truncated(coupled="chunk")
         # Such inputs come in chunks of an inner batch, which the machine holds; to cut these smaller, by a memory that
         # is less, would have BatchNorm normalise an image by itself.
-        return ShuffledSweep(Truncated(memory=sys.maxsize, coupled="chunk"), seed)
+        return ShuffledHypergradient(Truncated(memory=sys.maxsize, coupled="chunk"), seed)
 
     def _adam(self, rate: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
         return partial(torch.optim.Adam, lr=rate, betas=(self.beta1, 0.999), eps=_EPS)

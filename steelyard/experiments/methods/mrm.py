@@ -14,9 +14,9 @@ from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Stateful
-from steelyard.experiments.masked import MaskedModel
-from steelyard.experiments.problem import Fitted, Observer, Problem, silent
-from steelyard.experiments.trainer import Anneal, OptimizerSettings, Training, train
+from steelyard.experiments.training.masked_model import MaskedModel
+from steelyard.experiments.training.problem import Fitted, Observer, Problem, silent
+from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training, train
 from steelyard.reweight.rules import Uniform
 
 __all__ = ["MRM"]

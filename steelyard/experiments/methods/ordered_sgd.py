@@ -7,8 +7,8 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard._support import _check
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["OrderedSGD"]
 

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from steelyard._support import _check
-from steelyard.experiments import groups
-from steelyard.experiments.batches import expanding, group_balanced_subset
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, schedule, train
+from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.batches import expanding, group_balanced_subset
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, schedule, train
 
 __all__ = ["PDE"]
 
@@ -41,7 +41,7 @@ class PDE:
     every: int = 10
     add: int = 10
     late_rate: float = 1.0
-    by: groups.Field = "group"
+    by: group_labels.Field = "group"
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -56,9 +56,9 @@ class PDE:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
-        data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
         everything = problem.of_all(data)
-        groups.counts(everything, self.by)
+        group_labels.counts(everything, self.by)
         labels = everything.group if self.by == "group" else everything.environment
         assert labels is not None  # counts refuses it
         first = group_balanced_subset(labels, torch.Generator().manual_seed(problem.seed))

@@ -8,9 +8,9 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard._support import _check
-from steelyard.experiments.masked import MaskedModel
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Anneal, Training, schedule, train
+from steelyard.experiments.training.masked_model import MaskedModel
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Anneal, Training, schedule, train
 
 __all__ = ["SparseIRM"]
 

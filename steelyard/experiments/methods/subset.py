@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from steelyard._support import _check
-from steelyard.experiments.batches import shuffled
-from steelyard.experiments.prior_scores import PriorSettings
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.priors import PriorSettings
+from steelyard.experiments.training.batches import shuffled
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, train
 from steelyard.reweight import Reweighting, budget_of
 
 __all__ = ["Subset"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
-from steelyard.experiments import groups
-from steelyard.experiments.batches import sampled
-from steelyard.experiments.problem import Fitted, Observer, Problem
-from steelyard.experiments.trainer import Training, train
+from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.batches import sampled
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["UpWeighting"]
 
@@ -29,7 +29,7 @@ class UpWeighting:
     """
 
     name: Literal["upweighting"] = "upweighting"
-    by: groups.Field = "group"
+    by: group_labels.Field = "group"
     balance: Literal["loss", "batches"] = "loss"
     training: Training = field(default_factory=Training)
 
@@ -44,9 +44,9 @@ class UpWeighting:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
-        data = groups.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
         everything = problem.of_all(data)
-        rule = reweight.GroupWeights(groups.counts(everything, self.by), self.by)
+        rule = reweight.GroupWeights(group_labels.counts(everything, self.by), self.by)
         if self.balance == "loss":
             return Fitted(train(problem, self.training, observe, rule=rule, data=data))
         rows = sampled(self.training.batch_size, rule.of(everything), problem.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -170,7 +171,7 @@ def answer(run: Trajectory, along: dict[str, Tensor], ladder: Ladder | None = No
 def test_a_tangent_pass_over_the_tape_is_the_derivative(model: str) -> None:
     run = record(MODELS[model])
     at, along = directions(run)
-    tape = run.steps[-1].tape
+    tape = run.steps[-1].findings.tape
     assert tape is not None
     for _ in range(2):  # a tape is read, not used up
         assert relative(tangents(tape, at, along), truth(run, along)) < 1e-12
@@ -180,7 +181,7 @@ def test_a_tangent_pass_over_the_tape_is_the_derivative(model: str) -> None:
 def test_the_ghost_product_is_the_derivative(model: str) -> None:
     run = record(MODELS[model])
     at, along = directions(run)
-    tape = run.steps[-1].tape
+    tape = run.steps[-1].findings.tape
     assert tape is not None
     assert relative(ghost(tape, at, along), truth(run, along)) < 1e-12
 
@@ -217,7 +218,7 @@ def test_outputs_that_are_not_laid_out_by_samples_are_noticed() -> None:
     """The ghost product adds up the wrong rows there; the sum over samples would not show it."""
     run = record(TimeFirst)
     at, along = directions(run)
-    tape = run.steps[-1].tape
+    tape = run.steps[-1].findings.tape
     assert tape is not None
     assert relative(ghost(tape, at, along), truth(run, along)) > 0.1
     found = answer(run, along)
@@ -231,7 +232,7 @@ def test_a_home_made_norm_that_couples_samples_is_noticed() -> None:
 
     run = record(lambda: nn.Sequential(nn.Linear(SIDE**2, 5), Norm(), nn.Linear(5, CLASSES)))
     _, along = directions(run)
-    assert run.steps[-1].separable
+    assert run.steps[-1].findings.separable
     found = answer(run, along)
     assert relative(found, truth(run, along)) < 1e-12
 
@@ -241,7 +242,7 @@ def test_a_sample_of_weight_zero_gets_its_derivative() -> None:
     weight[2] = 0.0
     run = record(MODELS["convolution, group"], weight=weight)
     at, along = directions(run)
-    tape = run.steps[-1].tape
+    tape = run.steps[-1].findings.tape
     assert tape is not None
     with pytest.raises(Unusable, match="weight 0"):
         ghost(tape, at, along)
@@ -292,7 +293,7 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize("what", ["function", "view", "noise", "write"])
 def test_what_cannot_be_followed_is_not_reused(what: str) -> None:
-    assert record(lambda: Untraceable(what)).steps[-1].tape is None
+    assert record(lambda: Untraceable(what)).steps[-1].findings.tape is None
 
 
 def test_an_activation_written_to_after_the_forward_pass_is_not_reused() -> None:
@@ -312,7 +313,7 @@ def test_an_activation_written_to_after_the_forward_pass_is_not_reused() -> None
     expected = truth(run, along)
     kept[0].detach().zero_()
     with pytest.raises(Unusable, match="written to"):
-        tangents(run.steps[-1].tape, at, along)
+        tangents(run.steps[-1].findings.tape, at, along)
     found = answer(run, along)
     assert relative(found, expected) < 1e-12
 
@@ -330,7 +331,8 @@ def test_under_autocast_the_tape_follows_the_casts() -> None:
         optimizer.step()
         run = recorder.trajectory()
     at, along = directions(run)
-    tape, run.steps[-1].autocast = run.steps[-1].tape, None
+    tape = run.steps[-1].findings.tape
+    run.steps[-1].conditions = replace(run.steps[-1].conditions, autocast=None)
     assert tape is not None
     found = tangents(tape, at, along)
     assert 1e-6 < relative(found, truth(run, along)) < 5e-2
@@ -347,7 +349,7 @@ def test_only_the_newest_step_keeps_its_tape() -> None:
             loss.backward()
             optimizer.step()
         run = recorder.trajectory()
-    assert [step.tape is None for step in run.steps] == [True, True, False]
+    assert [step.findings.tape is None for step in run.steps] == [True, True, False]
 
 
 def test_activations_go_with_the_trajectory_and_with_a_failed_forward_pass() -> None:
@@ -363,7 +365,7 @@ def test_activations_go_with_the_trajectory_and_with_a_failed_forward_pass() -> 
             return self.two(y)
 
     run = record(Watched)
-    note = [one for one in run.steps[-1].tape.notes if str(one.op).startswith("aten.addmm")][-1]
+    note = [one for one in run.steps[-1].findings.tape.notes if str(one.op).startswith("aten.addmm")][-1]
     held = weakref.ref(note.args[1].held.tensor)
     del note
     assert held() is not None

@@ -304,7 +304,7 @@ def test_a_gradient_that_is_nan_does_not_pass() -> None:
     recorder.loss(ROWS, torch.ones(6, dtype=D)).backward()
     optimizer.step()
     run = recorder.trajectory()
-    held = run.steps[0].held_gradient()
+    held = run.steps[0].findings.held_gradient()
     assert held is not None
     with torch.no_grad():
         held["layer.bias"].data.fill_(float("nan"))  # behind the version counter's back

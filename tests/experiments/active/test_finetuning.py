@@ -11,7 +11,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Journal
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning, augmented, pseudo_labelled
 from steelyard.experiments.active.fitting import Epochs, Fitting, Learned
-from steelyard.experiments.seeds import global_state
+from steelyard.experiments.training.seeds import global_state
 
 
 def seeded(seed: int = 0) -> torch.Generator:

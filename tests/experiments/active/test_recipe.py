@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from steelyard._support._plain import plain
 from steelyard.experiments.active.recipe import (
     ActiveRecipe,
     active_recipe_names,
@@ -13,7 +14,7 @@ from steelyard.experiments.active.recipe import (
     with_dropout,
 )
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.schema import parse, plain
+from steelyard.experiments.runs.schema import parse
 
 SHAPES = {"four_moons": (2,), "digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
 

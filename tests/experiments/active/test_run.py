@@ -19,9 +19,9 @@ from steelyard.experiments.active.loop import Round, Schedule
 from steelyard.experiments.active.noise import NoisyBlank, NoisyClass
 from steelyard.experiments.active.recipe import ActiveRecipe
 from steelyard.experiments.active.run import ActiveRun, data_of, execute_active, read_active_run
-from steelyard.experiments.adversarial import PGD
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP
+from steelyard.experiments.training.adversarial import PGD
 from tests.experiments.ending import Killed, lasting
 
 FEW = Epochs(epochs=2, batch_size=32, learning_rate=1e-2)

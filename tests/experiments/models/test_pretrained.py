@@ -11,9 +11,9 @@ from steelyard.experiments.data import CelebA
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.methods import ERM
 from steelyard.experiments.models import PretrainedResNet
-from steelyard.experiments.recipe import Recipe
-from steelyard.experiments.run import execute
-from steelyard.experiments.trainer import Training
+from steelyard.experiments.runs.recipe import Recipe
+from steelyard.experiments.runs.run import execute
+from steelyard.experiments.training.trainer import Training
 from tests.experiments.layouts import write_weights
 
 SHAPE = (3, 224, 224)

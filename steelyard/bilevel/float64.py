@@ -1,0 +1,139 @@
+"""A recorded step once more, in float64: its gradient, and itself where float32 is too rough for more than that.
+
+The same step means: the same parameters, buffers, batch, weights, modes and random state, each cast. What cannot be
+cast (a module or a loss that holds float32 tensors of its own, a device without float64), or comes out as another
+gradient than the one that was recorded (dropout masks that depend on the precision, a gradient that was clipped), is
+left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.integrity import pieces
+from steelyard.bilevel.replay import differentiate, leaves_of
+from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.trajectory import Trajectory
+
+__all__ = ["GradientInFloat64", "batch_in_float64", "gradient_in_float64", "in_float32", "step_in_float64"]
+
+_AGREE = 1e-2  # of a parameter's gradient, and a hundredth of that of all: a bias before BatchNorm has noise only
+
+
+_ROUGH = 1e-4
+"""How far the gradient of the float32 forward pass may be off before that is too rough for derivatives along u as well.
+
+Seen: 4e-7 on an MLP, 5e-6 on a ResNet-18 with GroupNorm (these came out within 5e-7), 3e-3 with BatchNorm (3e-4)."""
+
+
+class GradientInFloat64(NamedTuple):
+    """What float64 says of a step.
+
+    Attributes:
+        gradients: by the names asked for, as the optimizer would have used them.
+        step: the step in float64, where the recorded gradient is off by more than `_ROUGH`; else None. What the module
+            holds of parameters that are not trained is among its buffers.
+    """
+
+    gradients: Tensors
+    step: Step | None
+
+
+def in_float32(step: Step) -> bool:
+    """Whether the step was taken in float32: autocast has another precision to replay, float64 none above it."""
+    return step.conditions.autocast is None and all(p.dtype == torch.float32 for p in step.parameters.values())
+
+
+def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> GradientInFloat64 | None:
+    """Return the gradient of the inner loss of `step` by a reverse pass in float64; None where there is none.
+
+    Rounded to float32, whose relative error is harmless, but where weight decay will be added to it, which may
+    cancel it. On several ranks all must ask, and all get the same answer.
+
+    Args:
+        run, step: the step, for which `in_float32` holds.
+        recorded: the gradient that the optimizer used, by the names asked for.
+    """
+    wide = step_in_float64(run, step)
+    found = _replayed(run, step, wide, recorded)
+    if not all(run.ranks.lengths(int(found is not None))):
+        return None
+    assert found is not None
+    return _accepted(run.ranks.mean(found), recorded, wide)
+
+
+def step_in_float64(run: Trajectory, step: Step) -> Step:
+    """Return `step` with all that it replays in float64."""
+    untrained = {name: p for name, p in run.module.named_parameters() if name not in step.parameters}
+    held = {**step.conditions.buffers, **untrained}
+    return replace(
+        step,
+        batch=batch_in_float64(step.batch),
+        weight=step.weight.double(),
+        parameters=in_float64(step.parameters),
+        conditions=replace(step.conditions, buffers=in_float64({n: one.detach() for n, one in held.items()})),
+        findings=replace(step.findings, gradient=None, tape=None, guards=[]),
+    )
+
+
+def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
+    leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
+
+    def body(module: nn.Module) -> Tensors:
+        return differentiate(module, run.objective_of(wide)(module, wide.batch, wide.weight), leaves)
+
+    try:
+        with torch.enable_grad():
+            at = {**wide.parameters, **in_float64(leaves)}
+            found: Tensors = run.replay(wide, at, body)
+    except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
+        return None
+    return found
+
+
+def _cancels(step: Step, name: str) -> bool:
+    group: Mapping[str, Any] = step.groups[name]
+    return bool(group["weight_decay"]) and not group.get("decoupled_weight_decay", False)
+
+
+def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> GradientInFloat64 | None:
+    """Return `found` where both are the same gradient up to rounding, parameter by parameter; None: they are not.
+
+    A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
+    on that parameter, and the larger the direction along it, the more of the rounding would come back in the answer.
+    """
+    counts = torch.tensor([float(g.numel()) for g in recorded.values()])
+    size = torch.stack([torch.linalg.vector_norm(g) for g in recorded.values()]).cpu()
+    apart = torch.stack([_distance(found[name], g) for name, g in recorded.items()]).cpu()
+    typical = torch.linalg.vector_norm(size) / counts.sum().sqrt()
+    if not bool((apart <= _AGREE * (size + 0.01 * typical * counts.sqrt())).all()):
+        return None
+    close = (apart <= _AGREE * size).tolist()
+    gradients = {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
+    rough = bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
+    return GradientInFloat64(gradients, wide if rough else None)
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    apart = [torch.linalg.vector_norm(a - b) for a, b in zip(pieces(one), pieces(other), strict=True)]
+    return torch.linalg.vector_norm(torch.stack(apart)).to(other.dtype)
+
+
+def batch_in_float64(batch: Batch) -> Batch:
+    """Return `batch` with its numbers in float64."""
+    return replace(batch, inputs=_cast(batch.inputs), targets=_cast(batch.targets))
+
+
+def in_float64(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return tensors by name in float64, but for integers."""
+    return {name: _cast(tensor) for name, tensor in tensors.items()}
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,0 +1,127 @@
+"""One recorded optimizer step: what its forward pass ran under, what it moved, and what was seen of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.integrity import Guard
+from steelyard.bilevel.objective import WeightedLoss
+from steelyard.bilevel.sweep.graph_record import Tape
+
+__all__ = ["Conditions", "Findings", "Step", "Tensors", "cuda_devices", "random_state", "set_random_state"]
+
+Tensors: TypeAlias = dict[str, Tensor]
+"""Tensors by parameter (or buffer) name."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the forward pass of a step ran under, beside its parameters: a replay restores it.
+
+    Attributes:
+        buffers: the module's buffers before the forward pass.
+        modes: the ``training`` flag of every module.
+        rng: the random state of the CPU (and of the CUDA device, if the model is on one) before the forward pass.
+        autocast: ``(device type, dtype)`` or None.
+        objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
+    """
+
+    buffers: Tensors
+    modes: tuple[bool, ...]
+    rng: tuple[Tensor, Tensor | None]
+    autocast: tuple[str, torch.dtype] | None
+    objective: WeightedLoss | None = None
+
+
+@dataclass
+class Findings:
+    """What was seen of a step while it ran; `gradient` and `tape` are of the newest step only.
+
+    Attributes:
+        stochastic: the forward pass drew random numbers (dropout).
+        coupled: the forward pass mixed samples (BatchNorm in training mode).
+        rewritten: the backward pass wrote to a buffer once more (a checkpoint around BatchNorm).
+        connected: the weights carried a graph when they were recorded.
+        guards: what is held by reference, or read live, and must not change: inputs, targets, weights, and the
+            parameters that this optimizer does not train.
+        gradient: references (no copies) to the gradients that the optimizer used, and their versions.
+        projected: that gradient as `integrity.projection` has it; windows of one step have none.
+        tape: what the forward pass computed, where the recorder was asked for it.
+    """
+
+    stochastic: bool = False
+    coupled: bool = False
+    rewritten: bool = False
+    connected: bool = False
+    guards: list[Guard] = field(default_factory=list)
+    gradient: dict[str, tuple[Tensor, int]] | None = None
+    projected: Tensor | None = None
+    tape: Tape | None = None
+
+    @property
+    def separable(self) -> bool:
+        """Whether samples can be evaluated in any grouping with the same result."""
+        return not (self.stochastic or self.coupled)
+
+    def held_gradient(self) -> Tensors | None:
+        """Return the gradient that the step used, where its tensors are still there as they were."""
+        if self.gradient is None or any(tensor._version != version for tensor, version in self.gradient.values()):
+            return None
+        return {name: tensor for name, (tensor, _) in self.gradient.items()}
+
+
+@dataclass
+class Step:
+    """One recorded optimizer step: everything that decides where it led.
+
+    Attributes:
+        batch: the samples.
+        weight: ``(batch,)`` their weights.
+        conditions: of its forward pass.
+        findings: what was seen of it.
+        parameters: the optimised parameters before the step, as `kept` says.
+        state: optimizer state before the step, by parameter; only the entries that the pull-back reads.
+        full_state: all of the optimizer state, where the recorder was asked for it (`Unrolled`), and of checkpoints.
+        groups: the optimizer's hyperparameters at the step (a schedule moves them), by parameter.
+        skipped: parameters without a gradient, which the optimizer leaves alone.
+        kept: how parameters and states are stored; `storage.newest_first` gives them whole.
+        checkpoint: steps after it may be replayed from it; `state` is then part of `full_state`.
+        rounded: its parameters were kept rounded.
+    """
+
+    batch: Batch
+    weight: Tensor
+    conditions: Conditions
+    findings: Findings = field(default_factory=Findings)
+    parameters: Tensors = field(default_factory=dict)
+    state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    full_state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: frozenset[str] = frozenset()
+    kept: Literal["whole", "rounded", "moved", "replayed"] = "whole"
+    checkpoint: bool = False
+    rounded: bool = False
+
+
+def cuda_devices(module: nn.Module) -> list[int]:
+    """Return the ordinal of the CUDA device of the first parameter, as a list, or an empty list."""
+    first = next(module.parameters(), None)
+    return [first.get_device()] if first is not None and first.is_cuda else []
+
+
+def random_state(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return the random state of the CPU and of the module's CUDA device."""
+    devices = cuda_devices(module)
+    return torch.get_rng_state(), torch.cuda.get_rng_state(devices[0]) if devices else None
+
+
+def set_random_state(module: nn.Module, state: tuple[Tensor, Tensor | None]) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], cuda_devices(module)[0])

@@ -1,0 +1,118 @@
+"""A comparison as files: Markdown, CSV, LaTeX and `summary.json`. Accuracies are shares of 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steelyard._support._files import write_text
+from steelyard.experiments.compare import latex
+from steelyard.experiments.compare.published import beside
+from steelyard.experiments.compare.rows import Row, footnotes
+from steelyard.experiments.compare.spreadsheet import table_text
+
+__all__ = ["FILES", "comma_separated", "markdown", "summary", "tex", "write_comparison"]
+
+FILES = ("comparison.md", "comparison.csv", "comparison.tex", "summary.json")
+
+
+def write_comparison(rows: Sequence[Row], folder: Path) -> None:
+    """Write `FILES` into `folder`."""
+    texts = (markdown(rows), comma_separated(rows), tex(rows), json.dumps(summary(rows), indent=2, ensure_ascii=False))
+    for name, text in zip(FILES, texts, strict=True):
+        write_text(folder / name, text.rstrip("\n") + "\n")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A comparison as strings: what Markdown and LaTeX show alike."""
+
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def _table(rows: Sequence[Row]) -> _Table:
+    names, others = _metric_names(rows), beside(rows)
+    lines = tuple(
+        (
+            f"{row.label} {row.marks}".strip(),
+            row.selection,
+            *(str(row.metrics.get(name, "")) for name in names),
+            *(others.cell(number, metric) for metric in others.metrics),
+            str(len(row.seeds)),
+        )
+        for number, row in enumerate(rows)
+    )
+    reported = (f"as reported: {metric}" for metric in others.metrics)
+    return _Table(("recipe", "step taken", *names, *reported, "seeds"), lines, (*footnotes(rows), *others.notes))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return a Markdown table, and below it a note for each row of last steps that is marked and for each source."""
+    table = _table(rows)
+    escaped = (
+        [cell.replace("|", r"\|") for cell in line] for line in (table.head, ["---"] * len(table.head), *table.lines)
+    )
+    text = "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
+    return text + "".join(f"\n{note}\n" for note in table.notes)
+
+
+def tex(rows: Sequence[Row]) -> str:
+    """Return the same table in LaTeX, to be read in with ``\\input``; a rule divides the groups of runs."""
+    table = _table(rows)
+    first = [number for number, row in enumerate(rows) if number == 0 or row.label != rows[number - 1].label]
+    return latex.table(table.head, table.lines, table.notes, left=2, rules=first[1:])
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """Return the comparison as CSV, a column for each number; published figures and sources have their own."""
+    names, others = _metric_names(rows), beside(rows)
+    columns = [f"{_key(name)}_{number}" for name in names for number in ("mean", "std")]
+    reported = [f"reported_{_key(name)}_{part}" for name in others.metrics for part in ("mean", "std", "source")]
+    facts = ("recipe", "label", "dataset", "method", "selection")
+    lines = []
+    for row, figures in zip(rows, others.figures, strict=True):
+        known = [row.metrics.get(name) for name in names]
+        numbers = [number for spread in known for number in (("", "") if spread is None else (spread.mean, spread.std))]
+        published: list[object] = []
+        for figure in map(figures.get, others.metrics):
+            if figure is None:
+                published += ["", "", ""]
+            else:  # 66.9 / 100 is 0.669 after rounding only
+                value, spread = round(figure.value / 100, 6), round(figure.spread / 100, 6)
+                published += [value, spread or "", others.notes[others.numbers[figure] - 1].split(" ", 1)[1]]
+        steps, seeds = (" ".join(map(str, values)) for values in (row.steps, row.seeds))
+        named = (row.recipe, row.label, row.dataset, row.method, row.selection)
+        lines.append([*named, *numbers, *published, steps, seeds, row.below_floor, row.diverged, row.command])
+    return table_text([*facts, *columns, *reported, "steps", "seeds", "below_floor", "diverged", "command"], lines)
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Return the rows of a `summary.json` under results/: one for each metric, ours alone."""
+    return [
+        {
+            "recipe": row.recipe,
+            "dataset": row.dataset,
+            "method": row.method,
+            "metric": _key(name),
+            "selection": row.selection,
+            "mean": round(spread.mean, 6),
+            "std": round(spread.std, 6),
+            "seeds": list(row.seeds),
+            "command": row.command,
+        }
+        for row in rows
+        for name, spread in row.metrics.items()
+    ]
+
+
+def _metric_names(rows: Sequence[Row]) -> list[str]:
+    """Return the accuracies that any of the rows has, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace("-", "_")

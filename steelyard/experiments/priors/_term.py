@@ -1,0 +1,66 @@
+"""What every score has, and how models are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from steelyard._support import _check
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.training.trainer import OptimizerSettings, Training
+
+__all__ = ["CHUNK", "Term", "adam", "class_logits", "read"]
+
+CHUNK = 8192  # samples a forward pass
+
+
+@dataclass(frozen=True)
+class Term:
+    """What every score has.
+
+    Attributes:
+        weight: lambda >= 0 of this score in the pool; 0 is as good as absent (and is not computed).
+        keep: whether samples of "high" or of "low" score are worth more.
+    """
+
+    weight: float = 1.0
+    keep: Literal["high", "low"] = "high"
+
+    def __post_init__(self) -> None:
+        _check.in_range("weight", self.weight, low=0.0)
+
+    def figures(self, scores: Tensor) -> dict[str, float]:
+        """Return what else is known of `scores` ``(n,)``, of this term, as numbers by name."""
+        return {}
+
+    def source(self) -> bytes:
+        """Return what the scores depend on beyond the settings, the model, the seed and the training samples."""
+        return b""
+
+
+def adam(steps: int, evaluate_every: int = 10) -> Training:
+    """Return a short training by Adam on all samples at once, the default of every score."""
+    return Training(steps=steps, evaluate_every=evaluate_every, optimizer=OptimizerSettings("adam", 1e-3))
+
+
+@torch.no_grad()
+def read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return logits ``(b, classes)`` and the last `nn.Linear`'s inputs ``(b, features)``, in eval mode."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    hidden: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0].flatten(1)))
+    training = model.training
+    try:
+        logits = class_logits(model.eval()(batch.inputs))
+    finally:
+        handle.remove()
+        model.train(training)
+    return logits, hidden[0]
+
+
+def class_logits(outputs: Tensor) -> Tensor:
+    """Return a logit per class: one logit, the log-odds of class 1, becomes the pair (0, logit)."""
+    return torch.cat([torch.zeros_like(outputs), outputs], dim=-1) if outputs.shape[-1] == 1 else outputs

@@ -1,0 +1,194 @@
+"""Which evaluated step stands for a run: criteria that see training and validation figures only.
+
+A `Criterion` receives a list of `Visible`, a type that has no test figures; there is nothing to leak. The one
+selection by test figures, `best_on_test`, is a function of its own over the full `Evaluation`, made for one table
+column that says so. None of them chooses a step whose loss is NaN or infinite, unless there is no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from steelyard._support import _check
+from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.training.evaluation import Evaluation, Visible
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Last",
+    "ValidationExtrapolated",
+    "ValidationMean",
+    "ValidationPenalty",
+    "ValidationWorstEnvironment",
+    "ValidationWorstGroup",
+    "best_on_test",
+    "check_selection",
+    "criterion",
+]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Chooses one of a run's evaluations by what may be seen."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position in `history` (at least one entry) of the chosen evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last evaluation: nothing is selected."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the last position."""
+        return len(history) - 1
+
+
+@dataclass(frozen=True)
+class ValidationMean:
+    """The highest validation accuracy; among equals the first."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest accuracy."""
+        return _highest(history, lambda seen: seen.validation.accuracy)
+
+
+@dataclass(frozen=True)
+class ValidationWorstEnvironment:
+    """The highest validation accuracy in the worst of the training environments; among equals the first."""
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest worst-environment accuracy."""
+        return _highest(history, lambda seen: min(_environments(seen)))
+
+
+@dataclass(frozen=True)
+class ValidationWorstGroup:
+    """The highest validation accuracy in the worst group, as the papers on group shifts select; needs group labels.
+
+    Among equals the first: a small worst group makes ties likely.
+    """
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest worst-group accuracy; RecipeError if groups are not known."""
+        return _highest(history, _worst_group)
+
+
+@dataclass(frozen=True)
+class ValidationExtrapolated:
+    """The highest validation accuracy in the worst affine mixture of the training environments.
+
+    With accuracies a_e, the mixture weights sum to one and none is below ``-beta``; the worst mixture has accuracy
+    ``(1 + m beta) min_e a_e - beta sum_e a_e`` for m environments. This is the criterion of risk extrapolation
+    (Krueger et al. 2021, MM-REx, equation 7) on accuracies: beta = 0 is `ValidationWorstEnvironment`, more asks
+    that accuracies agree across environments. It is noisy: the standard error of a difference is multiplied by beta.
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check.in_range("beta", self.beta, low=0.0)
+
+    def score(self, seen: Visible) -> float:
+        """Return the accuracy in the worst mixture."""
+        accuracies = _environments(seen)
+        return (1 + len(accuracies) * self.beta) * min(accuracies) - self.beta * sum(accuracies)
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the highest score."""
+        return _highest(history, self.score)
+
+
+@dataclass(frozen=True)
+class ValidationPenalty:
+    """The lowest IRMv1 or V-REx penalty on validation, among evaluations that predict well enough.
+
+    A constant prediction has no penalty at all, so a floor for the training accuracy goes with it; where no evaluation
+    reaches the floor (or where there are no two environments, and so no penalty) the last one is taken.
+    """
+
+    penalty: str = "irmv1"
+    floor: float = 0.6
+
+    def __post_init__(self) -> None:
+        _check.choice("penalty", self.penalty, ("irmv1", "vrex"))
+        _check.in_range("floor", self.floor, low=0.0, high=1.0)
+
+    def __call__(self, history: Sequence[Visible]) -> int:
+        """Return the position of the lowest penalty above the floor."""
+
+        def score(seen: Visible) -> float:
+            value = getattr(seen.validation, self.penalty)  # None where there is only one environment
+            return -value if value is not None and seen.train.accuracy >= self.floor else math.nan
+
+        return _highest(history, score)
+
+
+_NO_GROUPS = (
+    "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
+    "take 'validation_worst_environment' or 'validation_mean'"
+)
+
+_NO_ENVIRONMENTS = (
+    "this selection needs the accuracy in each environment on validation, which these figures do not have; take "
+    "'validation_mean'"
+)
+
+CRITERIA: dict[str, Criterion] = {
+    "last": Last(),
+    "validation_mean": ValidationMean(),
+    "validation_worst_environment": ValidationWorstEnvironment(),
+    "validation_worst_group": ValidationWorstGroup(),
+    "validation_extrapolated": ValidationExtrapolated(),
+    "validation_irmv1": ValidationPenalty("irmv1"),
+    "validation_vrex": ValidationPenalty("vrex"),
+}
+
+
+def criterion(name: str, floor: float) -> Criterion:
+    """Return the criterion called `name` in `CRITERIA`, with the floor `floor` if it has one."""
+    chosen = CRITERIA[_check.choice("selection", name, CRITERIA)]
+    return replace(chosen, floor=floor) if isinstance(chosen, ValidationPenalty) else chosen
+
+
+def check_selection(name: str, groups: Sequence[str]) -> None:
+    """Raise RecipeError, before anything is trained, if the criterion `name` needs groups and the data has none."""
+    if isinstance(CRITERIA[name], ValidationWorstGroup) and not groups:
+        raise RecipeError(_NO_GROUPS)
+
+
+def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
+    """Return the position of the highest TEST accuracy among those with training accuracy at or above `floor`.
+
+    For comparison with papers that select so, and for nothing else; tables label the column. No evaluation above the
+    floor: the last position.
+    """
+    visible = [evaluation.visible for evaluation in history]
+    fit = [k for k, seen in enumerate(visible) if seen.finite and seen.train.accuracy >= floor]
+    return max(fit, key=lambda k: history[k].test.accuracy) if fit else len(history) - 1
+
+
+def _highest(history: Sequence[Visible], score: Callable[[Visible], float]) -> int:
+    """Return the position of the highest score; steps that diverged or have no score are passed over, if not all."""
+    scores = {k: score(seen) for k, seen in enumerate(history) if seen.finite}
+    real = [k for k, value in scores.items() if not math.isnan(value)]
+    return max(real, key=scores.__getitem__, default=len(history) - 1)
+
+
+def _environments(seen: Visible) -> tuple[float, ...]:
+    accuracies = seen.validation.environment_accuracy
+    if not accuracies:
+        raise RecipeError(_NO_ENVIRONMENTS)
+    return accuracies
+
+
+def _worst_group(seen: Visible) -> float:
+    accuracy = seen.validation.worst_group_accuracy
+    if accuracy is None:
+        raise RecipeError(_NO_GROUPS)
+    return accuracy

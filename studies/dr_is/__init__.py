@@ -1,0 +1,1 @@
+"""DR-IS, EL2N and AUM where an adversary has corrupted labels."""

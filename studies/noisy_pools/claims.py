@@ -1,0 +1,156 @@
+"""What the paper claims of its benchmarks, each claim marked held or not held by code, cell by cell.
+
+A claim is judged by means over seeds, as the paper judges; the spread stands in the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from steelyard.experiments.active.tables import Cell
+from studies._claims import Claim, Judgement
+
+__all__ = ["REPORTED_ACCURACY", "REPORTED_CLEAN", "claims", "moons_claims"]
+
+Figures = Mapping[Cell, float]
+
+
+def claims(accuracy: Figures, clean: Figures) -> list[Claim]:
+    """Return the paper's claims judged by the last round's test accuracies and by the shares of clean samples selected.
+
+    Args:
+        accuracy, clean: figures in [0, 1] by selector, fine-tuning and noise. Cases without figures are left out.
+
+    References:
+        Khosla et al., Understanding and Improving Neural Active Learning on Heteroskedastic Distributions, sections 4.3
+        and 5, appendix A.
+    """
+    noises = [noise for noise in dict.fromkeys(noise for _, _, noise in accuracy) if noise.startswith("noisy_")]
+    methods = list(dict.fromkeys(selector for selector, _, _ in accuracy))
+    random = [
+        _case(f"{selector.upper()}, {noise}", clean, (selector, False, noise), ("rand", False, noise), _at_most)
+        for selector in ("conf", "marg")
+        for noise in noises
+    ]
+    blank = [
+        _case(_name((selector, tuned, "noisy_blank")), clean, (selector, tuned, "noisy_blank"), 0.9, _above)
+        for tuned in (False, True)
+        for selector in ("coreset", "badge", "lhd")
+    ]
+    helped = [
+        _case(f"{selector.upper()}, {noise}", accuracy, (selector, True, noise), (selector, False, noise), _above)
+        for selector in methods
+        for noise in noises
+    ]
+    best = [
+        _case(f"best of the others is {_name(rival)}", accuracy, ("lhd", True, noise), rival, _above)
+        for noise in noises
+        if (rival := _best_rival(accuracy, noise)) is not None
+    ]
+    return [
+        Claim("CONF and MARG select no larger share of clean samples than RAND (no fine-tuning)", _known(random)),
+        Claim("CORESET, BADGE and LHD select more than 90 % clean samples on Noisy-Blank", _known(blank)),
+        Claim("fine-tuning raises the accuracy of every method on every noise", _known(helped)),
+        Claim("LHD + FT has the highest accuracy of all on every noise", _known(best)),
+    ]
+
+
+def moons_claims(accuracy: Figures, text: str = "test accuracy") -> list[Claim]:
+    """Return what Figure 1 has to show: LHD at 84 % or more, and 20 points above least confidence.
+
+    Args:
+        accuracy: figures by selector, fine-tuning and noise. text: what the figures are.
+    """
+    lhd, conf = ("lhd", False, "none"), ("conf", False, "none")
+    reached = _case("LHD", accuracy, lhd, 0.84, lambda figure, against: figure >= against)
+    apart = None
+    if lhd in accuracy and conf in accuracy:
+        gap = accuracy[lhd] - accuracy[conf]
+        apart = Judgement("LHD less CONF", gap, 0.2, gap >= 0.2)
+    return [
+        Claim(f"LHD: {text} of 84 % or more", _known([reached])),
+        Claim(f"LHD at least 20 points above CONF: {text}", _known([apart])),
+    ]
+
+
+def _above(figure: float, against: float) -> bool:
+    return figure > against
+
+
+def _at_most(figure: float, against: float) -> bool:
+    return figure <= against
+
+
+def _case(
+    name: str, figures: Figures, cell: Cell, against: Cell | float, holds: Callable[[float, float], bool]
+) -> Judgement | None:
+    """Return the judgement, None where a figure is missing."""
+    other = figures.get(against) if isinstance(against, tuple) else against
+    if cell not in figures or other is None:
+        return None
+    return Judgement(name, figures[cell], other, holds(figures[cell], other))
+
+
+def _known(judgements: list[Judgement | None]) -> tuple[Judgement, ...]:
+    return tuple(judgement for judgement in judgements if judgement is not None)
+
+
+def _best_rival(accuracy: Figures, noise: str) -> Cell | None:
+    rivals = [cell for cell in accuracy if cell[2] == noise and cell[:2] != ("lhd", True)]
+    return max(rivals, key=lambda cell: accuracy[cell]) if rivals else None
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell[0].upper()}{' + FT' if cell[1] else ''}, {cell[2]}"
+
+
+def _reported(rows: Mapping[str, tuple[float, ...]], tuned: bool) -> dict[Cell, float]:
+    noises = ("noisy_blank", "noisy_diverse", "noisy_class")
+    return {
+        (selector, tuned, noise): value / 100
+        for selector, values in rows.items()
+        for noise, value in zip(noises, values, strict=True)
+    }
+
+
+REPORTED_ACCURACY: Figures = {
+    **_reported(
+        {
+            "rand": (38.27, 32.70, 32.11),
+            "conf": (32.88, 39.53, 27.04),
+            "marg": (39.16, 26.34, 30.40),
+            "bald": (46.90, 35.64, 31.65),
+            "coreset": (47.19, 47.33, 40.31),
+            "badge": (47.84, 42.40, 39.33),
+            "lhd": (46.28, 41.25, 40.43),
+        },
+        tuned=False,
+    ),
+    **_reported(
+        {
+            "rand": (45.45, 40.31, 43.12),
+            "conf": (58.66, 57.09, 49.78),
+            "marg": (58.33, 52.94, 52.46),
+            "bald": (65.31, 44.34, 53.00),
+            "coreset": (61.13, 59.25, 53.01),
+            "badge": (64.30, 61.36, 53.78),
+            "lhd": (75.78, 70.50, 64.34),
+        },
+        tuned=True,
+    ),
+}
+"""The paper's Table 1: CIFAR-10, ResNet-18, 80 % noise, as reported."""
+
+REPORTED_CLEAN: Figures = _reported(
+    {
+        "rand": (20.25, 20.53, 17.96),
+        "conf": (10.41, 46.99, 11.42),
+        "marg": (21.98, 4.61, 10.83),
+        "bald": (80.62, 18.62, 12.47),
+        "coreset": (100.00, 100.00, 94.25),
+        "badge": (99.90, 90.0, 80.70),
+        "lhd": (99.90, 53.97, 82.55),
+    },
+    tuned=False,
+)
+"""The paper's Table 3, the part without fine-tuning: CIFAR-10, as reported."""

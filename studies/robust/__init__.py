@@ -1,0 +1,1 @@
+"""Active learning with and without adversarial training, and test selection for retraining."""

@@ -1,0 +1,229 @@
+"""Adaptive updates in float32: where the rounding of the gradient would decide the answer, it is taken in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, update
+from steelyard.bilevel.optimizers._adaptive import adaptive
+from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.bilevel.widened import widened
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adam-decay": partial(torch.optim.Adam, weight_decay=1e-2),
+    "adam-maximize": partial(torch.optim.Adam, maximize=True),
+    "amsgrad": partial(torch.optim.Adam, amsgrad=True),
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "rmsprop-centered": partial(torch.optim.RMSprop, centered=True),
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 5))
+
+
+def batch(seed: int, rows: int = 48) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return Batch.of(torch.randn(rows, 40, generator=generator), torch.randint(0, 5, (rows,), generator=generator))
+
+
+def outer(model: nn.Module) -> Tensor:
+    held = batch(9)
+    return F.cross_entropy(model(held.inputs.to(next(model.parameters()).dtype)), held.targets)
+
+
+def run(
+    make: Callable[[], nn.Module] = net,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    warmup: int = 0,
+    steps: int = 1,
+    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
+    **options: Any,
+) -> Trajectory:
+    torch.manual_seed(0)
+    model = make()
+    optimizer = optimizer([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    weight = 0.5 + torch.rand(48, generator=torch.Generator().manual_seed(1))
+    recorder = Recorder(model, optimizer, WeightedLoss(loss), steps=steps, **options)
+    for number in range(warmup + steps):
+        optimizer.zero_grad()
+        recorder.loss(batch(number), weight).backward()
+        optimizer.step()
+    return recorder.trajectory()
+
+
+def error(record: Trajectory) -> float:
+    estimator = Truncated(len(record.steps))
+    return relative(estimator(record, outer).double(), estimator(widened(record), outer))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_cold_start_in_float32_is_as_right_as_the_rest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run(optimizer=OPTIMIZERS[name])
+    assert error(record) < 1e-5
+    monkeypatch.setattr(update, "TOLERANCE", math.inf)
+    assert error(record) > 1e-4
+
+
+def test_a_parameter_without_dimensions() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(40, 200)
+            self.scale = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs) * self.scale
+
+    def make() -> nn.Module:
+        return nn.Sequential(Scaled(), nn.ReLU(), nn.Linear(200, 5))
+
+    for optimizer in ("adam", "adam-decay", "rmsprop-centered"):
+        assert error(run(make, OPTIMIZERS[optimizer])) < 1e-5
+
+
+def test_windows_that_begin_cold() -> None:
+    assert error(run(steps=3)) < 1e-5
+
+
+def test_with_the_last_forward_pass_kept() -> None:
+    assert error(run(reuse=True)) < 1e-5
+
+
+def test_dropout_draws_the_same_masks_in_float64() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Dropout(0.3), nn.Linear(200, 5))
+
+    assert error(run(make)) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_where_the_forward_pass_itself_is_rough(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BatchNorm of values whose spread is a thousandth of their size, so that float32 keeps few digits of it."""
+
+    def make() -> nn.Module:
+        first = nn.Linear(40, 100)
+        nn.init.constant_(first.bias, 3000.0).requires_grad_(False)  # its gradient would be nothing but rounding
+        return nn.Sequential(first, nn.BatchNorm1d(100), nn.Tanh(), nn.Linear(100, 5))
+
+    def linear(model: nn.Module) -> Tensor:  # that of the net would give an adjoint as rough
+        return torch.stack([(p.flatten() * torch.arange(p.numel()).cos()).sum() for p in model.parameters()]).sum()
+
+    monkeypatch.setattr(update, "TOLERANCE", 0.0)  # the warm steps of a longer window would not be looked at
+    record = run(make, steps=steps, reuse=True)
+    expected = Truncated(steps)(widened(record), linear)
+    assert relative(Truncated(steps)(record, linear).double(), expected) < 1e-5
+    monkeypatch.setattr(float64, "_ROUGH", math.inf)
+    assert relative(Truncated(steps)(record, linear).double(), expected) > 1e-4
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each replay in float64 that was asked for gave a gradient."""
+    found: list[bool] = []
+    real = update.gradient_in_float64
+
+    def noted(*args: Any) -> Any:
+        gradients = real(*args)
+        found.append(gradients is not None)
+        return gradients
+
+    monkeypatch.setattr(update, "gradient_in_float64", noted)
+    return found
+
+
+def test_asked_for_at_a_cold_start_only(replays: list[bool]) -> None:
+    Truncated()(run(optimizer=partial(torch.optim.SGD, momentum=0.9)), outer)
+    Truncated()(run(warmup=10), outer)
+    Truncated()(widened(run()), outer)
+    assert replays == []
+    Truncated()(run(), outer)
+    assert replays == [True]
+
+
+def test_a_step_under_autocast_is_left_alone(replays: list[bool]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        record = run()
+    Truncated()(record, outer)
+    assert replays == []
+
+
+def test_a_loss_that_cannot_be_cast_keeps_the_recorded_gradient(replays: list[bool]) -> None:
+    loss = partial(F.cross_entropy, weight=torch.linspace(0.5, 1.5, 5), reduction="none")
+    assert bool(torch.isfinite(Truncated()(run(loss=loss), outer)).all())  # float64 logits, float32 class weights
+    assert replays == [False]
+
+
+def test_another_gradient_in_float64_is_not_taken(replays: list[bool]) -> None:
+    """Noise that is drawn in the precision of the inputs: the replay has other noise."""
+
+    class Noisy(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs + torch.randn_like(inputs))
+
+    Truncated()(run(lambda: nn.Sequential(Noisy(40, 100), nn.ReLU(), nn.Linear(100, 5))), outer)
+    assert replays == [False]
+
+
+def test_a_gradient_of_rounding_alone_is_left_as_recorded() -> None:
+    """The bias before BatchNorm moves no loss; its float64 gradient is about 0, where Adam's update moves most."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(40, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 5))
+
+    record = run(make)
+    noise = record.steps[0].findings.gradient["0.bias"][0]  # type: ignore[index]
+    assert 0 < noise.abs().max() < 1e-7
+    found = update.pull_update(record, record.steps[0], _adjoint(record), {}, last=True).direction["0.bias"]
+    recorded = 1e-3 * 1e-8 / (noise.abs() + 1e-8).square()
+    assert torch.allclose(found, -_adjoint(record)["0.bias"] * recorded, rtol=1e-3)
+
+
+def _adjoint(record: Trajectory) -> dict[str, Tensor]:
+    return {name: torch.ones_like(p) for name, p in record.steps[0].parameters.items()}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 50])
+def test_the_bound_on_the_second_derivative(count: int) -> None:
+    """Against central differences in float64, for moments of real and of heavy-tailed gradients."""
+    generator = torch.Generator().manual_seed(count)
+
+    def draw() -> Tensor:
+        size = 10.0 ** (12 * torch.rand(4000, generator=generator, dtype=torch.float64) - 12)
+        return size * torch.randn(4000, generator=generator, dtype=torch.float64)
+
+    b1, b2, rate = 0.9, 0.999, 1e-3
+    first, second = torch.zeros(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+    for _ in range(count):
+        g = draw()
+        first, second = b1 * first + (1 - b1) * g, b2 * second + (1 - b2) * g.square()
+    rate /= 1 - b1 ** (count + 1)
+    derivative = partial(
+        adaptive,
+        first=first,
+        second=second,
+        e=rate * (1 - b1),
+        f=rate * b1,
+        rho=b2,
+        sigma=1 - b2,
+        kappa=math.sqrt(1 - b2 ** (count + 1)),
+        eps=1e-8,
+        last=True,
+    )
+    d = draw()
+    h = 1e-5 * (d.abs() + 1e-9)
+    bend = (derivative(d + h).by_gradient - derivative(d - h).by_gradient) / (2 * h)
+    bound = derivative(d, sensitive=True).curvature
+    assert bound is not None
+    assert (bend.abs() <= bound.abs() * (1 + 1e-3)).all()

@@ -1,0 +1,86 @@
+"""The claims, judged: on the paper's own tables by hand, and on figures made to break each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steelyard.checkpoint import Stopped
+from studies._claims import Claim, markdown
+from studies.noisy_pools.__main__ import main
+from studies.noisy_pools.claims import (
+    REPORTED_ACCURACY,
+    REPORTED_CLEAN,
+    claims,
+    moons_claims,
+)
+
+
+def test_the_papers_own_tables() -> None:
+    random, blank, helped, best = claims(REPORTED_ACCURACY, REPORTED_CLEAN)
+    # by hand: CONF on Noisy-Diverse (46.99 to 20.53) and MARG on Noisy-Blank (21.98 to 20.25) are above random
+    assert [judged.held for judged in random.judgements] == [True, False, True, False, True, True]
+    assert not random.held
+    assert len(blank.judgements) == 3
+    assert len(helped.judgements) == 21
+    assert len(best.judgements) == 3
+    assert blank.held
+    assert helped.held
+    assert best.held
+    assert "best of the others is BALD + FT, noisy_blank" in [judged.case for judged in best.judgements]
+
+
+def test_a_claim_that_one_case_breaks_is_not_held() -> None:
+    lower = {**REPORTED_ACCURACY, ("lhd", True, "noisy_class"): 0.5}
+    _, _, helped, best = claims(lower, REPORTED_CLEAN)
+    assert helped.held  # 0.5 is still above LHD without fine-tuning
+    assert [judged.held for judged in best.judgements] == [True, True, False]
+    equal = {**REPORTED_ACCURACY, ("rand", True, "noisy_blank"): REPORTED_ACCURACY[("rand", False, "noisy_blank")]}
+    assert not claims(equal, REPORTED_CLEAN)[2].held
+    assert not claims(REPORTED_ACCURACY, {**REPORTED_CLEAN, ("lhd", False, "noisy_blank"): 0.9})[1].held
+
+
+def test_a_claim_without_figures_is_not_held() -> None:
+    assert not Claim("something", ()).held
+    judged = claims({("rand", False, "noisy_blank"): 0.5}, {})
+    assert [len(claim.judgements) for claim in judged] == [0, 0, 0, 0]
+    assert not any(claim.held for claim in judged)
+
+
+@pytest.mark.parametrize(
+    ("lhd", "conf", "held"),
+    [(0.84, 0.6, [True, True]), (0.839, 0.5, [False, True]), (0.9, 0.71, [True, False])],
+)
+def test_four_moons(lhd: float, conf: float, held: list[bool]) -> None:
+    figures = {("lhd", False, "none"): lhd, ("conf", False, "none"): conf}
+    assert [claim.held for claim in moons_claims(figures)] == held
+
+
+def test_the_page_says_which() -> None:
+    page = markdown(moons_claims({("lhd", False, "none"): 0.9, ("conf", False, "none"): 0.8}))
+    assert "**held** (1 of 1 cases): LHD: test accuracy of 84 % or more." in page
+    assert "**NOT held** (0 of 1 cases): LHD at least 20 points above CONF" in page
+    assert "| LHD less CONF | 10.0 | 20.0 | no |" in page
+
+
+def test_the_command_adds_the_claims_to_the_tables_of_active_learning(tmp_path: Path) -> None:
+    small = ["--set", "data.samples=200", "--set", "epochs.epochs=1", "--set", "schedule.rounds=1"]
+    small += ["--set", "schedule.per_round=10", "--out", str(tmp_path)]
+    assert main(["four_moons", *small, "--selectors", "conf", "lhd"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "Made by `python -m studies.noisy_pools four_moons --set data.samples=200" in page
+    assert page.count("LHD at least 20 points above CONF") == 2
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["command"].startswith("python -m studies.noisy_pools")
+
+
+def test_the_command_says_how_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        raise Stopped(2)
+
+    monkeypatch.setattr("steelyard.experiments.active.grid.Grid.execute", stopped)
+    assert main(["four_moons", "--out", str(tmp_path)]) == 130
+    assert f"python -m studies.noisy_pools four_moons --out {tmp_path} --resume" in capsys.readouterr().err
