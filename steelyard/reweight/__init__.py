@@ -1,12 +1,16 @@
 """Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
 
 from steelyard.reweight.bayesian import BayesianIRM
+from steelyard.reweight.clean import Balanced
 from steelyard.reweight.constraints import ConstraintSet, CubicBudget, budget_of
 from steelyard.reweight.crossfit import CrossFit
 from steelyard.reweight.hypergradient import OuterRisk
 from steelyard.reweight.inner import InnerRun
+from steelyard.reweight.learning_to_reweight import LearningToReweight
 from steelyard.reweight.maple import Maple
 from steelyard.reweight.mask import LinearTemperature, Mask
+from steelyard.reweight.meta_weight_net import MetaWeightNet, WeightNet
+from steelyard.reweight.online import Online, OnlineStep
 from steelyard.reweight.outer import CosineDecay, OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient, keep_probabilities, pool
 from steelyard.reweight.projections import project_ball, project_box_simplex
@@ -28,6 +32,7 @@ from steelyard.reweight.rules import (
 
 __all__ = [
     "KLDRO",
+    "Balanced",
     "BayesianIRM",
     "CVaR",
     "ConstraintSet",
@@ -41,11 +46,15 @@ __all__ = [
     "GroupWorst",
     "IRMv1",
     "InnerRun",
+    "LearningToReweight",
     "LinearTemperature",
     "Log",
     "Maple",
     "Mask",
     "MeanRisk",
+    "MetaWeightNet",
+    "Online",
+    "OnlineStep",
     "OuterRisk",
     "OuterState",
     "OuterStep",
@@ -59,6 +68,7 @@ __all__ = [
     "TopQ",
     "Uniform",
     "VREx",
+    "WeightNet",
     "WeightedSum",
     "bernoulli_kl",
     "bernoulli_kl_gradient",

@@ -190,7 +190,9 @@ class Online(ABC):
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
         epochs, batch_size = _check.integer("epochs", epochs, low=1), _check.integer("batch_size", batch_size, low=1)
         if not len(train) or (ids := _check.distinct(train.index)) != len(train):
-            raise ValueError(f"train must hold distinct samples, got {len(train)} with {0 if not len(train) else ids} ids")
+            raise ValueError(
+                f"train must hold distinct samples, got {len(train)} with {0 if not len(train) else ids} ids"
+            )
         _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
         journal = Journal() if journal is None else journal
         identity = {} if journal.path is None else self._identity(train, epochs, batch_size)
@@ -205,7 +207,8 @@ class Online(ABC):
             while not finished:
                 seen = self.step(next(batches))
                 done += 1
-                finished = any([callback(seen) is True for callback in callbacks]) or done == total  # all are called
+                wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
+                finished = any(wish is True for wish in wishes) or done == total
                 self._note(seen, ends=finished or done % per_epoch == 0)
                 stage.step(done, last=finished)
         return self.result(train.index)
