@@ -15,7 +15,7 @@ from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
-from steelyard.bilevel import Batch, Streamed, Truncated
+from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.constraints import Budget, ConstraintSet
 from steelyard.reweight.crossfit import CrossFit
@@ -26,7 +26,7 @@ from steelyard.reweight.mask import Mask
 from steelyard.reweight.outer import CosineDecay, OuterOptimizer, OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient
 from steelyard.reweight.reweighting import Reweighting
-from steelyard.reweight.risk import Risk
+from steelyard.reweight.risk import MeanRisk, Risk
 
 __all__ = ["Callback", "Maple"]
 
@@ -34,12 +34,11 @@ Callback = Callable[[OuterStep], bool | None]
 
 _REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
 _COSINE = CosineDecay()
-_ADAM: dict[str, OuterOptimizer] = {
-    # A sample's hypergradient is of size 1 / n or less: Adam's usual eps of 1e-8 would not be negligible beside it.
-    # A short memory of the gradient (beta1) lets s turn as soon as a penalty changes sign.
-    "weights": partial(torch.optim.Adam, lr=0.05, betas=(0.5, 0.999), eps=1e-12),
-    "probabilities": partial(torch.optim.Adam, lr=0.1, betas=(0.5, 0.999), eps=1e-12),
-}
+# A sample's hypergradient is of size 1 / n or less: Adam's usual eps of 1e-8 would not be negligible beside it.
+# A short memory of the gradient (beta1) lets s turn as soon as a penalty changes sign.
+_ADAM = partial(torch.optim.Adam, betas=(0.5, 0.999), eps=1e-12)
+_OF_PROBABILITIES: OuterOptimizer = partial(_ADAM, lr=0.1)
+_MEAN = MeanRisk()
 
 
 class Maple:
@@ -76,7 +75,8 @@ class Maple:
         p: 1 or 2.
         mask: how masks are drawn and differentiated.
         probability_optimizer: makes any torch optimizer for s; default Adam, step 0.1, betas 0.5 and 0.999.
-        weight_optimizer: the same for w; default Adam, step 0.05.
+        weight_optimizer: the same for w; None: Adam, step 0.05 beside s, and 4 / `steps` where w alone is learned: in
+            half of the run a weight can then go from 1 to 0, however many steps there are (results/online).
         schedule: function of progress that multiplies both learning rates; default from 1 to 0.02 along a cosine.
         clip: largest 2-norm of each of the two gradients; None: as they are.
         estimator: of the hypergradient; default `Truncated(steps=1)`. With more steps recorded (``inner.window``) only
@@ -125,8 +125,8 @@ class Maple:
         radius: float | int | None = None,
         p: int = 2,
         mask: Mask | None = None,
-        probability_optimizer: OuterOptimizer = _ADAM["probabilities"],
-        weight_optimizer: OuterOptimizer = _ADAM["weights"],
+        probability_optimizer: OuterOptimizer = _OF_PROBABILITIES,
+        weight_optimizer: OuterOptimizer | None = None,
         schedule: Callable[[float], float] = _COSINE,
         clip: float | int | None = None,
         estimator: Estimator | None = None,
@@ -153,6 +153,8 @@ class Maple:
         self.folds = _check.integer("folds", folds, low=1)
         self.cross_fit = CrossFit(inner, folds) if folds > 1 else None
         self.mask = Mask() if mask is None else _check.instance("mask", mask, Mask, "a Mask")
+        if weight_optimizer is None:
+            weight_optimizer = partial(_ADAM, lr=_weight_step(learn, self.steps))
         for name, make in (("probability_optimizer", probability_optimizer), ("weight_optimizer", weight_optimizer)):
             _check.function(name, make, "a function that makes an optimizer of a list of tensors")
         self.optimizers = {"weights": weight_optimizer, "probabilities": probability_optimizer}
@@ -168,6 +170,39 @@ class Maple:
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
         self.prior = prior
         self.seed = _check.seed("seed", seed)
+
+    @classmethod
+    def online(
+        cls,
+        model: Callable[[], nn.Module],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        objective: WeightedLoss,
+        risk: Risk = _MEAN,
+        *,
+        train_steps: int,
+        batch_size: int,
+        inner_steps: int = 5,
+        seed: int = 0,
+        **options: Any,
+    ) -> Maple:
+        """Make one that trains the model once: warm starts of few minibatch steps, after each of which w moves.
+
+        Where samples are clean enough to judge by (``fit(train, clean)``) this is as good as restarts at a fraction
+        of their time (results/online). ``maple.inner(train, result.weights)`` then trains on, and returns the model.
+
+        Args:
+            model, optimizer, objective, batch_size: of the inner run, see `InnerRun`.
+            risk: the outer objective; default the mean loss.
+            train_steps: optimizer steps in all, rounded up to whole outer steps.
+            inner_steps: optimizer steps an outer step.
+            seed: of the inner run.
+            options: of the constructor, ``learn="weights"`` unless they say otherwise.
+        """
+        steps = -(
+            -_check.integer("train_steps", train_steps, low=1) // _check.integer("inner_steps", inner_steps, low=1)
+        )
+        inner = InnerRun(model, optimizer, objective, inner_steps, batch_size, restart=False, seed=seed)
+        return cls(inner, risk, steps=steps, **{"learn": "weights", **options})
 
     def fit(
         self,
@@ -431,6 +466,11 @@ class Maple:
             return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
         model, trajectory = self.inner(train, weight)
         return model, hypergradient(self.estimator, model, trajectory, outer, train)
+
+
+def _weight_step(learn: str, steps: int) -> float:
+    """Return the default step of w; under the cosine decay all steps together come to half of `steps` times it."""
+    return 4 / steps if learn == "weights" else 0.05
 
 
 def _check_given(train: Batch, validation: Batch | None, journal: Journal | None) -> None:

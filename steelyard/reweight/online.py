@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings
-from steelyard._support._finite import some_ids
+from steelyard._support._finite import broken_samples, some_ids
 from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.clean import Balanced, CleanSamples
@@ -118,14 +118,15 @@ class Online(ABC):
         _check.instance("batch", batch, Batch, "a Batch: Batch(inputs, targets, index), with the samples' ids")
         if not len(batch):
             raise ValueError("batch is empty; leave it out")
-        outer = OuterRisk(self.risk, self.clean.draw(), self.objective.loss)
-        found = self._weigh(batch, outer).detach()
+        clean = self.clean.draw()
+        outer = OuterRisk(self.risk, clean, self.objective.loss)
+        try:
+            found = self._weigh(batch, outer).detach()
+            if not bool(torch.isfinite(found).all()):
+                raise FloatingPointError(f"the weight of {some_ids(batch.index[~torch.isfinite(found)])} is not finite")
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {self.steps}: {error}; {_blamed(batch, clean)}") from error
         self._clean_loss = outer.value
-        if not bool(torch.isfinite(found).all()):
-            raise FloatingPointError(
-                f"the weight of {some_ids(batch.index[~torch.isfinite(found)])} is not finite: look for NaN or "
-                "infinity in their inputs and losses, or lower the learning rate"
-            )
         self.visits.add(batch.index, found)
         return found
 
@@ -289,6 +290,14 @@ def _divided_by_rows(objective: WeightedLoss) -> WeightedLoss:
     found = copy.copy(objective)
     found.normalise = "batch"
     return found
+
+
+def _blamed(batch: Batch, clean: Batch) -> str:
+    """Return which samples of the two are NaN or infinite, and what to do."""
+    for name, data in (("the batch", batch), ("clean", clean)):
+        if said := broken_samples([(data.inputs, data.targets, data.index)]):
+            return f"NaN or infinite in {name}: {said}; mend these samples or leave them out"
+    return "all inputs and targets are finite: the training has diverged; lower the learning rate"
 
 
 def _shuffled(count: int, size: int, seed: int, epoch: int, first: int) -> Iterator[Tensor]:

@@ -55,7 +55,9 @@ class Visits:
         Args:
             index: ids asked for; None: all that were weighed, sorted.
         """
-        index = torch.tensor(sorted(self._places)) if index is None else _check.integers("index", index)
+        index = (
+            torch.tensor(sorted(self._places), dtype=torch.int64) if index is None else _check.integers("index", index)
+        )
         rows = torch.tensor([self._places.get(one, -1) for one in index.tolist()], dtype=torch.int64)
         visits, positive, total = torch.cat([self._sums, torch.ones(1, 3, dtype=torch.float64)])[rows].unbind(1)
         shares, means = positive / visits, total / positive.clamp(min=1)
