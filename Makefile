@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/steelyard demo
 
+# A worker for each core, and no more than pay for the start of their torch; `pytest` alone runs in one process.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -106,8 +106,14 @@ class Ranks:
         """Return whether `own` is true on any rank."""
         return own if self.size == 1 else any(self.lengths(int(own)))
 
+    def count(self, own: int) -> int:
+        """Return the sum over ranks of the number `own`."""
+        return own if self.size == 1 else sum(self.lengths(own))
+
     def place(self, own: int) -> tuple[int, int]:
         """Return where this rank's share of `own` entries begins, and how many entries there are in all."""
+        if self.size == 1:
+            return 0, own
         lengths = self.lengths(own)
         return sum(lengths[: self.rank]), sum(lengths)
 

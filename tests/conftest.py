@@ -2,12 +2,19 @@
 
 import os
 
+# The problems are tiny: a second thread costs more than it gives, and results then depend on no thread count. So it is
+# for the processes that tests start, and for the workers of pytest-xdist, which share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 
-# The problems are tiny: a second thread costs more than it gives, and results then depend on no thread count.
+from . import shapes
+
+jaxtyping.jaxtyped = shapes.jaxtyped  # before steelyard is imported
+
 torch.set_num_threads(1)
 
 # The same examples in every run, however long they take: no test passes or fails by luck.

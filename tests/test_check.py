@@ -90,7 +90,9 @@ def test_values_come_back() -> None:
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("make", [numpy.int8, numpy.uint64, numpy.array, torch.tensor, int], ids=str)
+@pytest.mark.parametrize(
+    "make", [numpy.int8, numpy.uint64, numpy.array, torch.tensor, int], ids=lambda make: make.__name__
+)
 def test_numbers_of_numpy_and_torch_become_pythons(make) -> None:
     for found in (_check.integer("n", make(3)), _check.in_range("x", make(3)), _check.choice("c", make(3), [2, 3])):
         assert type(found) is int

@@ -7,10 +7,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import steelyard
 
 ROOT = Path(__file__).parent.parent
 _PATIENCE = 600  # seconds until a test gives up on a process that takes some ten on a free machine
@@ -123,7 +130,7 @@ assert main(["compare", "runs/seed0", "--out", "compared"]) == 0
 
 def test_recipes_and_the_report_from_the_wheel(installed: Path, tracked: list[str], tmp_path: Path) -> None:
     said = _run(installed, tmp_path, "-c", _RECIPES, str(installed)).splitlines()
-    recipes = [name for name in tracked if name.startswith("steelyard/") and "/recipes/" in name]
+    recipes = [name for name in tracked if name.startswith("steelyard/") and "/recipes/" in name and "/_" not in name]
     active = [name for name in recipes if "/active/" in name]
     assert f"{len(recipes) - len(active)} recipes" in said
     assert f"{len(active)} active recipes" in said
@@ -135,3 +142,79 @@ def test_recipes_and_the_report_from_the_wheel(installed: Path, tracked: list[st
 def test_the_demo_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     _run(installed, tmp_path, "-m", "steelyard", "demo", "--seeds", "0")
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+
+
+FOUR = ("torch", "numpy", "safetensors", "jaxtyping")
+
+
+def _needed(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
+    """Distributions of these names that are installed here, and of what they need themselves, extras aside."""
+    found: dict[str, metadata.Distribution] = {}
+    left = list(names)
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found:
+            continue
+        found[name] = metadata.distribution(name)
+        for needed in map(Requirement, found[name].requires or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                left.append(needed.name)
+    return found
+
+
+def _top_level(distribution: metadata.Distribution) -> Iterator[Path]:
+    """The folders and files that a distribution has laid into site-packages."""
+    for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+        yield Path(str(distribution.locate_file(name)))
+
+
+@pytest.fixture(scope="module")
+def bare(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of a venv with the wheel in it, torch, numpy, safetensors, jaxtyping and what these need: no more.
+
+    The four are links to those of the environment that runs the tests, so that nothing is downloaded.
+    """
+    place = tmp_path_factory.mktemp("bare")
+    venv.create(place, symlinks=True)
+    python = place / "bin" / "python"
+    asked = [str(python), "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    for entry in (entry for one in _needed(FOUR).values() for entry in _top_level(one)):
+        if not (site / entry.name).exists():  # a namespace may be of several
+            (site / entry.name).symlink_to(entry)
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-compile", "--disable-pip-version-check", str(distributions[1])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return place / "bin"
+
+
+def test_the_rooms_work_beside_torch_numpy_safetensors_and_jaxtyping(bare: Path, tmp_path: Path) -> None:
+    command = [str(bare / "python"), "-I", str(ROOT / "tests" / "bare.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    works = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" works")]
+    assert works == ["bilevel", "reweight", "select", "bound", "ranks", "commands", "experiments"]
+    said = done.stderr.splitlines()
+    assert len(said) == 5
+    assert said[0].startswith("steelyard: error: losses.parquet, a Parquet file (.npy needs no extra), needs pandas")
+    assert said[1].startswith("steelyard: error: steelyard run needs tyro, which is not installed")
+    assert all(line.endswith(": pip install 'steelyard[experiments]'") for line in said)
+
+
+def test_the_command_without_the_extra(bare: Path, tmp_path: Path) -> None:
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(bare / "steelyard"), *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=_PATIENCE, check=False
+        )
+
+    version, helped, run = call("--version"), call("--help"), call("run", "coloured_digits/erm")
+    assert (version.returncode, version.stdout) == (0, f"steelyard {steelyard.__version__}\n")
+    assert helped.returncode == 0
+    assert "demo" in helped.stdout
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.endswith("needs tyro, which is not installed: pip install 'steelyard[experiments]'\n")

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+DOCUMENTS = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -17,8 +22,8 @@ def test_links_and_named_results_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     linked = [target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target]
     named = re.findall(r"`(results/[\w/.]+)`", text)
-    missing = [target for target in (*linked, *named) if not (ROOT / target).exists()]
-    assert missing == []
+    missing = [target for target in linked if not (ROOT / name).parent.joinpath(target).exists()]
+    assert missing + [target for target in named if not (ROOT / target).exists()] == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -50,3 +55,14 @@ def test_summaries_have_their_columns(path: Path) -> None:
     assert rows
     assert all(set(row) == columns for row in rows)
     assert all(isinstance(row["seeds"], list) for row in rows)
+
+
+def test_the_map_names_what_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w]+/)*[\w]+\.(?:py|toml))`", text)
+    tests = re.findall(r"`(test_\w+)`", text)
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.*") if ".venv" not in path.parts]
+    assert [one for one in named if not any(f"/{file}".endswith("/" + one) for file in files)] == []
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [one for one in tests if f"def {one}(" not in sources] == []
+    assert len(named) > 20

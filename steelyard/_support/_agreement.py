@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steelyard._support._nested import named_tensors
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -52,7 +54,10 @@ def sample_kinds(name: str, samples: DataclassInstance | None) -> dict[str, str]
     if samples is None:
         return {name: "None"}
     held = {field.name: getattr(samples, field.name) for field in fields(samples)}
-    return {f"{name}.{field}": _kind(value) for field, value in held.items() if value is None or _is_rows(value)}
+    found = {f"{name}.{field}": "None" for field, value in held.items() if value is None}
+    nested = {field: value for field, value in held.items() if isinstance(value, (Tensor, dict, tuple))}
+    rows = [leaf for field, value in nested.items() for leaf in named_tensors(f"{name}.{field}", value)]
+    return found | {place: _kind(value) for place, value in rows if value.ndim}
 
 
 def model_kinds(model: nn.Module) -> dict[str, str]:
@@ -63,12 +68,8 @@ def model_kinds(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _is_rows(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _kind(value: Tensor | None) -> str:
-    return "None" if value is None else f"{value.dtype} ({', '.join(('n', *map(str, value.shape[1:])))})"
+def _kind(value: Tensor) -> str:
+    return f"{value.dtype} ({', '.join(('n', *map(str, value.shape[1:])))})"
 
 
 def _value(value: Any) -> str:

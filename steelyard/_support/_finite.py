@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._nested import Nested, named_tensors
+
 __all__ = ["all_finite", "broken_samples", "named_culprits", "some_ids"]
 
 _SHOWN = 5
@@ -37,17 +39,17 @@ def some_ids(ids: Tensor) -> str:
     return f"sample{'' if len(ids) == 1 else 's'} {shown}"
 
 
-def broken_samples(pieces: Iterable[tuple[Tensor, Tensor, Tensor]]) -> str:
+def broken_samples(pieces: Iterable[tuple[Nested, Tensor, Tensor]]) -> str:
     """Return which samples hold NaNs or infinities, and in which tensor; "" for none.
 
     Args:
         pieces: inputs, targets and ids, some samples at a time.
     """
-    ids: dict[str, list[Tensor]] = {"inputs": [], "targets": []}
+    ids: dict[str, list[Tensor]] = {}
     for inputs, targets, index in pieces:
-        for name, values in (("inputs", inputs), ("targets", targets)):
-            ids[name].append(index[~_whole_rows(values)])
-    found = {name: torch.cat(of) for name, of in ids.items() if of}
+        for name, values in (*named_tensors("inputs", inputs), ("targets", targets)):
+            ids.setdefault(name, []).append(index[~_whole_rows(values)])
+    found = {name: torch.cat(of) for name, of in ids.items()}
     return " and ".join(f"the {name} of {some_ids(of)}" for name, of in found.items() if len(of))
 
 
@@ -58,12 +60,12 @@ def _whole_rows(values: Tensor) -> Tensor:
     return torch.isfinite(values.reshape(len(values), -1)).all(1)
 
 
-def named_culprits(model: nn.Module, inputs: Tensor, ids: Tensor, gradients: bool = False) -> str:
+def named_culprits(model: nn.Module, inputs: Nested, ids: Tensor, gradients: bool = False) -> str:
     """Return where NaNs or infinities are: inputs (with their samples), the model, else `gradients`; "" for nowhere."""
-    rows = _whole_rows(inputs)
-    found = [] if bool(rows.all()) else [f"the inputs of {some_ids(ids[~rows])}"]
+    broken = {name: ids[~_whole_rows(values)] for name, values in named_tensors("inputs", inputs)}
+    found = [f"the {name} of {some_ids(of)}" for name, of in broken.items() if len(of)]
     named = [*model.named_parameters(), *model.named_buffers()]
-    broken = [f"{name!r} of the model" for name, value in named if not all_finite([value])]
-    if gradients and not broken:
-        broken = [f"the gradient of {n!r}" for n, p in named if p.grad is not None and not all_finite([p.grad])]
-    return " and ".join([*found, *broken[:1]])
+    held = [f"{name!r} of the model" for name, value in named if not all_finite([value])]
+    if gradients and not held:
+        held = [f"the gradient of {n!r}" for n, p in named if p.grad is not None and not all_finite([p.grad])]
+    return " and ".join([*found, *held[:1]])

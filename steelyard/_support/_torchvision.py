@@ -13,6 +13,8 @@ from types import ModuleType
 
 import torch
 
+from steelyard._support._packages import needed_by
+
 __all__ = ["torchvision"]
 
 _SCHEMAS = (
@@ -35,4 +37,5 @@ def _import() -> ModuleType:
     return importlib.import_module("torchvision")
 
 
-torchvision = _import()
+with needed_by("this data set or model", install="torchvision"):
+    torchvision = _import()

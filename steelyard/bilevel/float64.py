@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._nested import mapped
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
@@ -62,7 +63,7 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
     """
     wide = step_in_float64(run, step)
     found = _replayed(run, step, wide, recorded)
-    if not all(run.ranks.lengths(int(found is not None))):
+    if run.ranks.any(found is None):
         return None
     assert found is not None
     return _accepted(run.ranks.mean(found), recorded, wide)
@@ -78,7 +79,7 @@ def step_in_float64(run: Trajectory, step: Step) -> Step:
         weight=step.weight.double(),
         parameters=in_float64(step.parameters),
         conditions=replace(step.conditions, buffers=in_float64({n: one.detach() for n, one in held.items()})),
-        findings=replace(step.findings, gradient=None, tape=None, guards=[]),
+        findings=replace(step.findings, gradient=None, forward_record=None, guards=[]),
     )
 
 
@@ -86,7 +87,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
 
     def body(module: nn.Module) -> Tensors:
-        return differentiate(module, run.objective_of(wide)(module, wide.batch, wide.weight), leaves)
+        return differentiate(module, run.inner_loss(wide, module), leaves)
 
     try:
         with torch.enable_grad():
@@ -127,7 +128,7 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 def batch_in_float64(batch: Batch) -> Batch:
     """Return `batch` with its numbers in float64."""
-    return replace(batch, inputs=_cast(batch.inputs), targets=_cast(batch.targets))
+    return replace(batch, inputs=mapped(_cast, batch.inputs), targets=_cast(batch.targets))
 
 
 def in_float64(tensors: Mapping[str, Tensor]) -> Tensors:

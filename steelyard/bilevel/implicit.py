@@ -23,12 +23,12 @@ from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import (
     OuterGradient,
-    add_rows,
+    add_by_id,
     check_alone,
     check_detached,
+    derivatives_as_rows,
     ids_of,
     outer_gradient,
-    virtual,
 )
 
 __all__ = ["Implicit", "SolverReport", "SolverWarning"]
@@ -135,13 +135,13 @@ class Implicit:
         ids = ids_of(trajectory, index)
         found = outer_gradient(trajectory, outer, statistics=bool(tracking_layers(trajectory.module)))
         at = _trained(trajectory)
-        along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
+        direction, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         if samples is not None:
-            return virtual(trajectory, trajectory.steps[0], at, along, samples, self.ladder), report
+            return derivatives_as_rows(trajectory, trajectory.steps[0], at, direction, samples, self.ladder), report
         total = torch.zeros(len(ids), device=ids.device, dtype=trajectory.steps[0].weight.dtype)
         for step in trajectory.steps:
-            tangents = self.ladder.losses(trajectory, step, at, along, step.batch)
-            add_rows(total, ids, step.batch.index, trajectory.weighted.pull(tangents, tangents, step.weight))
+            tangents = self.ladder.losses(trajectory, step, at, direction, step.batch)
+            add_by_id(total, ids, step.batch.index, trajectory.weighted.pull(tangents, tangents, step.weight))
         return total, report
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -150,11 +150,11 @@ class Implicit:
         check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, bool(tracking_layers(trajectory.module)))
         at = _trained(trajectory)
-        along, report = self._solve(trajectory, at, _settled(trajectory, at, found))
+        direction, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         self._warn(report)
         total = list(found.direct)
         for step in trajectory.steps:
-            _, through = self.ladder.mixed(trajectory, step, at, along, tensors)
+            _, through = self.ladder.mixed(trajectory, step, at, direction, tensors)
             total = [one + more for one, more in zip(total, through, strict=True)]
         return tuple(total)
 
@@ -170,12 +170,12 @@ class Implicit:
             stacklevel=3,
         )
 
-    def _product(self, run: Trajectory, at: Tensors, along: Tensors, sign: float) -> Tensors:
+    def _product(self, run: Trajectory, at: Tensors, direction: Tensors, sign: float) -> Tensors:
         """(sign H + decay + damping) along, averaged over the recorded steps."""
-        total = {name: self.damping * value for name, value in along.items()}
+        total = {name: self.damping * value for name, value in direction.items()}
         for step in run.steps:
-            part = self.ladder.curvature(run, step, at, along)
-            for name, value in along.items():
+            part = self.ladder.curvature(run, step, at, direction)
+            for name, value in direction.items():
                 decay = step.groups[name]["weight_decay"]
                 total[name] = total[name] + (sign * part[name] + decay * value) / len(run.steps)
         return total
@@ -187,8 +187,8 @@ class Implicit:
         return {name: value * (-sign / len(run.steps)) for name, value in x.items()}, report
 
     def _linear_solve(self, run: Trajectory, at: Tensors, v: Tensors, sign: float) -> tuple[Tensors, SolverReport]:
-        def product(along: Tensors) -> Tensors:
-            return self._product(run, at, along, sign)
+        def product(direction: Tensors) -> Tensors:
+            return self._product(run, at, direction, sign)
 
         size = math.sqrt(float(dot(v, v)))
         if size == 0.0:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._nested import Nested
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.outputs import ModelCall, Outputs, call_model, chosen, outputs_to_choose
 from steelyard.distributed import ALONE, Ranks
 
-__all__ = ["Objective", "SampleLoss", "WeightedLoss", "check_rows"]
+__all__ = ["Divisor", "Objective", "SampleLoss", "WeightedLoss", "check_rows", "summed_by_weight"]
 
 SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, targets) -> (batch,)``, for example ``partial(F.cross_entropy, reduction="none")``."""
@@ -27,6 +28,8 @@ _TRIED = 7  # rows whose losses are taken alone too
 Shapes: TypeAlias = tuple[torch.Size, torch.Size]
 
 Normalise: TypeAlias = Literal["weights", "batch", "none"]
+
+Divisor: TypeAlias = Tensor | float | int
 
 
 @runtime_checkable
@@ -60,12 +63,18 @@ class WeightedLoss:
         normalise: the divisor, as above.
         regulariser: ``model -> scalar``, added as it is (an L2 term, say).
         ranks: the processes that train the model together, see `Processes`.
+        outputs: what of the model's answer `loss` is given: a key or an attribute ("logits"), a position, or a function
+            of the answer (whose value may be a tuple or a dict, for a loss that reads one). None: the model answers
+            with a tensor.
+        call: ``(model, inputs) -> answer``; by default ``model(x)`` for a tensor, ``model(*x)`` for a tuple,
+            ``model(**x)`` for a dict.
 
     Raises:
         ValueError: unknown `normalise`; at the call: a loss that is not one number a sample, or that takes every output
             with every target (``(n, 1)`` and ``(n,)`` broadcast); weights that are not ``(batch,)``, or (for
             ``"weights"``) whose sum is not positive and finite, with the weight that is to blame.
-        TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient.
+        TypeError: at the call, on several ranks and for ``"weights"``: weights that require a gradient; an answer of
+            the model that is no tensor where `outputs` does not say what to take of it.
 
     Example:
         >>> from functools import partial
@@ -73,6 +82,15 @@ class WeightedLoss:
         >>> objective = WeightedLoss(partial(F.cross_entropy, reduction="none"))
         >>> data = Batch.of(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
         >>> objective(torch.nn.Linear(3, 2), data, torch.ones(4)).shape
+        torch.Size([])
+
+        A loss a token, averaged over those that count (targets of -100 do not), is one number a sample:
+
+        >>> def mean_over_tokens(logits, targets):  # (batch, tokens, classes), (batch, tokens)
+        ...     losses = F.cross_entropy(logits.mT, targets, reduction="none")  # 0 where the target is -100
+        ...     return losses.sum(1) / (targets != -100).sum(1).clamp(min=1)
+        >>> tokens = Batch.of({"input": torch.randn(2, 5, 3)}, torch.tensor([[0, 1, 1, -100, -100], [1, 0, 1, 0, 1]]))
+        >>> WeightedLoss(mean_over_tokens)(torch.nn.Linear(3, 2), tokens, torch.ones(2)).shape
         torch.Size([])
     """
 
@@ -82,6 +100,9 @@ class WeightedLoss:
         normalise: Normalise = "weights",
         regulariser: Callable[[nn.Module], Tensor] | None = None,
         ranks: Ranks = ALONE,
+        *,
+        outputs: Outputs = None,
+        call: ModelCall = call_model,
     ) -> None:
         self.loss = _check.function("loss", loss, "a function of outputs and targets")
         self.normalise = _check.choice("normalise", normalise, ("weights", "batch", "none"))
@@ -89,7 +110,8 @@ class WeightedLoss:
             _check.function("regulariser", regulariser, "a function of the model")
         self.regulariser = regulariser
         self.ranks = ranks
-        self._divisor: Tensor | float | int | None = None
+        self.outputs = outputs_to_choose("outputs", outputs)
+        self.call = _check.function("call", call, "a function of a model and its inputs")
         self._matched: set[Shapes] = set()
 
     def __call__(self, model: nn.Module, batch: Batch, weight: Tensor | Numbers) -> Tensor:
@@ -99,19 +121,29 @@ class WeightedLoss:
             raise ValueError(f"weight must have an entry for each of the {len(batch)} samples, got {len(weight)}")
         return self.reduce(model, self.sample_losses(model, batch), weight)
 
-    def reduce(self, model: nn.Module, losses: Tensor, weight: Tensor) -> Tensor:
-        """Return the scalar inner loss of samples whose losses ``(batch,)`` are at hand; `model` is regularised."""
-        total = (weight * losses).sum() / self.divisor(weight)
+    def reduce(self, model: nn.Module, losses: Tensor, weight: Tensor, divisor: Divisor | None = None) -> Tensor:
+        """Return the scalar inner loss of samples whose losses ``(batch,)`` are at hand; `model` is regularised.
+
+        `divisor` is what `divisor` returned for `weight` before, so that a rank replays a step without the others;
+        None: ask again.
+        """
+        total = (weight * losses).sum() / (self.divisor(weight) if divisor is None else divisor)
         return total if self.regulariser is None else total + self.regulariser(model)
+
+    def outputs_of(self, model: nn.Module, inputs: Nested) -> Any:
+        """Return the outputs of `model` for `inputs` (those of a batch), as `loss` is given them: by `call`, `outputs`.
+
+        Raises:
+            TypeError: the model returns no tensor, and `outputs` does not say what to take.
+        """
+        return chosen(self.call(model, inputs), self.outputs)
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
         """Return the unweighted loss of every sample ``(batch,)``, taken in float32 at least.
 
         (Under autocast a loss of bfloat16 outputs would round each sample's derivative to eight bits.)
         """
-        outputs = model(batch.inputs)
-        if isinstance(outputs, Tensor) and outputs.dtype in (torch.bfloat16, torch.float16):
-            outputs = outputs.float()
+        outputs = _at_least_float32(self.outputs_of(model, batch.inputs))
         check_rows(self.loss, outputs, batch.targets, self._matched)
         losses = self.loss(outputs, batch.targets)
         if losses.shape != (len(batch),):
@@ -121,10 +153,8 @@ class WeightedLoss:
             )
         return losses
 
-    def divisor(self, weight: Tensor) -> Tensor | float | int:
+    def divisor(self, weight: Tensor) -> Divisor:
         """Return what the weighted sum is divided by; on several ranks that of all over the number of ranks."""
-        if self._divisor is not None:
-            return self._divisor
         if self.ranks.size > 1:
             return self._total(weight) / self.ranks.size
         if self.normalise == "weights":
@@ -133,18 +163,12 @@ class WeightedLoss:
             return total
         return len(weight) if self.normalise == "batch" else 1
 
-    def fixed(self, weight: Tensor) -> WeightedLoss:
-        """Return this loss with the divisor that `weight` has now, so that a rank replays without the others."""
-        one = copy.copy(self)
-        one._divisor = self.divisor(weight)
-        return one
-
-    def _total(self, weight: Tensor) -> Tensor | float | int:
+    def _total(self, weight: Tensor) -> Divisor:
         """Return the divisor of the sum over all ranks, of which `weight` is this one's share."""
         if self.normalise == "none":
             return 1
         if self.normalise == "batch":
-            return max(1, sum(self.ranks.lengths(len(weight))))
+            return max(1, self.ranks.count(len(weight)))
         if weight.requires_grad:
             raise TypeError('on several ranks normalise="weights" takes weights that require no gradient: detach them')
         total = self.ranks.sum(weight.sum())
@@ -167,6 +191,22 @@ class WeightedLoss:
             total, moment = self.ranks.sum(torch.stack([weight.sum(), weight @ recorded])).unbind()
             return (tangents - moment / total) / total
         return tangents / (self._total(weight) if self.ranks.size > 1 else self.divisor(weight))
+
+
+def _at_least_float32(outputs: Any) -> Any:
+    """Return outputs (of a function, perhaps several) with those of half precision in float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+    if isinstance(outputs, dict):
+        return {key: _at_least_float32(one) for key, one in outputs.items()}
+    return tuple(map(_at_least_float32, outputs)) if type(outputs) is tuple else outputs
+
+
+def summed_by_weight(objective: Objective) -> WeightedLoss | None:
+    """Return `objective` where it is a `WeightedLoss` that is summed up as those are; else None."""
+    if isinstance(objective, WeightedLoss) and type(objective).__call__ is WeightedLoss.__call__:
+        return objective
+    return None
 
 
 def _check_total(total: Tensor, weight: Tensor, of: str, remedy: str = "") -> None:

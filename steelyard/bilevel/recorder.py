@@ -14,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
-from steelyard.bilevel.objective import Objective, WeightedLoss
+from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import pullback_for
 from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
-from steelyard.bilevel.sweep.graph_record import Recording, Tape
+from steelyard.bilevel.sweep.graph_record import ForwardRecord, Recording
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Recorder"]
@@ -155,35 +156,36 @@ class Recorder:
         if not self._agreed:
             self._agree(batch, weight)
         for earlier in self._window:  # before this forward pass takes memory of its own
-            earlier.findings.gradient = earlier.findings.tape = None
+            earlier.findings.gradient = earlier.findings.forward_record = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = _names(self._module, self._optimizer)  # add_param_group
         modules = list(self._module.modules())
         buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
         held = [*self._untrained(), *((f"buffer {name!r}", one) for name, one in buffers.items() if one.requires_grad)]
+        read = [*named_tensors("inputs", batch.inputs), ("targets", batch.targets)]
         findings = Findings(
             connected=weight.grad_fn is not None,
-            guards=guards([("inputs", batch.inputs), ("targets", batch.targets), ("weight", weight), *held]),
+            guards=guards([*read, ("weight", weight), *held]),
         )
         conditions = Conditions(
             buffers={name: one if one.requires_grad else one.detach().clone() for name, one in buffers.items()},
             modes=tuple([module.training for module in modules]),
             rng=random_state(self._module),
             autocast=_autocast(self._module),
-            objective=_with_divisor(self._objective, weight),
+            divisor=_divisor_of_all(self._objective, weight),
         )
         versions = _versions(modules)
-        value, findings.tape = self._evaluate(conditions.objective or self._objective, batch, weight)
+        value, findings.forward_record = self._evaluate(batch, weight, conditions.divisor)
         # Detected by effect, not by class only, so that functional dropout and home-made norms are seen too.
         findings.stochastic = not _same_state(conditions.rng, random_state(self._module))
         # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
         # without counting it.
-        wrote = conditions.objective is None and versions != _versions(modules)
+        wrote = conditions.divisor is None and versions != _versions(modules)
         findings.coupled = wrote or _counts_no_batches(modules) or _changed(self._module, conditions.buffers)
-        if conditions.objective is not None and findings.coupled:
+        if conditions.divisor is not None and findings.coupled:
             raise RuntimeError(_COUPLED)
-        if findings.tape is not None:
-            findings.tape.listening = not findings.coupled
+        if findings.forward_record is not None:
+            findings.forward_record.listening = not findings.coupled
         self._pending, self._written = Step(batch, weight.detach(), conditions, findings), _versions(modules)
         self._listen()
         return value
@@ -215,16 +217,17 @@ class Recorder:
             facts |= {**optimizer_settings("optimizer", self._optimizer), **sample_kinds("batch", batch)}
             objective.ranks.agree("the record", facts)
 
-    def _evaluate(self, objective: Objective, batch: Batch, weight: Tensor) -> tuple[Tensor, Tape | None]:
-        """Return the inner loss and, where asked for and possible, the tape of its forward pass."""
-        usual = isinstance(objective, WeightedLoss) and type(objective).__call__ is WeightedLoss.__call__
-        if not (self._reuse and usual and self._model is self._module):
-            return objective(self._model, batch, weight), None
-        assert isinstance(objective, WeightedLoss)
+    def _evaluate(self, batch: Batch, weight: Tensor, divisor: Divisor | None) -> tuple[Tensor, ForwardRecord | None]:
+        """Return the inner loss and, where asked for and possible, the record of its forward pass."""
+        weighted = summed_by_weight(self._objective)
+        if weighted is None:
+            return self._objective(self._model, batch, weight), None
+        if not (self._reuse and self._model is self._module):
+            return weighted.reduce(self._model, weighted.sample_losses(self._model, batch), weight, divisor), None
         with Recording({name: p for p, name in self._names.items()}, listen=True) as recording:
-            losses = objective.sample_losses(self._model, batch)
-        tape = recording.tape(losses)
-        return objective.reduce(self._model, losses, weight), tape
+            losses = weighted.sample_losses(self._model, batch)
+        forward_record = recording.forward_record(losses)
+        return weighted.reduce(self._model, losses, weight, divisor), forward_record
 
     def trajectory(self) -> Trajectory:
         """Return the record and start a new, empty one.
@@ -330,10 +333,10 @@ _COUPLED = (
 )
 
 
-def _with_divisor(objective: Objective, weight: Tensor) -> WeightedLoss | None:
-    """Return the inner loss with the divisor of all ranks' weights; None in one process."""
+def _divisor_of_all(objective: Objective, weight: Tensor) -> Divisor | None:
+    """Return what the inner loss divides its sum by, of all ranks' weights; None in one process."""
     several = isinstance(objective, WeightedLoss) and objective.ranks.size > 1
-    return objective.fixed(weight) if isinstance(objective, WeightedLoss) and several else None
+    return objective.divisor(weight) if isinstance(objective, WeightedLoss) and several else None
 
 
 def _check_ranks(model: nn.Module, objective: Objective) -> None:

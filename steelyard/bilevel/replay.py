@@ -20,7 +20,7 @@ def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
     """Return the gradient of the step's inner loss at `at` by one reverse pass; zeros where it does not depend."""
 
     def body(module: nn.Module) -> Tensors:
-        return differentiate(module, run.objective_of(step)(module, step.batch, step.weight), leaves)
+        return differentiate(module, run.inner_loss(step, module), leaves)
 
     leaves = leaves_of(run, at)
     with torch.enable_grad():

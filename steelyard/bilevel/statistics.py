@@ -117,7 +117,7 @@ def statistics_adjoint(
     before = dict(after)
 
     def body(module: nn.Module) -> tuple[Tensor, ...] | None:
-        run.objective_of(step)(module, step.batch, step.weight)
+        run.inner_loss(step, module)
         terms = []
         for call in reversed(calls):
             momentum = 1.0 if settled else call.momentum

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import Guard
-from steelyard.bilevel.objective import WeightedLoss
-from steelyard.bilevel.sweep.graph_record import Tape
+from steelyard.bilevel.objective import Divisor
+from steelyard.bilevel.sweep.graph_record import ForwardRecord
 
 __all__ = ["Conditions", "Findings", "Step", "Tensors", "cuda_devices", "random_state", "set_random_state"]
 
@@ -28,19 +28,19 @@ class Conditions:
         modes: the ``training`` flag of every module.
         rng: the random state of the CPU (and of the CUDA device, if the model is on one) before the forward pass.
         autocast: ``(device type, dtype)`` or None.
-        objective: on several ranks, the inner loss with the divisor that it had; None: the trajectory's.
+        divisor: on several ranks, what the inner loss divided its weighted sum by; None: it follows from the weights.
     """
 
     buffers: Tensors
     modes: tuple[bool, ...]
     rng: tuple[Tensor, Tensor | None]
     autocast: tuple[str, torch.dtype] | None
-    objective: WeightedLoss | None = None
+    divisor: Divisor | None = None
 
 
 @dataclass
 class Findings:
-    """What was seen of a step while it ran; `gradient` and `tape` are of the newest step only.
+    """What was seen of a step while it ran; `gradient` and `forward_record` are of the newest step only.
 
     Attributes:
         stochastic: the forward pass drew random numbers (dropout).
@@ -51,7 +51,7 @@ class Findings:
             parameters that this optimizer does not train.
         gradient: references (no copies) to the gradients that the optimizer used, and their versions.
         projected: that gradient as `integrity.projection` has it; windows of one step have none.
-        tape: what the forward pass computed, where the recorder was asked for it.
+        forward_record: what the forward pass computed, where the recorder was asked for it.
     """
 
     stochastic: bool = False
@@ -61,7 +61,7 @@ class Findings:
     guards: list[Guard] = field(default_factory=list)
     gradient: dict[str, tuple[Tensor, int]] | None = None
     projected: Tensor | None = None
-    tape: Tape | None = None
+    forward_record: ForwardRecord | None = None
 
     @property
     def separable(self) -> bool:

@@ -168,7 +168,7 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
     leaves = leaves_of(run, {name: p.detach().clone() for name, p in step.parameters.items()})
 
     def body(module: nn.Module) -> None:
-        backward_into(module, run.objective_of(step)(module, step.batch, step.weight), leaves)
+        backward_into(module, run.inner_loss(step, module), leaves)
 
     with torch.enable_grad():
         run.replay(step, leaves, body, exactly=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from steelyard._support import _check, _files
+from steelyard._support import _check, _files, _nested
 from steelyard._support._check import Numbers
+from steelyard._support._nested import Nested
 from steelyard._support._workers import worker_context
-from steelyard.bilevel.batch import Batch, labels_as_tensors, row_positions
+from steelyard.bilevel.batch import Batch, check_lengths, labels_as_tensors, row_positions
+from steelyard.bilevel.dataset_items import Collate, ItemParts, Key, Labels, Rows
 
 __all__ = ["MemoryMapped", "Streamed"]
 
@@ -28,10 +30,10 @@ __all__ = ["MemoryMapped", "Streamed"]
 class Streamed(Batch):
     """Some samples of which targets, ids, environments and groups are in memory, and the inputs elsewhere.
 
-    `inputs` says their shape and holds nothing: a tensor on torch's "meta" device, on which no model computes. The
-    inputs come by `stream`, `at`, `chunks` and `take`, on the device of the labels. What takes a data set as a whole
-    (`InnerRun` with a batch size, a sweep over all samples, an outer risk, `Maple`) takes one of these too, and holds
-    one chunk of it at a time.
+    `inputs` says their shapes and holds nothing: tensors on torch's "meta" device, on which no model computes (of
+    ragged inputs, shapes as of the first sample). The inputs come by `stream`, `at`, `chunks` and `take`, on the device
+    of the labels. What takes a data set as a whole (`InnerRun` with a batch size, a sweep over all samples, an outer
+    risk, `Maple`) takes one of these too, and holds one chunk of it at a time.
 
     Attributes:
         rows: ``(n,)`` where in their source these samples are.
@@ -51,7 +53,7 @@ class Streamed(Batch):
 
     def __post_init__(self) -> None:
         labels_as_tensors(self)
-        _check.same_length(rows=self.rows, **{one.name: getattr(self, one.name) for one in fields(Batch)})
+        check_lengths(self, rows=self.rows)
 
     @staticmethod
     def of(  # type: ignore[override]
@@ -60,42 +62,80 @@ class Streamed(Batch):
         *,
         environment: Tensor | Numbers | None = None,
         group: Tensor | Numbers | None = None,
+        collate: Collate | None = None,
         chunk: int = 8192,
         workers: int = 0,
     ) -> Streamed:
-        """Make a whole data set: ids 0 .. n-1 in the order of `dataset`.
+        """Make a whole data set: ids 0 .. n-1 in the order of `dataset`. Labels beside the inputs: `of_dataset`.
 
         Args:
-            dataset: a map-style `torch.utils.data.Dataset` of n items: item i is a tensor, the inputs of sample i, the
-                same at every reading. One with ``__getitems__(rows)`` (`MemoryMapped`, say) is asked for many at a
-                time, and may answer with a tensor ``(rows, ...)``. With `workers` it is pickled.
+            dataset: a map-style `torch.utils.data.Dataset` of n items: item i is a tensor, the inputs of sample i, or a
+                dict of tensors, the same at every reading. One with ``__getitems__(rows)`` (`MemoryMapped`, say) is
+                asked for many at a time, and may answer with a tensor ``(rows, ...)``. With `workers` it is pickled.
             targets: ``(n, ...)``.
             environment: ``(n,)`` ids.
             group: ``(n,)`` ids.
+            collate: makes the inputs of a batch of a list of items, such as sequences padded to the longest among them:
+                a tensor, or a dict or tuple of tensors, with a row for each item. Losses may not depend on the padding.
+                None: items are stacked, and must have one shape.
             chunk: see the class.
             workers: see the class. A script that asks for any needs the guard ``if __name__ == "__main__":``.
 
         Raises:
-            TypeError: an item that is not a tensor.
+            TypeError: an item that is neither a tensor nor a dict of tensors.
             ValueError: lengths differ.
         """
-        count = len(dataset)
-        targets = _check.tensor("targets", targets)
-        if count != len(targets):
-            raise ValueError(f"targets has {len(targets)} entries, but dataset has {count} items; give one an item")
-        first = _Rows(dataset)[torch.arange(min(1, count))] if count else torch.empty(0)
-        index = torch.arange(count, device=targets.device)
-        return _OfDataset(
-            torch.empty((count, *first.shape[1:]), dtype=first.dtype, device="meta"),
-            targets,
-            index,
-            environment,  # type: ignore[arg-type]  # they become tensors there
-            group,  # type: ignore[arg-type]
-            rows=torch.arange(count),
-            chunk=_check.integer("chunk", chunk, low=1),
-            workers=_check.integer("workers", workers, low=0),
-            dataset=dataset,
-        )
+        return _of_rows(Rows(dataset, collate=collate), targets, environment, group, chunk, workers)
+
+    @staticmethod
+    def of_dataset(
+        dataset: Any,
+        target: Key | None = None,
+        *,
+        targets: Tensor | Numbers | None = None,
+        inputs: Key | Sequence[Key] | None = None,
+        environment: Key | Tensor | Numbers | None = None,
+        group: Key | Tensor | Numbers | None = None,
+        collate: Collate | None = None,
+        chunk: int = 8192,
+        workers: int = 0,
+    ) -> Streamed:
+        """Make a whole data set of items that hold their target: ``(x, y)``, or a dict.
+
+        Labels are read at once, by one pass over all items, and inputs when they are asked for. With all samples in
+        memory: ``Streamed.of_dataset(dataset).take(range(len(dataset)))``.
+
+        Args:
+            dataset: a map-style data set of n items, tuples or dicts of tensors, arrays or numbers; see `of`.
+            target: where in an item the target is: the key in a dict, the position in a tuple (None: the last).
+            targets: ``(n, ...)``, where they are known beforehand (``dataset.targets``, say), which saves the pass.
+            inputs: what of an item is given to the model: one key (that entry is the input), or several (a dict of
+                these, or a tuple); None: all that is not named by `target`, `environment` or `group`.
+            environment, group: ids ``(n,)``, or the key or position of them in an item.
+            collate: as in `of`, of a list of the items' inputs, without their labels.
+            chunk, workers: see the class.
+
+        Raises:
+            TypeError: an item that is neither a tuple nor a dict, or holds something that no tensor can be made of.
+            ValueError: an item without such a key.
+
+        Example:
+            >>> from torch.utils.data import TensorDataset
+            >>> pairs = TensorDataset(torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
+            >>> Streamed.of_dataset(pairs).targets.tolist()
+            [0, 1, 0, 1, 0, 1]
+            >>> table = [{"age": 20.0 + i, "pixels": torch.ones(3, 3), "label": i % 2} for i in range(4)]
+            >>> Streamed.of_dataset(table, "label").take([2]).inputs["age"].tolist()
+            [22.0]
+        """
+        named = {"environment": environment, "group": group}
+        keys = {name: one for name, one in named.items() if isinstance(one, (str, int))}
+        parts = ItemParts.of(dataset, target, inputs, keys)
+        read = {**keys, **({"target": parts.target} if targets is None else {})}
+        labels = _read_labels(Labels(dataset, read), chunk, workers) if read and len(dataset) else {}
+        targets = labels.get("target", torch.empty(0)) if targets is None else targets
+        ids: dict[str, Any] = {name: labels.get(name) if name in keys else one for name, one in named.items()}
+        return _of_rows(Rows(dataset, parts, collate), targets, ids["environment"], ids["group"], chunk, workers)
 
     @property
     def device(self) -> torch.device:
@@ -124,12 +164,7 @@ class Streamed(Batch):
         """Return the samples at `positions` (ids or a mask) with their inputs in memory, as evaluation sees them."""
         positions = row_positions(positions, len(self))
         chosen = positions.nonzero().flatten() if positions.dtype == torch.bool else positions
-        inputs = torch.empty((len(chosen), *self.inputs.shape[1:]), dtype=self.inputs.dtype, device=self.device)
-        places = inputs.split(self.chunk) if len(chosen) else ()
-        pieces = self._load(iter(self.rows[chosen.cpu()].split(self.chunk)), workers=0)
-        for place, piece in zip(places, pieces, strict=False):
-            place.copy_(piece)
-        return replace(self._labels.take(chosen), inputs=inputs)
+        return replace(self._labels.take(chosen), inputs=self._gathered(self.rows[chosen.cpu()]))
 
     def to(self, device: torch.device | str) -> Streamed:
         """Return the same samples with the labels on `device`, where the inputs will come too."""
@@ -140,8 +175,24 @@ class Streamed(Batch):
     @abstractmethod
     def _load(
         self, rows: Iterator[Tensor], workers: int, training: bool = False, seed: int = 0, first: int = 0
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Nested]:
         """Yield the inputs at each of `rows` of the source, in order."""
+
+    def _gathered(self, rows: Tensor) -> Nested:
+        """Return the inputs at `rows` ``(k,)`` of the source, read a chunk at a time into their places."""
+
+        def empty(one: Tensor) -> Tensor:
+            return torch.empty((len(rows), *one.shape[1:]), dtype=one.dtype, device=self.device)
+
+        inputs = _nested.mapped(empty, self.inputs)
+        if len(rows):
+            start = 0
+            for piece in self._load(iter(rows.split(self.chunk)), workers=0):
+                read = _nested.named_tensors("inputs", piece)
+                for (_, place), (_, one) in zip(_nested.named_tensors("inputs", inputs), read, strict=True):
+                    place[start : start + len(one)] = one.to(self.device)
+                start += len(read[0][1])
+        return inputs
 
     @cached_property  # a new batch looks at all of its ids
     def _labels(self) -> Batch:
@@ -157,31 +208,98 @@ class Streamed(Batch):
                 yield self.rows[at.cpu()]
 
         for inputs in self._load(rows(), workers, **training):
-            yield replace(labels.take(waiting.popleft()), inputs=inputs.to(self.device))
+            yield replace(labels.take(waiting.popleft()), inputs=_nested.mapped(self._to_device, inputs))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
 
 
 @dataclass(frozen=True)
 class _OfDataset(Streamed):
-    dataset: Any = field(kw_only=True)
+    source: Rows = field(kw_only=True)
 
     def _load(
         self, rows: Iterator[Tensor], workers: int, training: bool = False, seed: int = 0, first: int = 0
-    ) -> Iterator[Tensor]:
-        loader = DataLoader(
-            _Rows(self.dataset),
-            batch_size=None,
-            sampler=_Once(rows),
-            num_workers=workers,
-            generator=torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
-            multiprocessing_context=worker_context(__name__) if workers else None,
-        )
-        for found in loader:
-            if found.shape[1:] != self.inputs.shape[1:] or found.dtype != self.inputs.dtype:
+    ) -> Iterator[Nested]:
+        for piece in _loader(self.source, rows, workers):
+            self._check_kind(piece)
+            yield piece
+
+    def _gathered(self, rows: Tensor) -> Nested:
+        if self.source.collate is None:
+            return super()._gathered(rows)
+        # How long the longest is says only the collate of all at once.
+        (inputs,) = self._load(iter([rows]), workers=0)
+        return _nested.mapped(self._to_device, inputs)
+
+    def _check_kind(self, piece: Nested) -> None:
+        """Raise ValueError if a piece is of another kind than item 0: nested or typed otherwise, or of other shapes."""
+        read, known = (dict(_nested.named_tensors("inputs", one)) for one in (piece, self.inputs))
+        if read.keys() != known.keys():
+            raise ValueError(f"dataset gave {', '.join(read)}, where item 0 is {', '.join(known)}; all must be alike")
+        for name, one in read.items():
+            other = known[name]
+            alike = one.ndim == other.ndim if self.source.collate is not None else one.shape[1:] == other.shape[1:]
+            if not alike or one.dtype != other.dtype:
                 raise ValueError(
-                    f"dataset gave inputs of {found.dtype} {tuple(found.shape[1:])}, where item 0 is "
-                    f"{self.inputs.dtype} {tuple(self.inputs.shape[1:])}; all must be alike to be put into one batch"
+                    f"dataset gave {name} of {one.dtype} {tuple(one.shape[1:])}, where item 0 is {other.dtype} "
+                    f"{tuple(other.shape[1:])}; all must be alike to be put into one batch"
                 )
-            yield found
+
+
+def _of_rows(
+    source: Rows,
+    targets: Tensor | Numbers,
+    environment: Tensor | Numbers | None,
+    group: Tensor | Numbers | None,
+    chunk: int,
+    workers: int,
+) -> Streamed:
+    count = len(source.dataset)
+    targets = _check.tensor("targets", targets)
+    if count != len(targets):
+        raise ValueError(f"targets has {len(targets)} entries, but dataset has {count} items; give one an item")
+    first = source[torch.arange(1)] if count else torch.empty(0)
+
+    def empty(one: Tensor) -> Tensor:
+        return torch.empty((count, *one.shape[1:]), dtype=one.dtype, device="meta")
+
+    return _OfDataset(
+        _nested.mapped(empty, first),
+        targets,
+        torch.arange(count, device=targets.device),
+        environment,  # type: ignore[arg-type]  # they become tensors there
+        group,  # type: ignore[arg-type]
+        rows=torch.arange(count),
+        chunk=_check.integer("chunk", chunk, low=1),
+        workers=_check.integer("workers", workers, low=0),
+        source=source,
+    )
+
+
+def _loader(source: Dataset[Any], rows: Iterator[Tensor], workers: int) -> DataLoader[Any]:
+    """Return what loads ``source[rows]``, ahead by the workers, and draws no random number."""
+    return DataLoader(
+        source,
+        batch_size=None,
+        sampler=_Once(rows),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
+        multiprocessing_context=worker_context(__name__) if workers else None,
+    )
+
+
+def _as_it_is(loaded: Nested) -> Nested:
+    """(torch's own makes lists of tuples.)"""
+    return loaded
+
+
+def _read_labels(source: Labels, chunk: int, workers: int) -> dict[str, Tensor]:
+    """Return the labels of all items ``(n, ...)`` by name, by one pass."""
+    rows = iter(torch.arange(len(source.dataset)).split(_check.integer("chunk", chunk, low=1)))
+    pieces = list(_loader(source, rows, _check.integer("workers", workers, low=0)))
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in source.keys}
 
 
 @dataclass(frozen=True)
@@ -192,29 +310,6 @@ class _Once:
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.rows
-
-
-@dataclass(frozen=True)
-class _Rows(Dataset[Tensor]):
-    """Item `rows` ``(k,)`` is the inputs of these items of a data set ``(k, ...)``."""
-
-    dataset: Any
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        wanted = rows.tolist()
-        if not wanted and len(self.dataset):  # a rank that has nothing of a batch
-            return self[torch.zeros(1, dtype=torch.long)][:0]
-        many = getattr(self.dataset, "__getitems__", None)
-        found = [self.dataset[row] for row in wanted] if many is None else many(wanted)
-        if isinstance(found, Tensor):
-            return found
-        other = next((one for one in found if not isinstance(one, Tensor)), None)
-        if other is not None:
-            raise TypeError(
-                f"an item of dataset must be a tensor, the inputs of a sample, got {type(other).__name__}; wrap the "
-                "data set so that it gives the inputs alone, and give the targets to Streamed.of"
-            )
-        return torch.stack(list(found))
 
 
 class MemoryMapped(Dataset[Tensor]):

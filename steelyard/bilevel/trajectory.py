@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import fingerprint
-from steelyard.bilevel.objective import Objective, WeightedLoss
+from steelyard.bilevel.objective import Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.step import Conditions, Step, Tensors, cuda_devices, set_random_state
 from steelyard.bilevel.sweep.composites import Composites, WithoutPadding
 from steelyard.distributed import ALONE, Ranks
@@ -104,9 +104,19 @@ class Trajectory:
                     "for the hypergradient first, or give the recorder a tensor of its own (clone it)"
                 )
 
-    def objective_of(self, step: Step) -> Objective:
-        """Return the inner loss of `step`; on several ranks that of this rank's share, averaged over ranks later."""
-        return step.conditions.objective or self.objective
+    def inner_loss(self, step: Step, module: nn.Module, weight: Tensor | None = None) -> Tensor:
+        """Return the inner loss of `step`, for use inside of `replay`; under another `weight` where one is given.
+
+        On several ranks that of this rank's share, averaged over ranks later.
+        """
+        weight = step.weight if weight is None else weight
+        if step.conditions.divisor is None:
+            return self.objective(module, step.batch, weight)
+        return self.reduce(step, module, self.weighted.sample_losses(module, step.batch), weight)
+
+    def reduce(self, step: Step, module: nn.Module, losses: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the inner loss of `step` from the losses ``(batch,)`` of its samples."""
+        return self.weighted.reduce(module, losses, step.weight if weight is None else weight, step.conditions.divisor)
 
     def replay(
         self,
@@ -139,23 +149,19 @@ class Trajectory:
     @property
     def is_weighted(self) -> bool:
         """Whether the objective is a `WeightedLoss` that is summed up as those are."""
-        return isinstance(self.objective, WeightedLoss) and type(self.objective).__call__ is WeightedLoss.__call__
+        return summed_by_weight(self.objective) is not None
 
     @property
     def weighted(self) -> WeightedLoss:
         """The objective, where it is a `WeightedLoss`; TypeError with the remedy otherwise."""
-        if self.is_weighted:
-            assert isinstance(self.objective, WeightedLoss)
-            return self.objective
+        weighted = summed_by_weight(self.objective)
+        if weighted is not None:
+            return weighted
         raise TypeError(
             "gradients for sample weights need a WeightedLoss objective (a subclass may change sample_losses, not "
             f"__call__), got {type(self.objective).__name__}; "
             "for another inner loss use `estimator.tensors(trajectory, outer, [tensor, ...])`"
         )
-
-    def weighted_of(self, step: Step) -> WeightedLoss:
-        """Return the `WeightedLoss` of `step`; see `objective_of`."""
-        return step.conditions.objective or self.weighted
 
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""

@@ -21,14 +21,14 @@ from steelyard.bilevel.sweep.rungs import Curved, Differences
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
-    add_rows,
+    add_by_id,
     check_alone,
     check_detached,
     check_replayed,
+    derivatives_as_rows,
     ids_of,
     objection_to,
     outer_gradient,
-    virtual,
 )
 
 __all__ = ["FiniteDifference", "Outer", "Truncated"]
@@ -135,7 +135,7 @@ class Truncated:
             adjoint = outer_gradient(trajectory, outer).parameters
             step = next(newest_first(trajectory, 1))
             update = pull_update(trajectory, step, adjoint, {}, last=True)
-            values = virtual(trajectory, step, step.parameters, update.direction, samples, self.ladder)
+            values = derivatives_as_rows(trajectory, step, step.parameters, update.direction, samples, self.ladder)
             return values * update.factor
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
@@ -155,7 +155,7 @@ class Truncated:
                 adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
                 state = update.state
             values = weighted.pull(tangents, tangents, step.weight) * update.factor
-            add_rows(total, ids, step.batch.index, values, window=index is None)
+            add_by_id(total, ids, step.batch.index, values, window=index is None)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -204,8 +204,8 @@ class Truncated:
             wide = step_in_float64(run, step) if same else None
         if wide is None:
             return product, tangents
-        along = in_float64(update.direction)
-        return self._along_in(run, step, wide, along, curvature)
+        direction = in_float64(update.direction)
+        return self._along_in(run, step, wide, direction, curvature)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
@@ -229,18 +229,18 @@ class Truncated:
         return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
     def _along_in(
-        self, run: Trajectory, step: Step, there: Step, along: Tensors, curvature: bool
+        self, run: Trajectory, step: Step, there: Step, direction: Tensors, curvature: bool
     ) -> tuple[Tensors, Tensor]:
         """Do so in the precision of `there`, which is `step` or the same in float64."""
         if not curvature:
-            objection = objection_to(run, step, along)
-            return {}, self.ladder.losses(run, there, there.parameters, along, there.batch, objection)
+            objection = objection_to(run, step, direction)
+            return {}, self.ladder.losses(run, there, there.parameters, direction, there.batch, objection)
 
         def object_to(curved: Curved) -> str | None:
             other = check_replayed(run, step, curved.gradient)
-            return other or objection_to(run, step, along, curved.gradient)(curved.tangents)
+            return other or objection_to(run, step, direction, curved.gradient)(curved.tangents)
 
-        found = self.ladder.curvature_and_losses(run, there, there.parameters, along, object_to)
+        found = self.ladder.curvature_and_losses(run, there, there.parameters, direction, object_to)
         return {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}, found.tangents
 
     def _window(self, trajectory: Trajectory) -> list[Step]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._packages import needed_by
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.step import Step, Tensors
@@ -21,7 +22,7 @@ from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Trajectory, swapped
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import add_rows, check_alone, check_detached, check_recorded, ids_of, outer_gradient
+from steelyard.bilevel.window import add_by_id, check_alone, check_detached, check_recorded, ids_of, outer_gradient
 
 __all__ = ["Unrolled"]
 
@@ -65,6 +66,7 @@ class Unrolled:
         RuntimeError: torch has no second derivative of an operator, or a wrong one; the outer loss reads running
             statistics that the window moved; the model reads its parameters on the way back; a parameter has a hook.
         FloatingPointError: the derivative is NaN.
+        ImportError: the backend's library is not installed; the message says how to install it.
     """
 
     def __init__(self, steps: int = 1, backend: Literal["torch", "torchopt", "higher"] = "torchopt") -> None:
@@ -89,7 +91,7 @@ class Unrolled:
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=weights[0].dtype)
         for step, rows in zip(steps, found, strict=True):
-            add_rows(total, ids, step.batch.index, rows)
+            add_by_id(total, ids, step.batch.index, rows)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -156,7 +158,7 @@ def _take(
     module: nn.Module, run: Trajectory, stepper: Stepper, step: Step, parameters: Tensors, weight: Tensor
 ) -> Tensors:
     """Take one step where the parameters are swapped in still: its backward pass may read the module once more."""
-    return stepper.step(step, parameters, run.objective_of(step)(module, step.batch, weight))
+    return stepper.step(step, parameters, run.inner_loss(step, module, weight))
 
 
 @contextmanager
@@ -209,13 +211,14 @@ def _gone_back(
 
 
 def _stepper(backend: str, run: Trajectory, first: Step) -> Stepper:
-    # Imported here: each of these libraries is needed by its own backend only.
     if backend == "torchopt":
-        from steelyard.bilevel._torchopt import TorchOptStepper
+        with needed_by("Unrolled(backend='torchopt')", install="torchopt"):
+            from steelyard.bilevel._torchopt import TorchOptStepper
 
         return TorchOptStepper(run.optimizer, first)
     if backend == "higher":
-        from steelyard.bilevel._higher import HigherStepper
+        with needed_by("Unrolled(backend='higher')", install="higher"):
+            from steelyard.bilevel._higher import HigherStepper
 
         return HigherStepper(run.optimizer, first)
     return TorchStepper(run.optimizer, first)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._nested import equal
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import projection
 from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot
@@ -24,15 +25,15 @@ from steelyard.bilevel.trajectory import Trajectory, scalar
 
 __all__ = [
     "OuterGradient",
-    "add_rows",
+    "add_by_id",
     "check_alone",
     "check_detached",
     "check_recorded",
     "check_replayed",
+    "derivatives_as_rows",
     "ids_of",
     "objection_to",
     "outer_gradient",
-    "virtual",
 ]
 
 _COMPARED = 8192  # rows that are compared with the data set's at a time
@@ -150,7 +151,7 @@ def check_alone(run: Trajectory, what: str) -> None:
         )
 
 
-def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: bool = False) -> None:
+def add_by_id(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: bool = False) -> None:
     """Add `values` ``(batch,)`` of the samples `rows` ``(batch,)`` into `total` ``(k,)``, which is aligned with `ids`.
 
     Rows with the same id add up; rows that `ids` does not name are left out; ids may repeat. Where they are those of
@@ -169,25 +170,27 @@ def add_rows(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: b
         part += summed[place].masked_fill_(unique[place] != some, 0)
 
 
-def virtual(run: Trajectory, step: Step, at: Tensors, along: Tensors, samples: Batch, ladder: Ladder) -> Tensor:
-    """Return d<along, grad objective>/dw_i for all `samples` as if each had been a row of the step.
+def derivatives_as_rows(
+    run: Trajectory, step: Step, at: Tensors, direction: Tensors, samples: Batch, ladder: Ladder
+) -> Tensor:
+    """Return d<direction, grad objective>/dw_i for all `samples` as if each had been a row of the step.
 
     A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0.
     """
     places = _same_rows(step.batch, samples) if step.findings.separable else None
-    objection = objection_to(run, step, along) if at is step.parameters else lambda rows: None
+    objection = objection_to(run, step, direction) if at is step.parameters else lambda rows: None
     # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
     if run.ranks.any(places is None):
-        tangents = ladder.losses(run, step, at, along, samples)
-        recorded = ladder.losses(run, step, at, along, step.batch, objection)
+        tangents = ladder.losses(run, step, at, direction, samples)
+        recorded = ladder.losses(run, step, at, direction, step.batch, objection)
     else:
-        tangents = ladder.losses(run, step, at, along, samples, lambda found: objection(found[places]))
+        tangents = ladder.losses(run, step, at, direction, samples, lambda found: objection(found[places]))
         recorded = tangents[places]
     values = run.weighted.pull(tangents, recorded, step.weight)
     rows = run.weighted.pull(recorded, recorded, step.weight)
     total, seen = torch.zeros_like(values), torch.zeros_like(values)
-    add_rows(total, samples.index, step.batch.index, rows)
-    add_rows(seen, samples.index, step.batch.index, torch.ones_like(rows))
+    add_by_id(total, samples.index, step.batch.index, rows)
+    add_by_id(seen, samples.index, step.batch.index, torch.ones_like(rows))
     return torch.where(seen > 0, total, values)
 
 
@@ -229,7 +232,7 @@ def _same_rows(batch: Batch, samples: Batch) -> Tensor | None:
         return None
     for at, piece in zip(rows.split(_COMPARED), batch.chunks(_COMPARED), strict=True):
         own = samples.take(at)
-        if not (torch.equal(own.inputs, piece.inputs) and torch.equal(own.targets, piece.targets)):
+        if not (equal(own.inputs, piece.inputs) and torch.equal(own.targets, piece.targets)):
             return None
     return rows
 
@@ -247,7 +250,7 @@ def _places(index: Tensor, wanted: Tensor) -> Tensor | None:
 
 
 def objection_to(
-    run: Trajectory, step: Step, along: Tensors, slope: Tensors | None = None
+    run: Trajectory, step: Step, direction: Tensors, slope: Tensors | None = None
 ) -> Callable[[Tensor], str | None]:
     """Return what compares <u, g> with the weighted sum of the t_i = <u, grad l_i> of the step's batch.
 
@@ -256,7 +259,7 @@ def objection_to(
     rounding.
 
     Args:
-        run, step, along: the step, and u.
+        run, step, direction: the step, and u.
         slope: the gradient of a replay, where there is one.
 
     Raises (when it is called):
@@ -274,33 +277,33 @@ def objection_to(
 
     def along_reference(product: Callable[..., Tensor]) -> float:
         assert reference is not None
-        found = product(reference, along)
+        found = product(reference, direction)
         return float(run.ranks.sum(found) / run.ranks.size if lost else found)
 
     def objection(tangents: Tensor) -> str | None:
         if reference is None:
             return None
-        weighted, weight = run.weighted_of(step), step.weight.to(tangents.dtype)
-        terms = (weight * tangents / weighted.divisor(weight)).double()
+        weighted, weight, divisor = run.weighted, step.weight.to(tangents.dtype), step.conditions.divisor
+        terms = (weight * tangents / (weighted.divisor(weight) if divisor is None else divisor)).double()
         expected, scale = (run.ranks.sum(torch.stack([terms.sum(), terms.abs().sum()])) / run.ranks.size).tolist()
         if weighted.regulariser is not None:
-            share = _along_regulariser(run, step, along, after=False)
+            share = _along_regulariser(run, step, direction, after=False)
             expected, scale = expected + share, scale + abs(share)
         tolerance = tolerance_of(step, next(iter(reference.values())).dtype)
         used = along_reference(quick_dot)
         if abs(used - expected) <= tolerance * max(scale, abs(used)):
             return None
         used = along_reference(dot)  # the disagreement may be one of rounding
-        noise = 32 * blur(reference, along)
+        noise = 32 * blur(reference, direction)
         if abs(used - expected) <= tolerance * max(scale, abs(used)) + noise:
             return None
         if weighted.regulariser is not None:  # it may read what the forward pass has left in the module
-            expected += _along_regulariser(run, step, along, after=True) - share
+            expected += _along_regulariser(run, step, direction, after=True) - share
             if abs(used - expected) <= tolerance * max(scale, abs(used)) + noise:
                 return None
         if not lost:
-            replayed = float(dot(run.ranks.mean(gradient(run, step, step.parameters)), along))
-            size = max(abs(used), scale if math.isfinite(scale) else 0.0, _size_along(reference, along) * 1e-3)
+            replayed = float(dot(run.ranks.mean(gradient(run, step, step.parameters)), direction))
+            size = max(abs(used), scale if math.isfinite(scale) else 0.0, _size_along(reference, direction) * 1e-3)
             if not abs(used - replayed) <= tolerance * size + noise:
                 raise RuntimeError(_ANOTHER.format(used=used, expected=replayed))
             if abs(used - expected) <= _ROUGH * max(scale, abs(used)) + noise and tolerance >= _SINGLE:
@@ -310,8 +313,8 @@ def objection_to(
     return objection
 
 
-def _size_along(slope: Tensors, along: Tensors) -> float:
-    return float(dot({n: g.abs() for n, g in slope.items()}, {n: u.abs() for n, u in along.items()}))
+def _size_along(slope: Tensors, direction: Tensors) -> float:
+    return float(dot({n: g.abs() for n, g in slope.items()}, {n: u.abs() for n, u in direction.items()}))
 
 
 def check_recorded(run: Trajectory, step: Step) -> None:
@@ -363,7 +366,7 @@ _ANOTHER = (
 _SINGLE, _ROUGH = tolerance_in(torch.float32), 2e-2
 
 
-def _along_regulariser(run: Trajectory, step: Step, along: Tensors, after: bool) -> float:
+def _along_regulariser(run: Trajectory, step: Step, direction: Tensors, after: bool) -> float:
     """Return <u, gradient of the regulariser>; where it is asked for, `after` a forward pass."""
     regulariser = run.weighted.regulariser
     assert regulariser is not None
@@ -372,7 +375,7 @@ def _along_regulariser(run: Trajectory, step: Step, along: Tensors, after: bool)
         if after:
             run.weighted.sample_losses(module, step.batch)
         value = regulariser(module)
-        return float(dot(differentiate(module, value, leaves), along)) if value.requires_grad else 0.0
+        return float(dot(differentiate(module, value, leaves), direction)) if value.requires_grad else 0.0
 
     leaves = leaves_of(run, step.parameters)
     with torch.enable_grad():

@@ -10,15 +10,8 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from steelyard.cli.shared import (
-    Overrides,
-    check_writable,
-    data_root_of,
-    every,
-    progress_bars,
-    set_threads,
-    stoppable,
-)
+from steelyard.cli.options import check_writable, data_root_of, every, set_threads
+from steelyard.cli.shared import Overrides, progress_bars, stoppable
 
 __all__ = ["active", "grid_command"]
 

@@ -1,7 +1,12 @@
-"""Which commands there are, and how one that fails says so."""
+"""Which commands there are, and how one that fails says so.
+
+Help and version import neither torch nor an extra: what carries a command out is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import io
 import os
 import shlex
@@ -9,51 +14,62 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-import tyro
-from rich.console import Console
-
 import steelyard
+from steelyard._support._errors import UserError
+from steelyard._support._packages import EXPERIMENTS, MissingPackage, needed_by
 from steelyard._support._text import printable
-from steelyard.checkpoint import Stopped
-from steelyard.cli.active import active
 from steelyard.cli.moved import moved_to
-from steelyard.cli.runs import compare_runs, demo, recipes, report, run
-from steelyard.cli.studies import bounds
-from steelyard.distributed import RankError, launched_processes
-from steelyard.experiments.errors import UserError
 
-__all__ = ["exit_status", "main"]
+__all__ = ["COMMANDS", "exit_status", "main"]
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "run": run,
-    "compare": compare_runs,
-    "report": report,
-    "recipes": recipes,
-    "active": active,
-    "bounds": bounds,
+COMMANDS = {
+    "demo": ("runs:demo", "Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two."),
+    "run": ("runs:run", "Carry out a recipe, a run directory for each seed."),
+    "compare": ("runs:compare_runs", "Compare runs: accuracies as mean ± standard deviation over seeds."),
+    "report": ("runs:report", "Write an HTML page about one or several runs."),
+    "recipes": ("runs:recipes", "List the recipes that come with the package."),
+    "active": ("active:active", "Carry out an active learning recipe: label, train, select, round after round."),
+    "bounds": (
+        "bounds:bounds",
+        "Compute the terms of the top-q generalisation bound for a loss matrix of your own.",
+    ),
 }
+"""The name of each command, where the function of it is (module of this room, name), and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: that of the process) and return the exit status.
 
-    0: done. 1: another process of the same run failed or ended. 2: something the user gave is wrong, said in one line.
-    130: interrupted. 143: terminated.
+    0: done. 1: another process of the same run failed or ended. 2: something the user gave is wrong, or a package is
+    not installed, said in one line. 130: interrupted. 143: terminated.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a figure's "±", or a file's name, may have no place in its encoding
             stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
-        Console().print(f"steelyard {steelyard.__version__}", highlight=False)
+        sys.stdout.write(f"steelyard {steelyard.__version__}\n")
         return 0
     if (place := moved_to(given)) is not None:
         return _fail(f"{' '.join(given[:1])} is a study now, beside the package in its repository: {place}")
-    return exit_status(
-        lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="steelyard", description=_DESCRIPTION, args=given),
-        ["steelyard", *given],
+    if not given or given[0] not in COMMANDS:
+        _parser().parse_args(given[:1])  # prints its help, or what is wrong, and exits
+    return exit_status(lambda: _carry_out(given[0], given[1:]), ["steelyard", *given])
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return what knows the names of the commands; each has a parser of its own for what follows its name."""
+    parser = argparse.ArgumentParser(
+        prog="steelyard",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"steelyard {steelyard.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    return parser
 
 
 def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
@@ -63,11 +79,14 @@ def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
         work: what the command line asks for.
         words: the command line, for what is said of a run that was stopped.
     """
+    from steelyard.checkpoint import Stopped
+    from steelyard.distributed import RankError, launched_processes
+
     try:
         if launched_processes() > 1 and words[1:2] != ["run"]:
             raise UserError("of the commands only `run` is carried out by several processes; start this one by itself")
         work()
-    except UserError as error:
+    except (UserError, MissingPackage) as error:
         return _fail(str(error))
     except RankError as error:
         return _fail(str(error), 1)
@@ -81,19 +100,32 @@ def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
             if os.environ.get("RANK") != "0":
                 return 128 + stopped.reason  # the first says it for all
             again = f"torchrun ... -m {again}"
-        said = f"steelyard: stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
-        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        said = f"stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
+        sys.stderr.write(f"steelyard: {said}\n")
         return 128 + stopped.reason
     except KeyboardInterrupt:
-        Console(stderr=True).print("steelyard: interrupted")
+        sys.stderr.write("steelyard: interrupted\n")
         return 130
     return 0
 
 
+def _carry_out(name: str, arguments: list[str]) -> None:
+    if name == "bounds":  # works without an extra, so it parses its arguments itself
+        from steelyard.cli.bounds import bounds
+
+        bounds(arguments)
+        return
+    module, function = COMMANDS[name][0].split(":")
+    with needed_by(f"steelyard {name}", EXPERIMENTS):
+        import tyro
+
+        command = getattr(importlib.import_module(f"steelyard.cli.{module}"), function)
+        tyro.cli(command, prog=f"steelyard {name}", args=arguments)
+
+
 def _fail(message: str, status: int = 2) -> int:
     """Say in one line what is wrong and return the exit status."""
-    line = printable(" ".join(message.split()))
-    Console(stderr=True).print(f"steelyard: error: {line}", markup=False, highlight=False, soft_wrap=True)
+    sys.stderr.write(f"steelyard: error: {printable(' '.join(message.split()))}\n")
     return status
 
 

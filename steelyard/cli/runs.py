@@ -8,18 +8,10 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from steelyard.cli.shared import (
-    Overrides,
-    check_any_seed,
-    data_root_of,
-    every,
-    progress_bars,
-    read_runs,
-    seconds,
-    set_threads,
-    stoppable,
-    watcher,
-)
+from steelyard._support._plain import plain
+from steelyard._support._toml import toml_text
+from steelyard.cli.options import check_any_seed, data_root_of, every, seconds, set_threads
+from steelyard.cli.shared import Overrides, progress_bars, read_runs, stoppable, watcher
 from steelyard.distributed import launched
 from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.tables import FILES, write_comparison
@@ -200,11 +192,25 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
-def recipes() -> None:
-    """List the recipes that come with the package."""
-    from steelyard.experiments.active.recipe import active_recipe_names
+def recipes(show: str | None = None) -> None:
+    """List the recipes that come with the package, or show one with its base and every default filled in.
+
+    For instance:
+
+    steelyard recipes
+
+    steelyard recipes --show coloured_digits/maple
+
+    Args:
+        show: a recipe's name, or the path of a .toml file; it is printed as TOML, which is a recipe again.
+    """
+    from steelyard.experiments.active.recipe import active_recipe_names, load_active_recipe
 
     console = Console()
+    if show is not None:
+        load = load_active_recipe if show in active_recipe_names() else load_recipe
+        console.print(toml_text(plain(load(show))), markup=False, highlight=False, soft_wrap=True, end="")
+        return
     for name in recipe_names():
         console.print(name)
     for name in active_recipe_names():

@@ -1,18 +1,12 @@
 """Errors that a user can mend: the command line shows one line for them, no traceback."""
 
+from steelyard._support._errors import DataError, UserError
+
 __all__ = ["DataError", "LostError", "RecipeError", "RunError", "UserError"]
-
-
-class UserError(Exception):
-    """Something the user gave is wrong; the message says what, where, and what would be right."""
 
 
 class RecipeError(UserError, ValueError):
     """A recipe, or an override of one field of it, does not fit: names the file and the field."""
-
-
-class DataError(UserError, OSError):
-    """Data that is missing or unreadable: names the file and the layout that was looked for."""
 
 
 class RunError(UserError, OSError):

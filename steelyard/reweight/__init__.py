@@ -2,19 +2,20 @@
 
 from steelyard.reweight.bayesian import BayesianIRM
 from steelyard.reweight.clean import Balanced
-from steelyard.reweight.constraints import ConstraintSet, CubicBudget, budget_of
-from steelyard.reweight.crossfit import CrossFit
-from steelyard.reweight.hypergradient import OuterRisk
+from steelyard.reweight.constraints import ConstraintSet, budget_of
+from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.learning_to_reweight import LearningToReweight
 from steelyard.reweight.maple import Maple
-from steelyard.reweight.mask import LinearTemperature, Mask
+from steelyard.reweight.mask import Mask
 from steelyard.reweight.meta_weight_net import MetaWeightNet, WeightNet
 from steelyard.reweight.online import Online, OnlineStep
-from steelyard.reweight.outer import CosineDecay, OuterState, OuterStep
+from steelyard.reweight.outer_risk import OuterRisk
+from steelyard.reweight.outer_settings import OuterSettings
+from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient, keep_probabilities, pool
 from steelyard.reweight.projections import project_ball, project_box_simplex
-from steelyard.reweight.reweighting import Reweighting
+from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
 from steelyard.reweight.risks import GroupWorst, IRMv1, SoftGroupWorst, VREx
 from steelyard.reweight.rules import (
@@ -29,6 +30,7 @@ from steelyard.reweight.rules import (
     TopQ,
     Uniform,
 )
+from steelyard.reweight.schedules import CosineDecay, CubicBudget, LinearTemperature
 
 __all__ = [
     "KLDRO",
@@ -56,6 +58,7 @@ __all__ = [
     "Online",
     "OnlineStep",
     "OuterRisk",
+    "OuterSettings",
     "OuterState",
     "OuterStep",
     "Prior",

@@ -13,7 +13,7 @@ from steelyard._support import _check
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.projections import project_ball, project_box_simplex
 
-__all__ = ["Budget", "ConstraintSet", "CubicBudget", "budget_of"]
+__all__ = ["Budget", "ConstraintSet", "budget_of", "check_kinds"]
 
 Budget: TypeAlias = float | int | Callable[[float], float] | None
 
@@ -31,54 +31,18 @@ def budget_of(budget: float | int | None, n: int) -> float:
         >>> [budget_of(budget, 200) for budget in (0.25, 1.0, 50, None)]
         [50.0, 1.0, 50.0, 200.0]
     """
+    return _kept(None if budget is None else _check.in_range("budget", budget, low=0.0), n)
+
+
+def _kept(budget: float | int | None, n: int) -> float:
+    """Return what `budget_of` does, of a budget that is one."""
     if budget is None:
         return float(n)
-    number = _check.in_range("budget", budget, low=0.0)
-    return float(number * n if _is_share(number) else number)
+    return float(budget * n if _is_share(budget) else budget)
 
 
 def _is_share(budget: float | int | None) -> bool:
     return budget is not None and 0 < budget < 1
-
-
-@dataclass(frozen=True)
-class CubicBudget:
-    """Budget over the outer run: `start` at first, then a cubic fall to `target`, then constant.
-
-    The MAPLE authors' schedule: constant until 0.16 of the run, at the target from 0.6 on.
-
-    Attributes:
-        start: the budget at progress 0, a share of the samples or a number of them (`budget_of`).
-        target: the budget at the end, of the same kind.
-        ramp_start: progress in [0, 1] at which K begins to move.
-        ramp_end: progress in (ramp_start, 1] from which K stays at `target`.
-
-    Raises:
-        ValueError: an argument out of range; a share and a number.
-
-    Example:
-        >>> budget = CubicBudget(start=100, target=20)
-        >>> [budget(progress) for progress in (0.0, 0.38, 1.0)]
-        [100.0, 30.0, 20.0]
-    """
-
-    start: float | int
-    target: float | int
-    ramp_start: float | int = 0.16
-    ramp_end: float | int = 0.6
-
-    def __post_init__(self) -> None:
-        start, target = (_check.in_range(name, getattr(self, name), low=0.0) for name in ("start", "target"))
-        _check_kinds("start", start, "target", target)
-        ramp_start = _check.in_range("ramp_start", self.ramp_start, low=0.0, high=1.0)
-        ramp_end = _check.in_range("ramp_end", self.ramp_end, low=ramp_start, high=1.0, open_low=True)
-        _check.store(self, start=start, target=target, ramp_start=ramp_start, ramp_end=ramp_end)
-
-    def __call__(self, progress: float | int) -> float:
-        """Return the budget at `progress` in [0, 1]."""
-        _check.in_range("progress", progress, low=0.0, high=1.0)
-        left = (self.ramp_end - progress) / (self.ramp_end - self.ramp_start)
-        return self.target + (self.start - self.target) * min(max(left, 0.0), 1.0) ** 3
 
 
 @dataclass(frozen=True)
@@ -120,26 +84,27 @@ class ConstraintSet:
         budget = self.budget
         if callable(budget):
             first, budget = budget(0.0), budget(progress)
-            _check_kinds("budget at progress 0", first, f"at {progress:g}", budget)
+            check_kinds("budget at progress 0", first, f"at {progress:g}", budget)
+            budget = None if budget is None else _check.in_range("budget", budget, low=0.0)
         if n is None and (budget is None or _is_share(budget)):
             raise ValueError(f"budget is {budget}, a share of the samples: give n, how many there are")
-        return budget_of(budget, n or 0)
+        return _kept(budget, n or 0)
 
     def project_probabilities(
         self, probabilities: Float[Tensor, " n"], progress: float | int = 1.0, ranks: Ranks = ALONE
     ) -> Float[Tensor, " n"]:
         """Return the nearest keep-probabilities in the set, of this rank's share; see `project_box_simplex`."""
-        budget = self.budget_at(progress, sum(ranks.lengths(probabilities.numel())))
+        budget = self.budget_at(progress, ranks.count(probabilities.numel()))
         return project_box_simplex(probabilities, budget, equality=self.equality, ranks=ranks)
 
     def project_weights(self, weights: Float[Tensor, " n"], ranks: Ranks = ALONE) -> Float[Tensor, " n"]:
         """Return the nearest weights in the set, of this rank's share; see `project_ball`."""
-        count = sum(ranks.lengths(weights.numel()))
+        count = ranks.count(weights.numel())
         radius = count ** (1 / self.p) if self.radius is None else self.radius
         return project_ball(weights, radius, p=self.p, ranks=ranks)
 
 
-def _check_kinds(first: str, one: float | int | None, second: str, two: float | int | None) -> None:
+def check_kinds(first: str, one: float | int | None, second: str, two: float | int | None) -> None:
     """Raise ValueError where one budget is a share and the other a number of samples."""
     for share, number in ((one, two), (two, one)):
         if _is_share(share) and number is not None and number >= 1:

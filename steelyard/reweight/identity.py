@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel import Batch, Streamed
 from steelyard.distributed import ALONE, Ranks
 
@@ -29,16 +30,16 @@ _NESTED = 8  # levels; deeper, or a cycle, is left out
 
 
 def settings(value: object) -> dict[str, Any]:
-    """Return the settings of an object by name: a dataclass's fields, else what its constructors name and it holds.
+    """Return the settings of an object by name: a dataclass's fields, and what its constructors name and it holds.
 
     (An attribute that no constructor names may be where a run has come to.)
     """
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
     found: dict[str, Any] = {}
+    if is_dataclass(value):
+        found = {field.name: getattr(value, field.name) for field in fields(value)}
     for kind in type(value).__mro__:
         made = kind.__dict__.get("__init__")
-        if isinstance(made, types.FunctionType):
+        if isinstance(made, types.FunctionType) and "__dataclass_fields__" not in kind.__dict__:
             for name in list(inspect.signature(made).parameters)[1:]:
                 place = next((one for one in (name, f"_make_{name}", f"_{name}") if hasattr(value, one)), None)
                 if place is not None:
@@ -99,15 +100,15 @@ def samples(name: str, batch: Batch, ranks: Ranks = ALONE, floating: bool = True
     start, total = ranks.place(len(batch))
     found = {}
     for field in fields(Batch):
-        values = getattr(batch, field.name)
-        if values is None:
+        held = getattr(batch, field.name)
+        if held is None:
             found[f"{name}.{field.name}"] = "None"
             continue
-        text = f"{values.dtype} {(total, *values.shape[1:])}"
         read = not (field.name == "inputs" and isinstance(batch, Streamed))
-        if read and (floating or not values.is_floating_point()):
-            text += f" {_hex(ranks.stack(_checksum(values, start).cpu()).sum(0))}"
-        found[f"{name}.{field.name}"] = text
+        for place, values in named_tensors(f"{name}.{field.name}", held):
+            found[place] = f"{values.dtype} {(total, *values.shape[1:])}"
+            if read and (floating or not values.is_floating_point()):
+                found[place] += f" {_hex(ranks.stack(_checksum(values, start).cpu()).sum(0))}"
     return found
 
 
@@ -138,9 +139,15 @@ def _hex(total: Tensor) -> str:
 
 
 def _name(value: Any) -> str:
-    """Return the qualified name, without the module of a script: a process that it starts calls that otherwise."""
+    """Return the qualified name, of what is ours with its room alone: a module may move within it.
+
+    Without the module of a script: a process that it starts calls that otherwise.
+    """
     module = getattr(value, "__module__", None)
-    return value.__qualname__ if module in (None, "__main__", "__mp_main__") else f"{module}.{value.__qualname__}"
+    if module in (None, "__main__", "__mp_main__"):
+        return str(value.__qualname__)
+    room = ".".join(module.split(".")[:2]) if module.startswith("steelyard.") else module
+    return f"{room}.{value.__qualname__}"
 
 
 def _inside(code: types.CodeType) -> str:

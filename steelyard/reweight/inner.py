@@ -232,8 +232,8 @@ class InnerRun:
 def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
     """Return the positions ``(k,)`` of the samples with weight > 0."""
     positions = (weight > 0).nonzero().flatten()
-    if not any(ranks.lengths(len(positions))):
-        count = sum(ranks.lengths(len(weight)))
+    if not ranks.any(len(positions) > 0):
+        count = ranks.count(len(weight))
         raise ValueError(f"no sample is left to train on: all {count} weights are 0; raise the budget")
     return positions
 
@@ -241,7 +241,7 @@ def _kept(weight: Tensor, ranks: Ranks) -> Tensor:
 def _weights(train: Batch, weight: Tensor | Numbers) -> Tensor:
     """Return the weights as a tensor ``(n,)``; TypeError or ValueError where they are none of the samples."""
     found = _check.floats("weight", weight, ("n",))
-    _check.same_length(train=train.inputs, weight=found)
+    _check.same_length(train=train.index, weight=found)
     _check.finite("weight", found)
     if len(found) and float(found.min()) < 0:
         raise ValueError(f"weight must be >= 0, the smallest is {float(found.min())}")

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from steelyard._support import _check
-from steelyard.bilevel import Batch, WeightedLoss
+from steelyard.bilevel import Batch, Outer, WeightedLoss
 from steelyard.reweight.clean import Balanced
-from steelyard.reweight.hypergradient import OuterRisk
 from steelyard.reweight.lookahead import LookAhead
 from steelyard.reweight.online import Online
 from steelyard.reweight.risk import MeanRisk, Risk
@@ -27,8 +26,10 @@ class LearningToReweight(Online):
     With theta'(e) the parameters after one step with the loss sum e_i l_i / b: u_i = -d clean loss(theta'(e)) / d e_i
     at e = 0, and w_i = b max(u_i, 0) / sum_j max(u_j, 0). Where no u_i is positive all weights are 0.
 
-    The result's probabilities are the better guide to wrong labels: how often a sample helped. Its mean weight is
-    ruled by the few steps in which it was large (results/online has figures).
+    In the result a sample's probability is the share of its visits in which it helped, u_i > 0, and its weight is 1:
+    `suspects` and `sampler` go by that share. The mean of its weights is ruled by the few steps in which few samples
+    helped, finds wrong labels less well, and trains a model again no better (results/online);
+    ``online.visits.of(index)`` has it.
 
     Args:
         model, optimizer, objective, clean, clean_size, risk, seed: see `Online`.
@@ -68,11 +69,14 @@ class LearningToReweight(Online):
         taken = optimizer if look_ahead == "optimizer" else _plain(optimizer)
         self._look_ahead = LookAhead(model, taken, self.objective)
 
-    def _weigh(self, batch: Batch, outer: OuterRisk) -> Tensor:
+    def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
         zero = torch.zeros(len(batch), device=batch.device, dtype=next(self.model.parameters()).dtype)
         helps = self._look_ahead(batch, zero, outer).neg_().clamp_(min=0)
         total = helps.sum()
         return helps * (len(batch) / total) if bool(total > 0) else helps
+
+    def _of_visits(self, means: Tensor) -> Tensor:
+        return torch.ones_like(means)
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "look_ahead": self.look_ahead}

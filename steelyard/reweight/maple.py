@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from steelyard._support import _check
-from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
 from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
+from steelyard.distributed import Ranks
+from steelyard.reweight.admission import admit, agree_on_state
 from steelyard.reweight.constraints import Budget, ConstraintSet
-from steelyard.reweight.crossfit import CrossFit
-from steelyard.reweight.hypergradient import Estimator, OuterRisk, Spread, hypergradient
+from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.identity import described, samples, settings
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.mask import Mask
-from steelyard.reweight.outer import CosineDecay, OuterOptimizer, OuterState, OuterStep
+from steelyard.reweight.outer_risk import Drawn, Estimator, NotFiniteRiskError, OuterRisk, Spread, hypergradient
+from steelyard.reweight.outer_settings import OuterSettings
+from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient
-from steelyard.reweight.reweighting import Reweighting
+from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import MeanRisk, Risk
 
 __all__ = ["Callback", "Maple"]
 
 Callback = Callable[[OuterStep], bool | None]
 
-_REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
-_COSINE = CosineDecay()
-# A sample's hypergradient is of size 1 / n or less: Adam's usual eps of 1e-8 would not be negligible beside it.
-# A short memory of the gradient (beta1) lets s turn as soon as a penalty changes sign.
-_ADAM = partial(torch.optim.Adam, betas=(0.5, 0.999), eps=1e-12)
-_OF_PROBABILITIES: OuterOptimizer = partial(_ADAM, lr=0.1)
 _MEAN = MeanRisk()
+_REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
 
 
-class Maple:
+@dataclass(eq=False)
+class Maple(OuterSettings):
     """Learn weights w and keep-probabilities s of the training samples (Algorithm 1 of the paper).
 
     min over (w, s) of E_{m ~ Bern(s)} risk(theta*(w m)) subject to the `ConstraintSet`. An outer step draws a mask,
@@ -51,7 +49,7 @@ class Maple:
     surrogate.
 
     Departures from the paper, all of them options. The update of s is the default of a study on Colored MNIST that
-    chose by validation and the training penalty, with ``Sqrt(VREx())`` as risk and w held at 1 (ARCHITECTURE.md):
+    chose by validation and the training penalty, with ``Sqrt(VREx())`` as risk and w held at 1 (results/outer_step):
 
     - the budget is an equality by default; a risk that is a penalty alone otherwise shrinks the kept set;
     - w is learned and bounded (the released code does neither);
@@ -65,28 +63,17 @@ class Maple:
         budget: K, the expected number of kept samples: in (0, 1) a share of them, from 1 on (1.0 too) their number, or
             a function of progress in [0, 1] that returns either (`CubicBudget`). None, all samples, where only the
             weights are learned.
-        steps: outer steps.
-        learn: "both", "weights" (masks are still drawn, from the initial probabilities) or "probabilities".
-        draws: masks (and inner runs) an outer step.
-        folds: more than 1 for a cross-fitted outer risk on the training samples (see `CrossFit`); the model that
-            callbacks see is then one more inner run, on all kept samples, made only if there are callbacks.
         equality: hold sum s at K, or only at or below it.
         radius: bound on ||w||_p; None: the norm of w = 1.
         p: 1 or 2.
         mask: how masks are drawn and differentiated.
-        probability_optimizer: makes any torch optimizer for s; default Adam, step 0.1, betas 0.5 and 0.999.
-        weight_optimizer: the same for w; None: Adam, step 0.05 beside s, and 4 / `steps` where w alone is learned: in
-            half of the run a weight can then go from 1 to 0, however many steps there are (results/online).
-        schedule: function of progress that multiplies both learning rates; default from 1 to 0.02 along a cosine.
-        clip: largest 2-norm of each of the two gradients; None: as they are.
         estimator: of the hypergradient; default `Truncated(steps=1)`. With more steps recorded (``inner.window``) only
             samples of the window get a gradient.
         outer_chunk: evaluate the outer samples in chunks of this size and recompute their activations on the way
             back: memory of one chunk for a third more time; None: all at once, or a `Streamed`'s own chunk.
-        patience: stop after so many steps in which the outer loss has not fallen by `tolerance`; None: never.
-        tolerance: see `patience`.
         prior: keep-probabilities known beforehand, where w and s start and/or what anchors s (see `Prior`).
-        seed: of the masks.
+        steps, learn, draws, folds, probability_optimizer, weight_optimizer, schedule, clip, patience, tolerance, seed:
+            how w and s move; see `OuterSettings`, whose fields they are.
 
     Where ``inner.objective`` has ``ranks=Processes()``, every rank gives its share of the samples to `fit` and all end
     with the result that one process has for all of them, to rounding: masks and batches are those of one process,
@@ -111,65 +98,41 @@ class Maple:
         See the README; ``Maple(inner, risk, budget=100, steps=20).fit(train).weights``.
     """
 
-    def __init__(
-        self,
-        inner: InnerRun,
-        risk: Risk,
-        *,
-        budget: Budget = None,
-        steps: int,
-        learn: Literal["both", "weights", "probabilities"] = "both",
-        draws: int = 1,
-        folds: int = 1,
-        equality: bool = True,
-        radius: float | int | None = None,
-        p: int = 2,
-        mask: Mask | None = None,
-        probability_optimizer: OuterOptimizer = _OF_PROBABILITIES,
-        weight_optimizer: OuterOptimizer | None = None,
-        schedule: Callable[[float], float] = _COSINE,
-        clip: float | int | None = None,
-        estimator: Estimator | None = None,
-        outer_chunk: int | None = None,
-        patience: int | None = None,
-        tolerance: float | int = 0.0,
-        prior: Prior | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.learn = _check.choice("learn", learn, ["both", "weights", "probabilities"])
-        if budget is None and learn != "weights":
+    inner: InnerRun
+    risk: Risk
+    _: KW_ONLY
+    budget: Budget = None
+    equality: bool = True
+    radius: float | int | None = None
+    p: int = 2
+    mask: Mask | None = None
+    estimator: Estimator | None = None
+    outer_chunk: int | None = None
+    prior: Prior | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.instance("inner", self.inner, InnerRun, "an InnerRun")
+        _check.instance("risk", self.risk, Risk, "a Risk, such as VREx()")
+        if self.budget is None and self.learn != "weights":
             raise TypeError(
                 "budget must be a real number, got None: give how many samples to keep, or in (0, 1) their share "
                 "(learn='weights' alone can do without)"
             )
-        if budget is not None and not callable(budget) and not _check.in_range("budget", budget) > 0:
-            raise ValueError(f"budget must be > 0 samples to train on, got {budget}")
-        _check.instance("inner", inner, InnerRun, "an InnerRun")
-        _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
-        self.inner, self.risk = inner, risk
-        self.constraints = ConstraintSet(budget, equality, radius, p)
-        self.steps = _check.integer("steps", steps, low=1)
-        self.draws = _check.integer("draws", draws, low=1)
-        self.folds = _check.integer("folds", folds, low=1)
-        self.cross_fit = CrossFit(inner, folds) if folds > 1 else None
-        self.mask = Mask() if mask is None else _check.instance("mask", mask, Mask, "a Mask")
-        if weight_optimizer is None:
-            weight_optimizer = partial(_ADAM, lr=_weight_step(learn, self.steps))
-        for name, make in (("probability_optimizer", probability_optimizer), ("weight_optimizer", weight_optimizer)):
-            _check.function(name, make, "a function that makes an optimizer of a list of tensors")
-        self.optimizers = {"weights": weight_optimizer, "probabilities": probability_optimizer}
-        self.schedule = _check.function("schedule", schedule, "a function of progress in [0, 1]")
-        self.clip = None if clip is None else _check.in_range("clip", clip, low=0.0, open_low=True)
+        if self.budget is not None and not callable(self.budget) and not _check.in_range("budget", self.budget) > 0:
+            raise ValueError(f"budget must be > 0 samples to train on, got {self.budget}")
+        self.constraints = ConstraintSet(self.budget, self.equality, self.radius, self.p)
+        self.mask = Mask() if self.mask is None else _check.instance("mask", self.mask, Mask, "a Mask")
         what = "an estimator, such as Truncated()"
-        self.estimator = Truncated() if estimator is None else _check.instance("estimator", estimator, Estimator, what)
-        self.outer_chunk = None if outer_chunk is None else _check.integer("outer_chunk", outer_chunk, low=1)
-        self.patience = None if patience is None else _check.integer("patience", patience, low=1)
-        self.tolerance = _check.in_range("tolerance", tolerance, low=0.0)
-        _check.instance("prior", prior, (Prior, type(None)), "a Prior")
-        if prior is not None and prior.anchor and learn == "weights":
+        self.estimator = (
+            Truncated() if self.estimator is None else _check.instance("estimator", self.estimator, Estimator, what)
+        )
+        if self.outer_chunk is not None:
+            self.outer_chunk = _check.integer("outer_chunk", self.outer_chunk, low=1)
+        _check.instance("prior", self.prior, (Prior, type(None)), "a Prior")
+        if self.prior is not None and self.prior.anchor and self.learn == "weights":
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
-        self.prior = prior
-        self.seed = _check.seed("seed", seed)
+        self.cross_fit = CrossFit(self.inner, self.folds) if self.folds > 1 else None
 
     @classmethod
     def online(
@@ -185,10 +148,10 @@ class Maple:
         seed: int = 0,
         **options: Any,
     ) -> Maple:
-        """Make one that trains the model once: warm starts of few minibatch steps, after each of which w moves.
+        """Make one that trains the model once: warm starts of a few minibatch steps, after each of which w moves.
 
-        Where samples are clean enough to judge by (``fit(train, clean)``) this is as good as restarts at a fraction
-        of their time (results/online). ``maple.inner(train, result.weights)`` then trains on, and returns the model.
+        ``maple.fit(train, clean)`` learns the weights, and ``maple.inner(train, result.weights)`` trains on under them
+        and returns the model.
 
         Args:
             model, optimizer, objective, batch_size: of the inner run, see `InnerRun`.
@@ -198,9 +161,8 @@ class Maple:
             seed: of the inner run.
             options: of the constructor, ``learn="weights"`` unless they say otherwise.
         """
-        steps = -(
-            -_check.integer("train_steps", train_steps, low=1) // _check.integer("inner_steps", inner_steps, low=1)
-        )
+        train_steps = _check.integer("train_steps", train_steps, low=1)
+        steps = -(-train_steps // _check.integer("inner_steps", inner_steps, low=1))
         inner = InnerRun(model, optimizer, objective, inner_steps, batch_size, restart=False, seed=seed)
         return cls(inner, risk, steps=steps, **{"learn": "weights", **options})
 
@@ -239,29 +201,18 @@ class Maple:
                 other settings, or samples of other types.
         """
         ranks = self.inner.ranks
-        ranks.together(lambda: _check_given(train, validation, journal))
-        self._agree(train, validation, state, journal, carry)
+        admit(self.inner, self.folds, train, validation, journal, lambda: self._facts(state, journal, carry))
         journal = Journal(ranks=ranks) if journal is None else journal
-        if journal.ranks.size != ranks.size:
-            raise ValueError(
-                f"journal is kept by {journal.ranks.size} processes, not {ranks.size}: Journal(..., ranks=)"
-            )
-        if self.folds > max(1, count := sum(ranks.lengths(len(train)))):
-            raise ValueError(f"folds is {self.folds}, but train has only {count} samples; lower folds")
-        if self.cross_fit is not None and validation is not None:
-            raise ValueError("folds > 1 judges the training samples: leave out validation, or use folds=1")
-        if validation is not None:
-            ranks.together(lambda: self._try_validation(train, validation))
         identity = {} if journal.path is None else self._identity(journal, train, validation, state)
         state = self.begin(train) if state is None else state
-        made = [optimizer_settings(f"the optimizer of {name}", one) for name, one in state.optimizers.items()]
-        ranks.agree(
-            "the outer state", {"step": state.step, **{name: value for one in made for name, value in one.items()}}
-        )
+        agree_on_state(state)
         target = train if validation is None else validation
-        outer = OuterRisk(self.risk, target, self.inner.objective.loss, self.outer_chunk, self.inner.autocast, ranks)
+        objective = self.inner.objective
+        outer = OuterRisk(
+            self.risk, target, objective.loss, self.outer_chunk, self.inner.autocast, ranks, objective.outputs_of
+        )
         callbacks = list(callbacks)
-        watched = any(ranks.lengths(len(callbacks)))
+        watched = ranks.any(len(callbacks) > 0)
         with journal.stage(identity, outer=state, inner=self.inner, **(carry or {})) as stage:
             finished = stage.finished
             while state.step < self.steps and not finished:
@@ -270,7 +221,7 @@ class Maple:
                     seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
                 wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
                 stalled = self.patience is not None and state.step - state.best_step >= self.patience
-                wished = any(ranks.lengths(sum(wish is True for wish in wishes)))
+                wished = ranks.any(any(wish is True for wish in wishes))
                 finished = wished or stalled or state.step >= self.steps
                 stage.step(state.step, worth=self.inner_steps, last=finished)
         w, s = (ranks.gather(learned.detach()).clone() for learned in (state.weights, state.probabilities))
@@ -287,7 +238,6 @@ class Maple:
             ValueError: `train` is empty or repeats an id; a budget above n; `probabilities` or a prior of
                 another length.
         """
-        optimizers = {name: self.optimizers[name] for name in self._learned}
         prior, ranks = None, self.inner.ranks
         if probabilities is not None:
             probabilities = _check.floats("probabilities", probabilities, ("n",))
@@ -295,43 +245,16 @@ class Maple:
             prior = self._own_prior(self.prior, len(train), 0.0)
             if probabilities is None and self.prior.start in ("probabilities", "both"):
                 probabilities = prior
-        state = OuterState.start(train, self.constraints, optimizers, self.seed, probabilities, ranks)
+        state = OuterState.start(train, self.constraints, self.optimizers, self.seed, probabilities, ranks)
         if self.prior is not None and prior is not None and self.prior.start in ("weights", "both"):
             with torch.no_grad():
                 state.weights.copy_(self.constraints.project_weights(prior / ranks.average(prior), ranks))
         return state
 
     @property
-    def _learned(self) -> list[str]:
-        return list(self.optimizers) if self.learn == "both" else [self.learn]
-
-    @property
     def inner_steps(self) -> int:
         """Optimizer steps of an outer step's inner runs (without the one that cross-fitting makes for callbacks)."""
         return self.inner.steps * self.draws * self.folds
-
-    def _try_validation(self, train: Batch, validation: Batch) -> None:
-        """Raise ValueError if `validation` is of another kind than `train`, one that model or loss cannot take.
-
-        (They may: a convolution takes images of other sizes.)
-        """
-        unlike = _unlike(train, validation)
-        if not unlike or not len(validation):
-            return
-        model = self.inner.initial(validation.device).eval()
-        try:
-            with (
-                torch.no_grad(),
-                torch.autocast(
-                    validation.device.type, dtype=self.inner.autocast, enabled=self.inner.autocast is not None
-                ),
-            ):
-                self.inner.objective.sample_losses(model, validation.take(torch.tensor([0])))
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            said = " ".join(str(error).split())
-            raise ValueError(
-                f"validation does not fit the model and the loss: it has {' and '.join(unlike)} ({said})"
-            ) from error
 
     def _identity(
         self, journal: Journal, train: Batch, validation: Batch | None, state: OuterState | None
@@ -349,30 +272,21 @@ class Maple:
     def _settings(self) -> dict[str, str]:
         """Return all settings as text."""
         inner = {f"inner.{name}": value for name, value in settings(self.inner).items()}
-        optimizers = {f"{name}' optimizer": make for name, make in self.optimizers.items() if name in self._learned}
+        optimizers = {f"{name}' optimizer": make for name, make in self.optimizers.items()}
         own = {**settings(self), **settings(self.constraints), **optimizers, **inner}
-        return {name: described(value) for name, value in own.items() if name not in ("inner", "constraints")}
+        apart = ("inner", "probability_optimizer", "weight_optimizer")
+        return {name: described(value) for name, value in own.items() if name not in apart}
 
-    def _agree(
-        self,
-        train: Batch,
-        validation: Batch | None,
-        state: OuterState | None,
-        journal: Journal | None,
-        carry: Mapping[str, Stateful] | None,
-    ) -> None:
-        """Raise RankError if the ranks would not do the same, or hold samples of other types."""
-        ranks = self.inner.ranks
-        if ranks.size == 1:
-            return
+    def _facts(
+        self, state: OuterState | None, journal: Journal | None, carry: Mapping[str, Stateful] | None
+    ) -> dict[str, object]:
+        """Return what all ranks must have in common, beside their samples."""
         given = {"state": state is not None, "journal": journal is not None, "carry": sorted(carry or {})}
-        kinds = {**sample_kinds("train", train), **sample_kinds("validation", validation)}
         # A function is known by its name, which says nothing of what it was made with.
         course = {
             f"{name} at {at}": function(at) for at in (0.0, 0.25, 0.75) for name, function in self._courses.items()
         }
-        facts = {**self._settings(), **given, **kinds, "train's device": train.device.type, **course}
-        ranks.agree("Maple.fit", facts)
+        return {**self._settings(), **given, **course}
 
     @property
     def _courses(self) -> dict[str, Callable[[float], float]]:
@@ -387,35 +301,28 @@ class Maple:
             return self._step(state, train, outer)
         except FloatingPointError as error:
             state.generator.set_state(before)
-            said = str(error) if math.isfinite(outer.value) else _blamed(outer, train)
+            said = _blamed(error, outer, train) if isinstance(error, NotFiniteRiskError) else str(error)
             raise FloatingPointError(f"outer step {state.step + 1}: {said}") from error
 
     def _step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
         """Take one outer step: draws, mean gradient, clip, update, project, bookkeeping."""
-        progress = state.step / self.steps
+        progress, ranks = state.step / self.steps, state.ranks
         leaves, spread, losses, kept = state.leaves(), Spread(), [], []
         before = {name: getattr(state, name).detach().clone() for name in ("weights", "probabilities")}
-        ranks = state.ranks
         for _ in range(self.draws):
             mask, weight = self._draw(state, progress)
-            model, gradient = self._hypergradient(state, train, outer, weight.detach())
-            found = torch.autograd.grad(weight, list(leaves.values()), gradient.to(weight.dtype))
-            spread.add(dict(zip(leaves, found, strict=True)))
-            if not math.isfinite(outer.value):
-                raise FloatingPointError(f"the outer loss is {outer.value}")
-            losses.append(outer.value)
+            model, drawn = self._hypergradient(state, train, outer, weight.detach())
+            gradients = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
+            spread.add(dict(zip(leaves, gradients, strict=True)))
+            losses.append(drawn.value)
             kept.append(ranks.total(mask))
         row: dict[str, Any] = {
             "step": state.step,
             "outer_loss": sum(losses) / len(losses),
-            "budget": self.constraints.budget_at(progress, sum(ranks.lengths(len(train)))),
+            "budget": self.constraints.budget_at(progress, ranks.count(len(train))),
             "kept": sum(kept) / len(kept),
+            **self._clipped(spread, ranks),
         }
-        for name, value in spread.mean.items():
-            row[f"{name}_gradient_norm"] = ranks.norm(value)
-            row[f"{name}_gradient_variance"] = spread.variance(name, ranks)
-            if self.clip is not None:
-                value.mul_(min(1.0, self.clip / max(row[f"{name}_gradient_norm"], 1e-30)))
         if self.prior is not None and self.prior.anchor:
             row.update(self._anchor(self.prior, spread.mean["probabilities"], before["probabilities"], progress))
         state.update(spread.mean, self.constraints, (state.step + 1) / self.steps, scale=self.schedule(progress))
@@ -425,16 +332,27 @@ class Maple:
         w, s = before["weights"], before["probabilities"]
         return OuterStep(row["step"], model, w, s, mask.detach(), row["outer_loss"], row)
 
+    def _clipped(self, spread: Spread, ranks: Ranks) -> dict[str, float | None]:
+        """Clip the mean gradients in place; return their norms before that, and their variances, for the history."""
+        row: dict[str, float | None] = {}
+        for name, gradient in spread.mean.items():
+            norm = row[f"{name}_gradient_norm"] = ranks.norm(gradient)
+            row[f"{name}_gradient_variance"] = spread.variance(name, ranks)
+            if self.clip is not None:
+                gradient.mul_(min(1.0, self.clip / max(norm, 1e-30)))
+        return row
+
     def _draw(self, state: OuterState, progress: float) -> tuple[Tensor, Tensor]:
         """Draw a mask; return it and the inner weights ``(n,)``. One that leaves nothing to train on is drawn again.
 
         (So for very small budgets the mask is Bernoulli(s) given that it is not empty.)
         """
+        assert self.mask is not None
         least = 1 if self.cross_fit is None else 2
         for _ in range(_REDRAWS):
             mask = self.mask(state.probabilities, state.generator, progress=progress, ranks=state.ranks)
             weight = mask * state.weights
-            if sum(state.ranks.lengths(int((weight > 0).sum()))) >= least:
+            if state.ranks.count(int((weight > 0).sum())) >= least:
                 return mask, weight
         raise ValueError(
             f"{_REDRAWS} masks in a row kept fewer than {least} samples of positive weight (the probabilities sum to "
@@ -445,7 +363,7 @@ class Maple:
         """Add the anchor's gradient to `gradient` ``(n,)``; return its figures for the history."""
         ranks, coefficient = self.inner.ranks, prior.coefficient(progress)
         target = self._own_prior(prior, len(s), progress).to(s.device)
-        share = len(s) / sum(ranks.lengths(len(s)))
+        share = len(s) / ranks.count(len(s))
         gradient.add_(bernoulli_kl_gradient(s, target), alpha=coefficient * share)
         divergence = ranks.total(s.new_tensor(bernoulli_kl(s, target) * share, dtype=torch.float64))
         return {"anchor_coefficient": coefficient, "anchor_kl": divergence}
@@ -461,28 +379,16 @@ class Maple:
 
     def _hypergradient(
         self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor
-    ) -> tuple[nn.Module | None, Tensor]:
+    ) -> tuple[nn.Module | None, Drawn]:
+        assert self.estimator is not None
         if self.cross_fit is not None:
             return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
         model, trajectory = self.inner(train, weight)
         return model, hypergradient(self.estimator, model, trajectory, outer, train)
 
 
-def _weight_step(learn: str, steps: int) -> float:
-    """Return the default step of w; under the cosine decay all steps together come to half of `steps` times it."""
-    return 4 / steps if learn == "weights" else 0.05
-
-
-def _check_given(train: Batch, validation: Batch | None, journal: Journal | None) -> None:
-    """Raise TypeError where what `fit` is given is of another kind."""
-    for name, data, optional in (("train", train, ()), ("validation", validation, (type(None),))):
-        _check.instance(name, data, (Batch, *optional), "a Batch, as Batch.of(inputs, targets) makes it")
-    _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
-
-
-def _blamed(outer: OuterRisk, train: Batch) -> str:
+def _blamed(said: NotFiniteRiskError, outer: OuterRisk, train: Batch) -> str:
     """Return that the outer loss is not finite, and why: samples that are not (of this rank alone)."""
-    said = f"the outer loss is {outer.value}"
     for name, data in (("train", train), ("validation", outer.samples)):
         pieces = data.chunks(data.chunk if isinstance(data, Streamed) else None)
         if found := broken_samples((one.inputs, one.targets, one.index) for one in pieces):
@@ -492,17 +398,3 @@ def _blamed(outer: OuterRisk, train: Batch) -> str:
         f"{said}; all inputs and targets here are finite: {others}the inner run has diverged (lower its learning "
         "rate), or the risk has no finite value of the outputs"
     )
-
-
-def _unlike(train: Batch, validation: Batch) -> list[str]:
-    """Return in words where the shape of a sample, or a dtype, differs."""
-    found = []
-    for name in ("inputs", "targets"):
-        one, two = getattr(train, name), getattr(validation, name)
-        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
-            found.append(f"{name} of {two.dtype} {_of_one(two)}, where train has {one.dtype} {_of_one(one)}")
-    return found
-
-
-def _of_one(values: Tensor) -> str:
-    return f"({', '.join(['n', *map(str, values.shape[1:])])})"

@@ -13,42 +13,11 @@ from torch import Tensor
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.distributed import ALONE, Ranks
+from steelyard.reweight.schedules import LinearTemperature
 
-__all__ = ["LinearTemperature", "Mask", "check_probabilities"]
+__all__ = ["Mask", "check_probabilities"]
 
 _SATURATION = 1e-6  # logit s is taken at s clamped to [this, 1 - this]: finite at s = 0 and s = 1
-
-
-@dataclass(frozen=True)
-class LinearTemperature:
-    """Temperature of the relaxed sample over the outer run: from `start` down to `end`, linear in progress.
-
-    The defaults are those of the MAPLE authors' driver, which multiplies the logits by
-    ``1 / (0.97 (1 - t / T) + 0.03)``.
-
-    Attributes:
-        start: temperature at progress 0, > 0.
-        end: temperature at progress 1, > 0.
-
-    Raises:
-        ValueError: a temperature that is not positive and finite, or a progress outside [0, 1].
-
-    Example:
-        >>> LinearTemperature()(0.0), LinearTemperature(2.0, 1.0)(0.5)
-        (1.0, 1.5)
-    """
-
-    start: float | int = 1.0
-    end: float | int = 0.03
-
-    def __post_init__(self) -> None:
-        ends = {name: _check.in_range(name, getattr(self, name), low=0.0, open_low=True) for name in ("start", "end")}
-        _check.store(self, **ends)
-
-    def __call__(self, progress: float | int) -> float:
-        """Return the temperature at `progress` in [0, 1]."""
-        _check.in_range("progress", progress, low=0.0, high=1.0)
-        return self.end + (self.start - self.end) * (1 - progress)
 
 
 @dataclass(frozen=True)

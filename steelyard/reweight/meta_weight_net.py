@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard._support._random import seeded
-from steelyard.bilevel import Batch, WeightedLoss
+from steelyard.bilevel import Batch, Outer, WeightedLoss
 from steelyard.reweight.clean import Balanced
-from steelyard.reweight.hypergradient import OuterRisk
 from steelyard.reweight.identity import described
 from steelyard.reweight.lookahead import LookAhead, untouched
 from steelyard.reweight.online import Online
@@ -136,7 +135,7 @@ class MetaWeightNet(Online):
             weight.backward(gradient.to(weight.dtype))
         return losses
 
-    def _weigh(self, batch: Batch, outer: OuterRisk) -> Tensor:
+    def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
         losses = self.meta_gradient(batch, outer)
         self.net_optimizer.step()
         with torch.no_grad():
@@ -151,7 +150,9 @@ class MetaWeightNet(Online):
                 "forward with .reshape(losses.shape)"
             )
         if bool((weight < 0).any()):
-            raise ValueError(f"net gave the weight {float(weight.min())}; weights must be >= 0: end it with a sigmoid")
+            raise ValueError(
+                f"net gave the weight {float(weight.detach().min())}; weights must be >= 0: end it with a sigmoid"
+            )
         return weight
 
     def _settings(self) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings
 from steelyard._support._finite import broken_samples, some_ids
-from steelyard.bilevel import Batch, Streamed, WeightedLoss
+from steelyard.bilevel import Batch, Outer, Streamed, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.clean import Balanced, CleanSamples
-from steelyard.reweight.hypergradient import OuterRisk
 from steelyard.reweight.identity import described, samples
-from steelyard.reweight.reweighting import Reweighting
+from steelyard.reweight.outer_risk import OuterRisk
+from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import MeanRisk, Risk
 from steelyard.reweight.visits import Visits
 
@@ -119,14 +119,19 @@ class Online(ABC):
         if not len(batch):
             raise ValueError("batch is empty; leave it out")
         clean = self.clean.draw()
-        outer = OuterRisk(self.risk, clean, self.objective.loss)
+        risk = OuterRisk(self.risk, clean, self.objective.loss, forward=self.objective.outputs_of)
+
+        def outer(model: nn.Module) -> Tensor:
+            value = risk(model)
+            self._clean_loss = float(value.detach())
+            return value
+
         try:
             found = self._weigh(batch, outer).detach()
             if not bool(torch.isfinite(found).all()):
                 raise FloatingPointError(f"the weight of {some_ids(batch.index[~torch.isfinite(found)])} is not finite")
         except FloatingPointError as error:
             raise FloatingPointError(f"step {self.steps}: {error}; {_blamed(batch, clean)}") from error
-        self._clean_loss = outer.value
         self.visits.add(batch.index, found)
         return found
 
@@ -224,9 +229,10 @@ class Online(ABC):
         Returns:
             ``probabilities``, the share of a sample's visits in which its weight was positive, and ``weights``, its
             mean weight over those visits. So ``expected_weights``, their product, is the running mean of its weights.
+            (`LearningToReweight` has another ``weights``, and says why.)
         """
-        found, probabilities, weights = self.visits.of(index)
-        return Reweighting(weights, probabilities, [dict(row) for row in self.history], found)
+        found, shares, means = self.visits.of(index)
+        return Reweighting(self._of_visits(means), shares, [dict(row) for row in self.history], found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the method has beside the model and the optimizer: tensors, numbers, lists and dicts only."""
@@ -248,8 +254,12 @@ class Online(ABC):
         self._epoch = dict(state["epoch"])
 
     @abstractmethod
-    def _weigh(self, batch: Batch, outer: OuterRisk) -> Tensor:
+    def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
         """Return the weights ``(batch,)`` >= 0 of the next step; `outer` is evaluated on the way."""
+
+    def _of_visits(self, means: Tensor) -> Tensor:
+        """Return the weights ``(n,)`` of the result from the mean weights over visits in which they were positive."""
+        return means
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the method that a journal knows a training by."""

@@ -19,7 +19,7 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
-from steelyard.reweight.outer import CosineDecay
+from steelyard.reweight.schedules import CosineDecay
 
 __all__ = ["Prior", "bernoulli_kl", "bernoulli_kl_gradient", "keep_probabilities", "pool"]
 

@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._modules import evaluating
 from steelyard.selectors import _inputs
 from steelyard.selectors.uncertainty import nats
 
@@ -121,16 +122,11 @@ def dropout_probabilities(
 
 @contextmanager
 def _only_dropout_trains(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        for module in modes:
+    with evaluating(model):
+        for module in model.modules():
             if isinstance(module, _DropoutNd):
                 module.train()
         yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _draws(probabilities: Tensor | Numbers) -> Tensor:

@@ -1,7 +1,8 @@
 """The top-q generalisation bound of ordered SGD under corruption, term by term, and what it predicts.
 
-Start with `theorem1`; its terms come from `ordered` (L_q), `complexity`, `thresholds` and `networks` (R^_n), `factor`
-(Q), `corruption` (g). `concentration` holds the certificate of rank disagreement. Depends on torch alone.
+Start with `finite_class_bounds` from a matrix of losses, or with `theorem1`; its terms come from `ordered` (L_q),
+`complexity`, `thresholds` and `networks` (R^_n), `factor` (Q), `corruption` (g). `concentration` holds the certificate
+of rank disagreement. Depends on torch alone.
 """
 
 from steelyard.theory.bound import Bound, complexity_deviation, deviation, theorem1
@@ -34,6 +35,7 @@ from steelyard.theory.corruption import (
 )
 from steelyard.theory.estimate import Estimate
 from steelyard.theory.factor import factor_draw, factor_floor, factor_lower, factor_mean
+from steelyard.theory.finite_class import HypothesisBound, finite_class_bounds
 from steelyard.theory.networks import golowich_bound, network_complexity_lower
 from steelyard.theory.ordered import (
     ordered_sgd_gradient,
@@ -61,6 +63,7 @@ __all__ = [
     "Corruption",
     "Estimate",
     "FeatureDependentFlips",
+    "HypothesisBound",
     "InputNoise",
     "NoCorruption",
     "RankedFlips",
@@ -79,6 +82,7 @@ __all__ = [
     "factor_floor",
     "factor_lower",
     "factor_mean",
+    "finite_class_bounds",
     "finite_class_complexity",
     "golowich_bound",
     "linear_ball_bounds",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from steelyard._support import _check
+from steelyard._support._modules import evaluating
 from steelyard.theory.estimate import Estimate
 
 __all__ = ["golowich_bound", "network_complexity_lower"]
@@ -139,9 +140,7 @@ def network_complexity_lower(
     ]
     optimizer = torch.optim.Adam(groups, maximize=True)
     best = torch.full((draws,), -math.inf, dtype=inputs.dtype)
-    was_training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         for _ in range(steps):
             _project(stacked, limits)
             values = vmap(mean_loss)(stacked, signs)
@@ -149,8 +148,6 @@ def network_complexity_lower(
             optimizer.zero_grad()
             values.sum().backward()
             optimizer.step()
-    finally:
-        network.train(was_training)
     spread = float(best.double().std()) / math.sqrt(draws)
     return Estimate(
         float(best.double().mean()), "lower", spread, f"maximisation, {steps} steps, {draws} draws of signs"

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from steelyard.cli.shared import check_seeds, check_writable, data_root_of, set_threads
+from steelyard.cli.options import check_seeds, check_writable, data_root_of, set_threads
 from studies._command import command_line
 from studies.priors import study
 

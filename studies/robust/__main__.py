@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from steelyard.cli.shared import Overrides, check_any_seed, check_writable, progress_bars, set_threads, stoppable
+from steelyard.cli.options import check_any_seed, check_writable, set_threads
+from steelyard.cli.shared import Overrides, progress_bars, stoppable
 from steelyard.experiments.errors import UserError
 from studies._command import command_line
 from studies.robust import study

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from steelyard.cli.shared import check_seeds, check_writable, set_threads
+from steelyard.cli.options import check_seeds, check_writable, set_threads
 from studies._command import command_line
 from studies.theorem1.study import theorem1
 

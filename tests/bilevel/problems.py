@@ -111,41 +111,55 @@ class Problem:
     def run(self, weight: Tensor) -> tuple[nn.Module, Trajectory]:
         """The weights act inside of the window only: that is the derivative that an estimator claims."""
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = self.make().to(self.dtype)
-            kind, settings = OPTIMIZERS[self.optimizer]
-            half = len(list(model.parameters())) // 2
-            settings = {**settings, **self.options}
-            groups = [
-                {"params": list(model.parameters())[:half]},
-                {"params": list(model.parameters())[half:], "lr": settings["lr"] * 0.7},
-            ]
-            optimizer = kind(groups, **settings)
-            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.schedule)
-            objective = WeightedLoss(CROSS_ENTROPY, self.normalise, self.regulariser)
-            data, ones = self.data(), torch.ones(self.samples, dtype=self.dtype)
-            generator = torch.Generator().manual_seed(4)
+            model, optimizer, objective = self._start()
             with Recorder(model, optimizer, objective, self.window, self.full_state, storage=self.storage) as recorder:
-                for number in range(self.warmup + self.window):
-                    # With replacement: rows repeat inside of a batch and between batches.
-                    rows = torch.randint(0, self.samples, (self.batch,), generator=generator)
-                    used = weight if number >= self.warmup else ones
-                    loss = recorder.loss(data.take(rows), used[rows])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    scheduler.step()
+                self._train(weight, optimizer, recorder.loss)
                 return model, recorder.trajectory()
 
+    def retrained(self, weight: Tensor) -> nn.Module:
+        """The same run, which nothing records."""
+        with torch.random.fork_rng():
+            model, optimizer, objective = self._start()
+            self._train(weight, optimizer, partial(objective, model))
+            return model
+
+    def _start(self) -> tuple[nn.Module, torch.optim.Optimizer, WeightedLoss]:
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes longer than a step
+        model = self.make().to(self.dtype)
+        kind, settings = OPTIMIZERS[self.optimizer]
+        half = len(list(model.parameters())) // 2
+        settings = {**settings, **self.options}
+        groups = [
+            {"params": list(model.parameters())[:half]},
+            {"params": list(model.parameters())[half:], "lr": settings["lr"] * 0.7},
+        ]
+        return model, kind(groups, **settings), WeightedLoss(CROSS_ENTROPY, self.normalise, self.regulariser)
+
+    def _train(
+        self, weight: Tensor, optimizer: torch.optim.Optimizer, loss_of: Callable[[Batch, Tensor], Tensor]
+    ) -> None:
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.schedule)
+        data, ones = self.data(), torch.ones(self.samples, dtype=self.dtype)
+        generator = torch.Generator().manual_seed(4)
+        for number in range(self.warmup + self.window):
+            # With replacement: rows repeat inside of a batch and between batches.
+            rows = torch.randint(0, self.samples, (self.batch,), generator=generator)
+            used = weight if number >= self.warmup else ones
+            loss = loss_of(data.take(rows), used[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+
     def truth(self, step: float = 1e-6) -> Tensor:
-        """Central differences of the whole run, every sample."""
+        """Central differences of plain retraining, every sample."""
         start, result = self.start_weight(), torch.zeros(self.samples, dtype=self.dtype)
         for i in range(self.samples):
             values = []
             for sign in (1.0, -1.0):
                 weight = start.clone()
                 weight[i] += sign * step
-                model, _ = self.run(weight)
+                model = self.retrained(weight)
                 with torch.no_grad():
                     values.append(self.outer(model))
             result[i] = (values[0] - values[1]) / (2 * step)

@@ -121,7 +121,7 @@ def test_the_hypergradient_does_not_see_the_trial(reuse: bool) -> None:
             recorder.loss(batch, torch.ones(8)).backward()
             optimizer.step()
             trajectory = recorder.trajectory()
-        assert (trajectory.steps[-1].findings.tape is not None) == reuse
+        assert (trajectory.steps[-1].findings.forward_record is not None) == reuse
         found.append(Truncated()(trajectory, lambda net: net.layer.weight.square().sum()))
     torch.testing.assert_close(*found)
 

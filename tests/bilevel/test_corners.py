@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Trajectory, Truncated, WeightedLoss
 from steelyard.bilevel.sweep import forward_rules
 from steelyard.reweight import MeanRisk
-from steelyard.reweight.hypergradient import OuterRisk
+from steelyard.reweight.outer_risk import OuterRisk
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,12 +75,12 @@ def test_gradients_and_activations_of_a_step_are_gone_before_the_next_forward_pa
         for _ in range(3):
             loss = recorder.loss(batch, torch.ones(6, dtype=torch.float64))
             assert recorder._pending is not None
-            tape = recorder._pending.findings.tape
-            assert (tape is not None) == reuse
-            seen += [weakref.ref(tape)] if tape is not None else []
-            del tape
+            forward_record = recorder._pending.findings.forward_record
+            assert (forward_record is not None) == reuse
+            seen += [weakref.ref(forward_record)] if forward_record is not None else []
+            del forward_record
             loss.backward()
-            del loss  # its graph holds hooks that hold the tape
+            del loss  # its graph holds hooks that hold the record
             optimizer.step()
             seen += [weakref.ref(p.grad) for p in model.parameters()]
             optimizer.zero_grad()

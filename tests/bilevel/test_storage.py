@@ -254,7 +254,7 @@ def test_frozen_unused_and_zeroed_gradients_are_replayed() -> None:
                 model.used.zero_grad()
                 recorder.loss(batch, torch.ones(8).double()).backward()
                 optimizer.step()
-            found.append([step.parameters for step in backward(recorder.trajectory(), 5)])
+            found.append([step.parameters for step in newest_first(recorder.trajectory(), 5)])
     assert alike(found[0][-1], found[1][-1])
     assert not torch.equal(found[1][0]["zeroed.weight"], found[1][-1]["zeroed.weight"])
     assert torch.equal(found[1][0]["unused.weight"], found[1][-1]["unused.weight"])
@@ -280,7 +280,7 @@ def test_autocast_is_replayed_with_its_cache() -> None:
                 loss = recorder.loss(data, torch.ones(8))
             loss.backward()
             optimizer.step()
-        assert len(list(backward(recorder.trajectory(), 6))) == 6  # each replay is checked
+        assert len(list(newest_first(recorder.trajectory(), 6))) == 6  # each replay is checked
 
 
 def test_other_estimators_take_any_storage() -> None:
@@ -293,7 +293,9 @@ def test_other_estimators_take_any_storage() -> None:
         tolerance = 2e-2 if storage.dtype else 1e-12
         for estimator in (Unrolled(4, backend="torchopt"), Implicit(damping=1.0)):
             assert relative(estimator(kept, problem.outer), estimator(whole, problem.outer)) < tolerance
-        norms = [sum(p.norm() for p in step.parameters.values()) for run in (kept, whole) for step in backward(run, 4)]
+        norms = [
+            sum(p.norm() for p in step.parameters.values()) for run in (kept, whole) for step in newest_first(run, 4)
+        ]
         torch.testing.assert_close(norms[:4], norms[4:], rtol=tolerance, atol=0)
 
 
@@ -309,10 +311,10 @@ def test_reuse_of_the_newest_step_is_not_touched() -> None:
             recorder.loss(batch, weight).backward()
             optimizer.step()
         record = recorder.trajectory()
-    assert [step.findings.tape is None for step in record.steps] == [True, True, False]
-    assert next(backward(record, 1)).checkpoint  # whose state is taken from the whole one
+    assert [step.findings.forward_record is None for step in record.steps] == [True, True, False]
+    assert next(newest_first(record, 1)).checkpoint  # whose state is taken from the whole one
     found = Truncated(1)(record, problem.outer)
-    record.steps[-1].findings.tape = None
+    record.steps[-1].findings.forward_record = None
     torch.testing.assert_close(found, Truncated(1)(record, problem.outer))
 
 

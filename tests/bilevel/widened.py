@@ -23,7 +23,7 @@ def widened(record: Trajectory) -> Trajectory:
             parameters=_double(step.parameters),
             state=_double(step.state),
             conditions=replace(step.conditions, buffers=_double(step.conditions.buffers)),
-            findings=replace(step.findings, gradient=None, tape=None, guards=[]),
+            findings=replace(step.findings, gradient=None, forward_record=None, guards=[]),
         )
         for step in record.steps
     ]

@@ -19,18 +19,18 @@ from steelyard import selectors
 from steelyard._support._state import StateError, _digest, decode, encode
 from steelyard.bilevel import Batch
 from steelyard.checkpoint import CheckpointError, Journal
+from steelyard.cli.losses import read_losses
 from steelyard.experiments.active.fitting import Learned
 from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
-from steelyard.experiments.bounds_losses import read_losses
 from steelyard.experiments.compare.rows import compare as comparison
 from steelyard.experiments.compare.tables import comma_separated, markdown, summary, tex
-from steelyard.experiments.data.backbone import _load as load_weights
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
 from steelyard.experiments.data.waterbirds import Waterbirds
 from steelyard.experiments.errors import UserError
+from steelyard.experiments.models.backbone import _load as load_weights
 from steelyard.experiments.priors import ScoreFile
 from steelyard.experiments.report.page import render
 from steelyard.experiments.report.priors import prior_section
@@ -117,6 +117,30 @@ def recipe(data: bytes, folder: Path) -> bool:
     """A recipe of one's own."""
     path = _put(folder, "recipe.toml", data)
     return _allow(lambda: load_recipe(str(path)))
+
+
+def inherited(data: bytes, folder: Path) -> bool:
+    """The base of a recipe."""
+    _put(folder, "heir/theirs.toml", data)
+    path = _put(folder, "heir/mine.toml", b'base = "theirs.toml"\nseed = 1\n')
+    return _allow(lambda: load_recipe(str(path)))
+
+
+def base(data: bytes, folder: Path) -> bool:
+    """What a recipe says its base is: never a file outside of its folder, nor one behind a link."""
+    _put(folder, "outside.toml", SEEDS["recipe"])
+    _put(folder, "named/theirs.toml", b"seed = 1\n" + SEEDS["recipe"])
+    link = folder / "named" / "link.toml"
+    if not link.is_symlink():
+        link.symlink_to(folder / "outside.toml")
+    text = json.dumps(data.decode("utf-8", "replace"), ensure_ascii=False).replace("\x7f", "\\u007f")
+    path = _put(folder, "named/mine.toml", f"base = {text}\n".encode())
+
+    def read() -> None:
+        recipe = load_recipe(str(path))
+        assert recipe.seed == 1 or recipe.data.name in text, text  # theirs.toml, or one that ships
+
+    return _allow(read)
 
 
 def override(data: bytes, folder: Path) -> bool:
@@ -269,6 +293,7 @@ SEEDS: dict[str, bytes] = {
         }
     ).encode(),
     "recipe": b'[data]\nname = "coloured_digits"\n[model]\nname = "mlp"\nhidden = [8]\n[method]\nname = "erm"\n',
+    "base": b"theirs.toml",
     "override": b"method.training.steps=3",
     "metrics": json.dumps({**_LINE, "train": _SPLIT, "validation": _SPLIT, "test": _SPLIT}).encode() + b"\n",
     "config": json.dumps(_CONFIG).encode(),
@@ -287,12 +312,26 @@ SEEDS: dict[str, bytes] = {
     "waterbirds": b"img_id,img_filename,y,split,place\n1,a.jpg,0,0,1\n2,b.jpg,1,1,0\n",
     "idx": b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (1, 2, 2)) + b"\x01\x02\x03\x04",
 }
-SEEDS |= {"compare": SEEDS["metrics"], "report": SEEDS["result"]}
+SEEDS |= {"compare": SEEDS["metrics"], "report": SEEDS["result"], "inherited": SEEDS["recipe"]}
 SLOW = ("report",)  # draws plots
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        *(state, checkpoint, recipe, override, metrics, config, result, reweighting, backbone, losses, scores),
+        *(
+            state,
+            checkpoint,
+            recipe,
+            inherited,
+            base,
+            override,
+            metrics,
+            config,
+            result,
+            reweighting,
+            backbone,
+            losses,
+            scores,
+        ),
         *(table, waterbirds, celeba, idx, compare, report, prior, active),
     )
 }

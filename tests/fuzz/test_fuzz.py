@@ -62,6 +62,13 @@ def test_a_malicious_pickle_stays_inert(name: str, how: str, tmp_path: Path) -> 
     assert mark.exists()
 
 
+@pytest.mark.parametrize("text", ["../outside.toml", "link.toml", "./../outside.toml", "x/../../outside.toml"])
+def test_a_base_stays_in_its_folder(text: str, folder: Path) -> None:
+    assert not TARGETS["base"](text.encode(), folder)
+    assert not TARGETS["base"](str(folder / "outside.toml").encode(), folder)
+    assert (folder / "outside.toml").is_file()
+
+
 @pytest.mark.parametrize(
     "text",
     [

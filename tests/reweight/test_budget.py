@@ -47,7 +47,7 @@ def maple(**options):
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize(("budget", "kept"), MEANT, ids=str)
+@pytest.mark.parametrize(("budget", "kept"), MEANT, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_what_a_budget_means(budget, kept):
     constraints = ConstraintSet(budget)
     assert constraints.budget_at(0.3, 40) == pytest.approx(kept)

@@ -30,7 +30,7 @@ from steelyard.reweight import (
     project_ball,
     project_box_simplex,
 )
-from steelyard.reweight import reweighting as module
+from steelyard.reweight import result as module
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 X, Y, E = [[0.5, 1.0], [2.0, -1.0], [0.0, 3.0], [1.0, 1.0]], [0, 1, 1, 0], [0, 0, 1, 1]
@@ -129,7 +129,9 @@ NO_TENSORS = {
     "dates": (lambda: Batch.of(np.zeros((4, 2), dtype="datetime64[s]"), Y), "inputs"),
     "128 bits": (lambda: Batch.of(np.array(X, dtype=np.longdouble), Y), "inputs"),
     "strings as weights": (lambda: Reweighting(["1", "2"], [0.5, 0.5]), "weights"),
-    "a dict": (lambda: Batch.of({"x": X}, Y), "inputs"),
+    "a dict of names": (lambda: Batch.of({"x": X, "name": ["a", "b", "b", "a"]}, Y), r"inputs\['name'\]"),
+    "a dict by numbers": (lambda: Batch.of({0: X}, Y), "a key of inputs"),
+    "a tuple with names": (lambda: Batch.of((np.array(X), np.array([*"abba"])), Y), r"inputs\[1\]"),
     "large numbers": (lambda: Batch.of(torch.tensor(X), [2**70, 0, 0, 0]), "targets"),
     "a long list": (lambda: Batch.of(torch.tensor(X), ["a"] * 100_000), "targets"),
     "a long table": (lambda: Batch.of(pandas.DataFrame({"a": ["x"] * 100_000}), Y), "inputs"),

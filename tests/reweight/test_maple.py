@@ -195,7 +195,7 @@ def test_cross_fitted_gradient_against_finite_differences(folds):
     cross_fit = CrossFit(linear_run(steps=1), folds)
     outer = OuterRisk(RISK, train, CROSS_ENTROPY)
     weight = torch.rand(40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    found = cross_fit(Truncated(), outer, train, weight, torch.Generator().manual_seed(7))
+    found, risk = cross_fit(Truncated(), outer, train, weight, torch.Generator().manual_seed(7))
     fold = torch.randperm(40, generator=torch.Generator().manual_seed(7)) % folds
 
     def value(weight):
@@ -205,7 +205,7 @@ def test_cross_fitted_gradient_against_finite_differences(folds):
             outputs[fold == number] = model(train.inputs[fold == number]).detach()
         return RISK(outputs, train, CROSS_ENTROPY).item()
 
-    assert outer.value == pytest.approx(value(weight), rel=1e-12)
+    assert risk == pytest.approx(value(weight), rel=1e-12)
     for i in range(40):
         h = torch.zeros(40, dtype=torch.float64)
         h[i] = 1e-6

@@ -292,31 +292,37 @@ def test_no_step_where_no_sample_helps() -> None:
     assert seen.loss == 0.0
     assert not model.weight.any()
     result = online.result()
-    assert (result.probabilities.tolist(), result.weights.tolist()) == ([0.0], [0.0])
+    assert (result.probabilities.tolist(), result.weights.tolist()) == ([0.0], [1.0])
     loss = online.loss(wrong)
     loss.backward()
     assert not model.weight.grad.any()
 
 
-def test_expected_weights_are_the_mean_of_what_each_sample_was_given() -> None:
+@pytest.mark.parametrize("method", [LearningToReweight, MetaWeightNet])
+def test_the_result_sums_up_what_each_sample_was_given(method) -> None:
     train, model = some(50, flips=0.3), net()
-    online = LearningToReweight(model, OPTIMIZERS["adam"](model.parameters()), OBJECTIVE, some(20, seed=2))
+    online = method(model, OPTIMIZERS["adam"](model.parameters()), OBJECTIVE, some(20, seed=2))
     given: dict[int, list[float]] = {number: [] for number in range(50)}
 
     def note(seen) -> None:
         for one, weight in zip(seen.index.tolist(), seen.weights.tolist(), strict=True):
             given[one].append(weight)
 
-    result = online.fit(train, epochs=3, batch_size=16, callbacks=[note])
+    result = online.fit(train, epochs=3, batch_size=10, callbacks=[note])
     assert all(len(weights) == 3 for weights in given.values())
     means = torch.tensor([sum(weights) / 3 for weights in given.values()], dtype=torch.float64)
     shares = torch.tensor([sum(one > 0 for one in weights) / 3 for weights in given.values()], dtype=torch.float64)
-    torch.testing.assert_close(result.expected_weights, means)
+    _, share, mean = online.visits.of(train.index)
+    torch.testing.assert_close(share * mean, means)
     torch.testing.assert_close(result.probabilities, shares)
-    assert means.mean().item() == pytest.approx(1.0)  # of every batch in which some sample helps the mean is 1
+    if method is MetaWeightNet:
+        torch.testing.assert_close(result.expected_weights, means)
+    else:
+        assert result.weights.tolist() == [1.0] * 50
+        assert means.mean().item() == pytest.approx(1.0)  # of every batch in which some sample helps the mean is 1
     assert [row["epoch"] for row in result.history] == [0, 1, 2]
     assert result.history[-1]["skipped"] == 0
-    assert 0 < result.history[-1]["kept"] < 1
+    assert 0 < result.history[-1]["kept"] < 1 or method is MetaWeightNet
     assert isinstance(result, Reweighting)
     assert len(list(result.sampler(20, torch.Generator().manual_seed(0)))) == 20
 
@@ -338,6 +344,7 @@ def test_wrong_labels_are_found_and_the_model_does_without_them() -> None:
         accuracy[clean is None] = (model.eval()(test.inputs).argmax(1) == test.targets).double().mean().item()
     assert accuracy[False] > 0.97 > accuracy[True]
     wrong = torch.arange(120) < 48
+    assert wrong[result.suspects(40)].double().mean() > 0.95
     assert result.probabilities[wrong].median() < 0.2 < 0.7 < result.probabilities[~wrong].median()
 
 

@@ -146,7 +146,7 @@ def test_sample_mask_has_the_right_law():
 
 def test_frame():
     frame = result().to_frame()
-    assert list(frame.columns) == ["index", "weight", "probability"]
+    assert list(frame.columns) == ["index", "weight", "probability", "expected_weight"]
     assert frame["index"].tolist() == [0, 10, 20, 30, 40, 50]
     assert frame["weight"].to_numpy().dtype == "float32"
 
@@ -191,3 +191,32 @@ def test_sampler_yields_global_ids() -> None:
     # Binomial(300, 2/3): more than six standard deviations from 200 has probability below 1e-8.
     assert abs(drawn.count(11) - 200) < 6 * 8.2
     assert torch.equal(part.expected_weights, torch.tensor([1.0, 2.0]))
+
+
+def test_suspects_are_those_that_training_can_do_without():
+    weights, s = torch.tensor([1.0, 0.0, 2.0, 0.0, 0.5]), torch.tensor([0.5, 0.9, 0.1, 0.3, 1.0])
+    found = Reweighting(weights, s, index=torch.tensor([7, 5, 3, 1, 9]))
+    assert found.suspects(5).tolist() == [1, 5, 3, 7, 9]  # s w: 0.5, 0, 0.2, 0, 0.5
+    assert found.suspects(2).tolist() == [1, 5]
+    assert found.suspects(0).tolist() == []
+    for k in (-1, 6):
+        with pytest.raises(ValueError, match="k must be"):
+            found.suspects(k)
+
+
+def test_the_frame_takes_more_columns():
+    found = result()
+    frame = found.to_frame(label=[1, 0, 1, 0, 1, 0], split=torch.arange(6))
+    assert list(frame) == ["index", "weight", "probability", "expected_weight", "label", "split"]
+    assert frame["label"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert frame["expected_weight"].tolist() == (found.weights * found.probabilities).tolist()
+    with pytest.raises(ValueError, match="label"):
+        found.to_frame(label=[1, 0])
+    with pytest.raises(ValueError, match="'weight' is there already"):
+        found.to_frame(weight=torch.zeros(6))
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "0 samples"), (1, "1 samples"), (6, "6 samples")])
+def test_the_repr_is_short(n, said):
+    assert said in repr(result(n))
+    assert len(repr(result(n))) < 120

@@ -101,7 +101,7 @@ def test_cross_fitting_a_stream_holds_no_fold_in_memory() -> None:
     def gradient(samples):
         fit = CrossFit(linear_run(steps=4, lr=0.3, batch_size=16), 2)
         risk = OuterRisk(RISK, samples, CROSS_ENTROPY)
-        return fit(Truncated(), risk, samples, weight, torch.Generator().manual_seed(0))
+        return fit(Truncated(), risk, samples, weight, torch.Generator().manual_seed(0)).gradient
 
     expected = gradient(data)
     dataset.asked.clear()

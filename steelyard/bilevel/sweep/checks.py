@@ -51,10 +51,10 @@ def widen(question: Question) -> Question | None:
     step = step_in_float64(question.run, question.step)
     batch = step.batch if question.batch is question.step.batch else batch_in_float64(question.batch)
     at = step.parameters if question.at is question.step.parameters else in_float64(question.at)
-    return replace(question, step=step, at=at, along=in_float64(question.along), batch=batch)
+    return replace(question, step=step, at=at, direction=in_float64(question.direction), batch=batch)
 
 
-def blur(slope: Tensors, along: Tensors) -> float:
+def blur(slope: Tensors, direction: Tensors) -> float:
     """Return about how far rounding alone may move <slope, along>, `slope` a gradient.
 
     An entry of a gradient rounds by a few units of the size of the others (a bias before BatchNorm has nothing else).
@@ -63,7 +63,7 @@ def blur(slope: Tensors, along: Tensors) -> float:
     count = sum(g.numel() for g in slope.values())
     eps = max(torch.finfo(g.dtype).eps for g in slope.values()) if slope else 0.0
     size = float(dot(slope, slope)) ** 0.5 / max(1, count) ** 0.5
-    reached = sum(float(torch.linalg.vector_norm((along[n] * (g != 0)).double()) ** 2) for n, g in slope.items())
+    reached = sum(float(torch.linalg.vector_norm((direction[n] * (g != 0)).double()) ** 2) for n, g in slope.items())
     return eps * size * reached**0.5
 
 
@@ -73,12 +73,12 @@ def signs(question: Question, found: Tensor, generator: torch.Generator) -> str 
     sizes = torch.exp2(2 * torch.rand(len(found), generator=generator) - 1)
     signs = (sizes * (torch.randint(0, 2, (len(found),), generator=generator) * 2 - 1)).to(found)
     slope = _signed_gradient(question, signs)
-    reference, value = float(dot(slope, question.along)), float(signs.double() @ found.double())
+    reference, value = float(dot(slope, question.direction)), float(signs.double() @ found.double())
     scale = max(float(torch.linalg.vector_norm(found.double())), abs(reference))
     dtype = next(iter(question.at.values())).dtype
     tolerance = 0.2 if question.step.conditions.autocast else _SIGNS.get(dtype, 0.2)
     if abs(value - reference) <= tolerance * scale or (
-        abs(value - reference) <= tolerance * scale + 32 * blur(slope, question.along)
+        abs(value - reference) <= tolerance * scale + 32 * blur(slope, question.direction)
     ):
         return None
     return f"with random signs and sizes its sum is {value:.6g}, a backward pass gives {reference:.6g}"
@@ -116,7 +116,7 @@ def curvature(
         return None
     asked = wide or question
     a = _random(asked.at, generator)
-    asked = replace(asked, along=a)
+    asked = replace(asked, direction=a)
     try:
         found = answer(asked)
         product, worst = found.product, ""

@@ -1,8 +1,8 @@
-"""Per-sample derivatives of the newest step from the tape of its forward pass.
+"""Per-sample derivatives of the newest step from the record of its forward pass.
 
 Two ways, by what the samples do to each other:
 
-- coupled (BatchNorm): a tangent pass over the tape, two multiplications a layer where torch's forward mode has three;
+- coupled (BatchNorm): a tangent pass over the record, two multiplications a layer where torch's forward mode has three;
 - each for itself: t_i = <u, grad l_i> is the sum over the layers of <g_i, what u alone makes of the layer's input>,
   with g_i what `backward` sent to the layer's output, one multiplication a layer (the "ghost" dot product; Goodfellow
   2015 has the norm). `backward` was of sum c_i l_i, whatever c_i: it is read off the losses and divided out.
@@ -20,53 +20,53 @@ from torch import Tensor
 
 from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.forward_rules import Call
-from steelyard.bilevel.sweep.graph_record import Held, Link, Note, Tape, Unusable
+from steelyard.bilevel.sweep.graph_record import ForwardRecord, Held, Link, Note, Unusable
 
-__all__ = ["ghost", "tangents"]
+__all__ = ["row_products", "tangents"]
 
 
 @torch.no_grad()
-def tangents(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
-    """Return t_i ``(batch,)`` by a tangent pass over the tape.
+def tangents(forward_record: ForwardRecord, at: Tensors, direction: Tensors) -> Tensor:
+    """Return t_i ``(batch,)`` by a tangent pass over the record.
 
     Args:
-        tape: of the step.
-        at: its parameters, those that the tape was recorded at.
-        along: u.
+        forward_record: of the step.
+        at: its parameters, those that it was recorded at.
+        direction: u.
 
     Raises:
-        Unusable: something that the tape holds was written to since, or an operator has no derivative.
+        Unusable: something that the record holds was written to since, or an operator has no derivative.
     """
-    state = _Pass(tape, at, along)
-    for note in tape.notes:
+    state = _Pass(forward_record, at, direction)
+    for note in forward_record.notes:
         state.take(note)
-    found = state.moved.get(tape.losses)
+    found = state.moved.get(forward_record.losses)
     if found is None:
         raise Unusable("the losses do not move with the parameters")
     return found
 
 
 @torch.no_grad()
-def ghost(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
+def row_products(forward_record: ForwardRecord, at: Tensors, direction: Tensors) -> Tensor:
     """Return t_i ``(batch,)`` for losses that do not depend on each other's samples, which the caller makes sure of.
 
     Raises:
         Unusable: as `tangents`; or `backward` has not been through all of it, or an output is not laid out by samples,
             or some c_i is 0.
     """
-    scale = _gradient(tape, tape.losses)
+    scale = _gradient(forward_record, forward_record.losses)
     if not bool((torch.isfinite(scale) & (scale != 0)).all()):
         raise Unusable("a sample of weight 0 has left no trace in the gradient")
-    state, total = _Pass(tape, at, along), torch.zeros_like(scale)
-    read = {slot for note in tape.notes for slot in note.reads()} | {tape.losses}
-    for note in tape.notes:
+    state, total = _Pass(forward_record, at, direction), torch.zeros_like(scale)
+    read = {slot for note in forward_record.notes for slot in note.reads()} | {forward_record.losses}
+    for note in forward_record.notes:
         if note.parametric:
             state.take(note)
             continue
         outputs = state.of(note)
         for slot, output in zip(note.slots, outputs, strict=False):
             if output is not None and slot in read:
-                total += _per_sample(output, _gradient(tape, slot), tape.samples)
+                total += _per_sample(output, _gradient(forward_record, slot), forward_record.samples)
     return total / scale
 
 
@@ -74,21 +74,21 @@ def ghost(tape: Tape, at: Tensors, along: Tensors) -> Tensor:
 class _Pass:
     """Values of parameters and their views, and tangents, by slot; a tangent goes after its last reader."""
 
-    tape: Tape
+    forward_record: ForwardRecord
     at: Tensors
-    along: Tensors
+    direction: Tensors
     values: dict[int, Tensor] = field(default_factory=dict)
     moved: dict[int, Tensor] = field(default_factory=dict)
     left: Counter[int] = field(default_factory=Counter)
     memory: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        for note in self.tape.notes:
+        for note in self.forward_record.notes:
             self.left.update(note.reads())
-        for slot, name in self.tape.names.items():
-            self.values[slot], self.moved[slot] = self.at[name], self.along[name]
+        for slot, name in self.forward_record.names.items():
+            self.values[slot], self.moved[slot] = self.at[name], self.direction[name]
             self.left[slot] += 1  # they are the caller's: never given up, never written over
-            self.memory[_memory(self.along[name])] += 1
+            self.memory[_memory(self.direction[name])] += 1
 
     def take(self, note: Note) -> None:
         """Enter the tangents of the outputs of `note`."""
@@ -147,8 +147,8 @@ class _Pass:
         return frozenset(found)
 
 
-def _gradient(tape: Tape, slot: int | None) -> Tensor:
-    held = None if slot is None else tape.gradients.get(slot)
+def _gradient(forward_record: ForwardRecord, slot: int | None) -> Tensor:
+    held = None if slot is None else forward_record.gradients.get(slot)
     if held is None:
         raise Unusable("no gradient has come by: backward has not run")
     return held.value()

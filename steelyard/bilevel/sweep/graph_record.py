@@ -3,7 +3,7 @@
 A dispatch mode around the per-sample losses notes every operator that something optimised flows through, with the
 tensors that its derivative reads (`tangents`): references, as autograd keeps them. Which tensors those are is
 taken from autograd itself (``requires_grad``), so `detach` and `no_grad` mean what they mean there. Whatever
-the notes cannot follow, a tape is given up for, and the estimator takes its plain path: a write in place to a tensor
+the notes cannot follow, a record is given up for, and the estimator takes its plain path: a write in place to a tensor
 that is needed, a `torch.autograd.Function` (whose backward may be anything), random operators without a rule,
 tensors made by an earlier forward pass.
 """
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steelyard.bilevel.sweep.forward_rules import Rule, rule_for
 
-__all__ = ["Held", "Link", "Note", "Recording", "Tape", "Unusable", "nodes_of"]
+__all__ = ["ForwardRecord", "Held", "Link", "Note", "Recording", "Unusable", "nodes_of"]
 
 
 _DETACH = torch.ops.aten.detach.default
@@ -29,7 +29,7 @@ _LISTS = (list, tuple)
 
 
 class Unusable(Exception):
-    """The tape cannot answer."""
+    """The record cannot answer."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Held:
 
     Attributes:
         tensor: the tensor; without its graph once the forward pass is over (`settle`).
-        memory: what names its storage, and `writes`, how often the tape had seen that written to.
+        memory: what names its storage, and `writes`, how often the record had seen that written to.
         version: torch's count of writes at the end of the forward pass.
     """
 
@@ -96,7 +96,7 @@ class Note:
 
 
 @dataclass
-class Tape:
+class ForwardRecord:
     """The operators between the optimised parameters and the per-sample losses, in order.
 
     Attributes:
@@ -116,33 +116,33 @@ class Tape:
     listening: bool = False
 
 
-class _Ear:
+class _GradientListener:
     """Keeps gradients as `backward` passes by. Not the recording's own: the graph owns it, and would own that too."""
 
     def __init__(self) -> None:
-        self.tape: Tape | None = None
+        self.forward_record: ForwardRecord | None = None
 
     def listen(self, value: Tensor, slot: int) -> None:
         def note(gradient: Tensor | None) -> None:
             # (None: of an output that nothing reads; some fused operators say so in the place of zeros.)
-            if gradient is None or self.tape is None or not self.tape.listening:
+            if gradient is None or self.forward_record is None or not self.forward_record.listening:
                 return
             try:
                 held = Held(gradient, _memory(gradient))
             except (Unusable, NotImplementedError):  # a sparse one, or one of a batch of them: the record goes without
                 return
-            self.tape.gradients[slot] = held
+            self.forward_record.gradients[slot] = held
             held.settle()
 
         value.register_hook(note)
 
 
 class Recording(TorchDispatchMode):
-    """Notes a forward pass; afterwards `tape(losses)`.
+    """Notes a forward pass; afterwards `forward_record(losses)`.
 
     Args:
         parameters: the optimised parameters by name.
-        listen: note gradients as well when `backward` comes by (`Tape.gradients`).
+        listen: note gradients as well when `backward` comes by (`ForwardRecord.gradients`).
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], listen: bool = False) -> None:
@@ -158,7 +158,7 @@ class Recording(TorchDispatchMode):
         self._writes: dict[int, int] = {}
         self._count = 0
         self._trouble: str | None = None
-        self._ear = _Ear()
+        self._gradients = _GradientListener()
         self._heard: set[int] = set()
         self._owned: set[int] = set()
         for name, parameter in parameters.items():
@@ -179,11 +179,11 @@ class Recording(TorchDispatchMode):
 
     @property
     def trouble(self) -> str | None:
-        """Why there is no tape, if there is none."""
+        """Why there is no record, if there is none."""
         return self._trouble
 
-    def tape(self, losses: Tensor) -> Tape | None:
-        """Return the tape of `losses` ``(batch,)``, or None where it was given up."""
+    def forward_record(self, losses: Tensor) -> ForwardRecord | None:
+        """Return the record of `losses` ``(batch,)``, or None where it was given up."""
         try:
             if self._trouble is None and not losses.requires_grad:
                 self._trouble = "the losses depend on no parameter"
@@ -296,7 +296,7 @@ class Recording(TorchDispatchMode):
             raise Unusable("a tensor that this forward pass did not make")
         if self._listens and slot in self._frontier and slot not in self._heard:
             self._heard.add(slot)
-            self._ear.listen(value, slot)
+            self._gradients.listen(value, slot)
         return slot
 
     def _leaf(self, value: Tensor) -> int:
@@ -322,7 +322,7 @@ class Recording(TorchDispatchMode):
         self._notes.clear()
         self._alive.clear()
 
-    def _finish(self, losses: Tensor) -> Tape:
+    def _finish(self, losses: Tensor) -> ForwardRecord:
         if any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes_of(losses)):
             raise Unusable("a torch.autograd.Function")
         last = self._slots.get(_key(losses, _memory(losses)))
@@ -340,11 +340,12 @@ class Recording(TorchDispatchMode):
                 if self._writes.get(held.memory, 0) != held.writes:
                     raise Unusable("an activation that is needed was written to later")
                 held.settle()
-        tape = Tape(notes[::-1], {s: n for s, n in self._names.items() if s in needed}, last, len(losses))
+        names = {slot: name for slot, name in self._names.items() if slot in needed}
+        forward_record = ForwardRecord(notes[::-1], names, last, len(losses))
         if self._listens:
-            self._ear.listen(losses, last)
-            self._ear.tape = tape
-        return tape
+            self._gradients.listen(losses, last)
+            self._gradients.forward_record = forward_record
+        return forward_record
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
@@ -89,7 +90,8 @@ _KNOWN: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[nn.Module, dict
 
 def _known(question: Question, kind: str) -> _Known:
     run, step, batch = question.run, question.step, question.batch
-    shapes = (batch.inputs.shape, batch.inputs.dtype, batch.targets.shape, batch.targets.dtype)
+    read = [*named_tensors("inputs", batch.inputs), ("targets", batch.targets)]
+    shapes = tuple((name, one.shape, one.dtype) for name, one in read)
     dtypes = tuple(value.dtype for value in question.at.values())
     key = (kind, shapes, step.conditions.modes, step.conditions.autocast, dtypes)
     try:
@@ -119,18 +121,18 @@ class Ladder:
         self.passed_over: dict[str, str] = {}
 
     def losses(
-        self, run: Trajectory, step: Step, at: Tensors, along: Tensors, batch: Batch, objection: Objection = _none
+        self, run: Trajectory, step: Step, at: Tensors, direction: Tensors, batch: Batch, objection: Objection = _none
     ) -> Tensor:
-        """Return t_i = <along, grad l_i(at)> ``(batch,)`` for every sample of `batch`, without a graph.
+        """Return t_i = <direction, grad l_i(at)> ``(batch,)`` for every sample of `batch`, without a graph.
 
         Args:
-            run, step, at, along, batch: the question.
+            run, step, at, direction, batch: the question.
             objection: from t_i to what the caller has against them, or None; where a gradient is at hand to compare.
 
         Raises:
             NoDerivative: no rung's answer stands.
         """
-        question = Question(run, step, at, along, batch)
+        question = Question(run, step, at, direction, batch)
         known = _known(question, "losses")
         due = run.ranks.any(known.due())
         cut: list[Question] = []
@@ -161,25 +163,25 @@ class Ladder:
         return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection_to_finite)
 
     def differ(
-        self, run: Trajectory, step: Step, along: Tensors, tangents: Tensor, by: float, surely: bool = False
+        self, run: Trajectory, step: Step, direction: Tensors, tangents: Tensor, by: float, surely: bool = False
     ) -> bool:
-        """Whether the t_i of the step's batch along `along` are not `tangents`, but another by more than `by`.
+        """Whether the t_i of the step's batch along `direction` are not `tangents`, but another by more than `by`.
 
         Looked at where it is due, once was so, or is `surely` asked; else False.
         """
-        known = _known(Question(run, step, step.parameters, along, step.batch), "differ")
+        known = _known(Question(run, step, step.parameters, direction, step.batch), "differ")
         due = known.due()
         if not run.ranks.any(due or known.differ or surely):
             return False
-        found = self.losses(run, step, step.parameters, along, step.batch)
+        found = self.losses(run, step, step.parameters, direction, step.batch)
         differ = bool(((found - tangents).abs() > by).any())
         known.differ = known.differ or differ
         return differ
 
     def curvature_and_losses(
-        self, run: Trajectory, step: Step, at: Tensors, along: Tensors, objection: Objection = _none
+        self, run: Trajectory, step: Step, at: Tensors, direction: Tensors, objection: Objection = _none
     ) -> Curved:
-        """Return H u of the step's inner loss at `at`, u = `along`, and the t_i of its batch, with the gradient.
+        """Return H u of the step's inner loss at `at`, u = `direction`, and the t_i of its batch, with the gradient.
 
         H is the transposed derivative of the gradient that `backward` gives, as autograd has it: what the model
         detaches, or computes without gradients, it takes as constant (and a `StopGradientWarning` says so).
@@ -187,7 +189,7 @@ class Ladder:
         Raises:
             NoDerivative: no rung's answer stands.
         """
-        question = Question(run, step, at, along, step.batch)
+        question = Question(run, step, at, direction, step.batch)
         known = _known(question, "curvature")
         due = run.ranks.any(known.due())
 
@@ -202,21 +204,21 @@ class Ladder:
         rungs = curvature_rungs(step.findings.coupled, self.differences)
         return self._climb(question, known, rungs, lambda rung: _answer(rung, question), fault, objection)
 
-    def curvature(self, run: Trajectory, step: Step, at: Tensors, along: Tensors) -> Tensors:
+    def curvature(self, run: Trajectory, step: Step, at: Tensors, direction: Tensors) -> Tensors:
         """Return H u alone, of any objective; see `curvature_and_losses`."""
         if run.is_weighted:
-            return self.curvature_and_losses(run, step, at, along).product
-        return self.mixed(run, step, at, along, ())[0].product
+            return self.curvature_and_losses(run, step, at, direction).product
+        return self.mixed(run, step, at, direction, ())[0].product
 
     def mixed(
-        self, run: Trajectory, step: Step, at: Tensors, along: Tensors, tensors: Sequence[Tensor]
+        self, run: Trajectory, step: Step, at: Tensors, direction: Tensors, tensors: Sequence[Tensor]
     ) -> tuple[Curved, tuple[Tensor, ...]]:
         """Return H u and the gradient of any objective, and the derivative of <u, gradient> by `tensors`.
 
         Raises:
             NoDerivative: second derivatives of the model are not those of its gradient.
         """
-        question = Question(run, step, at, along, step.batch)
+        question = Question(run, step, at, direction, step.batch)
         known = _known(question, "general")
         found, through = general(question, tensors)
         _check_second_derivative(question, known)

@@ -18,12 +18,12 @@ __all__ = ["Question"]
 
 @dataclass(frozen=True)
 class Question:
-    """t_i = <along, grad l_i(at)> of every sample of `batch`, evaluated as in `step`.
+    """t_i = <direction, grad l_i(at)> of every sample of `batch`, evaluated as in `step`.
 
     Attributes:
         run, step: the step, whole.
         at: parameters, by name.
-        along: u, by name.
+        direction: u, by name.
         batch: the samples; that of the step, or others.
         size: at most so many samples at a time; None: all at once, as where they couple.
     """
@@ -31,7 +31,7 @@ class Question:
     run: Trajectory
     step: Step
     at: Tensors
-    along: Tensors
+    direction: Tensors
     batch: Batch
     size: int | None = None
 
@@ -53,3 +53,7 @@ class Question:
     def sample_losses(self, module: nn.Module) -> Tensor:
         """Return the losses ``(batch,)``; for use inside of `replay`."""
         return self.run.weighted.sample_losses(module, self.batch)
+
+    def reduce(self, module: nn.Module, losses: Tensor) -> Tensor:
+        """Return the step's inner loss from its samples' losses; for use inside of `replay`."""
+        return self.run.reduce(self.step, module, losses)

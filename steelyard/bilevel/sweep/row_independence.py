@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steelyard.bilevel.sweep.graph_record import Link, Note, Tape
+from steelyard.bilevel.sweep.graph_record import ForwardRecord, Link, Note
 
 __all__ = ["separate"]
 
@@ -21,12 +21,12 @@ Fits = Callable[[Note, Sequence[torch.Size]], bool]
 """From a call and the shapes of its arguments (of rows) to whether it stays within rows."""
 
 
-def separate(tape: Tape) -> bool:
+def separate(forward_record: ForwardRecord) -> bool:
     """Return whether every operator after the parameters keeps row i to row i; False where one is not known."""
-    parametric = set(tape.names).union(*(note.slots for note in tape.notes if note.parametric))
-    read = {slot for note in tape.notes for slot in note.reads()} | {tape.losses}
+    parametric = set(forward_record.names).union(*(note.slots for note in forward_record.notes if note.parametric))
+    read = {slot for note in forward_record.notes for slot in note.reads()} | {forward_record.losses}
     rows: dict[int, torch.Size] = {}
-    for note in tape.notes:
+    for note in forward_record.notes:
         if note.parametric:
             continue
         if any(slot not in parametric and slot not in rows for slot in note.reads()):
@@ -44,10 +44,10 @@ def separate(tape: Tape) -> bool:
                 return False
         for slot, shape in zip(note.slots, note.shapes, strict=True):
             if slot in read and slot is not None:
-                if shape[:1] != (tape.samples,):
+                if shape[:1] != (forward_record.samples,):
                     return False
                 rows[slot] = shape
-    return rows.get(tape.losses) == (tape.samples,)
+    return rows.get(forward_record.losses) == (forward_record.samples,)
 
 
 def _never(note: Note, shapes: Sequence[torch.Size]) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from steelyard.bilevel._forward_mode import jvp
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Tensors
-from steelyard.bilevel.sweep.from_record import ghost, tangents
+from steelyard.bilevel.sweep.from_record import row_products, tangents
 from steelyard.bilevel.sweep.graph_record import Recording, Unusable
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.row_independence import separate
@@ -59,19 +59,19 @@ class Curved(NamedTuple):
 
 def _row_products(question: Question) -> Tensor:
     """One multiplication a layer, by the record of the training's own forward pass and what `backward` sent past."""
-    tape = _record_of(question)
+    forward_record = _record_of(question)
     if not question.step.findings.separable:
         raise Unusable("the samples couple, or random numbers were drawn")
-    if not separate(tape):
+    if not separate(forward_record):
         raise Unusable("not all operators are known to keep the samples apart")
     with _without_autocast(question):
-        return ghost(tape, question.at, question.along)
+        return row_products(forward_record, question.at, question.direction)
 
 
 def _recorded_forward(question: Question) -> Tensor:
     """A tangent pass over the record of the training's own forward pass: two multiplications a layer."""
     with _without_autocast(question):
-        return tangents(_record_of(question), question.at, question.along)
+        return tangents(_record_of(question), question.at, question.direction)
 
 
 def _replayed_forward(question: Question) -> Tensor:
@@ -79,11 +79,11 @@ def _replayed_forward(question: Question) -> Tensor:
     leaves = {name: value.detach().requires_grad_() for name, value in question.at.items()}
     with torch.enable_grad(), saved_tensors_hooks(_drop, _drop), Recording(leaves) as recording:
         losses = question.run.sample_losses(question.step, leaves, question.batch)
-    tape = recording.tape(losses)
-    if tape is None:
+    forward_record = recording.forward_record(losses)
+    if forward_record is None:
         raise Unusable(recording.trouble or "no record")
     with _without_autocast(question):
-        return tangents(tape, question.at, question.along)
+        return tangents(forward_record, question.at, question.direction)
 
 
 def _torch_forward(question: Question) -> Tensor:
@@ -93,7 +93,7 @@ def _torch_forward(question: Question) -> Tensor:
         return question.run.sample_losses(question.step, parameters, question.batch)
 
     with torch.no_grad():
-        found: Tensor = jvp(losses, (question.at,), (question.along,))[1]
+        found: Tensor = jvp(losses, (question.at,), (question.direction,))[1]
     return found.detach()
 
 
@@ -105,7 +105,7 @@ def _double_backward(question: Question) -> Tensor:
         cotangents = torch.ones_like(losses, requires_grad=True)
         first = torch.autograd.grad(losses, list(leaves.values()), cotangents, create_graph=True, allow_unused=True)
         moving = [
-            (g, question.along[n]) for n, g in zip(leaves, first, strict=True) if g is not None and g.requires_grad
+            (g, question.direction[n]) for n, g in zip(leaves, first, strict=True) if g is not None and g.requires_grad
         ]
         if not moving:
             return torch.zeros_like(losses).detach()
@@ -127,7 +127,7 @@ def _ordinary_backward(question: Question) -> Tensor:
             return torch.zeros_like(losses)
         rows = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
         found = [
-            dot(differentiate(module, losses, leaves, row, retain_graph=number + 1 < len(rows)), question.along)
+            dot(differentiate(module, losses, leaves, row, retain_graph=number + 1 < len(rows)), question.direction)
             for number, row in enumerate(rows)
         ]
         return torch.stack(found).to(losses) if found else torch.zeros_like(losses).detach()
@@ -143,16 +143,15 @@ def _reverse_over_reverse(question: Question) -> Curved:
 
     def body(module: nn.Module) -> tuple[Tensor, ...]:
         nonlocal first
-        objective, step = question.run.weighted_of(question.step), question.step
         losses = question.sample_losses(module)
         extra = torch.zeros_like(losses, requires_grad=True)
-        total = objective.reduce(module, losses, step.weight) + (extra * losses).sum()
+        total = question.reduce(module, losses) + (extra * losses).sum()
         first = torch.autograd.grad(
             total, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
         for hook in hooks:
             hook.remove()
-        moving = [(g, question.along[name]) for name, g in zip(leaves, first, strict=True) if g.requires_grad]
+        moving = [(g, question.direction[name]) for name, g in zip(leaves, first, strict=True) if g.requires_grad]
         if not moving:
             return (*(torch.zeros_like(value) for value in question.at.values()), torch.zeros_like(extra).detach())
         return torch.autograd.grad(
@@ -175,13 +174,13 @@ def general(question: Question, tensors: Sequence[Tensor]) -> tuple[Curved, tupl
 
     def body(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         step = question.step
-        value = question.run.objective_of(step)(module, step.batch, step.weight)
+        value = question.run.inner_loss(step, module)
         first = torch.autograd.grad(
             value, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
         for hook in hooks:
             hook.remove()
-        moving = [(g, question.along[name]) for name, g in zip(leaves, first, strict=True) if g.requires_grad]
+        moving = [(g, question.direction[name]) for name, g in zip(leaves, first, strict=True) if g.requires_grad]
         asked = [*leaves.values(), *tensors]
         if not moving:
             return first, tuple(torch.zeros_like(one).detach() for one in asked)
@@ -209,14 +208,14 @@ def _forward_over_reverse(question: Question) -> Curved:
     def loss(parameters: Tensors) -> tuple[Tensor, Tensor]:
         def body(module: nn.Module) -> tuple[Tensor, Tensor]:
             losses = question.sample_losses(module)
-            return question.run.weighted_of(question.step).reduce(module, losses, question.step.weight), losses
+            return question.reduce(module, losses), losses
 
         found: tuple[Tensor, Tensor] = question.run.replay(question.step, parameters, body, composites=True)
         return found
 
     def body(module: nn.Module) -> Any:
         # Inside of a replay of its own: on the way back the model may read its tensors once more, and write to buffers.
-        return jvp(grad(loss, has_aux=True), (question.at,), (question.along,))
+        return jvp(grad(loss, has_aux=True), (question.at,), (question.direction,))
 
     (slope, _), (product, values) = question.run.replay(question.step, question.at, body)
     # The graph to whatever else the objective reads (a temperature that requires a gradient, say) is cut.
@@ -241,9 +240,9 @@ class Differences:
         """Two forward passes without a graph, for each part of u."""
         total: Tensor | None = None
         with torch.no_grad():
-            for along, h in self._parts(question):
+            for direction, h in self._parts(question):
                 up, down = (
-                    question.run.sample_losses(question.step, _moved(question.at, along, one), question.batch)
+                    question.run.sample_losses(question.step, _moved(question.at, direction, one), question.batch)
                     for one in (h, -h)
                 )
                 found = (up - down) / (2 * h)
@@ -255,8 +254,8 @@ class Differences:
     def gradients(self, question: Question) -> Tensors:
         """Two gradients, for each part of u: J u of the gradient field, which is H u where J is symmetric."""
         total = {name: torch.zeros_like(value) for name, value in question.at.items()}
-        for along, h in self._parts(question):
-            up, down = (gradient(question.run, question.step, _moved(question.at, along, one)) for one in (h, -h))
+        for direction, h in self._parts(question):
+            up, down = (gradient(question.run, question.step, _moved(question.at, direction, one)) for one in (h, -h))
             for name, value in total.items():
                 value += (up[name] - down[name]) / (2 * h)
         return total
@@ -276,7 +275,7 @@ class Differences:
         precision = autocast[1] if autocast else next(iter(question.at.values())).dtype
         length = self.length or torch.finfo(precision).eps ** (1 / 3)
         found = []
-        for part in _by_size(question.along):
+        for part in _by_size(question.direction):
             size = math.sqrt(float(dot(part, part)))
             if size:
                 found.append((part, length / size))
@@ -287,10 +286,10 @@ _HUGE = 1e3
 """How many times the root mean square of the other entries an entry of u is that is stepped along by itself."""
 
 
-def _by_size(along: Tensors) -> list[Tensors]:
+def _by_size(direction: Tensors) -> list[Tensors]:
     """Return u as a sum of at most four parts, each without entries far above its others."""
     parts: list[Tensors] = []
-    rest = along
+    rest = direction
     while len(parts) < 3:
         sizes = torch.cat([value.detach().abs().flatten().double() for value in rest.values()])
         sizes = sizes[sizes > 0]
@@ -335,10 +334,10 @@ def curvature_rungs(coupled: bool, differences: Differences | None = None) -> li
 
 
 def _record_of(question: Question) -> Any:
-    tape = question.step.findings.tape
-    if tape is None or not question.recorded:
+    forward_record = question.step.findings.forward_record
+    if forward_record is None or not question.recorded:
         raise Unusable("the forward pass of the step was not kept")
-    return tape
+    return forward_record
 
 
 def _without_autocast(question: Question) -> Any:
@@ -350,6 +349,6 @@ def _drop(tensor: Any) -> Any:
     """Save nothing: no backward pass will follow."""
 
 
-def _moved(at: Tensors, along: Tensors, h: float) -> Tensors:
+def _moved(at: Tensors, direction: Tensors, h: float) -> Tensors:
     with torch.no_grad():
-        return {name: value.add(along[name], alpha=h) for name, value in at.items()}
+        return {name: value.add(direction[name], alpha=h) for name, value in at.items()}

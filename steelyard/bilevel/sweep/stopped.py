@@ -24,7 +24,7 @@ def stops_gradients(question: Question) -> bool:
         run, step = question.run, question.step
         with _Watch() as watch:
             if not run.is_weighted:
-                run.objective_of(step)(module, step.batch, step.weight)
+                run.inner_loss(step, module)
             else:  # (the divisor of the weights is not asked)
                 run.weighted.sample_losses(module, step.batch)
                 if run.weighted.regulariser is not None:

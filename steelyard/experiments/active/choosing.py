@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from steelyard import selectors
+from steelyard._support._modules import evaluating
 from steelyard.experiments.active.view import View
 
 __all__ = ["DROPOUT_SELECTORS", "SELECTORS", "Selector"]
@@ -35,12 +36,8 @@ def _top(score: Callable[[View], Tensor]) -> Selector:
 
 def _by_inputs(score: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Selector:
     def select(view: View, k: int, generator: torch.Generator) -> Tensor:
-        training = view.model.training
-        view.model.eval()
-        try:
+        with evaluating(view.model):
             scores = torch.cat([score(view.model, part) for part in view.candidates.split(_PIECE)])
-        finally:
-            view.model.train(training)
         return selectors.top_k(scores, k, generator=generator)
 
     return select

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from steelyard._support import _check
+from steelyard._support._modules import last_linear
 from steelyard.experiments.active.choosing import DROPOUT_SELECTORS, SELECTORS
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning
 from steelyard.experiments.active.fitting import Epochs, Fit, Fitting
@@ -18,7 +19,6 @@ from steelyard.experiments.active.images import CIFAR10, MNIST, SVHN, Digits
 from steelyard.experiments.active.loop import Schedule
 from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.noise import Noise, NoNoise
-from steelyard.experiments.active.view import last_linear
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.models import Model
 from steelyard.experiments.runs.recipe import names_in, read_table

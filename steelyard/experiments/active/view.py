@@ -9,38 +9,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import selectors
+from steelyard._support._modules import evaluating, inputs_of_last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.active.fitting import Learned
 
-__all__ = ["View", "last_linear", "read"]
+__all__ = ["View", "read"]
 
 _CHUNK = 4096  # samples a forward pass
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """Return the model's last `nn.Linear`: what goes into it is the embedding h, in every net.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear, so that it has no embedding to select by")
-    return layers[-1]
 
 
 @torch.no_grad()
 def read(model: nn.Module, inputs: Tensor) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n features"]]:
     """Return logits and embeddings of `inputs` in eval mode; the mode is put back."""
-    hidden: list[Tensor] = []
-    handle = last_linear(model).register_forward_pre_hook(lambda module, args: hidden.append(args[0].flatten(1)))
-    training = model.training
-    try:
-        model.eval()
+    with evaluating(model), inputs_of_last_linear(model) as hidden:
         logits = [model(part) for part in inputs.split(_CHUNK)]
-    finally:
-        handle.remove()
-        model.train(training)
     return torch.cat(logits), torch.cat(hidden)
 
 

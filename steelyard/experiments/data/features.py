@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steelyard._support._files import atomic_path, regular
-from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.images import ImageList, Transform, decode
 from steelyard.experiments.errors import DataError
+from steelyard.experiments.models.backbone import Backbone
 
 __all__ = ["cache_folder", "features", "key"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import pandas
 import pyarrow
@@ -12,6 +11,7 @@ import pyarrow.parquet
 from pyarrow import types
 
 from steelyard._support._files import open_file
+from steelyard._support._parquet import read_errors, read_parquet
 from steelyard._support._text import few
 
 __all__ = ["read_columns", "read_parquet"]
@@ -22,17 +22,6 @@ _KINDS: Mapping[str, Callable[[pyarrow.DataType], bool]] = {
     "numbers": lambda kind: types.is_floating(kind) or types.is_integer(kind),
     "true and false": types.is_boolean,
 }
-
-
-def read_parquet(path: str | os.PathLike[str]) -> pandas.DataFrame:
-    """Return the table in a Parquet file.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is damaged, or holds what pyarrow does not read.
-    """
-    with _read_errors(), open_file(path) as file:
-        return pandas.read_parquet(file)
 
 
 def read_columns(
@@ -51,7 +40,7 @@ def read_columns(
             is empty.
     """
     kinds = {**needed, **(known or {})}
-    with _read_errors(), open_file(path) as opened:
+    with read_errors(), open_file(path) as opened:
         file = pyarrow.parquet.ParquetFile(opened)
         names, rows = list(file.schema_arrow.names), file.metadata.num_rows
         if missing := [name for name in needed if name not in names]:
@@ -69,12 +58,3 @@ def read_columns(
         if empty := [name for name in wanted if table[name].null_count]:
             raise ValueError(f"empty cells in the columns {few(empty)}")
         return table.to_pandas(ignore_metadata=True)
-
-
-@contextmanager
-def _read_errors() -> Iterator[None]:
-    try:
-        yield
-    except (pyarrow.ArrowException, NotImplementedError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        # Not all of pyarrow's errors are ValueErrors (found by tests/fuzz: a type of integers that it lacks).
-        raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard.bilevel.streamed import Streamed
-from steelyard.experiments.data.backbone import Backbone
 from steelyard.experiments.data.features import features
 from steelyard.experiments.data.images import ImageList, decode
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.transforms import SIZE, evaluation_transform, training_transform
+from steelyard.experiments.models.backbone import Backbone
 
 __all__ = ["ImageProblem", "Photographs"]
 

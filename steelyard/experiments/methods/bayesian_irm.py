@@ -9,6 +9,7 @@ import torch
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
@@ -16,7 +17,7 @@ __all__ = ["BayesianIRM"]
 
 
 @dataclass(frozen=True)
-class BayesianIRM:
+class BayesianIRM(TrainedMethod):
     """Bayesian IRM (Lin et al. 2022, CVPR), in the form of its authors' code.
 
     The mean loss plus lambda times the mean over draws and environments of ``(d R_e(s * outputs) / d s at s_e)^2`` with
@@ -41,11 +42,6 @@ class BayesianIRM:
     def __post_init__(self) -> None:
         _check.in_range("coefficient", self.coefficient, low=0.0)
         _check.integer("draws", self.draws, low=1)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training, train
 
@@ -13,7 +14,7 @@ __all__ = ["CVaRDRO"]
 
 
 @dataclass(frozen=True)
-class CVaRDRO:
+class CVaRDRO(TrainedMethod):
     """CVaR-DRO (Rockafellar and Uryasev 2000; Levy et al. 2020, arXiv:2010.05893, for batches).
 
     ``min_theta max_q { sum_i q_i l_i : sum_i q_i = 1, 0 <= q_i <= 1 / (alpha n) }``, taken on each batch: the mean of
@@ -33,11 +34,6 @@ class CVaRDRO:
 
     def __post_init__(self) -> None:
         reweight.CVaR(self.alpha)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

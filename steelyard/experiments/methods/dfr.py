@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._modules import evaluating, inputs_of_last_linear, last_linear
 from steelyard.bilevel.batch import Batch
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.methods.erm import ERM
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import group_balanced_subset
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training
 
-__all__ = ["DFR", "features", "last_layer"]
+__all__ = ["DFR", "features"]
 
 
 @dataclass(frozen=True)
-class DFR:
+class DFR(TrainedMethod):
     """DFR (Kirichenko et al. 2023, arXiv:2204.02937): DFR-Tr on the training samples, DFR-Val on validation.
 
     An ERM model is trained; the inputs of its last linear layer are standardised by their training mean and deviation;
@@ -53,11 +55,6 @@ class DFR:
         for strength in self.strengths:
             _check.in_range("strengths", strength, low=0.0, open_low=True)
 
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
-
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train by ERM, fit the last layer anew, and return that model."""
         model = ERM(training=self.training).fit(problem, lambda step, model, extra: None).model
@@ -86,7 +83,7 @@ class DFR:
         coefficients = torch.tensor(np.mean([f.coef_ for f in fits], axis=0))
         intercepts = torch.tensor(np.mean([f.intercept_ for f in fits], axis=0))
         coefficients = coefficients / deviation.cpu()  # the layer sees features that are not standardised
-        _write(last_layer(model), coefficients, intercepts - coefficients @ mean.double().cpu())
+        _write(last_linear(model), coefficients, intercepts - coefficients @ mean.double().cpu())
         observe(self.last_step, model, {"strength": strength})
         return Fitted(model)
 
@@ -112,26 +109,10 @@ class _Samples:
 
 def features(model: nn.Module, data: Batch) -> Tensor:
     """Return the inputs of the model's last linear layer, ``(n, d)``, in evaluation mode and in double precision."""
-    found: list[Tensor] = []
-    handle = last_layer(model).register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].detach()))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for chunk in data.chunks(10_000):
-                model(chunk.inputs)
-    finally:
-        handle.remove()
-        model.train(was_training)
+    with evaluating(model), inputs_of_last_linear(model) as found, torch.no_grad():
+        for chunk in data.chunks(10_000):
+            model(chunk.inputs)
     return torch.cat(found).double()
-
-
-def last_layer(model: nn.Module) -> nn.Linear:
-    """Return the linear layer that `model` has last; ValueError if it has none."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(f"DFR fits a last linear layer anew, but {type(model).__name__} has no nn.Linear")
-    return layers[-1]
 
 
 def _logistic(samples: _Samples, strength: float) -> Any:

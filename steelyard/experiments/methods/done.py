@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from steelyard import reweight
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training, train
@@ -17,7 +18,7 @@ __all__ = ["DONE"]
 
 
 @dataclass(frozen=True)
-class DONE:
+class DONE(TrainedMethod):
     """DONE, doubly robust instance-reweighted adversarial training (Sow et al. 2023).
 
     ``min_theta max_w sum_i w_i l_i(theta, d_i) - r sum_i w_i log(n w_i) = r log mean_i exp(l_i(theta, d_i) / r)`` over
@@ -48,11 +49,6 @@ class DONE:
 
     def __post_init__(self) -> None:
         self._rule()
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

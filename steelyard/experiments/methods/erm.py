@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training, train
 
@@ -12,7 +13,7 @@ __all__ = ["ERM"]
 
 
 @dataclass(frozen=True)
-class ERM:
+class ERM(TrainedMethod):
     """Empirical risk minimisation: the mean loss of the training samples, all alike.
 
     Labels needed: class labels. On grayscale data this is the oracle, which cannot see the colour.
@@ -20,11 +21,6 @@ class ERM:
 
     name: Literal["erm"] = "erm"
     training: Training = field(default_factory=Training)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -16,7 +17,7 @@ __all__ = ["GroupDRO"]
 
 
 @dataclass(frozen=True)
-class GroupDRO:
+class GroupDRO(TrainedMethod):
     """Group DRO (Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1; the adjustment is of section 3.3).
 
     ``min_theta max_g R_g + C / sqrt(n_g)``: at each step ``q_g <- q_g exp(step (R_g + C / sqrt(n_g)))``, normalised,
@@ -44,11 +45,6 @@ class GroupDRO:
         _check.in_range("adjustment", self.adjustment, low=0.0)
         if self.balanced and not self.training.batch_size:
             raise ValueError("balanced draws batches: it needs a training.batch_size above 0")
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

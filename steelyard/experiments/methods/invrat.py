@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard._support._modules import last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
-from steelyard.experiments.methods.dfr import last_layer
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
@@ -22,7 +23,7 @@ __all__ = ["EnvironmentGap", "InvRat"]
 
 
 @dataclass(frozen=True)
-class InvRat:
+class InvRat(TrainedMethod):
     """InvRat (Chang et al. 2020, arXiv:2003.09772, section 3) without its rationale generator, as in IRM comparisons.
 
     ``min over features and shared head, max over environment heads of R + lambda max(0, R - R_env)``: R is the mean
@@ -46,16 +47,11 @@ class InvRat:
     def __post_init__(self) -> None:
         _check.in_range("head_rate", self.head_rate, low=0.0, open_low=True)
 
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
-
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the model with the shared head."""
         model = problem.model()
         gap = EnvironmentGap(
-            last_layer(model),
+            last_linear(model),
             len(problem.splits.environments),
             lambda parameters: torch.optim.Adam(parameters, lr=self.head_rate),
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
@@ -13,7 +14,7 @@ __all__ = ["IRMv1"]
 
 
 @dataclass(frozen=True)
-class IRMv1:
+class IRMv1(TrainedMethod):
     """IRMv1 (Arjovsky et al. 2019, arXiv:1907.02893, equation (IRMv1) of section 3).
 
     The mean loss plus lambda times the mean over environments of ``(d R_e(s * outputs) / d s at s = 1)^2``.
@@ -24,11 +25,6 @@ class IRMv1:
     name: Literal["irmv1"] = "irmv1"
     training: Training = field(default_factory=Training)
     penalty: Anneal = field(default_factory=Anneal)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.batches import shuffled
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Fitted, Observer, Problem, silent
@@ -19,7 +20,7 @@ __all__ = ["JTT"]
 
 
 @dataclass(frozen=True)
-class JTT:
+class JTT(TrainedMethod):
     """JTT (Liu et al. 2021, arXiv:2107.09044, Algorithm 1).
 
     An ERM model, stopped early, has the error set E; the final model is trained from scratch on the samples with
@@ -41,11 +42,6 @@ class JTT:
 
     def __post_init__(self) -> None:
         _check.integer("upweight", self.upweight, low=1)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train twice and return the second stage's last model; `error_set` is its size in the observed figures."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training, train
 
@@ -13,7 +14,7 @@ __all__ = ["KLDRO"]
 
 
 @dataclass(frozen=True)
-class KLDRO:
+class KLDRO(TrainedMethod):
     """KL-regularised DRO: ``min_theta max_w sum_i w_i l_i - t sum_i w_i log(n w_i) = t log mean exp(l / t)``.
 
     So w_i is proportional to ``exp(l_i / t)`` (`reweight.KLDRO`; Hu and Hong 2013; Qi et al. 2021, arXiv:2006.10138,
@@ -33,11 +34,6 @@ class KLDRO:
 
     def __post_init__(self) -> None:
         self._rule()
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

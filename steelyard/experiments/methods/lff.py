@@ -12,6 +12,7 @@ from torch import Tensor
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Learner, Training, train
 
@@ -19,7 +20,7 @@ __all__ = ["LfF"]
 
 
 @dataclass(frozen=True)
-class LfF:
+class LfF(TrainedMethod):
     """LfF (Nam et al. 2020, arXiv:2007.02561, Algorithm 1).
 
     A biased model minimises the generalised cross-entropy ``(1 - p_y^q) / q``, and at the same steps a debiased one
@@ -41,11 +42,6 @@ class LfF:
     def __post_init__(self) -> None:
         _check.in_range("q", self.q, low=0.0, high=1.0)
         _check.in_range("memory", self.memory, low=0.0, high=1.0, open_high=True)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train both models side by side and return the debiased one."""

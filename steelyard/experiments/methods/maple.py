@@ -19,7 +19,7 @@ from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.problem import Fitted, Latest, Observer, Problem
 from steelyard.experiments.training.trainer import OptimizerSettings
-from steelyard.reweight.hypergradient import Estimator
+from steelyard.reweight.outer_risk import Estimator
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
 

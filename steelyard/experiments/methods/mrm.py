@@ -14,6 +14,7 @@ from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Stateful
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.problem import Fitted, Observer, Problem, silent
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training, train
@@ -26,7 +27,7 @@ _PENALTIES: Mapping[str, reweight.Risk] = {"irmv1": reweight.IRMv1(), "vrex": re
 
 
 @dataclass(frozen=True)
-class MRM:
+class MRM(TrainedMethod):
     """MRM (Zhang et al. 2021, ICML, Can Subnetwork Structure be the Key to Out-of-Distribution Generalization?).
 
     Three trainings, each of the mean loss R or of R plus lambda times a penalty (ModIRM and ModREx there):
@@ -62,11 +63,6 @@ class MRM:
 
     def __post_init__(self) -> None:
         _check.in_range("sparsity", self.sparsity, low=0.0)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train three times and return the subnetwork; `kept` in the observed figures is its share of the weights."""

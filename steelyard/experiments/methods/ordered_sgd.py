@@ -7,6 +7,7 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training, train
 
@@ -14,7 +15,7 @@ __all__ = ["OrderedSGD"]
 
 
 @dataclass(frozen=True)
-class OrderedSGD:
+class OrderedSGD(TrainedMethod):
     """Ordered SGD (Kawaguchi and Lu 2020, arXiv:1907.04371, Algorithm 1).
 
     The gradient of a step is that of the mean of the q largest losses among the s of the batch. It minimises
@@ -31,11 +32,6 @@ class OrderedSGD:
 
     def __post_init__(self) -> None:
         _check.integer("q", self.q, low=1, high=self.training.batch_size or None)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

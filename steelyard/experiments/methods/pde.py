@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import expanding, group_balanced_subset
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -17,7 +18,7 @@ __all__ = ["PDE"]
 
 
 @dataclass(frozen=True)
-class PDE:
+class PDE(TrainedMethod):
     """Progressive data expansion (Deng et al. 2023, arXiv:2306.04949, Algorithm 1).
 
     ERM on a growing set: first a random subset with as many samples of every group as the smallest group has, then
@@ -48,11 +49,6 @@ class PDE:
         for name in ("warm_up", "every", "add"):
             _check.integer(name, getattr(self, name), low=1)
         _check.in_range("late_rate", self.late_rate, low=0.0, high=1.0, open_low=True)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steelyard.bilevel import Batch, Outer, Streamed, Trajectory
 from steelyard.experiments.training.batches import part
-from steelyard.reweight.hypergradient import Estimator
+from steelyard.reweight.outer_risk import Estimator
 
 __all__ = ["ShuffledHypergradient"]
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Anneal, Training, schedule, train
@@ -16,7 +17,7 @@ __all__ = ["SparseIRM"]
 
 
 @dataclass(frozen=True)
-class SparseIRM:
+class SparseIRM(TrainedMethod):
     """Sparse IRM (Zhou et al. 2022, ICML, Sparse Invariant Risk Minimization).
 
     ``min over (theta, s) of E_{m ~ Bern(s)} [R(m theta) + lambda IRMv1(m theta)]`` with ``0 <= s <= 1`` and
@@ -46,11 +47,6 @@ class SparseIRM:
         _check.in_range("score_rate", self.score_rate, low=0.0, open_low=True)
         if self.training.optimizer.name != "adam":
             raise ValueError("sparse_irm trains weights and keep-probabilities with Adam: take optimizer.name = 'adam'")
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train weights and keep-probabilities, and return the masked model."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from steelyard._support import _check
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training.batches import shuffled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -18,7 +19,7 @@ __all__ = ["Subset"]
 
 
 @dataclass(frozen=True)
-class Subset:
+class Subset(TrainedMethod):
     """Keep the `budget` samples of highest prior, and minimise their mean loss: what a score does without MAPLE.
 
     Labels needed: class labels.
@@ -42,11 +43,6 @@ class Subset:
             raise ValueError("prior.scores is empty: name the scores that choose the subset")
         if self.prior.anchor or self.prior.start != "probabilities":
             raise ValueError("prior.start and prior.anchor are for MAPLE: a subset is chosen once")
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Choose, train, and return the last model with the choice: weight 1, keep-probability 1 or 0."""

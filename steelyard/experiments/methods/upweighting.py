@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -15,7 +16,7 @@ __all__ = ["UpWeighting"]
 
 
 @dataclass(frozen=True)
-class UpWeighting:
+class UpWeighting(TrainedMethod):
     """Every group counts the same: ``sum_i (n / n_g(i)) l_i``, or batches drawn with those chances.
 
     The two have one expectation; on nets that can fit everything the weights of the loss fade, the batches do not
@@ -36,11 +37,6 @@ class UpWeighting:
     def __post_init__(self) -> None:
         if self.balance == "batches" and not self.training.batch_size:
             raise ValueError("balance = 'batches' draws batches: it needs a training.batch_size above 0")
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

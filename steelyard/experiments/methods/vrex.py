@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelyard import reweight
+from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
@@ -13,7 +14,7 @@ __all__ = ["VREx"]
 
 
 @dataclass(frozen=True)
-class VREx:
+class VREx(TrainedMethod):
     """V-REx (Krueger et al. 2021, arXiv:2003.00688, equation 8).
 
     The mean loss plus lambda times the variance over environments of the environment's mean loss.
@@ -24,11 +25,6 @@ class VREx:
     name: Literal["vrex"] = "vrex"
     training: Training = field(default_factory=Training)
     penalty: Anneal = field(default_factory=Anneal)
-
-    @property
-    def last_step(self) -> int:
-        """The number of the last step that is observed."""
-        return self.training.steps
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

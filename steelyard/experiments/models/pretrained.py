@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from steelyard.experiments.data.backbone import Architecture, Backbone
+from steelyard.experiments.models.backbone import Architecture, Backbone
 from steelyard.experiments.models.heads import HEADS, HeadName
 
 __all__ = ["PretrainedResNet"]

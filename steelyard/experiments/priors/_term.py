@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._modules import evaluating, inputs_of_last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
 
@@ -49,15 +50,8 @@ def adam(steps: int, evaluate_every: int = 10) -> Training:
 @torch.no_grad()
 def read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return logits ``(b, classes)`` and the last `nn.Linear`'s inputs ``(b, features)``, in eval mode."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    hidden: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0].flatten(1)))
-    training = model.training
-    try:
-        logits = class_logits(model.eval()(batch.inputs))
-    finally:
-        handle.remove()
-        model.train(training)
+    with evaluating(model), inputs_of_last_linear(model) as hidden:
+        logits = class_logits(model(batch.inputs))
     return logits, hidden[0]
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from steelyard._support import _check
-from steelyard._support._files import read_text
 from steelyard._support._toml import tomllib
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods import Method
 from steelyard.experiments.models import Model
+from steelyard.experiments.runs.inheritance import read_with_bases
 from steelyard.experiments.runs.schema import parse
 from steelyard.experiments.runs.streamed_inputs import check_on_disk
 from steelyard.experiments.training.selection import CRITERIA
@@ -71,8 +71,19 @@ def recipe_names() -> list[str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names of the recipes in a folder, sorted: their paths in it without .toml."""
+    """Return the names of the recipes in a folder, sorted: their paths in it without .toml.
+
+    A file whose own name begins with _ is a base that several recipes share, and no recipe by itself.
+    """
+    return [name for name in _files_in(folder) if not _is_base(name)]
+
+
+def _files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml"))
+
+
+def _is_base(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("_")
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -98,7 +109,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = Non
 def read_table(
     name: str, folder: Path, overrides: Sequence[str] = (), seed: int | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Return a recipe's table with its overrides, not parsed yet, and where it comes from, for messages.
+    """Return a recipe's table with its bases and overrides, not parsed yet, and where it comes from, for messages.
 
     Args:
         name: one of ``names_in(folder)``, or a path that ends in .toml.
@@ -106,13 +117,9 @@ def read_table(
         overrides, seed: see `load_recipe`.
 
     Raises:
-        RecipeError: no such recipe, not TOML, an override that is none.
+        RecipeError: no such recipe, not TOML, a `base` that cannot be (see `read_with_bases`), a wrong override.
     """
-    path = _path(name, folder)
-    try:
-        table = tomllib.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
-        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
+    table, files = read_with_bases(_path(name, folder), lambda base: _path(base, folder, bases=True))
     for override in overrides:
         try:
             override.encode()
@@ -121,17 +128,19 @@ def read_table(
         _set(table, override)
     if seed is not None:
         table["seed"] = seed
-    return table, f"{path} with {' '.join(f'--set {o}' for o in overrides)}" if overrides else str(path)
+    source = " on ".join(map(str, files))  # a field may be wrong in any of them
+    return table, f"{source} with {' '.join(f'--set {o}' for o in overrides)}" if overrides else source
 
 
-def _path(name: str, folder: Path) -> Path:
+def _path(name: str, folder: Path, *, bases: bool = False) -> Path:
+    """Return the file of a recipe, or, with `bases`, of what one may begin from."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
         raise RecipeError(f"the file's name {name!a} is not UTF-8, which tables of runs are; rename it") from error
     if name.endswith(".toml"):
         return Path(name)
-    if name not in (known := names_in(folder)):
+    if name not in (known := _files_in(folder) if bases else names_in(folder)):
         for command, other in _FOLDERS.items():
             if other != folder and name in names_in(other):
                 raise RecipeError(f"{name!r} is a recipe for another command: steelyard {command} {name}")

@@ -365,6 +365,6 @@ def _check_device(device: str) -> None:
 
 
 def _samples(reweighting: Reweighting, train: Batch, known: Mapping[str, torch.Tensor]) -> pandas.DataFrame:
-    frame = reweighting.to_frame()
+    frame = reweighting.to_frame().drop(columns="expected_weight")  # the product of two that are there
     columns = {"target": train.targets, "environment": train.environment, "group": train.group, **known}
     return frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})

@@ -7,8 +7,6 @@ Training stays the one trainer's: an `Adversary` attacks each step's batch, agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._modules import evaluating
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.models import Head
@@ -91,7 +90,7 @@ class PGD:
         if self.random_start:
             noise = torch.rand(clean.shape, generator=generator, dtype=clean.dtype, device=generator.device)
             moved = torch.clamp(clean + self.epsilon * (2 * noise.to(clean.device) - 1), least, most)
-        with _evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             for _ in range(self.steps):
                 moved.requires_grad_()
                 (gradient,) = torch.autograd.grad(loss(model(moved), batch.targets).sum(), moved)
@@ -153,21 +152,9 @@ def robust_accuracy(
         raise ValueError("data has no samples; accuracy is not defined")
     generator = torch.Generator().manual_seed(seed)
     right = 0
-    with _evaluating(model):
+    with evaluating(model):
         for part in data.chunks(chunk):
             attacked = attack(model, part, head.loss, generator=generator)
             with torch.no_grad():
                 right += int((head.predict(model(attacked.inputs)) == part.targets).sum())
     return right / len(data)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, then each back into its own: parts of a model may be frozen."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -13,7 +13,7 @@ from torch import Tensor
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import Ranks
 from steelyard.experiments.training.batches import gathered
-from steelyard.reweight.hypergradient import labels_of_all
+from steelyard.reweight.outer_risk import labels_of_all
 
 __all__ = ["BatchShard", "batch_shards"]
 

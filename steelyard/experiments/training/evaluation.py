@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard._support._modules import evaluating
 from steelyard._support._text import shown
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.training.calibration import binomial_interval, calibration_error, confidence
@@ -189,11 +190,8 @@ def measure(
         environments: how many environments there are.
         group_sizes: the training samples in each group; empty where groups are not known.
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
-    model.train(was_training)
     outputs, data = problem.ranks.gather(outputs), problem.of_all(data)
     losses = problem.loss(outputs, data.targets)
     right = problem.head.predict(outputs) == data.targets

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from steelyard._support._modules import evaluating
 from steelyard.experiments.training.problem import Problem
 
 __all__ = ["misclassified"]
@@ -16,9 +17,6 @@ def misclassified(problem: Problem, model: nn.Module) -> Bool[Tensor, " n"]:
 
     It is left in the mode it was in.
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         predicted = [problem.head.predict(model(chunk.inputs)) for chunk in problem.splits.train.chunks(10_000)]
-    model.train(was_training)
     return problem.ranks.gather(torch.cat(predicted) != problem.splits.train.targets)

@@ -16,7 +16,7 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.models import HEADS, Head, Model
 from steelyard.reweight import Reweighting
-from steelyard.reweight.hypergradient import labels_of_all
+from steelyard.reweight.outer_risk import labels_of_all
 
 __all__ = ["Fitted", "Latest", "Observer", "Problem", "silent"]
 

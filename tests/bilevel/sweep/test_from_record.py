@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss
-from steelyard.bilevel.sweep.from_record import ghost, tangents
+from steelyard.bilevel.sweep.from_record import row_products, tangents
 from steelyard.bilevel.sweep.graph_record import Unusable
 from steelyard.bilevel.sweep.ladder import Ladder
 from tests.bilevel import problems
@@ -150,40 +150,40 @@ def directions(run: Trajectory) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return at, {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in at.items()}
 
 
-def truth(run: Trajectory, along: dict[str, Tensor]) -> Tensor:
+def truth(run: Trajectory, direction: dict[str, Tensor]) -> Tensor:
     """t_i by one reverse pass a sample. (torch's forward mode goes through no_grad, which autograd does not.)"""
     step = run.steps[-1]
     leaves = {name: value.clone().requires_grad_() for name, value in step.parameters.items()}
     found = []
     for loss in run.sample_losses(step, leaves, step.batch):
         one = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        found.append(torch.stack([(g * along[name]).sum() for name, g in zip(leaves, one, strict=True)]).sum())
+        found.append(torch.stack([(g * direction[name]).sum() for name, g in zip(leaves, one, strict=True)]).sum())
     return torch.stack(found).detach()
 
 
-def answer(run: Trajectory, along: dict[str, Tensor], ladder: Ladder | None = None) -> Tensor:
+def answer(run: Trajectory, direction: dict[str, Tensor], ladder: Ladder | None = None) -> Tensor:
     """What an estimator gets."""
     step = run.steps[-1]
-    return (ladder or Truncated().ladder).losses(run, step, step.parameters, along, step.batch)
+    return (ladder or Truncated().ladder).losses(run, step, step.parameters, direction, step.batch)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_tangent_pass_over_the_tape_is_the_derivative(model: str) -> None:
     run = record(MODELS[model])
-    at, along = directions(run)
-    tape = run.steps[-1].findings.tape
-    assert tape is not None
-    for _ in range(2):  # a tape is read, not used up
-        assert relative(tangents(tape, at, along), truth(run, along)) < 1e-12
+    at, direction = directions(run)
+    forward_record = run.steps[-1].findings.forward_record
+    assert forward_record is not None
+    for _ in range(2):  # a record is read, not used up
+        assert relative(tangents(forward_record, at, direction), truth(run, direction)) < 1e-12
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - COUPLED - {"time first"}))
 def test_the_ghost_product_is_the_derivative(model: str) -> None:
     run = record(MODELS[model])
-    at, along = directions(run)
-    tape = run.steps[-1].findings.tape
-    assert tape is not None
-    assert relative(ghost(tape, at, along), truth(run, along)) < 1e-12
+    at, direction = directions(run)
+    forward_record = run.steps[-1].findings.forward_record
+    assert forward_record is not None
+    assert relative(row_products(forward_record, at, direction), truth(run, direction)) < 1e-12
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"detached"}))
@@ -199,17 +199,17 @@ def test_the_estimator_answers_alike_with_and_without_reuse(model: str) -> None:
 def test_a_fresh_sweep_is_the_derivative_too(model: str) -> None:
     """Also through no_grad ("detached"), which torch's forward mode does not respect."""
     run = record(MODELS[model], reuse=False)
-    _, along = directions(run)
+    _, direction = directions(run)
     ladder = Truncated().ladder
-    assert relative(answer(run, along, ladder), truth(run, along)) < 1e-12
+    assert relative(answer(run, direction, ladder), truth(run, direction)) < 1e-12
     assert set(ladder.answered) == {"forward over a replay"}
 
 
 def test_a_function_with_rules_of_its_own_goes_through_them() -> None:
     run = record(lambda: Untraceable("function"))
-    _, along = directions(run)
+    _, direction = directions(run)
     ladder = Truncated().ladder
-    assert relative(answer(run, along, ladder), truth(run, along)) < 1e-12
+    assert relative(answer(run, direction, ladder), truth(run, direction)) < 1e-12
     assert set(ladder.answered) == {"torch's forward mode"}
     assert "forward over a replay" in ladder.passed_over
 
@@ -217,12 +217,12 @@ def test_a_function_with_rules_of_its_own_goes_through_them() -> None:
 def test_outputs_that_are_not_laid_out_by_samples_are_noticed() -> None:
     """The ghost product adds up the wrong rows there; the sum over samples would not show it."""
     run = record(TimeFirst)
-    at, along = directions(run)
-    tape = run.steps[-1].findings.tape
-    assert tape is not None
-    assert relative(ghost(tape, at, along), truth(run, along)) > 0.1
-    found = answer(run, along)
-    assert relative(found, truth(run, along)) < 1e-12
+    at, direction = directions(run)
+    forward_record = run.steps[-1].findings.forward_record
+    assert forward_record is not None
+    assert relative(row_products(forward_record, at, direction), truth(run, direction)) > 0.1
+    found = answer(run, direction)
+    assert relative(found, truth(run, direction)) < 1e-12
 
 
 def test_a_home_made_norm_that_couples_samples_is_noticed() -> None:
@@ -231,24 +231,24 @@ def test_a_home_made_norm_that_couples_samples_is_noticed() -> None:
             return (x - x.mean(0)) / x.std(0)
 
     run = record(lambda: nn.Sequential(nn.Linear(SIDE**2, 5), Norm(), nn.Linear(5, CLASSES)))
-    _, along = directions(run)
+    _, direction = directions(run)
     assert run.steps[-1].findings.separable
-    found = answer(run, along)
-    assert relative(found, truth(run, along)) < 1e-12
+    found = answer(run, direction)
+    assert relative(found, truth(run, direction)) < 1e-12
 
 
 def test_a_sample_of_weight_zero_gets_its_derivative() -> None:
     weight = torch.ones(ROWS, dtype=torch.float64)
     weight[2] = 0.0
     run = record(MODELS["convolution, group"], weight=weight)
-    at, along = directions(run)
-    tape = run.steps[-1].findings.tape
-    assert tape is not None
+    at, direction = directions(run)
+    forward_record = run.steps[-1].findings.forward_record
+    assert forward_record is not None
     with pytest.raises(Unusable, match="weight 0"):
-        ghost(tape, at, along)
-    found = answer(run, along)
+        row_products(forward_record, at, direction)
+    found = answer(run, direction)
     assert found[2] != 0
-    assert relative(found, truth(run, along)) < 1e-12
+    assert relative(found, truth(run, direction)) < 1e-12
 
 
 class Rounded(torch.autograd.Function):
@@ -293,7 +293,7 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize("what", ["function", "view", "noise", "write"])
 def test_what_cannot_be_followed_is_not_reused(what: str) -> None:
-    assert record(lambda: Untraceable(what)).steps[-1].findings.tape is None
+    assert record(lambda: Untraceable(what)).steps[-1].findings.forward_record is None
 
 
 def test_an_activation_written_to_after_the_forward_pass_is_not_reused() -> None:
@@ -309,12 +309,12 @@ def test_an_activation_written_to_after_the_forward_pass_is_not_reused() -> None
             return self.two(kept[-1])
 
     run = record(Leaky)
-    at, along = directions(run)
-    expected = truth(run, along)
+    at, direction = directions(run)
+    expected = truth(run, direction)
     kept[0].detach().zero_()
     with pytest.raises(Unusable, match="written to"):
-        tangents(run.steps[-1].findings.tape, at, along)
-    found = answer(run, along)
+        tangents(run.steps[-1].findings.forward_record, at, direction)
+    found = answer(run, direction)
     assert relative(found, expected) < 1e-12
 
 
@@ -330,12 +330,12 @@ def test_under_autocast_the_tape_follows_the_casts() -> None:
         loss.backward()
         optimizer.step()
         run = recorder.trajectory()
-    at, along = directions(run)
-    tape = run.steps[-1].findings.tape
+    at, direction = directions(run)
+    forward_record = run.steps[-1].findings.forward_record
     run.steps[-1].conditions = replace(run.steps[-1].conditions, autocast=None)
-    assert tape is not None
-    found = tangents(tape, at, along)
-    assert 1e-6 < relative(found, truth(run, along)) < 5e-2
+    assert forward_record is not None
+    found = tangents(forward_record, at, direction)
+    assert 1e-6 < relative(found, truth(run, direction)) < 5e-2
 
 
 def test_only_the_newest_step_keeps_its_tape() -> None:
@@ -349,7 +349,7 @@ def test_only_the_newest_step_keeps_its_tape() -> None:
             loss.backward()
             optimizer.step()
         run = recorder.trajectory()
-    assert [step.findings.tape is None for step in run.steps] == [True, True, False]
+    assert [step.findings.forward_record is None for step in run.steps] == [True, True, False]
 
 
 def test_activations_go_with_the_trajectory_and_with_a_failed_forward_pass() -> None:
@@ -365,7 +365,7 @@ def test_activations_go_with_the_trajectory_and_with_a_failed_forward_pass() -> 
             return self.two(y)
 
     run = record(Watched)
-    note = [one for one in run.steps[-1].findings.tape.notes if str(one.op).startswith("aten.addmm")][-1]
+    note = [one for one in run.steps[-1].findings.forward_record.notes if str(one.op).startswith("aten.addmm")][-1]
     held = weakref.ref(note.args[1].held.tensor)
     del note
     assert held() is not None

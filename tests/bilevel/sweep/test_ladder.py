@@ -454,9 +454,9 @@ def test_rows_that_are_permuted_or_coupled_in_part(kind: type[nn.Module]) -> Non
         found = Truncated()(run, squares)
         leaves = {name: p.clone().requires_grad_() for name, p in step.parameters.items()}
         losses = squared(torch.func.functional_call(model, leaves, data.inputs), data.targets)
-        along = dict(model.named_parameters())
+        direction = dict(model.named_parameters())
         expected = [
-            -0.1 * sum((2 * along[n].detach() * g).sum() for n, g in zip(leaves, gradients, strict=True))
+            -0.1 * sum((2 * direction[n].detach() * g).sum() for n, g in zip(leaves, gradients, strict=True))
             for gradients in (torch.autograd.grad(one, list(leaves.values()), retain_graph=True) for one in losses)
         ]
         assert relative(found, torch.stack(expected)) < 1e-9

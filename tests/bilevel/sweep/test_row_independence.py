@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel.sweep.graph_record import Recording, Tape
+from steelyard.bilevel.sweep.graph_record import ForwardRecord, Recording
 from steelyard.bilevel.sweep.row_independence import separate
 from tests.bilevel.sweep.test_from_record import MODELS, ROWS, SIDE
 
@@ -27,12 +27,12 @@ class Layer(nn.Module):
         return self.function(self.layer(x))
 
 
-def noted(model: nn.Module, losses: Callable[[Tensor], Tensor]) -> Tape:
+def noted(model: nn.Module, losses: Callable[[Tensor], Tensor]) -> ForwardRecord:
     with Recording({name: p for name, p in model.named_parameters() if p.requires_grad}) as recording:
         value = losses(model(INPUTS))
-    tape = recording.tape(value)
-    assert tape is not None
-    return tape
+    forward_record = recording.forward_record(value)
+    assert forward_record is not None
+    return forward_record
 
 
 def touches(model: nn.Module, losses: Callable[[Tensor], Tensor]) -> bool:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from steelyard._support._modules import last_linear
 from steelyard._support._torchvision import torchvision
-from steelyard.experiments.active.view import last_linear, read
+from steelyard.experiments.active.view import read
 from steelyard.experiments.models import VGG8, VGG16, LeNet5, Model, PreActResNet18
 
 NETS = {"lenet5": LeNet5(), "preact_resnet18": PreActResNet18(width=4), "vgg8": VGG8(), "vgg16": VGG16()}

@@ -1,0 +1,50 @@
+"""A module in evaluation mode for a while, and its last linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["evaluating", "inputs_of_last_linear", "last_linear"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, then each back into its own: parts of a model may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """Return the model's last `nn.Linear`: what goes into it is the embedding h, in every net.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear, whose inputs would be its embedding of a sample")
+    return layers[-1]
+
+
+@contextmanager
+def inputs_of_last_linear(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what goes into `last_linear`, one tensor ``(samples, features)`` for each forward pass inside."""
+    found: list[Tensor] = []
+
+    def collect(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(inputs[0].flatten(1))
+
+    handle = last_linear(model).register_forward_pre_hook(collect)
+    try:
+        yield found
+    finally:
+        handle.remove()

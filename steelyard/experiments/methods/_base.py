@@ -1,0 +1,29 @@
+"""What the methods that train by `Training` have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.trainer import Training
+
+__all__ = ["TrainedMethod"]
+
+
+class TrainedMethod(ABC):
+    """A method whose observed steps are those of its `training`: a dataclass of settings, and `fit`.
+
+    Attributes:
+        training: how the last model is trained.
+    """
+
+    training: Training
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.training.steps
+
+    @abstractmethod
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Train on `problem`, tell `observe` of each step that is to be measured, and return what came out."""

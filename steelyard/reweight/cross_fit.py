@@ -1,0 +1,102 @@
+"""The cross-fitted outer risk: no sample is judged by a model that was trained on it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steelyard._support import _check
+from steelyard.bilevel import Batch
+from steelyard.distributed import Ranks
+from steelyard.reweight.inner import InnerRun
+from steelyard.reweight.outer_risk import Drawn, Estimator, OuterRisk, hypergradient
+
+__all__ = ["CrossFit"]
+
+
+class CrossFit:
+    """Hypergradient of a risk of out-of-fold outputs.
+
+    Evaluated on the training samples themselves, an outer risk sees the kept ones through a model that has learned
+    them by heart: the rare group of the kept set looks better than it is, and the penalty reaches 0 too early. Here
+    the samples are split at random, model q is trained on the kept samples outside of fold q and gives the outputs
+    for fold q, and the risk is taken of all outputs together. Each inner weight gets the sum of its derivatives
+    through the models that were trained with it. Cost: (folds - 1) times the inner run, folds sweeps.
+
+    This is not in the paper; sample splitting as in Chernozhukov et al., "Double/debiased machine learning", 2018.
+
+    Args:
+        inner: the inner run; every fold gets its own copy. It must restart: a warm start would carry what was learned
+            of a fold into the next draw, where that fold may be the one judged.
+        folds: >= 2.
+
+    Raises:
+        ValueError: fewer than two folds, or a warm-started inner run.
+    """
+
+    def __init__(self, inner: InnerRun, folds: int) -> None:
+        _check.integer("folds", folds, low=2)
+        if not inner.restart:
+            raise ValueError("folds > 1 needs an InnerRun with restart=True: a warm start has seen every fold")
+        self.folds = folds
+        self._inners = [inner.fresh() for _ in range(folds)]
+
+    def __call__(
+        self,
+        estimator: Estimator,
+        outer: OuterRisk,
+        train: Batch,
+        weight: Float[Tensor, " n"],
+        generator: torch.Generator,
+    ) -> Drawn:
+        """Return d risk / d weight ``(n,)`` and the risk.
+
+        Args:
+            estimator: of the hypergradient.
+            outer: the risk, on the samples of `train`.
+            train: ``n`` samples.
+            weight: ``(n,)`` inner weights.
+            generator: of the split.
+        """
+        fold = self._split(weight, generator, outer.ranks)
+        runs = []
+        for number, inner in enumerate(self._inners):
+            rows = (fold == number).nonzero().flatten()
+            model, trajectory = inner(train, torch.where(fold == number, 0, weight))
+            with torch.no_grad():
+                own = outer.outputs(model.eval(), train, rows)
+            runs.append((rows, own, model, trajectory))
+        pooled = runs[0][1].new_empty(len(train), *runs[0][1].shape[1:])
+        for rows, own, _, _ in runs:
+            pooled[rows] = own
+        total, value = torch.zeros_like(weight), math.nan
+        for rows, _, model, trajectory in runs:
+            gradient, value = hypergradient(estimator, model, trajectory, _Through(outer, pooled, rows), train)
+            gradient[rows] = 0  # this model is never trained on its own fold
+            total += gradient.to(total.dtype)
+        return Drawn(total, value)
+
+    def _split(self, weight: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
+        """Return the fold ``(n,)`` of every sample, of equal size up to one; not all that is kept in one fold."""
+        start, total = ranks.place(len(weight))
+        while True:
+            order = torch.randperm(total, generator=generator, device=generator.device)[start : start + len(weight)]
+            fold = (order % len(self._inners)).to(weight.device)
+            kept = ranks.sum(torch.bincount(fold[weight > 0], minlength=len(self._inners)))
+            # Fewer than two kept samples cannot be split: the inner run then says so.
+            if int(kept.sum()) < 2 or int(kept.count_nonzero()) > 1:
+                return fold
+
+
+class _Through:
+    """The risk of the pooled outputs as a function of the model of one fold; the others are held."""
+
+    def __init__(self, outer: OuterRisk, pooled: Tensor, rows: Tensor) -> None:
+        self._outer, self._pooled, self._rows = outer, pooled, rows
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        own = self._outer.outputs(model, self._outer.samples, self._rows)
+        return self._outer.of(self._pooled.index_copy(0, self._rows, own))
