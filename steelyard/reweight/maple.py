@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
-from steelyard.bilevel import Batch, Streamed, Truncated
+from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.admission import admit, agree_on_state
@@ -27,13 +28,14 @@ from steelyard.reweight.outer_settings import OuterSettings
 from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior
 from steelyard.reweight.result import Reweighting
-from steelyard.reweight.risk import Risk
+from steelyard.reweight.risk import MeanRisk, Risk
 from steelyard.reweight.shared import Shared
 
 __all__ = ["Callback", "Maple"]
 
 Callback = Callable[[OuterStep], bool | None]
 
+_MEAN = MeanRisk()
 _REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
 
 
@@ -150,6 +152,38 @@ class Maple(OuterSettings):
                 f"prior.start={self.prior.start!r} starts each sample at a weight of its own, but shared holds those "
                 "of a source equal; use start='probabilities' or 'none'"
             )
+
+    @classmethod
+    def online(
+        cls,
+        model: Callable[[], nn.Module],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        objective: WeightedLoss,
+        risk: Risk = _MEAN,
+        *,
+        train_steps: int,
+        batch_size: int,
+        inner_steps: int = 5,
+        seed: int = 0,
+        **options: Any,
+    ) -> Maple:
+        """Make one that trains the model once: warm starts of a few minibatch steps, after each of which w moves.
+
+        ``maple.fit(train, clean)`` learns the weights, and ``maple.inner(train, result.weights)`` trains on under them
+        and returns the model.
+
+        Args:
+            model, optimizer, objective, batch_size: of the inner run, see `InnerRun`.
+            risk: the outer objective; default the mean loss.
+            train_steps: optimizer steps in all, rounded up to whole outer steps.
+            inner_steps: optimizer steps an outer step.
+            seed: of the inner run.
+            options: of the constructor, ``learn="weights"`` unless they say otherwise.
+        """
+        train_steps = _check.integer("train_steps", train_steps, low=1)
+        steps = -(-train_steps // _check.integer("inner_steps", inner_steps, low=1))
+        inner = InnerRun(model, optimizer, objective, inner_steps, batch_size, restart=False, seed=seed)
+        return cls(inner, risk, steps=steps, **{"learn": "weights", **options})
 
     def fit(
         self,
