@@ -38,6 +38,9 @@ __all__ = ["FiniteDifference", "Outer", "Truncated"]
 Outer: TypeAlias = Callable[[nn.Module], Tensor]
 """The outer loss: a function of the module (at the final parameters) that returns a scalar tensor."""
 
+Coupled: TypeAlias = Literal["batch", "chunk", "refuse"]
+"""What a sample outside of the recorded batch is normalised by; see `Truncated`."""
+
 MEMORY = 256 * 2**20
 
 
@@ -75,16 +78,20 @@ class Truncated:
         steps: T; at most as many as were recorded.
         memory: bytes for the activations of one chunk of a sweep without a graph.
         coupled: what to do when all n samples are asked for (``samples=``) and the recorded step normalised by its
-            batch (BatchNorm in training mode): ``"refuse"``, or ``"chunk"``, which normalises each chunk by itself
-            and so approximates.
+            batch (BatchNorm in training mode). ``"batch"``: a sample outside of the recorded batch is normalised as one
+            more row of it; nearest to training again with that row, with an error of about 1 / B for a batch of B (in
+            our cases 10 to 50 times nearer than chunks, results/benchmarks/batchnorm.md), for the forward passes of B
+            more samples a chunk. Layers that couple samples in another way are refused. ``"chunk"``: each chunk of
+            samples is normalised by itself, in their order, which approximates and wants that to be random.
+            ``"refuse"``: that is an error. The derivatives of the recorded samples are exact in each case.
 
     Example:
         See `Recorder`.
     """
 
-    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Literal["refuse", "chunk"] = "refuse") -> None:
+    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Coupled = "batch") -> None:
         self.steps = _check.integer("steps", steps, low=1)
-        self.coupled = _check.choice("coupled", coupled, ("refuse", "chunk"))
+        self.coupled = _check.choice("coupled", coupled, ("batch", "chunk", "refuse"))
         self.ladder = Ladder(memory)
 
     @property
@@ -120,8 +127,8 @@ class Truncated:
                 ``samples.index``.
 
         Raises:
-            ValueError: `index` and `samples` together, `samples` with T > 1 or a coupled step, more steps than
-                recorded.
+            ValueError: `index` and `samples` together, `samples` with T > 1, or with a coupled step that is refused
+                (see `coupled`), more steps than recorded.
             RuntimeError: the live parameters were changed after the recording, or a gradient that the optimizer used
                 is not that of the recorded loss (clipping, accumulation).
             NoDerivative: no way to the derivative stands the checks: for T > 1, an operator that torch differentiates
@@ -134,11 +141,12 @@ class Truncated:
         own["micro-batches"] = [len(step.micro_batches) for step in steps]
         trajectory.ranks.agree("the hypergradient", own)
         if samples is not None:
-            trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
+            beside = trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
             adjoint = outer_gradient(trajectory, outer).parameters
             step = next(newest_first(trajectory, 1))
             update = pull_update(trajectory, step, adjoint, {}, last=True)
-            values = derivatives_as_rows(trajectory, step, step.parameters, update.direction, samples, self.ladder)
+            at, u = step.parameters, update.direction
+            values = derivatives_as_rows(trajectory, step, at, u, samples, self.ladder, beside)
             return values * update.factor
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
@@ -152,7 +160,7 @@ class Truncated:
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), newest_first(trajectory, len(steps)), strict=True):
             update = pull_update(trajectory, step, adjoint, state, last=not number)
-            product, rows = self._along(trajectory, step, update, curvature=bool(number))
+            product, rows = self._derivatives(trajectory, step, update, curvature=bool(number))
             if number:
                 mean = trajectory.ranks.mean(product)
                 adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
@@ -201,7 +209,7 @@ class Truncated:
             total = [t + more for t, more in zip(total, moved, strict=True)]
         return tuple(total)
 
-    def _along(
+    def _derivatives(
         self, run: Trajectory, step: Step, update: Update, curvature: bool
     ) -> tuple[Tensors, list[tuple[Step, Tensor]]]:
         """Return the curvature along u (where asked for) and the t_i of each micro-batch of the step.
@@ -209,13 +217,13 @@ class Truncated:
         (The product is rounded to the parameters' precision: on several ranks it travels.)
         """
         if not step.accumulated:
-            product, tangents, _ = self._along_one(run, step, step, update, curvature)
+            product, tangents, _ = self._derivatives_of(run, step, step, update, curvature)
             return (product if step.scale == 1.0 else add_scaled({}, product, step.scale)), [(step, tangents)]
         total: Tensors = {}
         slope: Tensors = {}
         rows = []
         for number, one in enumerate(step.micro_batches):
-            product, tangents, own = self._along_one(run, step, one, update, curvature, number)
+            product, tangents, own = self._derivatives_of(run, step, one, update, curvature, number)
             slope = add_scaled(slope, own, one.scale)
             total = add_scaled(total, product, one.scale)
             rows.append((one, tangents))
@@ -224,7 +232,7 @@ class Truncated:
             raise NoDerivative(f"{other}; ask with steps=1")
         return total, rows
 
-    def _along_one(
+    def _derivatives_of(
         self, run: Trajectory, step: Step, one: Step, update: Update, curvature: bool, number: int = 0
     ) -> tuple[Tensors, Tensor, Tensors]:
         """Return, of micro-batch `number` of a step, curvature, t_i and (where there are several) its gradient.
@@ -232,7 +240,7 @@ class Truncated:
         In float64 if that is wanted.
         """
         slope = gradient(run, one, one.parameters) if step.accumulated and not curvature else {}
-        found = self._along_in(run, one, one, update.direction, curvature, slope)
+        found = self._derivatives_at(run, one, one, update.direction, curvature, slope)
         wide = update.in_float64
         if wide is None and run.ranks.any(self._is_blurred(run, one, update, found[1])):
             assert update.gradients is not None
@@ -241,7 +249,7 @@ class Truncated:
         if wide is None:
             return found
         direction = in_float64(update.direction)
-        return self._along_in(run, one, wide.micro_batches[number], direction, curvature, slope)
+        return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
@@ -264,7 +272,7 @@ class Truncated:
         rest = {name: u - zero[name] for name, u in update.direction.items()}
         return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
-    def _along_in(
+    def _derivatives_at(
         self, run: Trajectory, step: Step, there: Step, direction: Tensors, curvature: bool, slope: Tensors
     ) -> tuple[Tensors, Tensor, Tensors]:
         """Do so in the precision of `there`, which is `step` or the same in float64."""
@@ -287,7 +295,8 @@ class Truncated:
             )
         return trajectory.steps[-self.steps :]
 
-    def _check_samples(self, run: Trajectory, index: Tensor | Numbers | None, step: Step, samples: Batch) -> None:
+    def _check_samples(self, run: Trajectory, index: Tensor | Numbers | None, step: Step, samples: Batch) -> bool:
+        """Return whether samples are evaluated beside the recorded batch (see `coupled`); raise where none can be."""
         if index is not None:
             raise ValueError("give index or samples, not both")
         if self.steps != 1:
@@ -295,12 +304,17 @@ class Truncated:
                 f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
                 "all the later ones; use index for the samples of the window"
             )
-        if self.coupled == "refuse" and any(self.ladder.couples(run, one, samples) for one in step.micro_batches):
+        micro = step.micro_batches
+        if self.coupled == "chunk" or not any(self.ladder.couples(run, one, samples) for one in micro):
+            return False
+        if self.coupled == "refuse" or any(self.ladder.couples_beside(run, one, samples) for one in micro):
+            others = "" if self.coupled == "refuse" else ", and not by layers of BatchNorm alone"
             raise ValueError(
-                "the recorded step normalised by its batch or wrote to a buffer (BatchNorm in training mode), so "
-                "the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, or "
-                'accept chunk statistics with coupled="chunk"'
+                f"the recorded step normalised by its batch (BatchNorm in training mode) or wrote to a buffer{others}, "
+                "so the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, "
+                'or accept chunk statistics with coupled="chunk"'
             )
+        return True
 
 
 class FiniteDifference(Truncated):
@@ -324,7 +338,7 @@ class FiniteDifference(Truncated):
         steps: int = 1,
         length: float | None = None,
         memory: int = MEMORY,
-        coupled: Literal["refuse", "chunk"] = "refuse",
+        coupled: Coupled = "batch",
     ) -> None:
         super().__init__(steps, memory, coupled)
         if length is not None:

@@ -181,12 +181,19 @@ def add_by_id(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: 
 
 
 def derivatives_as_rows(
-    run: Trajectory, step: Step, at: Tensors, direction: Tensors, samples: Batch, ladder: Ladder
+    run: Trajectory,
+    step: Step,
+    at: Tensors,
+    direction: Tensors,
+    samples: Batch,
+    ladder: Ladder,
+    beside: bool = False,
 ) -> Tensor:
     """Return d<direction, grad objective>/dw_i for all `samples` as if each had been a row of the step.
 
-    A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0, where the step
-    has several micro-batches into one of them, which is as likely to be any: the mean over them.
+    A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0, where samples
+    couple `beside` the recorded ones. Where the step has several micro-batches, such a row is as likely to be in any:
+    the mean over them.
     """
     several = at is step.parameters and bool(step.accumulated)
     slopes = [gradient(run, one, at) for one in step.micro_batches] if several else []
@@ -195,7 +202,7 @@ def derivatives_as_rows(
     total: Tensor | None = None
     micro = step.micro_batches
     for number, one in enumerate(micro):
-        values, rows = _virtual(run, one, at, direction, samples, ladder, slopes[number] if several else None)
+        values, rows = _virtual(run, one, at, direction, samples, ladder, slopes[number] if several else None, beside)
         if total is None:
             total, seen, outside = (torch.zeros_like(values) for _ in range(3))
         add_by_id(total, samples.index, one.batch.index, rows * one.scale)
@@ -206,14 +213,21 @@ def derivatives_as_rows(
 
 
 def _virtual(
-    run: Trajectory, step: Step, at: Tensors, direction: Tensors, samples: Batch, ladder: Ladder, slope: Tensors | None
+    run: Trajectory,
+    step: Step,
+    at: Tensors,
+    direction: Tensors,
+    samples: Batch,
+    ladder: Ladder,
+    slope: Tensors | None,
+    beside: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the derivatives of all `samples` as rows of weight 0 of a micro-batch, and those of its own rows."""
     places = _same_rows(step.batch, samples) if step.findings.separable else None
     objection = objection_to(run, step, direction, slope) if at is step.parameters else lambda rows: None
     # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
     if run.ranks.any(places is None):
-        tangents = ladder.losses(run, step, at, direction, samples)
+        tangents = ladder.losses(run, step, at, direction, samples, beside=beside)
         recorded = ladder.losses(run, step, at, direction, step.batch, objection)
     else:
         tangents = ladder.losses(run, step, at, direction, samples, lambda found: objection(found[places]))
