@@ -19,3 +19,10 @@ def tests(session: nox.Session, torch: str) -> None:
     session.install("--no-deps", f"torchvision=={TORCHVISION[torch]}.*")
     session.install("-e", ".[dev]")
     session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.13"])
+def huggingface(session: nox.Session) -> None:
+    """Differentiate through a Hugging Face classifier's training, with the newest torch and transformers."""
+    session.install("-e", ".[dev,huggingface]")
+    session.run("pytest", "tests/bilevel/test_huggingface.py", *session.posargs)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
 from steelyard.reweight.schedules import CosineDecay
@@ -218,6 +219,26 @@ class Prior:
             kept = min(kept, float(self.probabilities.sum(dtype=torch.float64)))
         _check_kept(kept, len(self.probabilities))
         return _pooled([self.probabilities], [1.0], kept)
+
+    def share(self, count: int, constraints: ConstraintSet, progress: float | int, ranks: Ranks = ALONE) -> Tensor:
+        """Return `under` of this rank's `count` samples; the prior is one of the samples of all ranks."""
+        start, total = ranks.place(count)
+        if len(self.probabilities) != total:
+            raise ValueError(
+                f"these need the same first dimension: train has {total}, prior has {len(self.probabilities)}"
+            )
+        return self.under(constraints, progress)[start : start + count]
+
+    def add_anchor(
+        self, s: Tensor, gradient: Tensor, constraints: ConstraintSet, progress: float | int, ranks: Ranks = ALONE
+    ) -> dict[str, float]:
+        """Add the anchor's gradient at `s` ``(n,)`` to `gradient` ``(n,)``; return its figures for the history."""
+        coefficient = self.coefficient(progress)
+        target = self.share(len(s), constraints, progress, ranks).to(s.device)
+        share = len(s) / ranks.count(len(s))
+        gradient.add_(bernoulli_kl_gradient(s, target), alpha=coefficient * share)
+        divergence = ranks.total(s.new_tensor(bernoulli_kl(s, target) * share, dtype=torch.float64))
+        return {"anchor_coefficient": coefficient, "anchor_kl": divergence}
 
     def coefficient(self, progress: float | int) -> float:
         """Return beta_t at `progress` in [0, 1]."""

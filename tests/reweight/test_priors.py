@@ -302,7 +302,7 @@ def test_a_large_anchor_pulls_s_to_the_prior():
     distance = {}
     for anchor in (0.0, 0.1, 1e6):
         prior = Prior(pi, "none", anchor, decay=lambda progress: 1.0)
-        s = maple(prior=prior, steps=80, learn="probabilities").fit(train).probabilities
+        s = maple(prior=prior, steps=40, learn="probabilities").fit(train).probabilities
         distance[anchor] = (s - pi).abs().max().item()
     assert distance[1e6] < 0.01
     assert distance[1e6] < distance[0.1] < distance[0.0]

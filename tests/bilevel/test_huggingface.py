@@ -1,0 +1,121 @@
+"""A Hugging Face classifier in the user's own loop: padded dicts, dropout, AdamW, a schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import steelyard._support._torchvision  # noqa: F401 (transformers imports it, beside a CPU's torch too)
+from steelyard.bilevel import Batch, FiniteDifference, Recorder, Streamed, Trajectory, Truncated, WeightedLoss
+from steelyard.reweight import InnerRun, Maple, MeanRisk
+from tests.bilevel.problems import CROSS_ENTROPY, relative
+
+transformers = pytest.importorskip("transformers", reason="the extra [huggingface]")
+
+COUNT, TOKENS, WORDS = 8, 9, 23
+OBJECTIVE = WeightedLoss(CROSS_ENTROPY, outputs="logits")
+
+
+def classifier() -> nn.Module:
+    config = transformers.BertConfig(
+        vocab_size=WORDS,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=TOKENS,
+        num_labels=3,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def texts(count: int = COUNT, seed: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, TOKENS + 1, (count,), generator=generator)
+    mask = (torch.arange(TOKENS) < lengths.unsqueeze(1)).long()
+    ids = torch.randint(1, WORDS, (count, TOKENS), generator=generator) * mask
+    return Batch.of({"input_ids": ids, "attention_mask": mask}, torch.randint(0, 3, (count,), generator=generator))
+
+
+def outer(model: nn.Module) -> Tensor:
+    held_out = texts(6, seed=2)
+    model.eval()
+    return CROSS_ENTROPY(model(**held_out.inputs).logits, held_out.targets).mean()
+
+
+def run(weight: Tensor, window: int, warmup: int = 2) -> tuple[nn.Module, Trajectory]:
+    """The weights act inside of the window only: that is the derivative that an estimator claims."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = classifier().double().train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+        scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 2, 10)
+        data, generator = texts(), torch.Generator().manual_seed(4)
+        with Recorder(model, optimizer, OBJECTIVE, window) as recorder:
+            for number in range(warmup + window):
+                rows = torch.randint(0, COUNT, (5,), generator=generator)
+                used = weight if number >= warmup else torch.ones_like(weight)
+                loss = recorder.loss(data.take(rows), used[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+            return model, recorder.trajectory()
+
+
+def start_weight() -> Tensor:
+    return 0.5 + torch.rand(COUNT, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def truth(window: int, step: float = 1e-5) -> Tensor:
+    """Central differences of the whole run, every sample."""
+    result = torch.zeros_like(start_weight())
+    for sample in range(COUNT):
+        up, down = (_value(sample, sign * step, window) for sign in (1, -1))
+        result[sample] = (up - down) / (2 * step)
+    return result
+
+
+def _value(sample: int, step: float, window: int) -> float:
+    weight = start_weight()
+    weight[sample] += step
+    model, _ = run(weight, window)
+    with torch.no_grad():
+        return float(outer(model))
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_derivative_is_that_of_training_again(window: int) -> None:
+    _, record = run(start_weight(), window)
+    expected = truth(window)
+    assert (expected != 0).sum() >= 3
+    for estimator in (Truncated(window), FiniteDifference(window)):
+        assert relative(estimator(record, outer, torch.arange(COUNT)), expected) < 1e-6
+
+
+def test_an_outer_run_learns_from_ragged_texts() -> None:
+    """Token lists of any length, padded batch by batch; the mislabelled ones lose weight."""
+    data = texts(24)
+    wrong = torch.arange(24) < 6
+    labels = (data.inputs["input_ids"][:, 0] % 2).where(~wrong, 1 - data.inputs["input_ids"][:, 0] % 2)
+    lists = [ids[keep > 0].tolist() for ids, keep in zip(*data.inputs.values(), strict=True)]
+    items = [{"input_ids": ids, "label": int(y)} for ids, y in zip(lists, labels, strict=True)]
+
+    def padded(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        rows = [torch.tensor(one["input_ids"]) for one in items]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    train = Streamed.of_dataset(items, "label", collate=padded, chunk=16)
+    clean = texts(24, seed=5)
+    clean = Batch.of(clean.inputs, clean.inputs["input_ids"][:, 0] % 2)
+    inner = InnerRun(
+        classifier, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), OBJECTIVE, steps=30, batch_size=12
+    )
+    result = Maple(inner, MeanRisk(), learn="weights", steps=4).fit(train, clean)
+    assert result.weights[wrong].mean() < result.weights[~wrong].mean()
