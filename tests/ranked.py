@@ -7,7 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -111,8 +111,12 @@ def loop(
     make: Callable[[], nn.Module] = net,
     clear: bool = False,
     split: bool = False,
+    parts: int = 1,
 ) -> tuple[nn.Module, Trajectory]:
-    """A user's loop: the same batches for any number of ranks, shares of any size in them, also of none."""
+    """A user's loop: the same batches for any number of ranks, shares of any size in them, also of none.
+
+    With several `parts` the gradients of as many micro-batches are accumulated and clipped.
+    """
     module = Split() if split else make()
     model = ranks.wrap(module)
     kind, settings = OPTIMIZERS[optimizer]
@@ -123,14 +127,20 @@ def loop(
     g = torch.Generator().manual_seed(4)
     with Recorder(model, stepper, objective, window) as recorder:
         for number in range(2 + window):
-            rows = torch.randint(0, SAMPLES, (4,), generator=g)  # with replacement
-            if number == 1 + window:
-                rows = rows.clamp(min=6)  # the first rank's share of the last batch is empty
-            rows = rows[(rows >= own[0]) & (rows <= own[-1])]
             used = weight if number >= 2 else torch.ones_like(weight)
-            loss = recorder.loss(everything.take(rows), used[rows])
-            stepper.zero_grad()
-            loss.backward()
+            for part in range(parts):
+                rows = torch.randint(0, SAMPLES, (4,), generator=g)  # with replacement
+                if number == 1 + window:
+                    rows = rows.clamp(min=6)  # the first rank's share of the last batch is empty
+                rows = rows[(rows >= own[0]) & (rows <= own[-1])]
+                local = isinstance(model, nn.parallel.DistributedDataParallel) and part + 1 < parts
+                with model.no_sync() if local else nullcontext():
+                    loss = recorder.loss(everything.take(rows), used[rows])
+                    if not part:
+                        stepper.zero_grad()
+                    (loss / parts).backward()
+            if parts > 1:
+                recorder.clip_grad_norm_(module.parameters(), 0.2)
             stepper.step()
         if clear:
             for p in module.parameters():
@@ -151,17 +161,17 @@ def truncated(ranks: Ranks, **options: Any) -> dict[str, Tensor]:
     }
 
 
-def whole_run(ranks: Ranks, make: Callable[[], nn.Module] = net) -> dict[str, Tensor]:
+def whole_run(ranks: Ranks, make: Callable[[], nn.Module] = net, parts: int = 1) -> dict[str, Tensor]:
     """The hypergradient through all of the window, and central differences of the run of all ranks."""
     own, outer, start, size = ranks.share(SAMPLES), outer_loss(ranks), start_weight(), 1e-5
-    _, run = loop(ranks, start, "adam", make=make)
+    _, run = loop(ranks, start, "adam", make=make, parts=parts)
     found = ranks.gather(Truncated(3)(run, outer, own))
     truth = torch.zeros(SAMPLES, dtype=torch.float64)
     for sample in range(SAMPLES):
         for signed in (size, -size):
             weight = start.clone()
             weight[sample] += signed
-            module, _ = loop(ranks, weight, "adam", make=make)
+            module, _ = loop(ranks, weight, "adam", make=make, parts=parts)
             truth[sample] += ranks.total(outer(module.eval())) / ranks.size / (2 * signed)
     return {"T=3": found, "differences of the run": truth}
 
@@ -247,12 +257,14 @@ CASES["maple, a dict and shared weights"] = partial(
     clip=0.05,
     outer_chunk=10,
 )
-CASES |= {"whole run": whole_run, "truncated, a dict": partial(truncated, optimizer="adam", split=True)}
+CASES |= {"whole run": whole_run, "accumulated and clipped": partial(whole_run, parts=2)}
+CASES |= {"truncated, a dict": partial(truncated, optimizer="adam", split=True)}
 CASES |= {
     f"truncated {name}": partial(truncated, optimizer=name)
     for name in ("sgd-nesterov", "adam", "adamw-amsgrad", "nadam-decoupled", "rmsprop-centered", "adagrad")
 }
 CASES |= {f"truncated {kind}": partial(truncated, normalise=kind) for kind in ("batch", "none")}
+CASES |= {"truncated, accumulated and clipped": partial(truncated, optimizer="adamw-amsgrad", parts=2)}
 CASES |= {"truncated without gradients": partial(truncated, optimizer="adam", clear=True)}
 
 

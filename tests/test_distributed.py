@@ -67,7 +67,7 @@ def test_two_processes_give_what_one_gives(name: str, found: list[dict[str, Any]
         close(of_rank["found"][name], expected)
 
 
-@pytest.mark.parametrize("name", ["whole run", "dropout"])
+@pytest.mark.parametrize("name", ["whole run", "accumulated and clipped", "dropout"])
 def test_the_hypergradient_of_two_processes_is_that_of_central_differences(
     name: str, found: list[dict[str, Any]]
 ) -> None:

@@ -134,6 +134,7 @@ class Recorder:
         self._fault = ""
         self._backward = 0
         self._in_backward = False
+        self._depth = 0
         self._norm: Tensor | None = None
         self._agreed = False
         self._after: list[Guard] = []
@@ -193,7 +194,8 @@ class Recorder:
         self._check(batch, weight)
         if not self._agreed:
             self._agree(batch, weight)
-        self._passes, self._in_backward = [one for one in self._passes if one.arrival.of_use], False
+        self._passes = [one for one in self._passes if one.arrival.of_use]
+        self._in_backward, self._depth = False, 0  # where a backward pass or a step has failed
         # Before this forward pass takes memory of its own:
         for earlier in [*self._window, *(one.step for one in self._passes)]:
             earlier.findings.gradient = earlier.findings.forward_record = None
@@ -443,6 +445,9 @@ class Recorder:
             )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth > 1:  # a subclass whose step calls that of its base: the hooks are those of the outermost
+            return
         overflow = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler: it will not move
         if overflow is not None and bool(overflow):
             self._forget()
@@ -485,6 +490,9 @@ class Recorder:
                 _fill_in(earlier, step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth:
+            return
         step = self._pending
         self._forget()
         if step is None:
@@ -583,8 +591,13 @@ class _Hook:
         """Note what arrives."""
         recorder = self._recorder()
         # (Of several gradients at once, `is_grads_batched`, no step is made.)
-        if recorder is not None and not torch._C._functorch.is_batchedtensor(gradient):
+        if recorder is not None and not _is_batched(gradient):
             recorder._backward_begins(self._arrival, gradient)
+
+
+def _is_batched(gradient: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
 @dataclass

@@ -138,6 +138,7 @@ class Truncated:
         steps = self._window(trajectory)
         weighted = trajectory.weighted
         own = {"estimator": type(self).__name__, "steps": self.steps, "samples given": samples is not None}
+        own["micro-batches"] = [len(step.micro_batches) for step in steps]
         trajectory.ranks.agree("the hypergradient", own)
         if samples is not None:
             beside = trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))

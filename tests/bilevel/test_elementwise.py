@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Implicit, Recorder, Storage, Truncated, Unrolled, WeightedLoss
+from steelyard.bilevel import Batch, FlatUpdateWarning, Implicit, Recorder, Storage, Truncated, Unrolled, WeightedLoss
 from steelyard.bilevel.optimizers import COVERED, SUPPORTED, ElementwisePullback, ParameterUpdate, pullback_for
-from steelyard.bilevel.update import FlatUpdateWarning
 from tests.bilevel import problems
 from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, dead_unit, mlp, relative
+from tests.test_readme import README
 
 
 class Simple(torch.optim.Optimizer):
@@ -286,8 +286,11 @@ def test_other_estimators_and_storages_say_what_to_use() -> None:
     assert Truncated()(record, lambda m: m[0].weight.sum()).isfinite().all()
 
 
-def test_the_table_of_optimizers_is_what_is_tested() -> None:
-    assert COVERED["closed form"] == tuple(kind.__name__ for kind in SUPPORTED)
+def test_the_table_of_optimizers_is_what_is_tested_and_readmes() -> None:
+    closed, elementwise, refused = COVERED.values()
+    assert closed == tuple(kind.__name__ for kind in SUPPORTED)
     assert {kind for kind, _ in OPTIMIZERS.values()} == set(SUPPORTED)
-    assert set(COVERED["elementwise"]) == {*OTHERS, "Lion", "Signum", "Rprop"} - {"Adam"}
-    assert set(COVERED["refused"]) == set(REFUSED)
+    assert set(elementwise) == {*OTHERS, "Lion", "Signum", "Rprop"} - {"Adam"}
+    assert set(refused) == set(REFUSED)
+    for how, names in COVERED.items():
+        assert f"| {how} | {', '.join(names)} |\n" in README.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ COUNT, TOKENS, WORDS = 8, 9, 23
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY, outputs="logits")
 
 
-def classifier() -> nn.Module:
+def classifier(spread: float = 0.02) -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=WORDS,
         hidden_size=8,
@@ -30,6 +30,7 @@ def classifier() -> nn.Module:
         num_labels=3,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
+        initializer_range=spread,
     )
     return transformers.BertForSequenceClassification(config)
 
@@ -48,21 +49,27 @@ def outer(model: nn.Module) -> Tensor:
     return CROSS_ENTROPY(model(**held_out.inputs).logits, held_out.targets).mean()
 
 
-def run(weight: Tensor, window: int, warmup: int = 2) -> tuple[nn.Module, Trajectory]:
-    """The weights act inside of the window only: that is the derivative that an estimator claims."""
+def run(weight: Tensor, window: int, warmup: int = 2, parts: int = 1) -> tuple[nn.Module, Trajectory]:
+    """The weights act inside of the window only: that is the derivative that an estimator claims.
+
+    With several `parts` the gradients of as many micro-batches are accumulated and clipped.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = classifier().double().train()
+        model = classifier(0.02 if parts == 1 else 0.3).double().train()  # so that its gradients are longer than 1
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
         scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 2, 10)
         data, generator = texts(), torch.Generator().manual_seed(4)
         with Recorder(model, optimizer, OBJECTIVE, window) as recorder:
             for number in range(warmup + window):
-                rows = torch.randint(0, COUNT, (5,), generator=generator)
-                used = weight if number >= warmup else torch.ones_like(weight)
-                loss = recorder.loss(data.take(rows), used[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                for _ in range(parts):
+                    rows = torch.randint(0, COUNT, (5,), generator=generator)
+                    used = weight if number >= warmup else torch.ones_like(weight)
+                    loss = recorder.loss(data.take(rows), used[rows])
+                    (loss / parts).backward()
+                if parts > 1:
+                    recorder.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 scheduler.step()
             return model, recorder.trajectory()
@@ -72,27 +79,29 @@ def start_weight() -> Tensor:
     return 0.5 + torch.rand(COUNT, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-def truth(window: int, step: float = 1e-5) -> Tensor:
+def truth(window: int, parts: int, step: float = 1e-5) -> Tensor:
     """Central differences of the whole run, every sample."""
     result = torch.zeros_like(start_weight())
     for sample in range(COUNT):
-        up, down = (_value(sample, sign * step, window) for sign in (1, -1))
+        up, down = (_value(sample, sign * step, window, parts) for sign in (1, -1))
         result[sample] = (up - down) / (2 * step)
     return result
 
 
-def _value(sample: int, step: float, window: int) -> float:
+def _value(sample: int, step: float, window: int, parts: int) -> float:
     weight = start_weight()
     weight[sample] += step
-    model, _ = run(weight, window)
+    model, _ = run(weight, window, parts=parts)
     with torch.no_grad():
         return float(outer(model))
 
 
+@pytest.mark.parametrize("parts", [1, 2], ids=["plain", "accumulated and clipped"])
 @pytest.mark.parametrize("window", [1, 3])
-def test_the_derivative_is_that_of_training_again(window: int) -> None:
-    _, record = run(start_weight(), window)
-    expected = truth(window)
+def test_the_derivative_is_that_of_training_again(window: int, parts: int) -> None:
+    _, record = run(start_weight(), window, parts=parts)
+    assert all(len(step.micro_batches) == parts and bool(step.clips) == (parts > 1) for step in record.steps)
+    expected = truth(window, parts)
     assert (expected != 0).sum() >= 3
     for estimator in (Truncated(window), FiniteDifference(window)):
         assert relative(estimator(record, outer, torch.arange(COUNT)), expected) < 1e-6

@@ -23,6 +23,7 @@ from steelyard.bilevel import (
     WeightedLoss,
 )
 from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm, dropout, mlp, relative
+from tests.test_readme import README
 
 Clip = Callable[[Any, nn.Module], object]
 
@@ -185,7 +186,7 @@ def test_the_recorders_clips_are_torchs(clip: Clip) -> None:
     ids=str,
 )
 def test_accumulated_gradients(how: dict[str, Any], optimizer: str, steps: int) -> None:
-    loop = Loop(optimizer=optimizer, window=steps, **how)
+    loop = Loop(optimizer=optimizer, window=steps, recorder={"reuse": steps == 1}, **how)
     assert relative(loop.answer(Truncated(steps)), loop.truth()) < 1e-6
 
 
@@ -610,3 +611,25 @@ def test_batch_norm_under_bfloat16(steps: int) -> None:
         assert relative(Truncated(steps)(low, outer).double(), Truncated(steps)(high, outer)) < 0.2
     with pytest.raises(NoDerivative, match="bias=False"):
         Truncated(steps)(train(batch_norm, torch.float32, torch.optim.AdamW), outer)
+
+
+LOOPS = {
+    "accumulated gradients (`(recorder.loss(...) / 2).backward()`, or any constant as `scale=`)": (
+        test_accumulated_gradients
+    ),
+    "clips by norm or value, of all parameters or some (`recorder.clip_grad_norm_`, `recorder.clip_grad_value_`)": (
+        test_a_clip_is_differentiated
+    ),
+    "BatchNorm and dropout in each micro-batch": test_every_micro_batch_has_its_own_statistics_and_masks,
+    "`GradScaler`, steps that it skips too": test_a_gradient_scaler_with_accumulation_and_a_clip,
+    "parameter groups added later": test_parameters_that_are_trained_from_a_later_step_on,
+    "an average of the weights beside the model, `OneCycleLR`": (
+        test_an_average_beside_the_model_and_a_cycle_of_rates_and_momenta
+    ),
+    "losses of several labels and of numbers": test_losses_of_several_labels_and_of_numbers,
+    "BatchNorm under bfloat16": test_batch_norm_under_bfloat16,
+}
+
+
+def test_readme_lists_the_loops_that_are_tested() -> None:
+    assert f"Loops: {'; '.join(LOOPS)}." in " ".join(README.read_text(encoding="utf-8").split())

@@ -35,9 +35,27 @@ SUPPORTED: dict[type[torch.optim.Optimizer], Pullback] = {
 
 
 COVERED: dict[str, tuple[str, ...]] = {
-    "closed form": ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta"),
-    "elementwise": ("ASGD", "Rprop", "Lion", "Adan", "Signum", "a subclass of a torch optimizer", "your own class"),
-    "refused": ("LBFGS", "Muon", "Adafactor", "SparseAdam", "LARS", "LAMB", "Shampoo", "SAM", "Lookahead"),
+    "in closed form": ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta"),
+    "by differences of its own step, found to be elementwise": (
+        "ASGD",
+        "Rprop",
+        "Lion",
+        "Adan",
+        "Signum",
+        "a subclass of a torch optimizer",
+        "your own class",
+    ),
+    "refused before training, with what gave it away": (
+        "LBFGS",
+        "Muon",
+        "Adafactor",
+        "SparseAdam",
+        "LARS",
+        "LAMB",
+        "Shampoo",
+        "SAM",
+        "Lookahead",
+    ),
 }
 """How optimizers are differentiated, or that they are refused by name: every entry has a test."""
 
