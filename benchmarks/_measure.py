@@ -88,14 +88,22 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {busy}load {load:.1f}; one thread; torch {torch.__version__}"
 
 
-def write(name: str, title: str, notes: Sequence[str], rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write results/benchmarks/NAME.json and the table NAME.md."""
+def write(
+    name: str,
+    title: str,
+    notes: Sequence[str],
+    rows: list[dict[str, Any]],
+    columns: Sequence[str],
+    table: str | None = None,
+) -> None:
+    """Write results/benchmarks/NAME.json and the table NAME.md, or under the name `table`."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    table = table or name
+    (RESULTS / f"{table}.json").write_text(json.dumps(rows, indent=1) + "\n")
     lines = [f"# {title}", "", f"Remake with `python -m benchmarks.{name}`. {machine()}.", ""]
     lines += [*notes, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"{table}.md").write_text("\n".join(lines) + "\n")
 
 
 def _cell(value: Any) -> str:

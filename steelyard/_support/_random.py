@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any, cast
 import numpy
 import torch
 
-__all__ = ["random_state", "restore_random_state", "seeded"]
+__all__ = ["all_seeded", "random_state", "restore_random_state", "seed_of", "seeded"]
 
 
 def random_state() -> dict[str, Any]:
@@ -35,6 +36,32 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     numpy.random.set_state((kind, key.numpy().astype("uint32"), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
+
+
+def seed_of(*numbers: int) -> int:
+    """Return a seed for torch made of these numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """Fork the random states of torch on the CPU, NumPy and Python, seeded."""
+    with _kept(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        numpy.random.seed(seed % 2**32)  # noqa: NPY002 (the global one)
+        random.seed(seed)
+        yield
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Put the states of NumPy and Python back afterwards."""
+    of_numpy, of_python = numpy.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        numpy.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 @contextmanager

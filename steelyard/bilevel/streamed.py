@@ -9,17 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from steelyard._support import _check, _files, _nested
 from steelyard._support._check import Numbers
 from steelyard._support._nested import Nested
-from steelyard._support._workers import worker_context
+from steelyard._support._random import seed_of
+from steelyard._support._workers import Asked, Loading
 from steelyard.bilevel.batch import Batch, check_lengths, labels_as_tensors, row_positions
 from steelyard.bilevel.dataset_items import Collate, ItemParts, Key, Labels, Rows
 
@@ -38,7 +40,11 @@ class Streamed(Batch):
     Attributes:
         rows: ``(n,)`` where in their source these samples are.
         chunk: how many samples' inputs are in memory at once where nothing else says so.
-        workers: processes that load ahead for `stream`, `at` and `chunks`; 0 loads in this one.
+        workers: processes that load ahead for `stream`, `at` and `chunks`; 0 loads in this one. They start with
+            the first pass, stay for the next ones, and end with `close`. A script needs no guard for them, and a
+            notebook may have them, too (for a data set of a class of its own, with the package cloudpickle). Samples,
+            also augmented ones, are the same with any number of them: what a data set draws from the global generators
+            of torch, NumPy and Python is decided by the seed of `stream` and the number of the batch.
 
     Example:
         >>> features = torch.randn(6, 2)
@@ -79,7 +85,7 @@ class Streamed(Batch):
                 a tensor, or a dict or tuple of tensors, with a row for each item. Losses may not depend on the padding.
                 None: items are stacked, and must have one shape.
             chunk: see the class.
-            workers: see the class. A script that asks for any needs the guard ``if __name__ == "__main__":``.
+            workers: see the class.
 
         Raises:
             TypeError: an item that is neither a tensor nor a dict of tensors.
@@ -166,6 +172,19 @@ class Streamed(Batch):
         chosen = positions.nonzero().flatten() if positions.dtype == torch.bool else positions
         return replace(self._labels.take(chosen), inputs=self._gathered(self.rows[chosen.cpu()]))
 
+    def close(self) -> None:
+        """End the workers, if there are any; a later pass starts others.
+
+        Without it they end when nothing refers to these samples (and to those made of them) any longer, or with the
+        interpreter. In a ``with`` statement they end with it.
+        """
+
+    def __enter__(self) -> Streamed:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
     def to(self, device: torch.device | str) -> Streamed:
         """Return the same samples with the labels on `device`, where the inputs will come too."""
         labels = {name: getattr(self, name) for name in ("targets", "index", "environment", "group")}
@@ -217,11 +236,16 @@ class Streamed(Batch):
 @dataclass(frozen=True)
 class _OfDataset(Streamed):
     source: Rows = field(kw_only=True)
+    loading: Loading = field(kw_only=True, repr=False, compare=False)
+
+    def close(self) -> None:
+        self.loading.close()
 
     def _load(
         self, rows: Iterator[Tensor], workers: int, training: bool = False, seed: int = 0, first: int = 0
     ) -> Iterator[Nested]:
-        for piece in _loader(self.source, rows, workers):
+        asked = _numbered(rows, seed, first) if training else _by_rows(rows)
+        for piece in self.loading.answers(asked, ahead=workers > 0):
             self._check_kind(piece)
             yield piece
 
@@ -264,6 +288,7 @@ def _of_rows(
     def empty(one: Tensor) -> Tensor:
         return torch.empty((count, *one.shape[1:]), dtype=one.dtype, device="meta")
 
+    workers = _check.integer("workers", workers, low=0)
     return _OfDataset(
         _nested.mapped(empty, first),
         targets,
@@ -272,44 +297,31 @@ def _of_rows(
         group,  # type: ignore[arg-type]
         rows=torch.arange(count),
         chunk=_check.integer("chunk", chunk, low=1),
-        workers=_check.integer("workers", workers, low=0),
+        workers=workers,
         source=source,
+        loading=Loading(source, workers, __name__),
     )
-
-
-def _loader(source: Dataset[Any], rows: Iterator[Tensor], workers: int) -> DataLoader[Any]:
-    """Return what loads ``source[rows]``, ahead by the workers, and draws no random number."""
-    return DataLoader(
-        source,
-        batch_size=None,
-        sampler=_Once(rows),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
-        multiprocessing_context=worker_context(__name__) if workers else None,
-    )
-
-
-def _as_it_is(loaded: Nested) -> Nested:
-    """(torch's own makes lists of tuples.)"""
-    return loaded
 
 
 def _read_labels(source: Labels, chunk: int, workers: int) -> dict[str, Tensor]:
     """Return the labels of all items ``(n, ...)`` by name, by one pass."""
     rows = iter(torch.arange(len(source.dataset)).split(_check.integer("chunk", chunk, low=1)))
-    pieces = list(_loader(source, rows, _check.integer("workers", workers, low=0)))
+    loading = Loading(source, _check.integer("workers", workers, low=0), __name__)
+    pieces = list(loading.answers(_by_rows(rows)))
+    loading.close()
     return {name: torch.cat([piece[name] for piece in pieces]) for name in source.keys}
 
 
-@dataclass(frozen=True)
-class _Once:
-    """A sampler of the rows of each batch."""
+def _numbered(rows: Iterator[Tensor], seed: int, first: int) -> Iterator[Asked]:
+    """Yield what is asked for training: what a batch draws is decided by the seed of the pass and its own number."""
+    for number, one in enumerate(rows, start=first):
+        yield one.numpy(), seed_of(seed, number)
 
-    rows: Iterator[Tensor]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return self.rows
+def _by_rows(rows: Iterator[Tensor]) -> Iterator[Asked]:
+    """Yield what is asked for evaluation: what a piece draws is decided by its rows, so that it reads alike again."""
+    for one in rows:
+        yield one.numpy(), seed_of(crc32(one.numpy().tobytes()))
 
 
 class MemoryMapped(Dataset[Tensor]):

@@ -207,7 +207,19 @@ def test_a_coupled_step_is_refused_of_a_stream_too() -> None:
     torch.manual_seed(0)
     record = recorded(batch_norm(), data)
     with pytest.raises(ValueError, match="BatchNorm"):
-        Truncated()(record, lambda model: model(data.inputs).sum(), samples=streamed(data)[0])
+        Truncated(coupled="refuse")(record, lambda model: model(data.inputs).sum(), samples=streamed(data)[0])
+
+
+def test_a_coupled_step_answers_for_a_stream_as_for_a_batch() -> None:
+    data = in_memory()
+    torch.manual_seed(0)
+    record = recorded(batch_norm(), data.take(torch.arange(6)))
+
+    def outer(model):
+        return CROSS_ENTROPY(model(data.inputs), data.targets).mean()
+
+    expected = Truncated()(record, outer, samples=data)
+    torch.testing.assert_close(Truncated()(record, outer, samples=streamed(data)[0]), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_an_error_of_the_data_is_not_taken_for_one_of_differentiation() -> None:

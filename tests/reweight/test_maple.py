@@ -5,11 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from steelyard.bilevel import Batch, FiniteDifference, Truncated
+from steelyard.bilevel import Batch, FiniteDifference, Truncated, WeightedLoss
 from steelyard.reweight import (
     CrossFit,
     CubicBudget,
     GroupWorst,
+    InnerRun,
     IRMv1,
     Log,
     Maple,
@@ -375,3 +376,53 @@ def test_small_budgets_never_train_on_nothing(folds):
     result = quick(budget=1.5, steps=15, folds=folds, inner=linear_run(steps=2)).fit(train)
     assert min(row["kept"] for row in result.history) >= (1 if folds == 1 else 2)
     assert float(result.probabilities.sum()) == pytest.approx(1.5)
+
+
+def normalised_run(steps=6, **options):
+    def model():
+        return torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)).double()
+
+    optimizer = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    return InnerRun(model, optimizer, WeightedLoss(CROSS_ENTROPY), steps, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 16}, {"batch_size": 16, "restart": False}])
+def test_batch_norm_by_default_and_the_outer_risk_in_eval_mode(options):
+    """Every sample gets a derivative, whether or not it was in the last batch; the risk reads running statistics."""
+    train, _ = spurious(60)
+    target, _ = spurious(40, seed=5)
+    gradients, seen = [], []
+
+    def look(step):
+        assert not any(module.training for module in step.model.modules())
+        with torch.no_grad():
+            seen.append((step.outer_loss, RISK(step.model(target.inputs), target, CROSS_ENTROPY).item()))
+
+    maple = quick(inner=normalised_run(**options), budget=30, probability_optimizer=spy(gradients, lr=1.0))
+    maple.fit(train, target, [look])
+    assert all(noted == pytest.approx(again, rel=1e-12) for noted, again in seen)
+    assert len(seen) == len(gradients) == 3
+    assert all(bool((gradient != 0).all()) for gradient in gradients)
+
+
+def test_batch_norm_against_training_again():
+    """All samples in one step: the derivative by every weight is that of plain retraining, read in eval mode."""
+    train, _ = spurious(20)
+    target, _ = spurious(30, seed=5)
+    gradients = []
+    inner = normalised_run(steps=1)
+    quick(inner=inner, steps=1, learn="weights", budget=None, weight_optimizer=spy(gradients)).fit(train, target)
+
+    def risk(weight):
+        model, optimizer = normalised_run(steps=1)._start(train.inputs.device)
+        losses = CROSS_ENTROPY(model(train.inputs), train.targets)
+        ((losses * weight).sum() / weight.sum()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            return RISK(model.eval()(target.inputs), target, CROSS_ENTROPY).item()
+
+    for i in range(20):
+        h = torch.zeros(20, dtype=torch.float64)
+        h[i] = 1e-5
+        truth = (risk(1 + h) - risk(1 - h)) / 2e-5
+        assert gradients[0][i].item() == pytest.approx(truth, rel=1e-6, abs=1e-10)

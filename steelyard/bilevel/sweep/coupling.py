@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.sweep.beside import losses_beside
+from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["mixes_samples"]
+__all__ = ["mixes_samples", "moves_recorded"]
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -31,6 +34,7 @@ def mixes_samples(
     generator: torch.Generator,
     size: int | None = None,
     smaller: int | None = None,
+    beside: bool = False,
 ) -> bool:
     """Whether the losses of `batch` change with the grouping: as it stands, and in a random order in smaller groups.
 
@@ -42,6 +46,7 @@ def mixes_samples(
         generator: draws the order.
         size: of the groups as it stands, the largest that fits into memory; None: all at once.
         smaller: of the others; None: half of that.
+        beside: as `Question` has it.
     """
     count = len(batch)
     if count < 2:
@@ -50,24 +55,45 @@ def mixes_samples(
     order = torch.randperm(count, generator=generator)
     smaller = max(1, min(smaller or size, size // 2))
     try:
-        together = _losses(run, step, at, batch, torch.arange(count).split(size))
-        apart = _losses(run, step, at, batch, [part[part.argsort()] for part in order.split(smaller)])
+        question = Question(run, step, at, {}, batch, beside=beside)
+        together = _losses(question, torch.arange(count).split(size))
+        apart = _losses(question, [part[part.argsort()] for part in order.split(smaller)])
     except _UnableError:
         return True
+    return not _alike(step, together, apart)
+
+
+def moves_recorded(run: Trajectory, step: Step, others: Batch) -> bool:
+    """Whether the recorded samples have other losses where `others` are evaluated beside them (`sweep.beside`)."""
+
+    def beside(module: nn.Module) -> Tensor:
+        return losses_beside(run.weighted, module, step.batch, others)
+
+    try:
+        with torch.no_grad(), _Constants() if step.findings.stochastic else nullcontext():
+            alone = run.sample_losses(step, step.parameters, step.batch)
+            found = run.replay(step, step.parameters, beside)
+    except Exception:  # noqa: BLE001 (whatever a model says that takes only the number of samples it was trained on)
+        return True
+    return not _alike(step, found[: len(alone)], alone)
+
+
+def _alike(step: Step, together: Tensor, apart: Tensor) -> bool:
+    """Whether losses are the same up to rounding."""
     precision = torch.float32 if together.dtype not in _TOLERANCE else together.dtype
     tolerance = 2e-2 if step.conditions.autocast else _TOLERANCE[precision]
     scale = together[torch.isfinite(together)].abs().max() if bool(torch.isfinite(together).any()) else 1.0
-    return not torch.allclose(together, apart, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
+    return torch.allclose(together, apart, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
 
 
-def _losses(run: Trajectory, step: Step, at: Tensors, batch: Batch, groups: Sequence[Tensor]) -> Tensor:
-    """Return the losses in the order of `batch`, evaluated group by group."""
-    found = []
+def _losses(question: Question, groups: Sequence[Tensor]) -> Tensor:
+    """Return the losses in the order of the question's batch, evaluated group by group."""
+    found, step = [], question.step
     for group in groups:
-        samples = batch.take(group)  # (an error of the data is one of the data)
+        samples = question.batch.take(group)  # (an error of the data is one of the data)
         try:
             with torch.no_grad(), _Constants() if step.findings.stochastic else nullcontext():
-                found.append(run.sample_losses(step, at, samples))
+                found.append(replace(question, batch=samples).losses(question.at))
         except Exception as error:  # whatever a model says that takes only the number of samples it was trained on
             raise _UnableError from error
     joined = torch.cat(found)

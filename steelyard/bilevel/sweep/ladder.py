@@ -21,7 +21,7 @@ from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
-from steelyard.bilevel.sweep.coupling import mixes_samples
+from steelyard.bilevel.sweep.coupling import mixes_samples, moves_recorded
 from steelyard.bilevel.sweep.memory import bytes_per_sample
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import (
@@ -121,19 +121,27 @@ class Ladder:
         self.passed_over: dict[str, str] = {}
 
     def losses(
-        self, run: Trajectory, step: Step, at: Tensors, direction: Tensors, batch: Batch, objection: Objection = _none
+        self,
+        run: Trajectory,
+        step: Step,
+        at: Tensors,
+        direction: Tensors,
+        batch: Batch,
+        objection: Objection = _none,
+        beside: bool = False,
     ) -> Tensor:
         """Return t_i = <direction, grad l_i(at)> ``(batch,)`` for every sample of `batch`, without a graph.
 
         Args:
             run, step, at, direction, batch: the question.
             objection: from t_i to what the caller has against them, or None; where a gradient is at hand to compare.
+            beside: as `Question` has it.
 
         Raises:
             NoDerivative: no rung's answer stands.
         """
-        question = Question(run, step, at, direction, batch)
-        known = _known(question, "losses")
+        question = Question(run, step, at, direction, batch, beside=beside)
+        known = _known(question, "losses beside" if beside else "losses")
         due = run.ranks.any(known.due())
         cut: list[Question] = []
 
@@ -245,6 +253,20 @@ class Ladder:
         size = self._fitting(question)
         return mixes_samples(run, step, step.parameters, samples, known.generator, size)
 
+    def couples_beside(self, run: Trajectory, step: Step, samples: Batch) -> bool:
+        """Whether that is so, too, where BatchNorm takes its statistics of the recorded batch (see `sweep.beside`).
+
+        Also where the recorded samples would then have other losses than in their batch.
+        """
+        question = Question(run, step, step.parameters, {}, samples, beside=True)
+        known = _known(question, "coupling beside")
+        if known.due() or known.mixes:
+            some = samples.take(torch.randperm(len(samples), generator=known.generator)[:64].sort().values)
+            known.mixes = moves_recorded(run, step, some) or mixes_samples(
+                run, step, step.parameters, some, known.generator, beside=True
+            )
+        return known.mixes
+
     def _climb(
         self,
         question: Question,
@@ -282,7 +304,8 @@ class Ladder:
             if lasting:
                 barred[rung.name] = reasons[rung.name]
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-        raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {_REMEDY}")
+        remedy = _UNDER_AUTOCAST if question.step.conditions.autocast else _REMEDY
+        raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
 
     def _size(self, question: Question, known: _Known, due: bool) -> int | None:
         """Return how many samples at a time fit into memory; None: all, as where the recorded batch may not be cut."""
@@ -294,6 +317,8 @@ class Ladder:
             size = self._fitting(question)
         except Exception:  # noqa: BLE001 (whatever a model says that takes only the number of samples it was trained on)
             return None
+        if question.beside:  # the recorded rows, which are never cut, come along with every piece
+            size = max(size - len(step.batch), len(step.batch))
         if size >= len(batch):
             return None
         if own:
@@ -311,7 +336,7 @@ class Ladder:
     def _fitting(self, question: Question) -> int:
         def probe(samples: int) -> Callable[[], Tensor]:
             few = question.batch.take(torch.arange(samples))
-            return lambda: question.run.sample_losses(question.step, question.at, few)
+            return lambda: replace(question, batch=few).losses(question.at)
 
         if len(question.batch) <= 4:
             return 4
@@ -321,7 +346,7 @@ class Ladder:
 def _finite_losses(question: Question, rows: Tensor) -> bool:
     """Whether one of the samples at `rows` (a mask) has a finite loss, and so may have a finite derivative."""
     with torch.no_grad():
-        losses = [question.run.sample_losses(one.step, one.at, one.batch) for one in question.pieces()]
+        losses = [one.losses(one.at) for one in question.pieces()]
     return bool(torch.isfinite(torch.cat(losses)[rows]).any())
 
 
@@ -341,6 +366,12 @@ def _answer(rung: Rung, question: Question) -> Any:
 _REMEDY = (
     "Truncated(steps=1) needs no second derivative; or put the operator together from others that torch differentiates "
     "twice"
+)
+
+
+_UNDER_AUTOCAST = (
+    "autocast rounds it away: a gradient that is nothing but rounding (of a bias before BatchNorm) decides an adaptive "
+    "update; leave such a bias out, bias=False, or record without autocast"
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.sweep.beside import losses_beside
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Question"]
@@ -26,6 +27,7 @@ class Question:
         direction: u, by name.
         batch: the samples; that of the step, or others.
         size: at most so many samples at a time; None: all at once, as where they couple.
+        beside: they are not of the recorded batch, and BatchNorm takes its statistics of that one (`sweep.beside`).
     """
 
     run: Trajectory
@@ -34,6 +36,7 @@ class Question:
     direction: Tensors
     batch: Batch
     size: int | None = None
+    beside: bool = False
 
     @property
     def recorded(self) -> bool:
@@ -52,7 +55,14 @@ class Question:
 
     def sample_losses(self, module: nn.Module) -> Tensor:
         """Return the losses ``(batch,)``; for use inside of `replay`."""
+        if self.beside:
+            return losses_beside(self.run.weighted, module, self.step.batch, self.batch)[len(self.step.batch) :]
         return self.run.weighted.sample_losses(module, self.batch)
+
+    def losses(self, parameters: Tensors) -> Tensor:
+        """Return the losses ``(batch,)`` at `parameters`, with gradients as the caller has them."""
+        found: Tensor = self.run.replay(self.step, parameters, self.sample_losses)
+        return found
 
     def reduce(self, module: nn.Module, losses: Tensor) -> Tensor:
         """Return the step's inner loss from its samples' losses; for use inside of `replay`."""

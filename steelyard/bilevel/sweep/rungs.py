@@ -78,7 +78,7 @@ def _replayed_forward(question: Question) -> Tensor:
     """The same over the record of a replay: three. Autograd marks the path and saves nothing."""
     leaves = {name: value.detach().requires_grad_() for name, value in question.at.items()}
     with torch.enable_grad(), saved_tensors_hooks(_drop, _drop), Recording(leaves) as recording:
-        losses = question.run.sample_losses(question.step, leaves, question.batch)
+        losses = question.losses(leaves)
     forward_record = recording.forward_record(losses)
     if forward_record is None:
         raise Unusable(recording.trouble or "no record")
@@ -90,7 +90,7 @@ def _torch_forward(question: Question) -> Tensor:
     """torch's own forward mode, which evaluates every operator again."""
 
     def losses(parameters: Tensors) -> Tensor:
-        return question.run.sample_losses(question.step, parameters, question.batch)
+        return question.losses(parameters)
 
     with torch.no_grad():
         found: Tensor = jvp(losses, (question.at,), (question.direction,))[1]
@@ -241,14 +241,11 @@ class Differences:
         total: Tensor | None = None
         with torch.no_grad():
             for direction, h in self._parts(question):
-                up, down = (
-                    question.run.sample_losses(question.step, _moved(question.at, direction, one), question.batch)
-                    for one in (h, -h)
-                )
+                up, down = (question.losses(_moved(question.at, direction, one)) for one in (h, -h))
                 found = (up - down) / (2 * h)
                 total = found if total is None else total + found
             if total is None:
-                total = torch.zeros_like(question.run.sample_losses(question.step, question.at, question.batch))
+                total = torch.zeros_like(question.losses(question.at))
         return total
 
     def gradients(self, question: Question) -> Tensors:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from steelyard._support import _check
+from steelyard._support._random import seed_of
 from steelyard._support._workers import worker_context
 from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.data.groups import Groups
@@ -172,12 +173,7 @@ class _Wanted:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for number, rows in enumerate(self.rows, start=self.first):
-            yield [(row, _draw(self.seed, number, place)) for place, row in enumerate(rows.tolist())]
-
-
-def _draw(*numbers: int) -> int:
-    """Return a seed for torch made of these numbers."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
+            yield [(row, seed_of(self.seed, number, place)) for place, row in enumerate(rows.tolist())]
 
 
 def find_folder(
