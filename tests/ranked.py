@@ -151,13 +151,14 @@ def loop(
 def truncated(ranks: Ranks, **options: Any) -> dict[str, Tensor]:
     module, run = loop(ranks, start_weight(), **options)
     outer, own = outer_loss(ranks), ranks.share(SAMPLES)
+    samples = (apart(data()) if options.get("split") else data()).take(own)
     return {
         "parameters": torch.cat([p.detach().flatten() for p in module.parameters()]),
-        "T=1, every sample": ranks.gather(Truncated(1)(run, outer, samples=data().take(own))),
+        "T=1, every sample": ranks.gather(Truncated(1)(run, outer, samples=samples)),
         "T=1, the batch": ranks.gather(Truncated(1)(run, outer, own)),
         "T=3": ranks.gather(Truncated(3)(run, outer, own)),
         "differences, T=3": ranks.gather(FiniteDifference(3)(run, outer, own)),
-        "differences, T=1": ranks.gather(FiniteDifference(1)(run, outer, samples=data().take(own))),
+        "differences, T=1": ranks.gather(FiniteDifference(1)(run, outer, samples=samples)),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steelyard.bilevel import Batch, Outer, Recorder, Truncated, WeightedLoss
@@ -81,9 +80,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             p.grad = gradient
 
 
-def _cloned(state: dict[Parameter, dict[str, Any]]) -> defaultdict[Parameter, dict[str, Any]]:
+def _cloned(state: Mapping[Tensor, dict[str, Any]]) -> defaultdict[Tensor, dict[str, Any]]:
     """Return an optimizer's state in memory of its own."""
-    found: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
+    found: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     for parameter, entries in state.items():
         found[parameter] = {
             name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in entries.items()

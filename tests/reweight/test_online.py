@@ -550,7 +550,7 @@ def test_calls_are_refused_with_a_remedy() -> None:
         online.fit(CLEAN.take([0, 0]), epochs=1, batch_size=1)
     with pytest.raises(ValueError, match="epochs must be >= 1"):
         online.fit(CLEAN, epochs=0, batch_size=1)
-    with pytest.raises(TypeError, match="no closed-form"):
+    with pytest.raises(TypeError, match="needs a closure"):
         LearningToReweight(model, torch.optim.LBFGS(model.parameters()), OBJECTIVE, CLEAN, look_ahead="optimizer")
     with pytest.raises(TypeError, match="journal must be a Journal"):
         online.fit(CLEAN, epochs=1, batch_size=1, journal="run.safetensors")
