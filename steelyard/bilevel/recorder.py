@@ -324,26 +324,30 @@ class Recorder:
             return
         divided = self._divided()
         found = [sum(map(float, one.arrival.factors)) for one in passes]
-        shares = [_one_over_whole(factor * divided, 1e-5 if divided != 1.0 else 1e-6) for factor in found]
-        if len(set(shares)) > 1 or shares[0] is None:
-            told = (
-                found[0] if shares[0] is None else next(f for f, s in zip(found, shares, strict=True) if s != shares[0])
-            )
-            self._fault = _UNKNOWN_SCALE.format(factor=told * divided)
+        shares = [
+            _one_over_whole(factor, one.arrival.rounding)
+            if divided == 1.0
+            else _one_over(factor * divided, (1, len(passes)), max(_MEASURED, one.arrival.rounding))
+            for one, factor in zip(passes, found, strict=True)
+        ]
+        if shares[0] is None or len(set(shares)) > 1:
+            odd = next((f for f, share in zip(found, shares, strict=True) if share != shares[0]), found[0])
+            self._fault = _UNKNOWN_SCALE.format(factor=(found[0] if shares[0] is None else odd) * divided)
         for one, share in zip(passes, shares, strict=True):
             one.step.scale, one.arrival.settled = one.arrival.scale * (share or 1.0), True
 
     def _divided(self) -> float:
-        """Return what the gradients were multiplied by since the last backward pass, where a loss had another "
-        "factor."""
+        """Return what the gradients were multiplied by since the last backward pass.
+
+        (Looked at where the loss was multiplied by something, too.)
+        """
         fused = getattr(self._optimizer, "grad_scale", None)  # under a GradScaler: divided by it in the step itself
         if fused is not None:
             return 1.0 / float(fused)
         if self._norm is None:
             return 1.0
         before, after = float(self._norm), float(_norm_of(self._names))
-        ratio = after / before if before > 0 and math.isfinite(before) else 1.0
-        return 1.0 if abs(ratio - 1.0) < 1e-5 else ratio
+        return after / before if before > 0 and math.isfinite(before) else 1.0
 
     def _backward_begins(self, arrival: _Arrival, gradient: Tensor) -> None:
         """A backward pass has come to a recorded loss."""
@@ -361,7 +365,7 @@ class Recorder:
                 self._in_backward = True
                 torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
         arrival.factors.append(factor)
-        arrival.settled = False
+        arrival.rounding, arrival.settled = 4 * torch.finfo(gradient.dtype).eps, False
 
     def _backward_ends(self) -> None:
         if self._in_backward:  # once more, behind what others (DDP) have put in the line meanwhile
@@ -525,8 +529,7 @@ class Recorder:
                 return
 
     def _gathered(self) -> Step:
-        """Return the step with its micro-batches, those whose gradients the optimizer has; they become one pending "
-        "pass."""
+        """Return the step with those micro-batches whose gradients the optimizer has; the newest stays pending."""
         self._in_backward = False
         self._settle_scales()
         passes = [one for one in self._passes if one.arrival.factors] or self._passes[-1:]
@@ -565,6 +568,7 @@ class _Arrival:
     Attributes:
         scale: what the recorder itself multiplied it by.
         factors: the gradients that arrived, one a backward pass.
+        rounding: of such a factor, relative.
         settled: the step knows of them.
         hook: what notes them, as long as the graph is there.
     """
@@ -572,6 +576,7 @@ class _Arrival:
     def __init__(self, scale: float) -> None:
         self.scale = scale
         self.factors: list[Tensor | float] = []
+        self.rounding = 0.0
         self.settled = False
         self.hook: weakref.ref[_Hook] | None = None
 
@@ -620,15 +625,21 @@ _CLIPPED_BETWEEN = (
 )
 
 
+_MEASURED = 2e-7
+"""How far a factor may be off that was found by the norms of gradients: a `GradScaler` divides in float32."""
+
+
 def _one_over_whole(factor: float, tolerance: float) -> float | None:
     """Return 1 / m for the whole number m >= 1 that `factor` is one over, up to rounding; else None.
 
     A function of the loss that is not linear has a slope that is no such number but by accident.
     """
-    if not 1e-3 <= factor <= 1 + tolerance:
-        return None
-    whole = round(1 / factor)
-    return 1.0 / whole if abs(factor * whole - 1.0) <= tolerance else None
+    return _one_over(factor, (round(1 / factor),), tolerance) if 1e-3 <= factor < 2 else None
+
+
+def _one_over(factor: float, wholes: Iterable[int], tolerance: float) -> float | None:
+    """Return 1 / m for the first m of `wholes` that `factor` is one over."""
+    return next((1.0 / m for m in wholes if m and abs(factor * m - 1.0) <= tolerance), None)
 
 
 def _cleared(parameters: Iterable[Tensor]) -> bool:
@@ -637,11 +648,9 @@ def _cleared(parameters: Iterable[Tensor]) -> bool:
 
 
 def _norm_of(parameters: Iterable[Tensor]) -> Tensor:
-    """Return the norm of the gradients of all `parameters`, in float64 so that a scaled one does not overflow."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([one.double() for one in torch._foreach_norm(gradients)]))
+    """Return the norm of the gradients of all `parameters`, in float64: a factor is to be seen in all digits."""
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 _COUPLED = (

@@ -68,8 +68,7 @@ class Adan(Simple):
 
 
 class Coupled(Simple):
-    """A class of one's own: a decay inside of a smooth function of gradient and parameter, written over the "
-    "gradient."""
+    """A class of one's own: a decay inside of a smooth function, and what is written over the gradient."""
 
     def change(self, p, g, state, group) -> None:
         b = state.setdefault("buffer", torch.zeros_like(p))

@@ -309,6 +309,12 @@ def _uneven(recorder, model, optimizer) -> None:
     (recorder.loss(DATA, ONES) / 3).backward()
 
 
+def _clip_unseen(recorder, model, optimizer) -> None:
+    for _ in range(2):
+        (recorder.loss(DATA, ONES) / 2).backward()
+    by_norm(nn.utils, model)
+
+
 def _clip_between(recorder, model, optimizer) -> None:
     (recorder.loss(DATA, ONES) / 2).backward()
     by_norm(recorder, model)
@@ -322,6 +328,7 @@ def _clip_between(recorder, model, optimizer) -> None:
         (_factor(2.0), r"multiplied by 2 .*scale=2"),
         (_exponential, r"nothing says whether that is a constant"),
         (_uneven, r"multiplied by 0.333333"),
+        (_clip_unseen, r"multiplied by 0\.\d+ .*nothing says whether that is a constant"),
         (_clip_between, "clipped between the micro-batches"),
     ],
 )
@@ -428,8 +435,7 @@ def test_misuse_is_named(call, message: str) -> None:
 
 @dataclass
 class Ordinary:
-    """`train(weight)` is a loop of one's own with the recorder in it; the truth is what it ends with under other "
-    "weights."""
+    """`train(weight)` is a loop with the recorder in it; the truth is what it ends with under other weights."""
 
     train: Callable[[Tensor], tuple[nn.Module, Any]]
     steps: int

@@ -107,8 +107,7 @@ class ElementwisePullback:
     def step(
         self, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor, state: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return a parameter and its state after one update by the optimizer's own `step`; nothing given is written "
-        "to."""
+        """Return a parameter and its state after one update by the optimizer's own `step`, taken on copies."""
         twin = object.__new__(self._kind)
         twin.__dict__.update({key: copy.deepcopy(one) for key, one in self._extras.items()})
         twin.__dict__.update({key: OrderedDict() for key in twin.__dict__ if key.endswith("_hooks")})
