@@ -7,7 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -31,6 +31,7 @@ from steelyard.bilevel import (
     Unrolled,
     WeightedLoss,
 )
+from steelyard.bilevel.outputs import call_model
 from steelyard.checkpoint import Journal
 from steelyard.distributed import ALONE, Processes, Ranks
 from steelyard.reweight import (
@@ -43,6 +44,7 @@ from steelyard.reweight import (
     OuterStep,
     Prior,
     Reweighting,
+    Shared,
     Sqrt,
     VREx,
 )
@@ -61,6 +63,12 @@ def data() -> Batch:
     return Batch.of(inputs, torch.randint(0, 3, (SAMPLES,), generator=g))
 
 
+def apart(samples: Batch) -> Batch:
+    """The same with a dict of two tensors as inputs."""
+    half = samples.inputs.shape[1] // 2
+    return replace(samples, inputs={"left": samples.inputs[:, :half], "right": samples.inputs[:, half:]})
+
+
 def start_weight() -> Tensor:
     return 0.5 + torch.rand(SAMPLES, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -69,6 +77,17 @@ def net() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+class Split(nn.Module):
+    """`net` of a dict that has the columns apart; its answer is a dict. (The outer loss has them together.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, left: Tensor, right: Tensor | None = None) -> Any:
+        return self.net(left) if right is None else {"logits": self.net(torch.cat([left, right], 1))}
 
 
 def outer_loss(ranks: Ranks) -> Callable[[nn.Module], Tensor]:
@@ -91,26 +110,37 @@ def loop(
     window: int = 3,
     make: Callable[[], nn.Module] = net,
     clear: bool = False,
+    split: bool = False,
+    parts: int = 1,
 ) -> tuple[nn.Module, Trajectory]:
-    """A user's loop: the same batches for any number of ranks, shares of any size in them, also of none."""
-    module = make()
+    """A user's loop: the same batches for any number of ranks, shares of any size in them, also of none.
+
+    With several `parts` the gradients of as many micro-batches are accumulated and clipped.
+    """
+    module = Split() if split else make()
     model = ranks.wrap(module)
     kind, settings = OPTIMIZERS[optimizer]
     stepper = kind(module.parameters(), **settings)
     regulariser = lambda m: 0.05 * sum(p.square().sum() for p in m.parameters())  # noqa: E731
-    objective = WeightedLoss(CROSS_ENTROPY, normalise, regulariser, ranks)
-    own, everything = ranks.share(SAMPLES), data()
+    objective = WeightedLoss(CROSS_ENTROPY, normalise, regulariser, ranks, outputs="logits" if split else None)
+    own, everything = ranks.share(SAMPLES), apart(data()) if split else data()
     g = torch.Generator().manual_seed(4)
     with Recorder(model, stepper, objective, window) as recorder:
         for number in range(2 + window):
-            rows = torch.randint(0, SAMPLES, (4,), generator=g)  # with replacement
-            if number == 1 + window:
-                rows = rows.clamp(min=6)  # the first rank's share of the last batch is empty
-            rows = rows[(rows >= own[0]) & (rows <= own[-1])]
             used = weight if number >= 2 else torch.ones_like(weight)
-            loss = recorder.loss(everything.take(rows), used[rows])
-            stepper.zero_grad()
-            loss.backward()
+            for part in range(parts):
+                rows = torch.randint(0, SAMPLES, (4,), generator=g)  # with replacement
+                if number == 1 + window:
+                    rows = rows.clamp(min=6)  # the first rank's share of the last batch is empty
+                rows = rows[(rows >= own[0]) & (rows <= own[-1])]
+                local = isinstance(model, nn.parallel.DistributedDataParallel) and part + 1 < parts
+                with model.no_sync() if local else nullcontext():
+                    loss = recorder.loss(everything.take(rows), used[rows])
+                    if not part:
+                        stepper.zero_grad()
+                    (loss / parts).backward()
+            if parts > 1:
+                recorder.clip_grad_norm_(module.parameters(), 0.2)
             stepper.step()
         if clear:
             for p in module.parameters():
@@ -121,27 +151,28 @@ def loop(
 def truncated(ranks: Ranks, **options: Any) -> dict[str, Tensor]:
     module, run = loop(ranks, start_weight(), **options)
     outer, own = outer_loss(ranks), ranks.share(SAMPLES)
+    samples = (apart(data()) if options.get("split") else data()).take(own)
     return {
         "parameters": torch.cat([p.detach().flatten() for p in module.parameters()]),
-        "T=1, every sample": ranks.gather(Truncated(1)(run, outer, samples=data().take(own))),
+        "T=1, every sample": ranks.gather(Truncated(1)(run, outer, samples=samples)),
         "T=1, the batch": ranks.gather(Truncated(1)(run, outer, own)),
         "T=3": ranks.gather(Truncated(3)(run, outer, own)),
         "differences, T=3": ranks.gather(FiniteDifference(3)(run, outer, own)),
-        "differences, T=1": ranks.gather(FiniteDifference(1)(run, outer, samples=data().take(own))),
+        "differences, T=1": ranks.gather(FiniteDifference(1)(run, outer, samples=samples)),
     }
 
 
-def whole_run(ranks: Ranks, make: Callable[[], nn.Module] = net) -> dict[str, Tensor]:
+def whole_run(ranks: Ranks, make: Callable[[], nn.Module] = net, parts: int = 1) -> dict[str, Tensor]:
     """The hypergradient through all of the window, and central differences of the run of all ranks."""
     own, outer, start, size = ranks.share(SAMPLES), outer_loss(ranks), start_weight(), 1e-5
-    _, run = loop(ranks, start, "adam", make=make)
+    _, run = loop(ranks, start, "adam", make=make, parts=parts)
     found = ranks.gather(Truncated(3)(run, outer, own))
     truth = torch.zeros(SAMPLES, dtype=torch.float64)
     for sample in range(SAMPLES):
         for signed in (size, -size):
             weight = start.clone()
             weight[sample] += signed
-            module, _ = loop(ranks, weight, "adam", make=make)
+            module, _ = loop(ranks, weight, "adam", make=make, parts=parts)
             truth[sample] += ranks.total(outer(module.eval())) / ranks.size / (2 * signed)
     return {"T=3": found, "differences of the run": truth}
 
@@ -156,10 +187,15 @@ def learned(result: Reweighting) -> dict[str, Tensor]:
     }
 
 
-def inner_run(ranks: Ranks, steps: int = 8, **options: Any) -> InnerRun:
+def inner_run(ranks: Ranks, steps: int = 8, split: bool = False, **options: Any) -> InnerRun:
     make = partial(nn.Linear, 2, 2, dtype=torch.float64)
     optimizer = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
-    return InnerRun(make, optimizer, WeightedLoss(CROSS_ENTROPY, ranks=ranks), steps, **options)
+    call = joined if split else call_model
+    return InnerRun(make, optimizer, WeightedLoss(CROSS_ENTROPY, ranks=ranks, call=call), steps, **options)
+
+
+def joined(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    return model(torch.cat([inputs["left"], inputs["right"]], 1))
 
 
 def streamed(samples: Batch) -> Streamed:
@@ -178,6 +214,7 @@ def maple(
 ) -> Any:
     """Five outer steps from weights that move, on 61 samples."""
     train, _ = spurious(61)
+    train = apart(train) if run.get("split") else train
     own = ranks.share(61)
     if lopsided and ranks.size > 1:  # all on the second rank
         own = torch.arange(61 * ranks.rank)
@@ -213,12 +250,22 @@ CASES: dict[str, Case] = {
         validate=True,
     ),
 }
-CASES |= {"whole run": whole_run}
+CASES["maple, a dict and shared weights"] = partial(
+    maple,
+    run={"split": True, "batch_size": 16},
+    shared=Shared(torch.arange(61) % 3),
+    draws=2,
+    clip=0.05,
+    outer_chunk=10,
+)
+CASES |= {"whole run": whole_run, "accumulated and clipped": partial(whole_run, parts=2)}
+CASES |= {"truncated, a dict": partial(truncated, optimizer="adam", split=True)}
 CASES |= {
     f"truncated {name}": partial(truncated, optimizer=name)
     for name in ("sgd-nesterov", "adam", "adamw-amsgrad", "nadam-decoupled", "rmsprop-centered", "adagrad")
 }
 CASES |= {f"truncated {kind}": partial(truncated, normalise=kind) for kind in ("batch", "none")}
+CASES |= {"truncated, accumulated and clipped": partial(truncated, optimizer="adamw-amsgrad", parts=2)}
 CASES |= {"truncated without gradients": partial(truncated, optimizer="adam", clear=True)}
 
 
@@ -379,6 +426,8 @@ DIFFERENT: dict[str, Callable[[Ranks], object]] = {
     "dtype": lambda ranks: _on_second(ranks, lambda own: replace(own, inputs=own.inputs.float())),
     "labels": lambda ranks: _on_second(ranks, lambda own: replace(own, targets=own.targets.double())),
     "shape": lambda ranks: _on_second(ranks, lambda own: replace(own, inputs=own.inputs[:, :1])),
+    "inputs": lambda ranks: _on_second(ranks, lambda own: replace(own, inputs={"x": own.inputs})),
+    "shared": lambda ranks: _fit(ranks, shared=Shared(torch.arange(8) % (2 + ranks.rank))),
     "no samples": lambda ranks: _on_second(ranks, lambda own: Batch.of(torch.zeros(0), torch.zeros(0))),
     "weight's dtype": lambda ranks: inner_run(ranks)(
         spurious(8)[0].take(ranks.share(8)), torch.ones(4, dtype=torch.float32 if ranks.rank else torch.float64)

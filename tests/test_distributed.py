@@ -67,7 +67,7 @@ def test_two_processes_give_what_one_gives(name: str, found: list[dict[str, Any]
         close(of_rank["found"][name], expected)
 
 
-@pytest.mark.parametrize("name", ["whole run", "dropout"])
+@pytest.mark.parametrize("name", ["whole run", "accumulated and clipped", "dropout"])
 def test_the_hypergradient_of_two_processes_is_that_of_central_differences(
     name: str, found: list[dict[str, Any]]
 ) -> None:
@@ -115,6 +115,8 @@ DIFFERS = {
     "dtype": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch.float32 (",
     "labels": "Maple.fit is not the same on all ranks: train.targets is torch.int64 (n) on rank 0, torch.float64 (n) o",
     "shape": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch.float64",
+    "inputs": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, missing",
+    "shared": "Maple.fit is not the same on all ranks: shared is steelyard.reweight.Shared(source=torch.int64 (8,) ",
     "no samples": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch",
     "weight's dtype": "the inner run is not the same on all ranks: inner.weight is torch.float64 on rank 0, torch.flo",
     "loop's learning rate": "the record is not the same on all ranks: optimizer.lr is 0.1 on rank 0, 0.2 on rank 1",

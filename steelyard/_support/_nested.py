@@ -76,10 +76,13 @@ def equal(one: Nested, other: Nested) -> bool:
     )
 
 
-def as_tensors(name: str, values: Any, leaf: Callable[[str, Any], Tensor] = _check.tensor) -> Nested:
+def as_tensors(
+    name: str, values: Any, leaf: Callable[[str, Any], Tensor] = _check.tensor, scalars: bool = False
+) -> Nested:
     """Return mappings as dicts, tuples of arrays as tuples, and all else by `leaf`, as one tensor.
 
-    (A tuple of numbers, or of lists of them, is one tensor, as for `torch.as_tensor`.)
+    A tuple of numbers, or of lists of them, is one tensor, as for `torch.as_tensor`. With `scalars` one of tensors
+    without dimensions stays a tuple: of the inputs of one sample, where no axis counts samples.
 
     Raises:
         TypeError: a key that is no string, or something that no tensor can be made of, named by its place.
@@ -92,16 +95,18 @@ def as_tensors(name: str, values: Any, leaf: Callable[[str, Any], Tensor] = _che
             raise ValueError(f"{name} is an empty dict: it must hold at least one tensor")
         for key in values:
             _check.instance(f"a key of {name}", key, str, "a string, the name of an argument of the model")
-        return {key: as_tensors(f"{name}[{key!r}]", one, leaf) for key, one in values.items()}
-    if isinstance(values, tuple) and any(map(_holds_arrays, values)):
-        return tuple(as_tensors(f"{name}[{place}]", one, leaf) for place, one in enumerate(values))
+        return {key: as_tensors(f"{name}[{key!r}]", one, leaf, scalars) for key, one in values.items()}
+    if isinstance(values, tuple) and any(_holds_arrays(one, scalars) for one in values):
+        return tuple(as_tensors(f"{name}[{place}]", one, leaf, scalars) for place, one in enumerate(values))
     return leaf(name, values)
 
 
-def _holds_arrays(value: Any) -> bool:
+def _holds_arrays(value: Any, scalars: bool) -> bool:
     if isinstance(value, tuple):
-        return any(map(_holds_arrays, value))
-    return isinstance(value, Mapping) or (hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0)
+        return any(_holds_arrays(one, scalars) for one in value)
+    if isinstance(value, Mapping) or (scalars and isinstance(value, Tensor)):
+        return True
+    return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
 
 
 def _keys(values: Nested) -> str:

@@ -15,10 +15,12 @@ from steelyard.bilevel.sweep.ladder import NoDerivative, StopGradientWarning
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
 from steelyard.bilevel.unrolled import Unrolled
+from steelyard.bilevel.update import FlatUpdateWarning
 
 __all__ = [
     "Batch",
     "FiniteDifference",
+    "FlatUpdateWarning",
     "Implicit",
     "MemoryMapped",
     "NoDerivative",

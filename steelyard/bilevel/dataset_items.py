@@ -68,7 +68,11 @@ class ItemParts:
         keys = [key for key in _keys(item) if key not in apart] if self.inputs is None else list(self.inputs)
         if isinstance(item, Mapping):
             return {key: item[key] for key in keys}
-        return item[keys[0]] if len(keys) == 1 and self.inputs is None else tuple(item[key] for key in keys)
+        return item[keys[0]] if len(keys) == 1 and self.inputs is None else _Several(item[key] for key in keys)
+
+
+class _Several(tuple[Any, ...]):
+    """Entries of an item that are inputs each by itself, numbers too; a tuple of numbers is one input."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,9 @@ def _inputs(item: Any, alone: bool) -> Nested:
             f"an item of dataset must be a tensor, the inputs of a sample, got {type(item).__name__}: a dict of "
             "tensors does, too, and Streamed.of_dataset(dataset) takes items that hold their target, such as (x, y)"
         )
-    return _nested.as_tensors("inputs", item, _entry)
+    if isinstance(item, _Several):
+        return tuple(_nested.as_tensors(f"inputs[{place}]", one, _entry, True) for place, one in enumerate(item))
+    return _nested.as_tensors("inputs", item, _entry, scalars=True)
 
 
 def _entry(name: str, value: Any) -> Tensor:

@@ -2,8 +2,7 @@
 
 The same step means: the same parameters, buffers, batch, weights, modes and random state, each cast. What cannot be
 cast (a module or a loss that holds float32 tensors of its own, a device without float64), or comes out as another
-gradient than the one that was recorded (dropout masks that depend on the precision, a gradient that was clipped), is
-left as it is.
+gradient than the one that was recorded (dropout masks that depend on the precision), is left as it is.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from steelyard._support._nested import mapped
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.clipping import clip_stages
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
-from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.step import Findings, MicroBatch, Step, Tensors
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["GradientInFloat64", "batch_in_float64", "gradient_in_float64", "in_float32", "step_in_float64"]
@@ -66,7 +66,8 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
     if run.ranks.any(found is None):
         return None
     assert found is not None
-    return _accepted(run.ranks.mean(found), recorded, wide)
+    mean = run.ranks.mean(found)
+    return _accepted({**mean, **clip_stages(step.clips, mean)[-1]}, recorded, wide)
 
 
 def step_in_float64(run: Trajectory, step: Step) -> Step:
@@ -79,20 +80,35 @@ def step_in_float64(run: Trajectory, step: Step) -> Step:
         weight=step.weight.double(),
         parameters=in_float64(step.parameters),
         conditions=replace(step.conditions, buffers=in_float64({n: one.detach() for n, one in held.items()})),
-        findings=replace(step.findings, gradient=None, forward_record=None, guards=[]),
+        findings=_bare(step.findings),
+        accumulated=tuple([_wide(one, held) for one in step.accumulated]),
     )
+
+
+def _wide(one: MicroBatch, held: Tensors) -> MicroBatch:
+    buffers = in_float64({name: one.conditions.buffers.get(name, value).detach() for name, value in held.items()})
+    conditions = replace(one.conditions, buffers=buffers)
+    return MicroBatch(batch_in_float64(one.batch), one.weight.double(), conditions, _bare(one.findings), one.scale)
+
+
+def _bare(findings: Findings) -> Findings:
+    return replace(findings, gradient=None, forward_record=None, guards=[])
 
 
 def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
 
-    def body(module: nn.Module) -> Tensors:
-        return differentiate(module, run.inner_loss(wide, module), leaves)
+    def body(module: nn.Module, one: Step) -> Tensors:
+        value = run.inner_loss(one, module)
+        return differentiate(module, value if one.scale == 1.0 else value * one.scale, leaves)
 
+    found: Tensors = {}
     try:
         with torch.enable_grad():
-            at = {**wide.parameters, **in_float64(leaves)}
-            found: Tensors = run.replay(wide, at, body)
+            for one in wide.micro_batches:
+                at = {**wide.parameters, **in_float64(leaves)}
+                more: Tensors = run.replay(one, at, body, one)
+                found = {name: found[name] + g for name, g in more.items()} if found else more
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
     return found
@@ -100,7 +116,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
 
 def _cancels(step: Step, name: str) -> bool:
     group: Mapping[str, Any] = step.groups[name]
-    return bool(group["weight_decay"]) and not group.get("decoupled_weight_decay", False)
+    return bool(group.get("weight_decay", True)) and not group.get("decoupled_weight_decay", False)
 
 
 def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> GradientInFloat64 | None:

@@ -17,13 +17,14 @@ from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.replay import dot
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
-from steelyard.bilevel.step import Tensors
+from steelyard.bilevel.step import Tensors, micro_batches
 from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import (
     OuterGradient,
     add_by_id,
+    add_scaled,
     check_alone,
     check_detached,
     derivatives_as_rows,
@@ -60,10 +61,10 @@ class Implicit:
     """d outer / d w = -<(H + damping I)^{-1} v, d grad / d w> at the final parameters (implicit function theorem).
 
     Source: Bengio 2000; conjugate gradients as Pedregosa 2016, the Neumann series as Lorraine et al. 2020.
-    The inner objective is the mean of the recorded steps' inner losses, taken at the final parameters, plus the
-    optimizer's (coupled) weight decay: record one full-batch step, or the batches of one epoch. Which optimizer led
-    there does not matter, so far as it stops where that objective's gradient is zero; how far it is from zero bounds
-    what the answer is worth.
+    The inner objective is the mean of the recorded steps' inner losses (of several micro-batches their scaled sum),
+    taken at the final parameters, plus the optimizer's (coupled) weight decay; clips do not bite where it is solved:
+    record one full-batch step, or the batches of one epoch. Which optimizer led there does not matter, so far as it
+    stops where that objective's gradient is zero; how far it is from zero bounds what the answer is worth.
 
     Time: one gradient-of-a-gradient along a direction (9 forward passes) an iteration, over all recorded batches.
     Memory: five vectors of the size of the parameters and one batch's activations.
@@ -127,7 +128,9 @@ class Implicit:
                 f"samples need a trajectory of one recorded step (it has {len(trajectory.steps)}) and no index beside "
                 "them; record with steps=1, or ask by index"
             )
-        if samples is not None and self.ladder.couples(trajectory, trajectory.steps[0], samples):
+        if samples is not None and any(
+            self.ladder.couples(trajectory, one, samples) for one in micro_batches(trajectory.steps)
+        ):
             raise ValueError(
                 "the recorded step normalised by its batch (BatchNorm in training mode) or mixed samples otherwise: "
                 "ask by index, or put such layers in eval mode"
@@ -139,9 +142,10 @@ class Implicit:
         if samples is not None:
             return derivatives_as_rows(trajectory, trajectory.steps[0], at, direction, samples, self.ladder), report
         total = torch.zeros(len(ids), device=ids.device, dtype=trajectory.steps[0].weight.dtype)
-        for step in trajectory.steps:
+        for step in micro_batches(trajectory.steps):
             tangents = self.ladder.losses(trajectory, step, at, direction, step.batch)
-            add_by_id(total, ids, step.batch.index, trajectory.weighted.pull(tangents, tangents, step.weight))
+            values = trajectory.weighted.pull(tangents, tangents, step.weight) * step.scale
+            add_by_id(total, ids, step.batch.index, values)
         return total, report
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -153,9 +157,9 @@ class Implicit:
         direction, report = self._solve(trajectory, at, _settled(trajectory, at, found))
         self._warn(report)
         total = list(found.direct)
-        for step in trajectory.steps:
+        for step in micro_batches(trajectory.steps):
             _, through = self.ladder.mixed(trajectory, step, at, direction, tensors)
-            total = [one + more for one, more in zip(total, through, strict=True)]
+            total = [one.add(more, alpha=step.scale) for one, more in zip(total, through, strict=True)]
         return tuple(total)
 
     def _warn(self, report: SolverReport) -> None:
@@ -174,7 +178,9 @@ class Implicit:
         """(sign H + decay + damping) along, averaged over the recorded steps."""
         total = {name: self.damping * value for name, value in direction.items()}
         for step in run.steps:
-            part = self.ladder.curvature(run, step, at, direction)
+            part: Tensors = {}
+            for one in step.micro_batches:
+                part = add_scaled(part, self.ladder.curvature(run, one, at, direction), one.scale)
             for name, value in direction.items():
                 decay = step.groups[name]["weight_decay"]
                 total[name] = total[name] + (sign * part[name] + decay * value) / len(run.steps)
@@ -258,9 +264,10 @@ def _settled(run: Trajectory, at: Tensors, found: OuterGradient) -> Tensors:
     """v, with the path through BatchNorm's running statistics: at a fixed point they are the recorded batches' own."""
     v = {name: found.parameters[name] for name in at}
     if found.statistics:
-        for step in (step for step in run.steps if step.findings.coupled):
+        forward_passes = micro_batches(run.steps)
+        for step in (one for one in forward_passes if one.findings.coupled):
             through, _, _ = statistics_adjoint(run, step, at, found.statistics, settled=True)
-            v = {name: v[name] + through[name] / len(run.steps) for name in v}
+            v = {name: v[name] + through[name] / len(forward_passes) for name in v}
     return v
 
 
@@ -269,6 +276,11 @@ def _sign(run: Trajectory) -> float:
     signs = {bool(group.get("maximize", False)) for group in run.steps[-1].groups.values()}
     if len(signs) > 1:
         raise ValueError("Implicit needs one loss, but some parameter groups maximise and others minimise it")
+    if run.differences is not None:
+        raise TypeError(
+            f"Implicit reads the weight decay of torch's own optimizers, and knows not what {run.optimizer.__name__} "
+            "means by its settings; use Truncated"
+        )
     for name, group in run.steps[-1].groups.items():
         if group["weight_decay"] and (group.get("decoupled_weight_decay", False)):
             raise ValueError(

@@ -50,7 +50,7 @@ def chosen(found: Any, outputs: Outputs) -> Any:
         outputs: which of that; what a function returns is taken as it is.
 
     Raises:
-        TypeError: `found` is not one tensor and `outputs` is None, or it has no such key.
+        TypeError: `found` is not one tensor and `outputs` is None, or `outputs` names an entry that it has not.
     """
     if outputs is None:
         if isinstance(found, Tensor):
@@ -58,6 +58,8 @@ def chosen(found: Any, outputs: Outputs) -> Any:
         raise TypeError(f"the model returned {_shown(found)}, no tensor: {_REMEDY}")
     if callable(outputs):
         return outputs(found)
+    if isinstance(found, Tensor):  # of which a position is a row
+        raise TypeError(f"outputs={outputs!r}, but the model returned one tensor: leave out outputs")
     try:
         taken = found[outputs] if isinstance(outputs, int) or isinstance(found, Mapping) else getattr(found, outputs)
     except (KeyError, IndexError, AttributeError, TypeError):
@@ -78,8 +80,6 @@ _REMEDY = (
 def _shown(found: Any) -> str:
     """Return what a model returned, with the names of its entries."""
     kind = type(found).__name__
-    if isinstance(found, Tensor):
-        return f"a {kind} of shape {tuple(found.shape)}"
     if isinstance(found, Mapping):
         return f"a {kind} of {', '.join(map(repr, found))}"
     if is_dataclass(found):

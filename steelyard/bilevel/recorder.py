@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +19,11 @@ from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.clipping import Clip, NormClip, ValueClip
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
 from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
-from steelyard.bilevel.optimizers import pullback_for
-from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
+from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
+from steelyard.bilevel.step import Conditions, Findings, MicroBatch, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
 from steelyard.bilevel.sweep.graph_record import ForwardRecord, Recording
 from steelyard.bilevel.trajectory import Trajectory
@@ -35,10 +39,18 @@ class Recorder:
     A step whose loss did not come from the recorder empties the window, so recording only the last steps of
     a long run costs the others nothing.
 
-    What is recorded is the loss and the optimizer's step. A gradient that something else changed in between (clipping,
-    accumulation, an added loss) is noticed when an estimator is asked, at every step of the window; with ``steps=1`` as
-    long as that gradient is there (not after ``zero_grad(set_to_none=False)``). Not seen at all: randomness of Python
-    or of a generator of the module's own, and running statistics other than BatchNorm's and InstanceNorm's.
+    Gradients of several recorded losses that the loop accumulates before one ``optimizer.step()`` are one step of
+    several micro-batches. The loop may divide each loss by a whole number (``(recorder.loss(batch, weight) /
+    2).backward()``); for another constant there is ``recorder.loss(batch, weight, scale=...)``. To clip, call
+    `clip_grad_norm_` or `clip_grad_value_` of the recorder in the place of those in `torch.nn.utils`.
+
+    What is recorded is the loss, clips by the recorder and the optimizer's step. A gradient that something else
+    changed in between (a clip that the recorder did not see, an added loss) is noticed when an estimator is asked, at
+    every step of the window; with ``steps=1`` as long as that gradient is there (not after
+    ``zero_grad(set_to_none=False)``). A number that the loop multiplies the loss by is a constant: that it was
+    computed of the weights is not seen, and where weights decide it, it belongs into the objective. Not seen at all:
+    randomness of Python or of a generator of the module's own, and running statistics other than BatchNorm's and
+    InstanceNorm's.
 
     Memory: per step one copy of the parameters and of the optimizer state that the pull-back reads (none for SGD;
     two moments for Adam); batches and weights by reference; the gradients of the newest step by reference. `Storage`
@@ -48,7 +60,8 @@ class Recorder:
         model: the module; `torch.compile` and DDP wrappers are seen through when steps are replayed. Under DDP on
             several ranks each one records its share of the batch, and asks for its own samples' derivatives; all ranks
             must ask, for they exchange sums.
-        optimizer: a supported `torch.optim` optimizer over parameters of `model`.
+        optimizer: over parameters of `model`; of `torch.optim`, or any other whose update is elementwise (that is
+            found out by steps on copies, before training: `ElementwisePullback`).
         objective: the inner loss, usually a `WeightedLoss`; under DDP one with ``ranks=Processes()``.
         steps: T, how many steps to keep.
         full_state: also copy the optimizer state that only `Unrolled` needs.
@@ -59,8 +72,7 @@ class Recorder:
         storage: how the steps before the newest are kept; default whole, beside the parameters.
 
     Raises:
-        TypeError: an optimizer class without a closed-form pull-back (the message lists those that have one); a complex
-            parameter.
+        TypeError: an optimizer whose update is not elementwise, with what gave it away; a complex parameter.
         ValueError: a rounded storage with an adaptive optimizer, a hyperparameter that the pull-back cannot be finite
             for (``eps=0``), an optimized tensor that is not a parameter of `model`, or ranks of `objective` that are
             not those of `model`.
@@ -95,6 +107,8 @@ class Recorder:
         storage: Storage = WHOLE,
     ) -> None:
         self._pullback = pullback_for(optimizer)
+        self._differences = self._pullback if isinstance(self._pullback, ElementwisePullback) else None
+        self._used: Tensors = {}
         _check_ranks(model, objective)
         self._model = model
         self._module = unwrap(model)
@@ -109,8 +123,19 @@ class Recorder:
                 f"storage.dtype={storage.dtype} is for SGD: the derivative of {type(optimizer).__name__}'s update is "
                 "lost in that rounding; use Storage(checkpoint_every=...) or whole steps"
             )
+        if self._differences is not None and self._storage.checkpoint_every > 1:
+            raise ValueError(
+                f"storage.checkpoint_every={storage.checkpoint_every} takes steps again by a new optimizer, which is "
+                f"not known how to make for {type(optimizer).__name__}; record whole steps, checkpoint_every=1"
+            )
         self._window: deque[Step] = deque()
-        self._pending: Step | None = None
+        self._passes: list[_Pass] = []
+        self._clips: list[Clip] = []
+        self._fault = ""
+        self._backward = 0
+        self._in_backward = False
+        self._depth = 0
+        self._norm: Tensor | None = None
         self._agreed = False
         self._after: list[Guard] = []
         self._mark = torch.zeros(0, dtype=torch.int64)
@@ -132,30 +157,47 @@ class Recorder:
             handle.remove()
         self._handles = []
         self._window.clear()
-        self._pending = None
+        self._forget()
 
-    def loss(self, batch: Batch, weight: Tensor | Numbers) -> Tensor:
-        """Return ``objective(model, batch, weight)`` and note what is needed to replay it.
+    def _forget(self) -> None:
+        """Drop what was noted since the last step."""
+        self._passes, self._clips, self._fault, self._norm = [], [], "", None
+
+    @property
+    def _pending(self) -> Step | None:
+        """The newest loss that no step has followed."""
+        return self._passes[-1].step if self._passes else None
+
+    def loss(self, batch: Batch, weight: Tensor | Numbers, scale: float | int = 1.0) -> Tensor:
+        """Return ``scale * objective(model, batch, weight)`` and note what is needed to replay it.
 
         Args:
             batch: the samples of this step.
             weight: ``(batch,)`` their weights.
+            scale: what the loss is multiplied by, a number that does not depend on the weights: the share of a
+                micro-batch in what is accumulated.
 
         Raises:
-            ValueError: `weight` does not fit the batch.
+            ValueError: `weight` does not fit the batch; `scale` is 0 or not finite.
             RuntimeError: the recorder is closed; on several ranks, the forward pass mixed samples (BatchNorm in
                 training mode).
             RankError: at the first loss, the ranks differ in settings of the optimizer, the objective or the recorder,
                 or in the types of their samples.
 
-        A loss that no step follows (one that was only read, or whose step a `GradScaler` skipped) is replaced by the
-        next.
+        A loss that is only read is replaced by the next, and so is one whose gradient is cleared before a step (one
+        that a `GradScaler` skipped, say).
         """
+        scale = _check.in_range("scale", scale)
+        if not scale:
+            raise ValueError("scale is 0: leave the micro-batch out")
         weight = weight if isinstance(weight, Tensor) else _check.floats("weight", weight)
         self._check(batch, weight)
         if not self._agreed:
             self._agree(batch, weight)
-        for earlier in self._window:  # before this forward pass takes memory of its own
+        self._passes = [one for one in self._passes if one.arrival.of_use]
+        self._in_backward, self._depth = False, 0  # where a backward pass or a step has failed
+        # Before this forward pass takes memory of its own:
+        for earlier in [*self._window, *(one.step for one in self._passes)]:
             earlier.findings.gradient = earlier.findings.forward_record = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = _names(self._module, self._optimizer)  # add_param_group
@@ -175,6 +217,8 @@ class Recorder:
             divisor=_divisor_of_all(self._objective, weight),
         )
         versions = _versions(modules)
+        if self._pending is not None:
+            self._pending.findings.rewritten |= self._written != versions
         value, findings.forward_record = self._evaluate(batch, weight, conditions.divisor)
         # Detected by effect, not by class only, so that functional dropout and home-made norms are seen too.
         findings.stochastic = not _same_state(conditions.rng, random_state(self._module))
@@ -186,9 +230,146 @@ class Recorder:
             raise RuntimeError(_COUPLED)
         if findings.forward_record is not None:
             findings.forward_record.listening = not findings.coupled
-        self._pending, self._written = Step(batch, weight.detach(), conditions, findings), _versions(modules)
+        self._written = _versions(modules)
+        value = value if scale == 1.0 else value * scale
+        arrival = _Arrival(scale)
+        self._passes.append(_Pass(Step(batch, weight.detach(), conditions, findings, scale=scale), arrival))
+        if value.requires_grad:
+            value.register_hook(_Hook(self, arrival))
         self._listen()
         return value
+
+    def clip_grad_norm_(
+        self,
+        parameters: Tensor | Iterable[Tensor],
+        max_norm: float | int,
+        norm_type: float | int = 2.0,
+        error_if_nonfinite: bool = False,
+        foreach: bool | None = None,
+    ) -> Tensor:
+        """Clip gradients by their norm as `torch.nn.utils.clip_grad_norm_` does, and note whether it bit.
+
+        Called where the loop would have called that: after ``backward()`` (of the last micro-batch, and after
+        ``scaler.unscale_(optimizer)``), before ``optimizer.step()``.
+
+        Args:
+            parameters: whose gradients have one norm; all of the optimizer's, or some.
+            max_norm, norm_type, error_if_nonfinite, foreach: as torch has them; `norm_type` at least 1.
+
+        Returns:
+            The norm before.
+
+        Raises:
+            ValueError: `max_norm` < 0, `norm_type` < 1, a parameter given twice, or one with a gradient that the
+                optimizer does not train, whose gradient would move the norm.
+            RuntimeError: as torch raises where `error_if_nonfinite`.
+        """
+        max_norm = _check.in_range("max_norm", max_norm, low=0.0)
+        norm_type = float(norm_type)
+        if not norm_type >= 1:
+            raise ValueError(f"norm_type must be at least 1 (or inf), got {norm_type}: no other is a norm")
+        taken = self._clipped(parameters)
+        norm = nn.utils.clip_grad_norm_(taken, max_norm, norm_type, error_if_nonfinite, foreach)
+        names = tuple([self._names[p] for p in taken if p in self._names])
+        clip = NormClip(names, max_norm, norm_type, foreach, float(norm))
+        if self._passes and clip.factor < 1:
+            self._clips.append(clip)
+        return norm
+
+    def clip_grad_value_(
+        self, parameters: Tensor | Iterable[Tensor], clip_value: float | int, foreach: bool | None = None
+    ) -> None:
+        """Clip every entry of gradients as `torch.nn.utils.clip_grad_value_` does, and note it.
+
+        Args:
+            parameters: whose gradients.
+            clip_value: the largest size of an entry, > 0.
+            foreach: as torch has it.
+
+        Raises:
+            ValueError: as `clip_grad_norm_`.
+        """
+        clip_value = _check.in_range("clip_value", clip_value, low=0.0, open_low=True)
+        taken = self._clipped(parameters)
+        nn.utils.clip_grad_value_(taken, clip_value, foreach)
+        names = tuple([self._names[p] for p in taken if p in self._names])
+        if self._passes and names:
+            self._clips.append(ValueClip(names, clip_value, foreach))
+
+    def _clipped(self, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+        """Return those of `parameters` that have a gradient; what was done to it since backward is noted first."""
+        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        taken = [p for p in given if p.grad is not None]
+        if not self._passes:
+            return taken
+        if len(set(taken)) < len(taken):
+            raise ValueError("parameters holds a parameter twice, which torch would clip twice: give each once")
+        others = [p for p in taken if p not in self._names]
+        if others:
+            named: dict[Tensor, str] = {p: repr(name) for name, p in self._module.named_parameters()}
+            raise ValueError(
+                f"parameter {named.get(others[0], tuple(others[0].shape))} is clipped, but not trained by the recorded "
+                "optimizer: clip the parameters of optimizer.param_groups, or set requires_grad_(False) on the others"
+            )
+        self._settle_scales()
+        return taken
+
+    def _settle_scales(self) -> None:
+        """Note what each micro-batch's loss was multiplied by, seen from the gradients as they are now.
+
+        Two things multiply: the loop (what arrived at the loss in the backward pass says by how much), and who divided
+        the gradients since, as a `GradScaler` does (the norm says by how much).
+        """
+        passes = [one for one in self._passes if one.arrival.factors]
+        if not passes or all(one.arrival.settled for one in passes):
+            return
+        divided = self._divided()
+        found = [sum(map(float, one.arrival.factors)) for one in passes]
+        shares = [_one_over_whole(factor * divided, 1e-5 if divided != 1.0 else 1e-6) for factor in found]
+        if len(set(shares)) > 1 or shares[0] is None:
+            told = (
+                found[0] if shares[0] is None else next(f for f, s in zip(found, shares, strict=True) if s != shares[0])
+            )
+            self._fault = _UNKNOWN_SCALE.format(factor=told * divided)
+        for one, share in zip(passes, shares, strict=True):
+            one.step.scale, one.arrival.settled = one.arrival.scale * (share or 1.0), True
+
+    def _divided(self) -> float:
+        """Return what the gradients were multiplied by since the last backward pass, where a loss had another "
+        "factor."""
+        fused = getattr(self._optimizer, "grad_scale", None)  # under a GradScaler: divided by it in the step itself
+        if fused is not None:
+            return 1.0 / float(fused)
+        if self._norm is None:
+            return 1.0
+        before, after = float(self._norm), float(_norm_of(self._names))
+        ratio = after / before if before > 0 and math.isfinite(before) else 1.0
+        return 1.0 if abs(ratio - 1.0) < 1e-5 else ratio
+
+    def _backward_begins(self, arrival: _Arrival, gradient: Tensor) -> None:
+        """A backward pass has come to a recorded loss."""
+        if not self._in_backward:
+            self._in_backward = True
+            self._backward += 1
+            self._norm = None
+            earlier = [one for one in self._passes if one.arrival.factors]
+            if earlier and _cleared(self._names):
+                self._passes = [one for one in self._passes if not one.arrival.factors]
+                self._clips, self._fault = [], ""
+            elif self._clips:
+                self._fault = _CLIPPED_BETWEEN
+            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+        arrival.factors.append(gradient.detach())
+        arrival.settled = False
+
+    def _backward_ends(self) -> None:
+        if self._in_backward:  # once more, behind what others (DDP) have put in the line meanwhile
+            self._in_backward = False
+            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+            return
+        newest = [one.arrival.factors[-1] for one in self._passes if one.arrival.factors]
+        if any(one.is_cuda or float(one) != 1.0 for one in newest):
+            self._norm = _norm_of(self._names)
 
     def _untrained(self) -> list[tuple[str, Tensor]]:
         """Return the parameters that the optimizer does not train, with what to call them."""
@@ -250,7 +431,9 @@ class Recorder:
         marks = dict(zip(self._names.values(), self._mark, strict=True))
         mark = torch.stack([marks[name] for name in names])
         earlier, steps = steps[: -self._steps], steps[-self._steps :]
-        return Trajectory(self._module, self._objective, steps, type(self._optimizer), names, mark, earlier)
+        return Trajectory(
+            self._module, self._objective, steps, type(self._optimizer), names, mark, earlier, self._differences
+        )
 
     def _check(self, batch: Batch, weight: Tensor) -> None:
         if not self._handles:
@@ -262,15 +445,18 @@ class Recorder:
             )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth > 1:  # a subclass whose step calls that of its base: the hooks are those of the outermost
+            return
         overflow = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler: it will not move
         if overflow is not None and bool(overflow):
-            self._pending = None
+            self._forget()
             return
         if self._pending is None:
             self._window.clear()
             return
         self._check_between_steps()
-        step = self._pending
+        step = self._gathered()
         findings = step.findings
         findings.rewritten = self._written != _versions(list(self._module.modules()))
         live = {name: p for p, name in self._names.items()}
@@ -281,8 +467,12 @@ class Recorder:
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
         gradient = {name: _dense(p.grad, name) for name, p in live.items() if p.grad is not None}
         findings.gradient = {name: (one, one._version) for name, one in gradient.items()}
-        if self._steps > 1:
+        if self._differences is not None:
+            self._used = {name: one.detach().clone() for name, one in gradient.items()}  # a step may write to them
+        if self._steps > 1 or step.accumulated or step.clips or step.scale != 1.0:
             findings.projected = projection(gradient)
+            fused = getattr(optimizer, "grad_scale", None)
+            findings.projected = findings.projected if fused is None else findings.projected / float(fused)
         for group in optimizer.param_groups:
             settings = {key: _plain(value) for key, value in group.items() if key != "params"}
             if isinstance(optimizer, torch.optim.AdamW):  # whose groups do not say so before torch 2.7
@@ -295,9 +485,16 @@ class Recorder:
                     step.state[name] = self._pullback.keep(state)
                 if self._full_state or step.checkpoint:
                     step.full_state[name] = {key: _clone(value) for key, value in state.items()}
+        for earlier in self._window:
+            if earlier.parameters.keys() < step.parameters.keys() and earlier.kept == "whole":
+                _fill_in(earlier, step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step, self._pending = self._pending, None
+        self._depth = max(0, self._depth - 1)
+        if self._depth:
+            return
+        step = self._pending
+        self._forget()
         if step is None:
             return
         if not step.parameters:
@@ -305,9 +502,44 @@ class Recorder:
                 "the recorded loss was computed inside of optimizer.step(closure); compute it and call backward() "
                 "before step()"
             )
+        if self._differences is not None:
+            self._check_repeats(self._differences, step)
         self._storage.append(self._window, step, self._steps)
         self._after = guards((name, p) for p, name in self._names.items())
         self._mark = fingerprint(self._names)
+
+    def _check_repeats(self, differences: ElementwisePullback, step: Step) -> None:
+        """Note a fault where the optimizer's step, taken again of what is recorded, leads elsewhere."""
+        live = {name: p for p, name in self._names.items()}
+        used, self._used = self._used, {}
+        for name, gradient in used.items():
+            one = ParameterUpdate(step.groups[name], step.state[name], step.parameters[name], gradient, gradient, {})
+            if not differences.reproduces(one, live[name].detach()):
+                step.findings.fault = (
+                    f"a step of {type(self._optimizer).__name__} cannot be repeated from the settings of its groups "
+                    f"and the state of parameter {name!r} alone: it reads something else, which is not "
+                    "differentiated; keep that in optimizer.state or in the groups, or train the steps of the window "
+                    "by an optimizer of torch"
+                )
+                return
+
+    def _gathered(self) -> Step:
+        """Return the step with its micro-batches, those whose gradients the optimizer has; they become one pending "
+        "pass."""
+        self._in_backward = False
+        self._settle_scales()
+        passes = [one for one in self._passes if one.arrival.factors] or self._passes[-1:]
+        *earlier, newest = passes
+        step = newest.step
+        step.accumulated = tuple(
+            [
+                MicroBatch(one.batch, one.weight, one.conditions, one.findings, one.scale)
+                for one in (before.step for before in earlier)
+            ]
+        )
+        step.clips, step.findings.fault = tuple(self._clips), self._fault
+        self._passes = [newest]
+        return step
 
     def _check_between_steps(self) -> None:
         """Raise if parameters were changed between two recorded steps: the pull-back would skip that change."""
@@ -324,6 +556,91 @@ class Recorder:
                 f"parameter {broken[0]!r} was changed between two recorded steps (a clamp, a loaded state): "
                 "that is not part of the record; record the steps after the change only"
             )
+
+
+class _Arrival:
+    """What came back to a recorded loss: by how much it was multiplied on the way to what `backward` was called on.
+
+    Attributes:
+        scale: what the recorder itself multiplied it by.
+        factors: the gradients that arrived, one a backward pass.
+        settled: the step knows of them.
+        hook: what notes them, as long as the graph is there.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.factors: list[Tensor] = []
+        self.settled = False
+        self.hook: weakref.ref[_Hook] | None = None
+
+    @property
+    def of_use(self) -> bool:
+        """Whether the loss has a part in the next step, or may have yet."""
+        return bool(self.factors) or (self.hook is not None and self.hook() is not None)
+
+
+class _Hook:
+    """On a recorded loss; it lives as long as the graph does."""
+
+    def __init__(self, recorder: Recorder, arrival: _Arrival) -> None:
+        self._recorder, self._arrival = weakref.ref(recorder), arrival
+        arrival.hook = weakref.ref(self)
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Note what arrives."""
+        recorder = self._recorder()
+        # (Of several gradients at once, `is_grads_batched`, no step is made.)
+        if recorder is not None and not _is_batched(gradient):
+            recorder._backward_begins(self._arrival, gradient)
+
+
+def _is_batched(gradient: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
+
+
+@dataclass
+class _Pass:
+    """A forward pass whose step has not come yet."""
+
+    step: Step
+    arrival: _Arrival
+
+
+_UNKNOWN_SCALE = (
+    "the recorded loss was multiplied by {factor:.6g} on its way to backward(), and nothing says whether that is a "
+    "constant: give it to the recorder, recorder.loss(batch, weight, scale={factor:.6g}), or put what computes it "
+    "into the objective; division of every micro-batch's loss by one whole number is known to be one"
+)
+_CLIPPED_BETWEEN = (
+    "the gradient was clipped between the micro-batches of a recorded step: clip after the last backward(), or leave "
+    "such steps out of the record"
+)
+
+
+def _one_over_whole(factor: float, tolerance: float) -> float | None:
+    """Return 1 / m for the whole number m >= 1 that `factor` is one over, up to rounding; else None.
+
+    A function of the loss that is not linear has a slope that is no such number but by accident.
+    """
+    if not 1e-3 <= factor <= 1 + tolerance:
+        return None
+    whole = round(1 / factor)
+    return 1.0 / whole if abs(factor * whole - 1.0) <= tolerance else None
+
+
+def _cleared(parameters: Iterable[Tensor]) -> bool:
+    """Whether no parameter has a gradient, or only zeros."""
+    return all(p.grad is None or not bool(p.grad.any()) for p in parameters)
+
+
+def _norm_of(parameters: Iterable[Tensor]) -> Tensor:
+    """Return the norm of the gradients of all `parameters`, in float64 so that a scaled one does not overflow."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([one.double() for one in torch._foreach_norm(gradients)]))
 
 
 _COUPLED = (
@@ -399,6 +716,25 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, 
                 )
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     return {p: names[p] for p in optimized}
+
+
+def _fill_in(earlier: Step, step: Step) -> None:
+    """Give a step the parameters that a later one is the first to train (`add_param_group`), which it left alone.
+
+    Where one was written to in between, its guard stays, and is broken.
+    """
+    everything = [earlier.findings, *(one.findings for one in earlier.accumulated)]
+    for name in step.parameters.keys() - earlier.parameters.keys():
+        what = f"parameter {name!r}"
+        if any(guard.broken for findings in everything for guard in findings.guards if guard.what == what):
+            continue
+        for findings in everything:
+            findings.guards = [guard for guard in findings.guards if guard.what != what]
+        earlier.parameters[name] = step.parameters[name].clone()
+        earlier.skipped |= {name}
+        earlier.state[name], earlier.groups[name] = {}, step.groups[name]
+        if earlier.full_state:
+            earlier.full_state[name] = {}
 
 
 def _copy(live: dict[str, Tensor], spare: Tensors) -> Tensors:

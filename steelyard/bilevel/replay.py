@@ -13,7 +13,7 @@ from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.graph_record import nodes_of
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "quick_dot"]
+__all__ = ["backward_into", "differentiate", "dot", "gradient", "leaves_of", "quick_dot", "step_gradient"]
 
 
 def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
@@ -26,6 +26,20 @@ def gradient(run: Trajectory, step: Step, at: Tensors) -> Tensors:
     with torch.enable_grad():
         found: Tensors = run.replay(step, leaves, body)
     return found
+
+
+def step_gradient(run: Trajectory, step: Step) -> Tensors:
+    """Return the gradient of the step before any clip: that of each micro-batch by one reverse pass, scaled and summed.
+
+    (On several ranks that of this one's share.)
+    """
+    total: Tensors = {}
+    for one in step.micro_batches:
+        found = gradient(run, one, one.parameters)
+        for name, value in found.items():
+            scaled = value if one.scale == 1.0 else value * one.scale
+            total[name] = total[name] + scaled if name in total else scaled
+    return total
 
 
 def leaves_of(run: Trajectory, at: Tensors, hooks: list[RemovableHandle] | None = None) -> Tensors:
@@ -70,13 +84,15 @@ def differentiate(
     return dict(zip(leaves, found, strict=True))
 
 
-def backward_into(module: nn.Module, outputs: Tensor, leaves: Tensors) -> None:
-    """Have an ordinary backward pass leave the gradients in ``leaves[...].grad``, and nowhere else."""
+def backward_into(module: nn.Module, outputs: Tensor, leaves: Tensors, cotangent: Tensor | None = None) -> None:
+    """Have an ordinary backward pass add the gradients to ``leaves[...].grad``, and nowhere else."""
     if _reentrant(outputs):
-        for leaf, gradient in zip(leaves.values(), _collected(module, outputs, leaves, None, False), strict=True):
-            leaf.grad = gradient
+        held = [leaf.grad for leaf in leaves.values()]
+        found = _collected(module, outputs, leaves, cotangent, False)
+        for leaf, before, gradient in zip(leaves.values(), held, found, strict=True):
+            leaf.grad = gradient if before is None else before + gradient
     else:
-        torch.autograd.backward(outputs, inputs=list(leaves.values()))
+        torch.autograd.backward(outputs, cotangent, inputs=list(leaves.values()))
 
 
 def _reentrant(outputs: Tensor) -> bool:

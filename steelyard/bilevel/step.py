@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.clipping import Clip
 from steelyard.bilevel.integrity import Guard
 from steelyard.bilevel.objective import Divisor
 from steelyard.bilevel.sweep.graph_record import ForwardRecord
 
-__all__ = ["Conditions", "Findings", "Step", "Tensors", "cuda_devices", "random_state", "set_random_state"]
+__all__ = [
+    "Conditions",
+    "Findings",
+    "MicroBatch",
+    "Step",
+    "Tensors",
+    "cuda_devices",
+    "micro_batches",
+    "random_state",
+    "set_random_state",
+]
 
 Tensors: TypeAlias = dict[str, Tensor]
 """Tensors by parameter (or buffer) name."""
@@ -52,6 +64,7 @@ class Findings:
         gradient: references (no copies) to the gradients that the optimizer used, and their versions.
         projected: that gradient as `integrity.projection` has it; windows of one step have none.
         forward_record: what the forward pass computed, where the recorder was asked for it.
+        fault: why the step has no derivative that is known to be right, as an error says it; empty: it has.
     """
 
     stochastic: bool = False
@@ -62,6 +75,7 @@ class Findings:
     gradient: dict[str, tuple[Tensor, int]] | None = None
     projected: Tensor | None = None
     forward_record: ForwardRecord | None = None
+    fault: str = ""
 
     @property
     def separable(self) -> bool:
@@ -75,15 +89,31 @@ class Findings:
         return {name: tensor for name, (tensor, _) in self.gradient.items()}
 
 
+class MicroBatch(NamedTuple):
+    """One of the batches whose gradients an optimizer step added up, but for the last; fields as `Step` has them."""
+
+    batch: Batch
+    weight: Tensor
+    conditions: Conditions
+    findings: Findings
+    scale: float
+
+
 @dataclass
 class Step:
     """One recorded optimizer step: everything that decides where it led.
 
+    The optimizer used the gradient ``clips(sum of scale x gradient of the loss)``, the sum over the micro-batches. Most
+    steps have one micro-batch, of scale 1, and no clip.
+
     Attributes:
-        batch: the samples.
+        batch: the samples (of the last micro-batch).
         weight: ``(batch,)`` their weights.
         conditions: of its forward pass.
-        findings: what was seen of it.
+        findings: what was seen of it; gradient and projection are of the whole step.
+        scale: what the loop multiplied the loss by.
+        accumulated: the micro-batches before, oldest first.
+        clips: of the gradient before the optimizer's step, in order.
         parameters: the optimised parameters before the step, as `kept` says.
         state: optimizer state before the step, by parameter; only the entries that the pull-back reads.
         full_state: all of the optimizer state, where the recorder was asked for it (`Unrolled`), and of checkpoints.
@@ -106,6 +136,29 @@ class Step:
     kept: Literal["whole", "rounded", "moved", "replayed"] = "whole"
     checkpoint: bool = False
     rounded: bool = False
+    scale: float = 1.0
+    accumulated: tuple[MicroBatch, ...] = ()
+    clips: tuple[Clip, ...] = ()
+
+    @property
+    def micro_batches(self) -> tuple[Step, ...]:
+        """The step once for each of its micro-batches, oldest first; where there is one, the step itself.
+
+        Of several each is a view of its forward pass: nothing is known of its gradient by itself.
+        """
+        if not self.accumulated:
+            return (self,)
+        last = MicroBatch(self.batch, self.weight, self.conditions, self.findings, self.scale)
+        return tuple([self._alone(one) for one in (*self.accumulated, last)])
+
+    def _alone(self, one: MicroBatch) -> Step:
+        findings = replace(one.findings, gradient=None, projected=None)
+        return replace(self, **one._replace(findings=findings)._asdict(), accumulated=(), clips=())
+
+
+def micro_batches(steps: Iterable[Step]) -> list[Step]:
+    """Return the micro-batches of all `steps`, in order."""
+    return [one for step in steps for one in step.micro_batches]
 
 
 def cuda_devices(module: nn.Module) -> list[int]:

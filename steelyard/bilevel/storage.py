@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
-from steelyard.bilevel.optimizers import pullback_of
 from steelyard.bilevel.replay import backward_into, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.trajectory import Trajectory
@@ -156,8 +155,8 @@ def _replayed(run: Trajectory, steps: list[Step], newer: Step) -> list[Step]:
     if wrong or parameters.keys() != newer.parameters.keys():
         raise RuntimeError(
             f"the steps between two checkpoints cannot be replayed: {len(wrong)} of {len(parameters)} parameters end "
-            f"elsewhere{f' ({wrong[0]!r} first)' if wrong else ''}. What is not recorded moved the run (clipped or "
-            "accumulated gradients, a compiled model, kernels of a GPU that are not deterministic, several ranks); "
+            f"elsewhere{f' ({wrong[0]!r} first)' if wrong else ''}. What is not recorded moved the run (gradients "
+            "that something changed, a compiled model, kernels of a GPU that are not deterministic, several ranks); "
             "record whole steps, checkpoint_every=1"
         )
     return found
@@ -167,11 +166,15 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
     """Take `step` again; return parameters and optimizer state after it. `state` is written over."""
     leaves = leaves_of(run, {name: p.detach().clone() for name, p in step.parameters.items()})
 
-    def body(module: nn.Module) -> None:
-        backward_into(module, run.inner_loss(step, module), leaves)
+    def body(module: nn.Module, one: Step) -> None:
+        value = run.inner_loss(one, module)
+        backward_into(module, value, leaves, None if one.scale == 1.0 else torch.full_like(value, one.scale))
 
     with torch.enable_grad():
-        run.replay(step, leaves, body, exactly=True)
+        for one in step.micro_batches:
+            run.replay(one, leaves, body, one, exactly=True)
+    for clip in step.clips:
+        clip.repeat(leaves)
     groups: dict[int, dict[str, Any]] = {}
     for name, leaf in leaves.items():
         if name in step.skipped:
@@ -191,8 +194,7 @@ def _advance(run: Trajectory, step: Step, state: States) -> tuple[Tensors, State
 
 def _kept(run: Trajectory, full_state: States) -> States:
     """Return what the pull-back reads of the whole optimizer state."""
-    pullback = pullback_of(run.optimizer)
-    return {name: pullback.keep(one) for name, one in full_state.items()}
+    return {name: run.pullback.keep(one) for name, one in full_state.items()}
 
 
 def _difference(newer: Tensor, older: Tensor) -> Tensor:

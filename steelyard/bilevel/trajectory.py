@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import fingerprint
 from steelyard.bilevel.objective import Objective, WeightedLoss, summed_by_weight
-from steelyard.bilevel.step import Conditions, Step, Tensors, cuda_devices, set_random_state
+from steelyard.bilevel.optimizers import SUPPORTED, ElementwisePullback, Pullback
+from steelyard.bilevel.step import Conditions, Step, Tensors, cuda_devices, micro_batches, set_random_state
 from steelyard.bilevel.sweep.composites import Composites, WithoutPadding
 from steelyard.distributed import ALONE, Ranks
 
@@ -56,6 +57,7 @@ class Trajectory:
         names: of the optimised parameters.
         fingerprint: of their values after the last step.
         earlier: steps before those, which some of them are replayed from (`Storage.checkpoint_every`).
+        differences: the adjoint of the optimizer's update where its class has none in closed form.
     """
 
     module: nn.Module
@@ -65,6 +67,12 @@ class Trajectory:
     names: tuple[str, ...]
     fingerprint: Tensor
     earlier: list[Step] = field(default_factory=list)
+    differences: ElementwisePullback | None = None
+
+    @property
+    def pullback(self) -> Pullback:
+        """The adjoint of the optimizer's update."""
+        return self.differences or SUPPORTED[self.optimizer]
 
     @property
     def ranks(self) -> Ranks:
@@ -74,7 +82,7 @@ class Trajectory:
     @property
     def index(self) -> Tensor:
         """The ids ``(k,)`` of the samples of the window (of this rank), sorted, each once."""
-        return torch.unique(torch.cat([step.batch.index for step in self.steps]))
+        return torch.unique(torch.cat([one.batch.index for one in micro_batches(self.steps)]))
 
     def final(self) -> Tensors:
         """Return the optimised parameters after the last step (live, no copies); `check` says if they still are."""
@@ -91,7 +99,10 @@ class Trajectory:
                 f"parameter {first!r} was changed after the last recorded step ({int(moved.sum())} in all): ask for "
                 "the hypergradient before training on, or record again"
             )
-        for step in [*self.earlier, *self.steps]:
+        for step in self.steps:
+            if step.findings.fault:
+                raise RuntimeError(step.findings.fault)
+        for step in micro_batches([*self.earlier, *self.steps]):
             broken = [guard.what for guard in step.findings.guards if guard.broken]
             if broken and broken[0].startswith("parameter"):
                 raise RuntimeError(

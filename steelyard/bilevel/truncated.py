@@ -13,8 +13,9 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import gradient_in_float64, in_float64, step_in_float64
+from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
-from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder, NoDerivative
 from steelyard.bilevel.sweep.rungs import Curved, Differences
@@ -22,6 +23,7 @@ from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
     add_by_id,
+    add_scaled,
     check_alone,
     check_detached,
     check_replayed,
@@ -136,6 +138,7 @@ class Truncated:
         steps = self._window(trajectory)
         weighted = trajectory.weighted
         own = {"estimator": type(self).__name__, "steps": self.steps, "samples given": samples is not None}
+        own["micro-batches"] = [len(step.micro_batches) for step in steps]
         trajectory.ranks.agree("the hypergradient", own)
         if samples is not None:
             beside = trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
@@ -148,7 +151,7 @@ class Truncated:
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
         found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
-        if found.statistics and any(step.findings.rewritten for step in steps):
+        if found.statistics and any(step.findings.rewritten for step in micro_batches(steps)):
             raise NoDerivative(
                 "a layer with running statistics stands in a checkpoint, which updates them once more on the way back: "
                 "take it out of the checkpoint, or ask with steps=1"
@@ -157,13 +160,14 @@ class Truncated:
         state: dict[str, Tensors] = {}
         for number, step in zip(range(len(steps) - 1, -1, -1), newest_first(trajectory, len(steps)), strict=True):
             update = pull_update(trajectory, step, adjoint, state, last=not number)
-            product, tangents = self._along(trajectory, step, update, curvature=bool(number))
+            product, rows = self._derivatives(trajectory, step, update, curvature=bool(number))
             if number:
                 mean = trajectory.ranks.mean(product)
                 adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
                 state = update.state
-            values = weighted.pull(tangents, tangents, step.weight) * update.factor
-            add_by_id(total, ids, step.batch.index, values, window=index is None)
+            for one, tangents in rows:
+                values = weighted.pull(tangents, tangents, one.weight) * (update.factor * one.scale)
+                add_by_id(total, ids, one.batch.index, values, window=index is None)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -190,30 +194,62 @@ class Truncated:
         state: dict[str, Tensors] = {}
         for step in newest_first(trajectory, len(steps)):
             update = pull_update(trajectory, step, adjoint, state)
-            curved, through = self.ladder.mixed(trajectory, step, step.parameters, update.direction, tensors)
-            other = check_replayed(trajectory, step, curved.gradient)
+            slope: Tensors = {}
+            product: Tensors = {}
+            for one in step.micro_batches:
+                curved, through = self.ladder.mixed(trajectory, one, one.parameters, update.direction, tensors)
+                slope = add_scaled(slope, curved.gradient, one.scale)
+                product = add_scaled(product, curved.product, one.scale)
+                total = [t.add(more, alpha=one.scale) for t, more in zip(total, through, strict=True)]
+            other = check_replayed(trajectory, step, slope)
             if other is not None:
                 raise NoDerivative(f"{other}; ask for sample weights, or with steps=1")
-            adjoint, running, moved = _arrive(trajectory, step, update.parameters, curved.product, running, tensors)
+            adjoint, running, moved = _arrive(trajectory, step, update.parameters, product, running, tensors)
             state = update.state
-            total = [torch.stack(parts).sum(0) for parts in zip(total, through, moved, strict=True)]
+            total = [t + more for t, more in zip(total, moved, strict=True)]
         return tuple(total)
 
-    def _along(self, run: Trajectory, step: Step, update: Update, curvature: bool) -> tuple[Tensors, Tensor]:
-        """Return the curvature along u (where asked for) and the t_i of the step's batch, in float64 if that is wanted.
+    def _derivatives(
+        self, run: Trajectory, step: Step, update: Update, curvature: bool
+    ) -> tuple[Tensors, list[tuple[Step, Tensor]]]:
+        """Return the curvature along u (where asked for) and the t_i of each micro-batch of the step.
 
         (The product is rounded to the parameters' precision: on several ranks it travels.)
         """
-        product, tangents = self._along_in(run, step, step, update.direction, curvature)
+        if not step.accumulated:
+            product, tangents, _ = self._derivatives_of(run, step, step, update, curvature)
+            return (product if step.scale == 1.0 else add_scaled({}, product, step.scale)), [(step, tangents)]
+        total: Tensors = {}
+        slope: Tensors = {}
+        rows = []
+        for number, one in enumerate(step.micro_batches):
+            product, tangents, own = self._derivatives_of(run, step, one, update, curvature, number)
+            slope = add_scaled(slope, own, one.scale)
+            total = add_scaled(total, product, one.scale)
+            rows.append((one, tangents))
+        other = check_replayed(run, step, slope)
+        if other is not None:
+            raise NoDerivative(f"{other}; ask with steps=1")
+        return total, rows
+
+    def _derivatives_of(
+        self, run: Trajectory, step: Step, one: Step, update: Update, curvature: bool, number: int = 0
+    ) -> tuple[Tensors, Tensor, Tensors]:
+        """Return, of micro-batch `number` of a step, curvature, t_i and (where there are several) its gradient.
+
+        In float64 if that is wanted.
+        """
+        slope = gradient(run, one, one.parameters) if step.accumulated and not curvature else {}
+        found = self._derivatives_at(run, one, one, update.direction, curvature, slope)
         wide = update.in_float64
-        if wide is None and run.ranks.any(self._is_blurred(run, step, update, tangents)):
+        if wide is None and run.ranks.any(self._is_blurred(run, one, update, found[1])):
             assert update.gradients is not None
             same = gradient_in_float64(run, step, update.gradients) is not None
             wide = step_in_float64(run, step) if same else None
         if wide is None:
-            return product, tangents
+            return found
         direction = in_float64(update.direction)
-        return self._along_in(run, step, wide, direction, curvature)
+        return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
@@ -236,20 +272,21 @@ class Truncated:
         rest = {name: u - zero[name] for name, u in update.direction.items()}
         return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
-    def _along_in(
-        self, run: Trajectory, step: Step, there: Step, direction: Tensors, curvature: bool
-    ) -> tuple[Tensors, Tensor]:
+    def _derivatives_at(
+        self, run: Trajectory, step: Step, there: Step, direction: Tensors, curvature: bool, slope: Tensors
+    ) -> tuple[Tensors, Tensor, Tensors]:
         """Do so in the precision of `there`, which is `step` or the same in float64."""
         if not curvature:
-            objection = objection_to(run, step, direction)
-            return {}, self.ladder.losses(run, there, there.parameters, direction, there.batch, objection)
+            objection = objection_to(run, step, direction, slope or None)
+            return {}, self.ladder.losses(run, there, there.parameters, direction, there.batch, objection), slope
 
         def object_to(curved: Curved) -> str | None:
-            other = check_replayed(run, step, curved.gradient)
+            other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale))
             return other or objection_to(run, step, direction, curved.gradient)(curved.tangents)
 
         found = self.ladder.curvature_and_losses(run, there, there.parameters, direction, object_to)
-        return {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}, found.tangents
+        rounded = {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}
+        return rounded, found.tangents, found.gradient
 
     def _window(self, trajectory: Trajectory) -> list[Step]:
         if self.steps > len(trajectory.steps):
@@ -267,9 +304,10 @@ class Truncated:
                 f"samples need steps=1, got steps={self.steps}: a virtual step over other samples would have changed "
                 "all the later ones; use index for the samples of the window"
             )
-        if self.coupled == "chunk" or not self.ladder.couples(run, step, samples):
+        micro = step.micro_batches
+        if self.coupled == "chunk" or not any(self.ladder.couples(run, one, samples) for one in micro):
             return False
-        if self.coupled == "refuse" or self.ladder.couples_beside(run, step, samples):
+        if self.coupled == "refuse" or any(self.ladder.couples_beside(run, one, samples) for one in micro):
             others = "" if self.coupled == "refuse" else ", and not by layers of BatchNorm alone"
             raise ValueError(
                 f"the recorded step normalised by its batch (BatchNorm in training mode) or wrote to a buffer{others}, "
@@ -336,7 +374,7 @@ def _size(tangents: Tensor) -> float:
 
 def _tracks(run: Trajectory, steps: list[Step]) -> bool:
     """Whether running statistics can carry a part of the derivative (see `statistics`)."""
-    return any(step.findings.coupled for step in steps) and bool(tracking_layers(run.module))
+    return any(step.findings.coupled for step in micro_batches(steps)) and bool(tracking_layers(run.module))
 
 
 def _arrive(
@@ -354,5 +392,9 @@ def _arrive(
     arrived = {name: adjoint[name] + product[name] for name in adjoint}
     if not running:
         return arrived, running, tuple(torch.zeros_like(tensor) for tensor in tensors)
-    through, running, moved = statistics_adjoint(run, step, step.parameters, running, tensors)
-    return {name: arrived[name] + through[name] for name in arrived}, running, moved
+    direct = tuple(torch.zeros_like(tensor) for tensor in tensors)
+    for one in reversed(step.micro_batches):
+        through, running, moved = statistics_adjoint(run, one, one.parameters, running, tensors)
+        arrived = {name: arrived[name] + through[name] for name in arrived}
+        direct = tuple(here + more for here, more in zip(direct, moved, strict=True))
+    return arrived, running, direct

@@ -105,6 +105,9 @@ class Unrolled:
         """Run the steps again, with a graph, and evaluate the outer loss at their end."""
         _check_hooks(run)
         for step in steps:
+            if step.accumulated or step.clips:
+                what = "clipped its gradient" if step.clips else "accumulated micro-batches"
+                raise RuntimeError(f"a recorded step {what}, which unrolling does not repeat: use Truncated")
             check_recorded(run, step)
             if step.skipped and self.backend != "torch":
                 raise RuntimeError(
@@ -132,6 +135,8 @@ class Unrolled:
 
     def _window(self, run: Trajectory) -> list[Step]:
         check_alone(run, "Unrolled")
+        if run.differences is not None:
+            raise TypeError(f"no backend of Unrolled knows the optimizer {run.optimizer.__name__}; use Truncated")
         if self.steps > len(run.steps):
             raise ValueError(
                 f"steps={self.steps}, but {len(run.steps)} were recorded; record more with Recorder(steps=...)"
@@ -158,7 +163,7 @@ def _take(
     module: nn.Module, run: Trajectory, stepper: Stepper, step: Step, parameters: Tensors, weight: Tensor
 ) -> Tensors:
     """Take one step where the parameters are swapped in still: its backward pass may read the module once more."""
-    return stepper.step(step, parameters, run.inner_loss(step, module, weight))
+    return stepper.step(step, parameters, run.inner_loss(step, module, weight) * step.scale)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ step's gradient is computed once more in float64 (`float64`), and the update pul
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,27 +14,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steelyard.bilevel.clipping import clip_stages, pull_through_clips, unclipped
 from steelyard.bilevel.float64 import gradient_in_float64, in_float32
-from steelyard.bilevel.optimizers import ParameterUpdate, Pullback, pullback_of
+from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, Pullback
 from steelyard.bilevel.optimizers._pieces import pieces_of, pull_in_pieces
 from steelyard.bilevel.optimizers.sgd import SGDPullback
-from steelyard.bilevel.replay import gradient
+from steelyard.bilevel.replay import step_gradient
 from steelyard.bilevel.rounding import Norm, Rounding, noise_of, typical_noise
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["TOLERANCE", "Update", "pull_update"]
+__all__ = ["TOLERANCE", "FlatUpdateWarning", "Update", "pull_update"]
 
 TOLERANCE = 1e-5
 """How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error (entries of
 which the gradient is exactly 0 left out of both)."""
 
 
+class FlatUpdateWarning(UserWarning):
+    """An optimizer's update has the derivative 0 by the gradient."""
+
+
 class Update(NamedTuple):
     """Adjoints before an update, by parameter.
 
     Attributes:
-        direction: u, the adjoint of the gradient, but for the number `factor`.
+        direction: u, the adjoint of the gradient (before any clip), but for the number `factor`.
         parameters: what reaches the parameters, but for the path through the gradient.
         state: the adjoint of the optimizer's state, by parameter and entry.
         factor: what u is a multiple of `direction` by; 1 but for a last step, where all that follows is in proportion
@@ -63,13 +69,36 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         state: of the optimizer's state after it.
         last: nothing before the step is asked for: of the answer only `direction` counts.
     """
-    back = _PullBack(pullback_of(run.optimizer), step, adjoint, state, last)
+    back = _PullBack(run.pullback, step, adjoint, state, last)
+    if step.clips:
+        return _clipped(run, back)
     if back.pullback.linear:
         factor = _multiple(back.pullback, step) if last and not any(state.values()) else None
         # With one number for all, a pass over all parameters less.
         return back({}) if factor is None else Update(adjoint, {}, {}, factor)
-    gradients = _gradient_of(run, step)
-    return _exact_enough(run, back, gradients) if in_float32(step) else back(gradients)
+    gradients = _trained(step, _gradient_of(run, step))
+    update = _exact_enough(run, back, gradients) if in_float32(step) else back(gradients)
+    if run.differences is not None and run.ranks.any(not any(bool(u.any()) for u in update.direction.values())):
+        warnings.warn(
+            f"no gradient moves the update of {run.optimizer.__name__} in this step, to first order (it takes signs, "
+            "say): the hypergradient through it is 0, and nothing can be learned of it",
+            FlatUpdateWarning,
+            stacklevel=4,
+        )
+    return update
+
+
+def _clipped(run: Trajectory, back: _PullBack) -> Update:
+    """Pull back a step whose gradient was clipped: through the update first, through the clips then."""
+    step = back.step
+    stages = clip_stages(step.clips, _gradient_of(run, step))
+    used = _trained(step, stages[-1])
+    rounds = in_float32(step) and not back.pullback.linear
+    update = _exact_enough(run, back, used) if rounds else back({} if back.pullback.linear else used)
+    rounding = (
+        typical_noise(_trained(step, stages[0])) if update.rounding else 0.0
+    )  # (the sweep's gradient is unclipped)
+    return update._replace(direction=pull_through_clips(step.clips, update.direction, stages), rounding=rounding)
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:
@@ -134,7 +163,8 @@ class _PullBack:
 
     def _pieces(self, gradients: Tensors, noise: Mapping[str, Tensor]) -> Iterator[tuple[ParameterUpdate, Tensor]]:
         for name in gradients:
-            for piece in pieces_of(self.of(name, gradients, last=True)):
+            whole = self.of(name, gradients, last=True)
+            for piece in [whole] if isinstance(self.pullback, ElementwisePullback) else pieces_of(whole):
                 yield piece, noise[name]
 
 
@@ -153,9 +183,16 @@ def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors) -> Updat
 
 
 def _gradient_of(run: Trajectory, step: Step) -> Tensors:
-    """The gradient that the step used: by reference where the run still holds it, else by one reverse pass."""
+    """The gradient of the step before any clip: of what the run still holds, else by reverse passes.
+
+    (Entries that a clip holds constant may be others than they were; it gives the same gradient.)
+    """
     held = step.findings.held_gradient()
+    found = None if held is None else unclipped(step.clips, held)
     # All ranks or none: one alone would wait for the others' share.
-    lost = run.ranks.any(held is None)
-    found = run.ranks.mean(gradient(run, step, step.parameters)) if lost or held is None else held
-    return {name: g for name, g in found.items() if name not in step.skipped}
+    lost = run.ranks.any(found is None)
+    return run.ranks.mean(step_gradient(run, step)) if lost or found is None else dict(found)
+
+
+def _trained(step: Step, gradients: Mapping[str, Tensor]) -> Tensors:
+    return {name: g for name, g in gradients.items() if name not in step.skipped}

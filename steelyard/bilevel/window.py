@@ -14,10 +14,19 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._nested import equal
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.clipping import clip_stages, unclipped
 from steelyard.bilevel.integrity import projection
-from steelyard.bilevel.replay import backward_into, differentiate, dot, gradient, leaves_of, quick_dot
+from steelyard.bilevel.replay import (
+    backward_into,
+    differentiate,
+    dot,
+    gradient,
+    leaves_of,
+    quick_dot,
+    step_gradient,
+)
 from steelyard.bilevel.statistics import differentiable_statistics
-from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.sweep.checks import blur, tolerance_in, tolerance_of
 from steelyard.bilevel.sweep.graph_record import nodes_of
 from steelyard.bilevel.sweep.ladder import Ladder
@@ -26,6 +35,7 @@ from steelyard.bilevel.trajectory import Trajectory, scalar
 __all__ = [
     "OuterGradient",
     "add_by_id",
+    "add_scaled",
     "check_alone",
     "check_detached",
     "check_recorded",
@@ -182,10 +192,39 @@ def derivatives_as_rows(
     """Return d<direction, grad objective>/dw_i for all `samples` as if each had been a row of the step.
 
     A row of the step keeps its weight (several rows of a sample add up); the others enter with weight 0, where samples
-    couple `beside` the recorded ones.
+    couple `beside` the recorded ones. Where the step has several micro-batches, such a row is as likely to be in any:
+    the mean over them.
     """
+    several = at is step.parameters and bool(step.accumulated)
+    slopes = [gradient(run, one, at) for one in step.micro_batches] if several else []
+    if several:
+        _check_total(run, step, slopes)
+    total: Tensor | None = None
+    micro = step.micro_batches
+    for number, one in enumerate(micro):
+        values, rows = _virtual(run, one, at, direction, samples, ladder, slopes[number] if several else None, beside)
+        if total is None:
+            total, seen, outside = (torch.zeros_like(values) for _ in range(3))
+        add_by_id(total, samples.index, one.batch.index, rows * one.scale)
+        add_by_id(seen, samples.index, one.batch.index, torch.ones_like(rows))
+        outside += values * (one.scale / len(micro))
+    assert total is not None
+    return torch.where(seen > 0, total, outside)
+
+
+def _virtual(
+    run: Trajectory,
+    step: Step,
+    at: Tensors,
+    direction: Tensors,
+    samples: Batch,
+    ladder: Ladder,
+    slope: Tensors | None,
+    beside: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of all `samples` as rows of weight 0 of a micro-batch, and those of its own rows."""
     places = _same_rows(step.batch, samples) if step.findings.separable else None
-    objection = objection_to(run, step, direction) if at is step.parameters else lambda rows: None
+    objection = objection_to(run, step, direction, slope) if at is step.parameters else lambda rows: None
     # Dropout masks and batch statistics belong to the whole recorded batch: it is replayed as it was.
     if run.ranks.any(places is None):
         tangents = ladder.losses(run, step, at, direction, samples, beside=beside)
@@ -194,11 +233,22 @@ def derivatives_as_rows(
         tangents = ladder.losses(run, step, at, direction, samples, lambda found: objection(found[places]))
         recorded = tangents[places]
     values = run.weighted.pull(tangents, recorded, step.weight)
-    rows = run.weighted.pull(recorded, recorded, step.weight)
-    total, seen = torch.zeros_like(values), torch.zeros_like(values)
-    add_by_id(total, samples.index, step.batch.index, rows)
-    add_by_id(seen, samples.index, step.batch.index, torch.ones_like(rows))
-    return torch.where(seen > 0, total, values)
+    return values, run.weighted.pull(recorded, recorded, step.weight)
+
+
+def _check_total(run: Trajectory, step: Step, slopes: Sequence[Tensors]) -> None:
+    """Raise RuntimeError if the gradients of the step's micro-batches do not add up to what the optimizer used."""
+    total: Tensors = {}
+    for one, slope in zip(step.micro_batches, slopes, strict=True):
+        total = add_scaled(total, slope, one.scale)
+    check_replayed(run, step, total)
+
+
+def add_scaled(total: Tensors, more: Tensors, scale: float) -> Tensors:
+    """Return ``total + scale * more``, by name; an empty total is zero."""
+    if not total:
+        return dict(more) if scale == 1.0 else {name: one * scale for name, one in more.items()}
+    return {name: total[name].add(one, alpha=scale) for name, one in more.items()}
 
 
 def check_detached(run: Trajectory) -> None:
@@ -206,7 +256,7 @@ def check_detached(run: Trajectory) -> None:
 
     That path is not part of a replay, and a tensor asked for would silently miss it.
     """
-    if any(step.findings.connected for step in run.steps):
+    if any(step.findings.connected for step in micro_batches(run.steps)):
         raise ValueError(
             "the recorded weights carry a graph of their own: compute them inside the objective, or pass the "
             "sample weights' hypergradient on yourself, weight.backward(estimator(trajectory, outer, index))"
@@ -266,19 +316,20 @@ def objection_to(
     rounding.
 
     Args:
-        run, step, direction: the step, and u.
-        slope: the gradient of a replay, where there is one.
+        run, step, direction: the step (or one of its micro-batches), and u.
+        slope: the gradient of a replay, where there is one, without the step's scale and clips.
 
     Raises (when it is called):
         RuntimeError: the optimizer's gradient is not that of the recorded loss.
     """
     held = step.findings.held_gradient()
+    held = None if held is None else _of_the_loss(step, held)
     lost = run.ranks.any(held is None)
     if not lost:
         reference = held
     elif slope is None and step.findings.projected is not None:
         reference = gradient(run, step, step.parameters)
-        check_replayed(run, step, reference)
+        check_replayed(run, step, add_scaled({}, reference, step.scale))
     else:
         reference = slope
 
@@ -320,20 +371,29 @@ def objection_to(
     return objection
 
 
+def _of_the_loss(step: Step, used: Tensors) -> Tensors | None:
+    """Return the gradient of the loss, of that which the optimizer used (as far as it matters along u)."""
+    found = unclipped(step.clips, used)
+    if found is None or step.scale == 1.0:
+        return None if found is None else dict(found)
+    return {name: one / step.scale for name, one in found.items()}
+
+
 def _size_along(slope: Tensors, direction: Tensors) -> float:
     return float(dot({n: g.abs() for n, g in slope.items()}, {n: u.abs() for n, u in direction.items()}))
 
 
 def check_recorded(run: Trajectory, step: Step) -> None:
     """Raise RuntimeError if the gradient that the optimizer used is not that of the recorded loss, by one replay."""
-    check_replayed(run, step, gradient(run, step, step.parameters))
+    check_replayed(run, step, step_gradient(run, step))
 
 
 def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
     """Compare the gradient `slope` of a replay (on several ranks, of this one's) with the recorded one.
 
-    Compared are the sums along a random direction that every step of a window notes of its gradient. Returned is what
-    is wrong with `slope`, where an ordinary backward pass gives the recorded gradient.
+    The clips of the step are applied to `slope` (the sum over its micro-batches, scaled) first. Compared are the sums
+    along a random direction that every step of a window notes of its gradient. Returned is what is wrong with `slope`,
+    where an ordinary backward pass gives the recorded gradient.
 
     Raises:
         RuntimeError: no backward pass of the recorded loss does.
@@ -350,13 +410,16 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
     tolerance = max(tolerance_of(step, dtype) for dtype in dtypes)
 
     def project(slope: Tensors) -> float:
-        own = projection({name: slope[name] for name in step.parameters if name not in step.skipped})[0]
+        trained = {name: slope[name] for name in step.parameters if name not in step.skipped}
+        if step.clips:
+            return float(projection(clip_stages(step.clips, run.ranks.mean(trained))[-1])[0])
+        own = projection(trained)[0]
         return float(run.ranks.sum(own) / run.ranks.size)
 
     found = project(slope)
     if abs(found - used) <= tolerance * size:
         return None
-    ordinary = project(gradient(run, step, step.parameters))
+    ordinary = project(step_gradient(run, step))
     if abs(ordinary - used) <= tolerance * size:
         return f"its gradient is {found:.6g} along a random direction, that of the run {used:.6g}"
     raise RuntimeError(_ANOTHER.format(used=used, expected=ordinary))
@@ -364,9 +427,10 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
 
 _ANOTHER = (
     "the optimizer's gradient is not that of the recorded loss: along one direction it is {used:.3g}, the recorded "
-    "batch gives {expected:.3g}. Clipping, gradient accumulation, a loss added to or multiplied with the recorded one, "
-    "or a hook changed it between recorder.loss() and step(); put it into the objective, or leave it out of the "
-    "recorded steps"
+    "batch gives {expected:.3g}. Something changed it between recorder.loss() and step(): clip by "
+    "recorder.clip_grad_norm_(...) or recorder.clip_grad_value_(...) in the place of torch.nn.utils'; take the loss of "
+    "every micro-batch that is accumulated from recorder.loss(); put what is added to the loss into the objective; "
+    "leave what a hook does out of the recorded steps"
 )
 
 

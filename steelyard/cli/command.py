@@ -27,7 +27,7 @@ COMMANDS = {
     "run": ("runs:run", "Carry out a recipe, a run directory for each seed."),
     "compare": ("runs:compare_runs", "Compare runs: accuracies as mean ± standard deviation over seeds."),
     "report": ("runs:report", "Write an HTML page about one or several runs."),
-    "recipes": ("runs:recipes", "List the recipes that come with the package."),
+    "recipes": ("runs:recipes", "List the recipes that come with the package, or show one with its base and defaults."),
     "active": ("active:active", "Carry out an active learning recipe: label, train, select, round after round."),
     "bounds": (
         "bounds:bounds",

@@ -193,7 +193,7 @@ def report(
 
 
 def recipes(show: str | None = None) -> None:
-    """List the recipes that come with the package, or show one with its base and every default filled in.
+    """List the recipes that come with the package, or show one with its base and defaults.
 
     For instance:
 

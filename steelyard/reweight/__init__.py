@@ -1,11 +1,15 @@
 """Sample weights and keep-probabilities: what they optimise, where they may be, how they are learned."""
 
 from steelyard.reweight.bayesian import BayesianIRM
+from steelyard.reweight.clean import Balanced
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.inner import InnerRun
+from steelyard.reweight.learning_to_reweight import LearningToReweight
 from steelyard.reweight.maple import Maple
 from steelyard.reweight.mask import Mask
+from steelyard.reweight.meta_weight_net import MetaWeightNet, WeightNet
+from steelyard.reweight.online import Online, OnlineStep
 from steelyard.reweight.outer_risk import OuterRisk
 from steelyard.reweight.outer_settings import OuterSettings
 from steelyard.reweight.outer_state import OuterState, OuterStep
@@ -27,9 +31,11 @@ from steelyard.reweight.rules import (
     Uniform,
 )
 from steelyard.reweight.schedules import CosineDecay, CubicBudget, LinearTemperature
+from steelyard.reweight.shared import Shared
 
 __all__ = [
     "KLDRO",
+    "Balanced",
     "BayesianIRM",
     "CVaR",
     "ConstraintSet",
@@ -43,11 +49,15 @@ __all__ = [
     "GroupWorst",
     "IRMv1",
     "InnerRun",
+    "LearningToReweight",
     "LinearTemperature",
     "Log",
     "Maple",
     "Mask",
     "MeanRisk",
+    "MetaWeightNet",
+    "Online",
+    "OnlineStep",
     "OuterRisk",
     "OuterSettings",
     "OuterState",
@@ -57,11 +67,13 @@ __all__ = [
     "Reweighting",
     "Risk",
     "Rule",
+    "Shared",
     "SoftGroupWorst",
     "Sqrt",
     "TopQ",
     "Uniform",
     "VREx",
+    "WeightNet",
     "WeightedSum",
     "bernoulli_kl",
     "bernoulli_kl_gradient",

@@ -139,15 +139,9 @@ def _hex(total: Tensor) -> str:
 
 
 def _name(value: Any) -> str:
-    """Return the qualified name, of what is ours with its room alone: a module may move within it.
-
-    Without the module of a script: a process that it starts calls that otherwise.
-    """
+    """Return the qualified name, without the module of a script: a process that it starts calls that otherwise."""
     module = getattr(value, "__module__", None)
-    if module in (None, "__main__", "__mp_main__"):
-        return str(value.__qualname__)
-    room = ".".join(module.split(".")[:2]) if module.startswith("steelyard.") else module
-    return f"{room}.{value.__qualname__}"
+    return value.__qualname__ if module in (None, "__main__", "__mp_main__") else f"{module}.{value.__qualname__}"
 
 
 def _inside(code: types.CodeType) -> str:

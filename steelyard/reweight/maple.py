@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
 from steelyard._support._progress import shown_progress
 from steelyard._support._signals import interrupts_held
-from steelyard.bilevel import Batch, Streamed, Truncated
+from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
-from steelyard.distributed import Ranks
+from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.admission import admit, agree_on_state
 from steelyard.reweight.constraints import Budget, ConstraintSet
 from steelyard.reweight.cross_fit import CrossFit
@@ -31,12 +32,14 @@ from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.resumable import resumable
-from steelyard.reweight.risk import Risk
+from steelyard.reweight.risk import MeanRisk, Risk
+from steelyard.reweight.shared import Shared
 
 __all__ = ["Callback", "Maple"]
 
 Callback = Callable[[OuterStep], bool | None]
 
+_MEAN = MeanRisk()
 _REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
 
 
@@ -83,6 +86,10 @@ class Maple(OuterSettings):
             samples of the window get a gradient.
         outer_chunk: evaluate the outer samples in chunks of this size and recompute their activations on the way
             back: memory of one chunk for a third more time; None: all at once, or a `Streamed`'s own chunk.
+        shared: one weight for all samples of a source, `learn` being "weights" or "both": d risk / d w of a source is
+            the sum over its samples (of all kept ones, each as a row of the last step; with more steps recorded, of
+            those of the window). Weights stay aligned with the samples, and are equal within a source:
+            ``shared.mean(result.weights, result.index)`` has one for each.
         prior: keep-probabilities known beforehand, where w and s start and/or what anchors s (see `Prior`).
         steps, learn, draws, folds, probability_optimizer, weight_optimizer, schedule, clip, patience, tolerance, seed:
             how w and s move; see `OuterSettings`, whose fields they are.
@@ -118,6 +125,7 @@ class Maple(OuterSettings):
     estimator: Estimator | None = None
     outer_chunk: int | None = None
     prior: Prior | None = None
+    shared: Shared | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +149,52 @@ class Maple(OuterSettings):
         _check.instance("prior", self.prior, (Prior, type(None)), "a Prior")
         if self.prior is not None and self.prior.anchor and self.learn == "weights":
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
+        self._check_shared()
         self.cross_fit = CrossFit(self.inner, self.folds) if self.folds > 1 else None
+
+    def _check_shared(self) -> None:
+        _check.instance("shared", self.shared, (Shared, type(None)), "a Shared, such as Shared(source)")
+        if self.shared is None:
+            return
+        if self.learn == "probabilities":
+            raise ValueError("shared is of the weights, but learn='probabilities' holds them; use learn='weights'")
+        if self.prior is not None and self.prior.start in ("weights", "both"):
+            raise ValueError(
+                f"prior.start={self.prior.start!r} starts each sample at a weight of its own, but shared holds those "
+                "of a source equal; use start='probabilities' or 'none'"
+            )
+
+    @classmethod
+    def online(
+        cls,
+        model: Callable[[], nn.Module],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        objective: WeightedLoss,
+        risk: Risk = _MEAN,
+        *,
+        train_steps: int,
+        batch_size: int,
+        inner_steps: int = 5,
+        seed: int = 0,
+        **options: Any,
+    ) -> Maple:
+        """Make one that trains the model once: warm starts of a few minibatch steps, after each of which w moves.
+
+        ``maple.fit(train, clean)`` learns the weights, and ``maple.inner(train, result.weights)`` trains on under them
+        and returns the model.
+
+        Args:
+            model, optimizer, objective, batch_size: of the inner run, see `InnerRun`.
+            risk: the outer objective; default the mean loss.
+            train_steps: optimizer steps in all, rounded up to whole outer steps.
+            inner_steps: optimizer steps an outer step.
+            seed: of the inner run.
+            options: of the constructor, ``learn="weights"`` unless they say otherwise.
+        """
+        train_steps = _check.integer("train_steps", train_steps, low=1)
+        steps = -(-train_steps // _check.integer("inner_steps", inner_steps, low=1))
+        inner = InnerRun(model, optimizer, objective, inner_steps, batch_size, restart=False, seed=seed)
+        return cls(inner, risk, steps=steps, **{"learn": "weights", **options})
 
     def fit(
         self,
@@ -191,6 +244,9 @@ class Maple(OuterSettings):
         identity = {} if journal.path is None else self._identity(journal, train, validation, state)
         state = self.begin(train) if state is None else state
         agree_on_state(state)
+        if (shared := self.shared) is not None:
+            own = state.weights.detach()
+            ranks.together(lambda: shared.check_equal("state.weights", own, train.index))
         target = train if validation is None else validation
         objective = self.inner.objective
         outer = OuterRisk(
@@ -310,8 +366,11 @@ class Maple(OuterSettings):
         for _ in range(self.draws):
             mask, weight = self._draw(state, progress)
             model, drawn = self._hypergradient(state, train, outer, weight.detach())
-            gradients = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
-            spread.add(dict(zip(leaves, gradients, strict=True)))
+            found = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
+            gradients = dict(zip(leaves, found, strict=True))
+            if self.shared is not None:
+                gradients["weights"] = self.shared.sum(gradients["weights"], train.index, state.ranks)
+            spread.add(gradients)
             losses.append(drawn.value)
             kept.append(state.ranks.total(mask))
         return _Draws(spread, sum(losses) / len(losses), sum(kept) / len(kept), mask.detach(), model)
@@ -330,6 +389,8 @@ class Maple(OuterSettings):
         }
         if self.prior is not None and self.prior.anchor:
             row.update(self.prior.add_anchor(s, spread.mean["probabilities"], self.constraints, progress, ranks))
+        if self.shared is not None:
+            spread.mean["weights"] = self.shared.expand(spread.mean["weights"], train.index)
         state.update(spread.mean, self.constraints, (state.step + 1) / self.steps, scale=self.schedule(progress))
         for name, leaf in state.leaves().items():
             row[f"{name}_change"] = ranks.average((leaf.detach() - before[name]).abs())
@@ -340,7 +401,8 @@ class Maple(OuterSettings):
         """Clip the mean gradients in place; return their norms before that, and their variances, for the history."""
         row: dict[str, float | None] = {}
         for name, gradient in spread.mean.items():
-            norm = row[f"{name}_gradient_norm"] = ranks.norm(gradient)
+            everywhere = self.shared is not None and name == "weights"  # all ranks have all of it
+            norm = row[f"{name}_gradient_norm"] = (ALONE if everywhere else ranks).norm(gradient)
             row[f"{name}_gradient_variance"] = spread.variance(name, ranks)
             if self.clip is not None:
                 gradient.mul_(min(1.0, self.clip / max(norm, 1e-30)))

@@ -34,6 +34,16 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "rmsprop-momentum": (torch.optim.RMSprop, {"lr": 0.02, "momentum": 0.6, "centered": True, "alpha": 0.9}),
     "adagrad": (torch.optim.Adagrad, {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.05}),
     "adagrad-warm": (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.2}),
+    "radam": (torch.optim.RAdam, {"lr": 0.2, "betas": (0.8, 0.9)}),  # rectified from the sixth step on
+    "radam-decay": (torch.optim.RAdam, {"lr": 0.2, "weight_decay": 0.1, "betas": (0.7, 0.9), "foreach": True}),
+    "radam-decoupled": (torch.optim.RAdam, {"lr": 0.2, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "radam-maximize": (torch.optim.RAdam, {"lr": 0.05, "maximize": True, "betas": (0.9, 0.95)}),
+    "adamax": (torch.optim.Adamax, {"lr": 0.02}),
+    "adamax-decay": (torch.optim.Adamax, {"lr": 0.02, "weight_decay": 0.1, "betas": (0.7, 0.5), "foreach": True}),
+    "adamax-maximize": (torch.optim.Adamax, {"lr": 0.01, "maximize": True, "betas": (0.9, 0.8)}),
+    "adadelta": (torch.optim.Adadelta, {"lr": 1.0}),
+    "adadelta-decay": (torch.optim.Adadelta, {"lr": 2.0, "weight_decay": 0.1, "rho": 0.7, "foreach": True}),
+    "adadelta-maximize": (torch.optim.Adadelta, {"lr": 1.0, "maximize": True}),
 }
 
 

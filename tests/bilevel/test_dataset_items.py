@@ -58,6 +58,8 @@ def test_several_inputs_a_target_that_is_a_number_and_arrays() -> None:
     taken = data.take([6, 1])
     assert [one.dtype for one in taken.inputs] == [torch.float32, torch.bool]
     assert (taken.inputs[0][:, 0].tolist(), taken.inputs[1].tolist()) == ([6.0, 1.0], [True, False])
+    ages = Streamed.of_dataset(Pairs(lambda row: (20 + row, 0.5, (1.0, 2.0), row % 2))).take([6, 1])
+    assert [one.tolist() for one in ages.inputs] == [[26, 21], [0.5, 0.5], [[1.0, 2.0], [1.0, 2.0]]]
     both = Streamed.of_dataset(Pairs(lambda row: ((torch.ones(2), torch.zeros(1)), 0.5 * row)))
     assert both.targets.tolist() == [0.5 * row for row in range(COUNT)]
     assert [one.shape for one in both.take([0]).inputs] == [(1, 2), (1, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ def classifier() -> nn.Module:
         num_labels=3,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
+        initializer_range=0.5,  # so that gradients are large enough to be clipped
     )
     return transformers.BertForSequenceClassification(config)
 
@@ -48,51 +50,73 @@ def outer(model: nn.Module) -> Tensor:
     return CROSS_ENTROPY(model(**held_out.inputs).logits, held_out.targets).mean()
 
 
-def run(weight: Tensor, window: int, warmup: int = 2) -> tuple[nn.Module, Trajectory]:
-    """The weights act inside of the window only: that is the derivative that an estimator claims."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = classifier().double().train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-        scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 2, 10)
-        data, generator = texts(), torch.Generator().manual_seed(4)
-        with Recorder(model, optimizer, OBJECTIVE, window) as recorder:
-            for number in range(warmup + window):
-                rows = torch.randint(0, COUNT, (5,), generator=generator)
-                used = weight if number >= warmup else torch.ones_like(weight)
-                loss = recorder.loss(data.take(rows), used[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-            return model, recorder.trajectory()
+@dataclass
+class Loop:
+    """A user's loop; `norms` are of the gradients before they were clipped.
+
+    The weights act inside of the window only: that is the derivative that an estimator claims.
+    """
+
+    window: int
+    accumulate: int = 1
+    clip: float | None = None
+    warmup: int = 2
+    norms: list[float] = field(default_factory=list)
+
+    def run(self, weight: Tensor) -> tuple[nn.Module, Trajectory]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = classifier().double().train()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+            scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 2, 10)
+            data, generator = texts(), torch.Generator().manual_seed(4)
+            with Recorder(model, optimizer, OBJECTIVE, self.window) as recorder:
+                for number in range(self.warmup + self.window):
+                    used = weight if number >= self.warmup else torch.ones_like(weight)
+                    optimizer.zero_grad()
+                    for _ in range(self.accumulate):
+                        rows = torch.randint(0, COUNT, (5,), generator=generator)
+                        (recorder.loss(data.take(rows), used[rows]) / self.accumulate).backward()
+                    if self.clip is not None:
+                        self.norms.append(float(recorder.clip_grad_norm_(model.parameters(), self.clip)))
+                    optimizer.step()
+                    scheduler.step()
+                return model, recorder.trajectory()
+
+    def truth(self, step: float = 1e-5) -> Tensor:
+        """Central differences of the whole run, every sample."""
+        differences = [self._value(i, step) - self._value(i, -step) for i in range(COUNT)]
+        return torch.tensor(differences, dtype=torch.float64) / (2 * step)
+
+    def _value(self, sample: int, step: float) -> float:
+        weight = start_weight()
+        weight[sample] += step
+        model, _ = self.run(weight)
+        with torch.no_grad():
+            return float(outer(model))
 
 
 def start_weight() -> Tensor:
     return 0.5 + torch.rand(COUNT, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-def truth(window: int, step: float = 1e-5) -> Tensor:
-    """Central differences of the whole run, every sample."""
-    result = torch.zeros_like(start_weight())
-    for sample in range(COUNT):
-        up, down = (_value(sample, sign * step, window) for sign in (1, -1))
-        result[sample] = (up - down) / (2 * step)
-    return result
-
-
-def _value(sample: int, step: float, window: int) -> float:
-    weight = start_weight()
-    weight[sample] += step
-    model, _ = run(weight, window)
-    with torch.no_grad():
-        return float(outer(model))
-
-
 @pytest.mark.parametrize("window", [1, 3])
-def test_the_derivative_is_that_of_training_again(window: int) -> None:
-    _, record = run(start_weight(), window)
-    expected = truth(window)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"accumulate": 2, "clip": 1.0}, id="accumulated and clipped"),
+    ],
+)
+def test_the_derivative_is_that_of_training_again(settings: dict[str, Any], window: int) -> None:
+    loop = Loop(window, **settings)
+    _, record = loop.run(start_weight())
+    assert all(norm > 1.2 for norm in loop.norms)  # the clip bites at every step
+    assert all(
+        len(step.micro_batches) == loop.accumulate and bool(step.clips) == (loop.clip is not None)
+        for step in record.steps
+    )
+    expected = loop.truth()
     assert (expected != 0).sum() >= 3
     for estimator in (Truncated(window), FiniteDifference(window)):
         assert relative(estimator(record, outer, torch.arange(COUNT)), expected) < 1e-6

@@ -164,6 +164,11 @@ def test_the_answer_of_a_model_is_asked_for_by_name() -> None:
         WeightedLoss(loss, outputs="logits")(model, data, weight)
     with pytest.raises(TypeError, match="outputs=2, but the model returned a tuple of 2"):
         WeightedLoss(loss, outputs=2)(model, data, weight)
+    for outputs in (0, "T"):  # which a tensor has
+        with pytest.raises(TypeError, match="but the model returned one tensor: leave out outputs"):
+            WeightedLoss(loss, outputs=outputs)(
+                nn.Linear(3, 3).double(), Batch.of(data.inputs[1], data.targets), weight
+            )
     text, answer = CASES["a dict, a dataclass"].data(), Text().double()
     with pytest.raises(TypeError, match="returned a Answer of 'logits', 'hidden', no tensor"):
         WeightedLoss(loss)(answer, text, weight)

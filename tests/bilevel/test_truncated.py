@@ -35,6 +35,15 @@ def test_truncated_is_the_derivative_of_the_window(model: str, optimizer: str, w
     assert relative(case.answer(Truncated(steps=3)), truth) < 1e-6
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("warmup", [0, 4, 6])  # RAdam's sixth step is its first rectified one
+@pytest.mark.parametrize("optimizer", [one for one in OPTIMIZERS if one.startswith(("radam", "adamax", "adadelta"))])
+def test_rectified_infinite_and_unitless(optimizer: str, warmup: int, steps: int) -> None:
+    """At a cold start the true derivative is near eps / |g|^2: a larger eps lets finite differences see it."""
+    case = Problem(optimizer=optimizer, warmup=warmup, window=steps, options={"eps": 1e-3})
+    assert relative(case.answer(Truncated(steps)), case.truth(step=1e-5)) < 1e-6
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_finite_difference_agrees(optimizer: str) -> None:
     case = problem("batch_norm", optimizer, warmup=1)

@@ -67,6 +67,24 @@ def test_other_settings_are_refused(begun, name):
     assert str(begun[0]) in str(caught.value)
 
 
+class Louder(Maple):
+    """With a setting of its own, which a constructor names."""
+
+    def __init__(self, *args, volume, **options):
+        super().__init__(*args, **options)
+        self.volume = volume
+
+
+def test_a_setting_that_a_subclass_adds_belongs_to_the_identity(tmp_path):
+    def fit(volume):
+        louder = Louder(linear_run(steps=3), Sqrt(VREx()), budget=20, steps=2, volume=volume)
+        return louder.fit(spurious(60)[0], journal=Journal(tmp_path / "run.safetensors"))
+
+    assert fit(1) == fit(1)
+    with pytest.raises(CheckpointError, match="its volume is '1', here it is '2'"):
+        fit(2)
+
+
 @pytest.mark.parametrize(
     "what", ["inputs changed", "inputs exchanged", "targets changed", "environment exchanged", "index exchanged"]
 )

@@ -51,6 +51,7 @@ def test_a_study_has_its_page_and_its_command(name: str, capsys: pytest.CaptureF
         importlib.import_module(f"studies.{name}.__main__").main(["--help"])
     assert caught.value.code == 0
     assert f"python -m studies.{name}" in capsys.readouterr().out
+    assert f"[{name}]({name}/README.md)" in (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
     linked = [part.split(")")[0] for part in page.split("](")[1:]]
     assert linked
     assert all((ROOT / "studies" / name / target).exists() for target in linked)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steelyard.bilevel.integrity import in_one_piece, pieces
 from steelyard.bilevel.optimizers._base import ParameterUpdate, Pullback, Pulled
+from steelyard.bilevel.optimizers.elementwise import ElementwisePullback
 
 __all__ = ["Watch", "pieces_of", "pull_in_pieces"]
 
@@ -27,7 +28,7 @@ def pull_in_pieces(
         watch: sees every piece. (`Pulled.sensitivity` is for it alone: the answer for the whole has none.)
         into: where the adjoint of the gradient may be written.
     """
-    if pullback.linear or _whole(update):
+    if pullback.linear or isinstance(pullback, ElementwisePullback) or _whole(update):
         return _pull(pullback, update, watch)
     adjoint = update.adjoint
     gradient, direct = _Joined(None, adjoint, into), _Joined(adjoint, adjoint)

@@ -304,7 +304,8 @@ class Ladder:
             if lasting:
                 barred[rung.name] = reasons[rung.name]
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-        raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {_REMEDY}")
+        remedy = _UNDER_AUTOCAST if question.step.conditions.autocast else _REMEDY
+        raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
 
     def _size(self, question: Question, known: _Known, due: bool) -> int | None:
         """Return how many samples at a time fit into memory; None: all, as where the recorded batch may not be cut."""
@@ -365,6 +366,12 @@ def _answer(rung: Rung, question: Question) -> Any:
 _REMEDY = (
     "Truncated(steps=1) needs no second derivative; or put the operator together from others that torch differentiates "
     "twice"
+)
+
+
+_UNDER_AUTOCAST = (
+    "autocast rounds it away: a gradient that is nothing but rounding (of a bias before BatchNorm) decides an adaptive "
+    "update; leave such a bias out, bias=False, or record without autocast"
 )
 
 

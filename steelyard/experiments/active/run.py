@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from steelyard import selectors
@@ -27,7 +24,7 @@ from steelyard.experiments.active.state import past, read_state, restored, write
 from steelyard.experiments.active.view import read
 from steelyard.experiments.compare.spreadsheet import table_text
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import HEADS
 from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
@@ -46,13 +43,9 @@ from steelyard.experiments.runs.folder import (
     holding,
     identity_of,
     is_finished,
-    read_json,
-    readable,
     remove_traces,
 )
-from steelyard.experiments.runs.replacement import recover, replacing, settle
-from steelyard.experiments.runs.run import environment
-from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.runs.run_folder import RunFolder, blamed_on, check_device, environment
 from steelyard.experiments.training.adversarial import robust_accuracy
 from steelyard.experiments.training.seeds import generator
 
@@ -163,27 +156,23 @@ def execute_active(
         Stopped: the run was asked to stop.
     """
     name, overrides = printable(name), tuple(map(printable, overrides))
-    recover(directory, SIGNS)
+    folder = RunFolder(directory, SIGNS)
+    folder.recover()
     with ExitStack() as held:
         ours = held.enter_context(holding(directory))
         check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
         if resume and is_finished(directory):
             return read_active_run(directory)
-        held.enter_context(replacing(directory, overwrite, SIGNS, ours))
-        try:
+        held.enter_context(folder.replacing(overwrite, ours))
+        with blamed_on(name, recipe.seed):
             splits = data_of(recipe, data_root, download) if splits is None else splits
-            config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
-            write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+            folder.write_config(name, overrides, recipe)
             journals = _Journals(directory, identity_of(recipe), checkpoint_every, stop, ours)
             known = {} if shared is None else shared
-            rounds = _rounds(recipe, directory, splits.to(recipe.device), known, journals, progress)
-        except UserError:
-            raise
-        except (ValueError, RuntimeError, FloatingPointError) as error:
-            raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
+            rounds = _rounds(recipe, folder, splits.to(recipe.device), known, journals, progress)
         check_ours(directory, ours)
         write_text(directory / ROUNDS, _table([done.metrics for done in rounds]))
-        write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")  # last: it says "complete"
+        folder.finish(environment(), ours)
         return read_active_run(directory)
 
 
@@ -219,12 +208,13 @@ class _Journals:
 
 def _rounds(
     recipe: ActiveRecipe,
-    directory: Path,
+    folder: RunFolder,
     splits: Splits,
     shared: Shared,
     journals: _Journals,
     progress: Callable[[Round], None],
 ) -> list[Round]:
+    directory = folder.path
     pool = Pool(splits.train, splits.facts["noisy"], len(splits.classes))
     fit = recipe.fit(splits)
     rounds: list[Round] = []
@@ -247,7 +237,7 @@ def _rounds(
         rounds.append(done)
         journals.check()
         write_state(directory / STATE, plain(recipe), rounds)
-        settle(directory, SIGNS)
+        folder.settle()
         remove_traces(directory)
         progress(done)
     return rounds
@@ -263,7 +253,7 @@ def read_active_run(directory: Path) -> ActiveRun:
         raise RunError(f"{directory} is not the directory of an active learning run: it needs {CONFIG} and {STATE}")
     if not is_finished(directory):
         raise RunError(f"the run in {directory} did not finish: it has no {ENVIRONMENT}; go on with it by --resume")
-    config = _config(directory)
+    config = RunFolder(directory, SIGNS).read_config(ActiveRecipe)
     state = read_state(directory / STATE)
     if len(state.history) != config[2].schedule.rounds + 1:
         raise RunError(
@@ -273,19 +263,11 @@ def read_active_run(directory: Path) -> ActiveRun:
     return ActiveRun(directory, *config, state.history, state.picked, state.model)
 
 
-def _config(directory: Path) -> tuple[str, tuple[str, ...], ActiveRecipe]:
-    path = directory / CONFIG
-    with readable(path):
-        config: dict[str, Any] = read_json(path)
-        recipe = parse(ActiveRecipe, config["recipe"], str(path))
-        return str(config["name"]), tuple(map(str, config["overrides"])), recipe
-
-
 def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: bool, resume: bool) -> None:
     """Raise RunError if a run of `recipe` cannot be written into `directory`; nothing is changed."""
     if overwrite and resume:
         raise RunError("--overwrite and --resume exclude each other")
-    _check_device(recipe.device)
+    check_device(recipe.device)
     check_place(directory)
     aside(directory)
     found = {path.name for path in directory.iterdir()} - {LOCK, *ASIDE} if directory.exists() else set()
@@ -300,13 +282,6 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
         kept = read_state(directory / STATE)
         if kept.recipe != as_read(recipe):
             raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        raise RunError(f"device {device!r} cannot be used here: {error}") from error
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,16 +15,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-import steelyard
 from steelyard._support import _check
-from steelyard._support._files import atomic_path, write_bytes, write_text
-from steelyard._support._plain import plain
+from steelyard._support._files import atomic_path, write_bytes
 from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
-from steelyard.distributed import ALONE, RankError, Ranks
+from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.data import Splits
 from steelyard.experiments.data.parquet import read_columns
-from steelyard.experiments.errors import LostError, RunError, UserError
+from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.models import PretrainedResNet
 from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
@@ -47,19 +43,17 @@ from steelyard.experiments.runs.folder import (
     read_json,
     readable,
     remove_run,
-    remove_traces,
 )
 from steelyard.experiments.runs.log import Log, read_metrics
 from steelyard.experiments.runs.recipe import Recipe
-from steelyard.experiments.runs.replacement import recover, replacing, settle
-from steelyard.experiments.runs.schema import parse
+from steelyard.experiments.runs.run_folder import RunFolder, blamed_on, check_device, environment
 from steelyard.experiments.runs.several_processes import check_alike, check_model, check_shared, loaded
 from steelyard.experiments.training.evaluation import Evaluation, evaluate
 from steelyard.experiments.training.problem import Fitted, Problem
 from steelyard.experiments.training.selection import check_selection
 from steelyard.reweight import Reweighting
 
-__all__ = ["Run", "check_directory", "environment", "execute", "read_run", "remove_run"]
+__all__ = ["Run", "check_directory", "execute", "read_run", "remove_run"]
 
 SAMPLE_COLUMNS = {"index": "whole numbers", "weight": "numbers", "probability": "numbers", "target": "whole numbers"}
 KNOWN_COLUMNS = {
@@ -150,13 +144,14 @@ def execute(
         RankError: another rank failed or is gone, or was given another recipe, other options or other data.
         Stopped: the run was asked to stop.
     """
-    _check_device(recipe.device)
+    check_device(recipe.device)
     name, overrides = printable(name), tuple(map(printable, overrides))
     if overwrite and resume:
         raise RunError("--overwrite begins anew and --resume goes on: give one of them")
     check_shared(recipe, ranks)
     first = ranks.rank == 0
-    ranks.together(lambda: recover(directory, SIGNS) if first else None)
+    folder = RunFolder(directory, SIGNS)
+    ranks.together(lambda: folder.recover() if first else None)
     options = {"overwrite": overwrite, "resume": resume, "checkpoint_every": checkpoint_every}
     check_alike(ranks, recipe, **options, **{"a finished run there": is_finished(directory)})
     if resume and is_finished(directory):
@@ -167,17 +162,16 @@ def execute(
     ranks.together(lambda: check_directory(directory, overwrite, resume) if first else None)
     if isinstance(recipe.model, PretrainedResNet):
         recipe.model.backbone.state(download)  # weights that are missing are said before anything is written
-    with _blamed_on(recipe, name):
+    with blamed_on(name, recipe.seed):
         splits = loaded(lambda: splits or recipe.data.load(recipe.seed, data_root, download), ranks)
         check_model(Problem(splits, recipe.model, recipe.seed, ranks=ranks))
     check_selection(recipe.selection, splits.groups)
     with ExitStack() as held, _writing(directory):
-        ours = ranks.together(lambda: _hold(held, directory, recipe, overwrite, resume) if first else lambda: True)
-        with _blamed_on(recipe, name):
+        ours = ranks.together(lambda: _hold(held, folder, recipe, overwrite, resume) if first else lambda: True)
+        with blamed_on(name, recipe.seed):
             log = Log(directory, recipe, checkpoint_every, stop, ranks, ours)
         if first and not (directory / CONFIG).is_file():
-            config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
-            write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+            folder.write_config(name, overrides, recipe)
         with log:
             if log.history:
                 progress(log.history[-1])
@@ -186,33 +180,34 @@ def execute(
                 evaluation = evaluate(problem, model, step, extra)
                 log.add(evaluation)
                 if first:
-                    settle(directory, SIGNS)
+                    folder.settle()
                 progress(evaluation)
 
-            with _blamed_on(recipe, name):
+            with blamed_on(name, recipe.seed):
                 problem = Problem(splits.to(recipe.device), recipe.model, recipe.seed, log.journal, directory, ranks)
                 fitted = recipe.method.fit(problem, observe)
             train, facts = problem.of_all(splits.train), {**environment(), "seconds": round(log.seconds, 3)}
             if ranks.size > 1:
                 facts["processes"] = ranks.size
             samples = ranks.together(
-                lambda: _finish(log, directory, fitted, train, splits.facts, facts) if first else None
+                lambda: _finish(log, folder, ours, fitted, train, splits.facts, facts) if first else None
             )
     if not first:
         return read_run(directory)
     return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
 
 
-def _hold(held: ExitStack, directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> Callable[[], bool]:
-    ours = held.enter_context(holding(directory))
-    begin(directory, recipe, overwrite, resume)
-    held.enter_context(replacing(directory, overwrite, SIGNS, ours))
+def _hold(held: ExitStack, folder: RunFolder, recipe: Recipe, overwrite: bool, resume: bool) -> Callable[[], bool]:
+    ours = held.enter_context(holding(folder.path))
+    begin(folder.path, recipe, overwrite, resume)
+    held.enter_context(folder.replacing(overwrite, ours))
     return ours
 
 
 def _finish(
     log: Log,
-    directory: Path,
+    folder: RunFolder,
+    ours: Callable[[], bool],
     fitted: Fitted,
     train: Batch,
     known: Mapping[str, torch.Tensor],
@@ -220,12 +215,9 @@ def _finish(
 ) -> pandas.DataFrame | None:
     """Write what is left to write; return the table of samples, see `_write_outcome`."""
     log.check()
-    samples = _write_outcome(directory, fitted, train, known)
+    samples = _write_outcome(folder.path, fitted, train, known)
     log.check()
-    if not (directory / CONFIG).is_file():
-        raise LostError(f"{directory / CONFIG} was removed meanwhile; put it back and go on by --resume")
-    write_text(directory / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")  # last: its presence says "complete"
-    remove_traces(directory)
+    folder.finish(facts, ours)
     return samples
 
 
@@ -265,10 +257,7 @@ def read_run(directory: str | os.PathLike[str], *, samples: bool = True) -> Run:
         raise RunError(
             f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume{_aside(place)}"
         )
-    with readable(place / CONFIG):
-        config = read_json(place / CONFIG)
-        recipe = parse(Recipe, config["recipe"], str(place / CONFIG))
-        name, overrides = str(config["name"]), tuple(map(str, config["overrides"]))
+    name, overrides, recipe = RunFolder(place, SIGNS).read_config(Recipe)
     history = read_metrics(place / METRICS)
     last = history[-1].visible.step if history else 0
     if last != recipe.method.last_step:
@@ -318,32 +307,6 @@ def _read_samples(path: Path) -> pandas.DataFrame:
     return frame
 
 
-def environment() -> dict[str, Any]:
-    """Return what a run's figures may depend on beyond the recipe."""
-    return {
-        "steelyard": steelyard.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-@contextmanager
-def _blamed_on(recipe: Recipe, name: str) -> Iterator[None]:
-    """Turn errors about values, which are about the recipe's settings, into RunError that names recipe and seed.
-
-    Only while data load and a method fits; the error itself stays its cause.
-    """
-    try:
-        yield
-    except (UserError, RankError):
-        raise
-    except (ValueError, RuntimeError, FloatingPointError) as error:
-        raise RunError(f"{name}, seed {recipe.seed}: {error}") from error
-
-
 @contextmanager
 def _writing(directory: Path) -> Iterator[None]:
     """Turn a file that cannot be written (a full disk) into RunError with the remedy."""
@@ -355,13 +318,6 @@ def _writing(directory: Path) -> Iterator[None]:
         raise RunError(
             f"the run in {directory} cannot be written: {error}; what is there is kept; mend that and go on by --resume"
         ) from error
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        raise RunError(f"device {device!r} cannot be used here: {error}") from error
 
 
 def _samples(reweighting: Reweighting, train: Batch, known: Mapping[str, torch.Tensor]) -> pandas.DataFrame:

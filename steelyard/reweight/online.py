@@ -1,0 +1,319 @@
+"""Weights found while the model is trained, one minibatch at a time: what every online method shares."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from steelyard._support import _check
+from steelyard._support._agreement import optimizer_settings
+from steelyard._support._finite import broken_samples, some_ids
+from steelyard.bilevel import Batch, Outer, Streamed, WeightedLoss
+from steelyard.checkpoint import Journal, Stateful
+from steelyard.reweight.clean import Balanced, CleanSamples
+from steelyard.reweight.identity import described, samples
+from steelyard.reweight.outer_risk import OuterRisk
+from steelyard.reweight.result import Reweighting
+from steelyard.reweight.risk import MeanRisk, Risk
+from steelyard.reweight.visits import Visits
+
+__all__ = ["Online", "OnlineStep"]
+
+_MEAN = MeanRisk()
+
+
+@dataclass
+class OnlineStep:
+    """What one step of an online method did.
+
+    Attributes:
+        step: its number, from 0.
+        loss: the weighted loss of the batch, before the step.
+        clean_loss: the outer risk on the clean samples after the step that was looked ahead to.
+        weights: ``(batch,)`` that the step was taken with, 1 for a weight as in ordinary training. All 0: no step.
+        index: ``(batch,)`` global ids.
+    """
+
+    step: int
+    loss: float
+    clean_loss: float
+    weights: Float[Tensor, " batch"]
+    index: Int[Tensor, " batch"]
+
+
+class Online(ABC):
+    """Train a model once, and weigh the samples of each minibatch by what they do to the loss on clean samples.
+
+    Three ways to use one, from the least of your own loop to the most: `fit`; `step` with a batch, which does all that
+    an ordinary step does; or `loss`, in the place of the loss of the loop (`weights` alone, for any other form of it).
+    In each the loss is sum w_i l_i / b over the b rows of a batch.
+
+    A look ahead leaves no trace: parameters, buffers, the optimizer and the random state are put back, so that dropout
+    draws the same noise in the step that follows.
+
+    Args:
+        model: the module; it is trained, and is the result as much as the weights are.
+        optimizer: of its parameters; any that `Recorder` takes.
+        objective: the inner loss; its per-sample loss and regulariser are used, its divisor is not.
+        clean: samples that the weights must do well on: a `Batch` of clean ones, or `Balanced` samples.
+        clean_size: so many of the clean samples, drawn at each step; None: all of them. (`Balanced` has its own.)
+        risk: of the clean samples; default their mean loss.
+        seed: of the drawing of clean samples, and of the order of the batches in `fit`.
+
+    Raises:
+        TypeError: an argument of another kind, an optimizer without a derivative.
+        ValueError: `clean` is empty, or `clean_size` is out of range.
+        NotImplementedError: an `objective` of several processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        objective: WeightedLoss,
+        clean: Batch | Balanced,
+        *,
+        clean_size: int | None = None,
+        risk: Risk = _MEAN,
+        seed: int = 0,
+    ) -> None:
+        self.model = _check.instance("model", model, nn.Module, "a module (its parameters are what optimizer trains)")
+        self.optimizer = _check.instance("optimizer", optimizer, Optimizer, "a torch.optim optimizer")
+        _check.instance("objective", objective, WeightedLoss, "a WeightedLoss, such as WeightedLoss(loss)")
+        if objective.ranks.size > 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} trains in one process, and objective.ranks are {objective.ranks.size}: leave "
+                "out ranks, or learn the weights with Maple, which trains in several"
+            )
+        self.objective = _divided_by_rows(objective)
+        self.risk = _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
+        self.seed = _check.seed("seed", seed)
+        self.clean = CleanSamples(clean, clean_size, self.seed)
+        self.visits = Visits()
+        self.steps = 0
+        self.epochs = 0
+        self.history: list[dict[str, Any]] = []
+        self._epoch: dict[str, float] = {}
+        self._clean_loss = math.nan
+
+    def weights(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """Return the weights ``(batch,)`` of the next step, where the model and the optimizer stand now.
+
+        They are counted in `result`. Neither the model nor the optimizer is changed.
+
+        Raises:
+            ValueError: `batch` is empty.
+            FloatingPointError: the risk of the clean samples, or a weight, is NaN or infinite.
+        """
+        _check.instance("batch", batch, Batch, "a Batch: Batch(inputs, targets, index), with the samples' ids")
+        if not len(batch):
+            raise ValueError("batch is empty; leave it out")
+        clean = self.clean.draw()
+        risk = OuterRisk(self.risk, clean, self.objective.loss, forward=self.objective.outputs_of)
+
+        def outer(model: nn.Module) -> Tensor:
+            value = risk(model)
+            self._clean_loss = float(value.detach())
+            return value
+
+        try:
+            found = self._weigh(batch, outer).detach()
+            if not bool(torch.isfinite(found).all()):
+                raise FloatingPointError(f"the weight of {some_ids(batch.index[~torch.isfinite(found)])} is not finite")
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {self.steps}: {error}; {_blamed(batch, clean)}") from error
+        self.visits.add(batch.index, found)
+        return found
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return sum w_i l_i / b with a graph to the model: in the place of the loss of a training loop.
+
+        Raises:
+            As `weights`.
+        """
+        return self.objective(self.model, batch, self.weights(batch))
+
+    def step(self, batch: Batch) -> OnlineStep:
+        """Take one training step: weigh the batch, and step with the weighted loss.
+
+        Where all weights are 0 no step is taken.
+
+        Raises:
+            As `weights`; FloatingPointError if the weighted loss is NaN or infinite.
+        """
+        weight = self.weights(batch)
+        value = 0.0
+        if bool(weight.any()):
+            self.optimizer.zero_grad()
+            loss = self.objective(self.model, batch, weight)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {self.steps}: the weighted loss is {value}; lower the learning rate")
+            loss.backward()
+            self.optimizer.step()
+        self.steps += 1
+        return OnlineStep(self.steps - 1, value, self._clean_loss, weight, batch.index)
+
+    def fit(
+        self,
+        train: Batch,
+        *,
+        epochs: int,
+        batch_size: int,
+        callbacks: Iterable[Callable[[OnlineStep], bool | None]] = (),
+        journal: Journal | None = None,
+        carry: Mapping[str, Stateful] | None = None,
+    ) -> Reweighting:
+        """Train the model on `train` in shuffled minibatches, in training mode. Called again, it trains on.
+
+        Args:
+            train: ``n`` samples with distinct ids, a `Streamed` too.
+            epochs: passes over them.
+            batch_size: the last batch of an epoch may be smaller.
+            callbacks: called with an `OnlineStep` after each step; True stops the training.
+            journal: where checkpoints are written; if it has one of this training, the training resumes from it, bit
+                for bit.
+            carry: what else, of the callbacks (a scheduler, say), is kept with a checkpoint.
+
+        Returns:
+            What `result` gives, for all of `train`; samples that were never seen have weight and probability 1. The
+            history has one row an epoch: epoch, loss and clean_loss (means over its steps), kept (share of positive
+            weights) and skipped (steps that were not taken, as all weights were 0).
+
+        Raises:
+            As `step`; CheckpointError: the journal has a training of other settings or samples.
+        """
+        _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
+        epochs, batch_size = _check.integer("epochs", epochs, low=1), _check.integer("batch_size", batch_size, low=1)
+        if not len(train) or (ids := _check.distinct(train.index)) != len(train):
+            raise ValueError(
+                f"train must hold distinct samples, got {len(train)} with {0 if not len(train) else ids} ids"
+            )
+        _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
+        journal = Journal() if journal is None else journal
+        identity = {} if journal.path is None else self._identity(train, epochs, batch_size)
+        parts = {"model": self.model, "optimizer": self.optimizer, "online": self, **(carry or {})}
+        callbacks = list(callbacks)
+        self.model.train()
+        with journal.stage(identity, **parts) as stage:
+            per_epoch = -(-len(train) // batch_size)
+            done, total, finished = stage.done, epochs * per_epoch, stage.finished
+            if not finished:
+                batches = self._batches(train, batch_size, done % per_epoch, total - done)
+            while not finished:
+                seen = self.step(next(batches))
+                done += 1
+                wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
+                finished = any(wish is True for wish in wishes) or done == total
+                self._note(seen, ends=finished or done % per_epoch == 0)
+                stage.step(done, last=finished)
+        return self.result(train.index)
+
+    def result(self, index: Int[Tensor, " n"] | None = None) -> Reweighting:
+        """Return what the weights of each sample have been so far.
+
+        Args:
+            index: ``(n,)`` ids of the samples asked for; those never seen have weight and probability 1. None: all
+                that were seen, sorted.
+
+        Returns:
+            ``probabilities``, the share of a sample's visits in which its weight was positive, and ``weights``, its
+            mean weight over those visits. So ``expected_weights``, their product, is the running mean of its weights.
+            (`LearningToReweight` has another ``weights``, and says why.)
+        """
+        found, shares, means = self.visits.of(index)
+        return Reweighting(self._of_visits(means), shares, [dict(row) for row in self.history], found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the method has beside the model and the optimizer: tensors, numbers, lists and dicts only."""
+        return {
+            "visits": self.visits.state_dict(),
+            "clean": self.clean.state_dict(),
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "history": [dict(row) for row in self.history],
+            "epoch": dict(self._epoch),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.visits.load_state_dict(state["visits"])
+        self.clean.load_state_dict(state["clean"])
+        self.steps, self.epochs = state["steps"], state["epochs"]
+        self.history = [dict(row) for row in state["history"]]
+        self._epoch = dict(state["epoch"])
+
+    @abstractmethod
+    def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
+        """Return the weights ``(batch,)`` >= 0 of the next step; `outer` is evaluated on the way."""
+
+    def _of_visits(self, means: Tensor) -> Tensor:
+        """Return the weights ``(n,)`` of the result from the mean weights over visits in which they were positive."""
+        return means
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the method that a journal knows a training by."""
+        return {"risk": self.risk, "seed": self.seed, "clean_size": self.clean.size, "objective": self.objective}
+
+    def _identity(self, train: Batch, epochs: int, batch_size: int) -> dict[str, str]:
+        own = {"method": type(self).__name__, "epochs": epochs, "batch_size": batch_size, **self._settings()}
+        found = {name: described(value) for name, value in own.items()}
+        found |= {name: str(value) for name, value in optimizer_settings("optimizer", self.optimizer).items()}
+        return found | samples("train", train) | samples("clean", self.clean.samples)
+
+    def _batches(self, train: Batch, size: int, first: int, count: int) -> Iterator[Batch]:
+        """Yield `count` batches from number `first` of the present epoch on."""
+        order = _shuffled(len(train), size, self.seed, self.epochs, first)
+        positions = (next(order) for _ in range(count))
+        if isinstance(train, Streamed):
+            yield from train.stream(positions, seed=self.seed, first=self.steps)
+        for rows in positions:
+            yield train.take(rows)
+
+    def _note(self, seen: OnlineStep, ends: bool) -> None:
+        """Count a step of `fit` in the row of its epoch; file that row where the epoch `ends`."""
+        kept = float((seen.weights > 0).double().mean())
+        values = {"loss": seen.loss, "clean_loss": seen.clean_loss, "kept": kept, "skipped": float(not kept)}
+        row = self._epoch
+        for name, value in {"steps": 1, **values}.items():
+            row[name] = row.get(name, 0) + value
+        if not ends:
+            return
+        steps = row.pop("steps")
+        means = {name: row[name] / steps for name in ("loss", "clean_loss", "kept")}
+        self.history.append({"epoch": self.epochs, **means, "skipped": int(row["skipped"])})
+        self.epochs, self._epoch = self.epochs + 1, {}
+
+
+def _divided_by_rows(objective: WeightedLoss) -> WeightedLoss:
+    """Return the same loss with the number of rows as divisor."""
+    found = copy.copy(objective)
+    found.normalise = "batch"
+    return found
+
+
+def _blamed(batch: Batch, clean: Batch) -> str:
+    """Return which samples of the two are NaN or infinite, and what to do."""
+    for name, data in (("the batch", batch), ("clean", clean)):
+        if said := broken_samples([(data.inputs, data.targets, data.index)]):
+            return f"NaN or infinite in {name}: {said}; mend these samples or leave them out"
+    return "all inputs and targets are finite: the training has diverged; lower the learning rate"
+
+
+def _shuffled(count: int, size: int, seed: int, epoch: int, first: int) -> Iterator[Tensor]:
+    """Yield positions among `count` samples, batch by batch without end, from batch `first` of `epoch` on."""
+    while True:
+        number = int(numpy.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(number))
+        yield from order.split(size)[first:]
+        epoch, first = epoch + 1, 0

@@ -1,0 +1,20 @@
+"""The example script does what it says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "online_reweighting.py"
+
+
+def test_online_reweighting_finds_wrong_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    weighed, plain, found = map(float, re.findall(r"\d+\.\d+|(?<=least )\d+", capsys.readouterr().out))
+    assert weighed > 0.95 > plain
+    assert found > 70
