@@ -265,11 +265,19 @@ class Stage:
         self._spent += worth
         reason = self._journal.asked_to_stop()
         if last or reason or self._spent >= self._journal.every:
-            self._spent = 0
-            if self._journal.path is not None:
-                self._journal.keep(self._number, self._state())
+            self.save()
         if reason:
             raise Stopped(reason)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is, if the journal has a file.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self._spent = 0
+        if self._journal.path is not None:
+            self._journal.keep(self._number, self._state())
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what was kept of this stage."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["noted_signals"]
+__all__ = ["interrupts_held", "noted_signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,3 +45,29 @@ def noted_signals(tell: Callable[[], None] = lambda: None) -> Iterator[Callable[
         yield lambda: came
     finally:
         restore()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let a Ctrl-C (SIGINT) that comes in this block raise KeyboardInterrupt at its end; a second one raises at once.
+
+    Where another handler than Python's takes it, or in another thread than the main one, nothing is changed.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from steelyard._support._errors import UserError
+from steelyard._support._progress import progress_bars
 from steelyard._support._signals import noted_signals
 from steelyard._support._text import printable
 from steelyard.experiments.runs.run import Run, read_run
@@ -37,18 +37,6 @@ def read_runs(runs: tuple[Path, ...], *, samples: bool = True) -> list[Run]:
     if not runs:
         raise UserError("name at least one run directory")
     return [read_run(place, samples=samples) for place in {place.resolve(): place for place in runs}.values()]
-
-
-def progress_bars(console: Console) -> Progress:
-    """Return bars that say what runs, how much of it is done, and how long the rest will take."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int], None]:

@@ -171,6 +171,8 @@ class InnerRun:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a warm start goes on from (with ``restart=True`` nothing is needed, and this is empty)."""
+        if self._restored is not None:  # and no call has come since
+            return copy.deepcopy(self._restored)
         if self.restart or self._model is None or self._optimizer is None:
             return {}
         return {
@@ -180,8 +182,10 @@ class InnerRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state` at the next call."""
+        """Resume from `state` at the next call; from the start if it is empty, as before the first call."""
         self._restored = state or None
+        if not state:
+            self._optimizer, self._runs = None, 0
 
     def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         if self._model is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from torch.optim import Optimizer
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._finite import broken_samples
+from steelyard._support._progress import shown_progress
+from steelyard._support._signals import interrupts_held
 from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.distributed import ALONE, Ranks
@@ -28,6 +31,7 @@ from steelyard.reweight.outer_settings import OuterSettings
 from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior
 from steelyard.reweight.result import Reweighting
+from steelyard.reweight.resumable import resumable
 from steelyard.reweight.risk import MeanRisk, Risk
 from steelyard.reweight.shared import Shared
 
@@ -37,6 +41,16 @@ Callback = Callable[[OuterStep], bool | None]
 
 _MEAN = MeanRisk()
 _REDRAWS = 1000  # at a budget of one sample a mask is empty with probability 1 / e
+
+
+class _Draws(NamedTuple):
+    """What the draws of an outer step give: the spread of gradients, means, and mask and model of the last one."""
+
+    spread: Spread
+    outer_loss: float
+    kept: float
+    mask: Tensor
+    model: nn.Module | None
 
 
 @dataclass(eq=False)
@@ -91,10 +105,7 @@ class Maple(OuterSettings):
             validation set of another width or dtype that the model cannot take, a mask that keeps nothing, missing
             environments or groups (from the risk), repeated ids in `train`, a prior of another length.
 
-    The history has one row a step: step, outer_loss (mean over draws), budget, kept (mean over draws), and for each
-    of weights and probabilities that is learned NAME_gradient_norm (before clipping), NAME_gradient_variance (over
-    draws, mean over samples; None for one draw) and NAME_change (mean absolute change of the step). With an anchor
-    also anchor_coefficient and anchor_kl, before this step's update; outer_loss stays the risk alone.
+    The history has one row a step; `OuterStep` says what is in it.
 
     References:
         Zhou et al., "Model Agnostic Sample Reweighting for Out-of-Distribution Learning", ICML 2022.
@@ -194,6 +205,7 @@ class Maple(OuterSettings):
         state: OuterState | None = None,
         journal: Journal | None = None,
         carry: Mapping[str, Stateful] | None = None,
+        progress: bool | None = None,
     ) -> Reweighting:
         """Learn the weights of `train`.
 
@@ -209,6 +221,8 @@ class Maple(OuterSettings):
                 of this run, the run is gone on with after that. It is known by all settings (functions by their names)
                 and by checksums of the samples (of a `Streamed` not of the inputs); on any number of ranks.
             carry: what else, of the callbacks, is kept with a checkpoint.
+            progress: whether a bar on stderr shows the steps (of rank 0). None: where that is a terminal or a notebook,
+                and the package rich is installed.
 
         Returns:
             The result after the last step, with the history of all steps.
@@ -218,7 +232,12 @@ class Maple(OuterSettings):
             FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
             RankError: another rank failed or is gone, and the run can be gone on with from its journal; or it was given
                 other settings, or samples of other types.
+            KeyboardInterrupt: Ctrl-C, in the middle of a step or after its callbacks. `state` is that of the last
+                finished step; the journal, if there is one, has written it (of several ranks: its last checkpoint),
+                and the message says how to resume.
         """
+        if progress is not None:
+            progress = _check.boolean("progress", progress)
         ranks = self.inner.ranks
         admit(self.inner, self.folds, train, validation, journal, lambda: self._facts(state, journal, carry))
         journal = Journal(ranks=ranks) if journal is None else journal
@@ -235,17 +254,26 @@ class Maple(OuterSettings):
         )
         callbacks = list(callbacks)
         watched = ranks.any(len(callbacks) > 0)
-        with journal.stage(identity, outer=state, inner=self.inner, **(carry or {})) as stage:
+        progress = progress if ranks.rank == 0 else False
+        with (
+            journal.stage(identity, outer=state, inner=self.inner, **(carry or {})) as stage,
+            resumable(stage, journal, self.steps),
+            shown_progress(progress, "Maple.fit(progress=True)", self.steps) as show,
+        ):
             finished = stage.finished
             while state.step < self.steps and not finished:
-                seen = self._finite_step(state, train, outer)
-                if self.cross_fit is not None and watched:
-                    seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
-                wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
-                stalled = self.patience is not None and state.step - state.best_step >= self.patience
-                wished = ranks.any(any(wish is True for wish in wishes))
-                finished = wished or stalled or state.step >= self.steps
-                stage.step(state.step, worth=self.inner_steps, last=finished)
+                with self._undone(state, train, outer):
+                    drawn = self._draws(state, train, outer)
+                with interrupts_held():  # from here on the step is finished
+                    seen = self._move(state, train, drawn)
+                    if self.cross_fit is not None and watched:
+                        seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
+                    wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
+                    stalled = self.patience is not None and state.step - state.best_step >= self.patience
+                    wished = ranks.any(any(wish is True for wish in wishes))
+                    finished = wished or stalled or state.step >= self.steps
+                    stage.step(state.step, worth=self.inner_steps, last=finished)
+                    show(state.step, f"outer loss {seen.outer_loss:.4g}")
         w, s = (ranks.gather(learned.detach()).clone() for learned in (state.weights, state.probabilities))
         return Reweighting(w, s, list(state.history), ranks.gather(train.index))
 
@@ -316,37 +344,47 @@ class Maple(OuterSettings):
         inner = {} if self.inner.schedule is None else {"inner.schedule": self.inner.schedule}
         return {"budget": self.constraints.budget_at, "schedule": self.schedule, **inner}
 
-    def _finite_step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
-        """Take one outer step; where it meets a NaN or an infinity, leave the state as it was and say the step."""
-        before = state.generator.get_state()
+    @contextmanager
+    def _undone(self, state: OuterState, train: Batch, outer: OuterRisk) -> Iterator[None]:
+        """Leave the state as it was where a step ends by Ctrl-C, or at a NaN or an infinity; of that say the step."""
+        masks, inner = state.generator.get_state(), self.inner.state_dict()
         try:
-            return self._step(state, train, outer)
+            yield
+        except KeyboardInterrupt:
+            state.generator.set_state(masks)
+            self.inner.load_state_dict(inner)
+            raise
         except FloatingPointError as error:
-            state.generator.set_state(before)
+            state.generator.set_state(masks)
             said = _blamed(error, outer, train) if isinstance(error, NotFiniteRiskError) else str(error)
             raise FloatingPointError(f"outer step {state.step + 1}: {said}") from error
 
-    def _step(self, state: OuterState, train: Batch, outer: OuterRisk) -> OuterStep:
-        """Take one outer step: draws, mean gradient, clip, update, project, bookkeeping."""
-        progress, ranks = state.step / self.steps, state.ranks
-        leaves, spread, losses, kept = state.leaves(), Spread(), [], []
-        before = {name: getattr(state, name).detach().clone() for name in ("weights", "probabilities")}
-        w, s = before["weights"], before["probabilities"]
+    def _draws(self, state: OuterState, train: Batch, outer: OuterRisk) -> _Draws:
+        """Return what the draws of a step give; of the state only the generator of masks moves."""
+        progress, spread = state.step / self.steps, Spread()
+        leaves, losses, kept = state.leaves(), [], []
         for _ in range(self.draws):
             mask, weight = self._draw(state, progress)
             model, drawn = self._hypergradient(state, train, outer, weight.detach())
             found = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
             gradients = dict(zip(leaves, found, strict=True))
             if self.shared is not None:
-                gradients["weights"] = self.shared.sum(gradients["weights"], train.index, ranks)
+                gradients["weights"] = self.shared.sum(gradients["weights"], train.index, state.ranks)
             spread.add(gradients)
             losses.append(drawn.value)
-            kept.append(ranks.total(mask))
+            kept.append(state.ranks.total(mask))
+        return _Draws(spread, sum(losses) / len(losses), sum(kept) / len(kept), mask.detach(), model)
+
+    def _move(self, state: OuterState, train: Batch, drawn: _Draws) -> OuterStep:
+        """Finish a step: clip the mean gradient, update, project, and file the row."""
+        progress, ranks, spread = state.step / self.steps, state.ranks, drawn.spread
+        before = {name: getattr(state, name).detach().clone() for name in ("weights", "probabilities")}
+        w, s = before["weights"], before["probabilities"]
         row: dict[str, Any] = {
             "step": state.step,
-            "outer_loss": sum(losses) / len(losses),
+            "outer_loss": drawn.outer_loss,
             "budget": self.constraints.budget_at(progress, ranks.count(len(train))),
-            "kept": sum(kept) / len(kept),
+            "kept": drawn.kept,
             **self._clipped(spread, ranks),
         }
         if self.prior is not None and self.prior.anchor:
@@ -354,10 +392,10 @@ class Maple(OuterSettings):
         if self.shared is not None:
             spread.mean["weights"] = self.shared.expand(spread.mean["weights"], train.index)
         state.update(spread.mean, self.constraints, (state.step + 1) / self.steps, scale=self.schedule(progress))
-        for name, leaf in leaves.items():
+        for name, leaf in state.leaves().items():
             row[f"{name}_change"] = ranks.average((leaf.detach() - before[name]).abs())
         state.close_step(row, self.tolerance)
-        return OuterStep(row["step"], model, w, s, mask.detach(), row["outer_loss"], row)
+        return OuterStep(row["step"], drawn.model, w, s, drawn.mask, drawn.outer_loss, row)
 
     def _clipped(self, spread: Spread, ranks: Ranks) -> dict[str, float | None]:
         """Clip the mean gradients in place; return their norms before that, and their variances, for the history."""

@@ -25,7 +25,7 @@ OuterOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 @dataclass
 class OuterStep:
-    """What a callback sees after an outer step.
+    """What a callback of `Maple.fit` sees after an outer step. (examples/to_tensorboard.py logs it.)
 
     Attributes:
         step: number of the step, from 0.
@@ -35,7 +35,19 @@ class OuterStep:
         probabilities: ``(n,)`` s that the mask was drawn from (before this step's update).
         mask: ``(n,)`` the kept set of the last draw, 0 or 1.
         outer_loss: mean over the draws.
-        row: the row of the history: plain numbers, see `Maple`.
+        row: the row of the history, plain numbers by name:
+
+            - step: as above;
+            - outer_loss: as above, the risk alone, without a prior's anchor;
+            - budget: K at this step, a number of samples;
+            - kept: samples of a mask, mean over the draws;
+            - weights_gradient_norm, probabilities_gradient_norm: 2-norm of the mean gradient, before clipping;
+            - weights_gradient_variance, probabilities_gradient_variance: over the draws, mean over the samples; None
+              for one draw;
+            - weights_change, probabilities_change: mean absolute change by this step's update;
+            - anchor_coefficient, anchor_kl: with a prior's anchor, its factor and its divergence before the update.
+
+            Those of weights are there where w is learned, those of probabilities where s is.
     """
 
     step: int

@@ -183,7 +183,7 @@ def test_the_recorders_clips_are_torchs(clip: Clip) -> None:
         {"sizes": (4, 3), "scales": (0.3, -0.1), "divide": 2.0, "clip": by_value_then_norm},
         {"sizes": (5,), "divide": 4.0},
     ],
-    ids=str,
+    ids=["mean of two", "batch", "sums", "shares", "scaled and clipped", "divided"],
 )
 def test_accumulated_gradients(how: dict[str, Any], optimizer: str, steps: int) -> None:
     loop = Loop(optimizer=optimizer, window=steps, recorder={"reuse": steps == 1}, **how)

@@ -192,7 +192,8 @@ class Maple:
         train, validation = (group_labels.with_groups(part) if by_group else part for part in parts)
         train, validation = self._in_chunks(train), self._in_chunks(validation)
         held_out = validation if self.outer_split == "validation" else None
-        reweighting = maple.fit(train, held_out, callbacks=[watch], journal=problem.journal, carry={"model": latest})
+        carry = {"model": latest}
+        reweighting = maple.fit(train, held_out, [watch], journal=problem.journal, carry=carry, progress=False)
         assert latest.model is not None  # there is at least one step
         if self.retrain:
             start, _ = problem.ranks.place(len(train))
