@@ -132,7 +132,6 @@ class Recorder:
         self._passes: list[_Pass] = []
         self._clips: list[Clip] = []
         self._fault = ""
-        self._backward = 0
         self._in_backward = False
         self._depth = 0
         self._norm: Tensor | None = None
@@ -321,7 +320,7 @@ class Recorder:
         the gradients since, as a `GradScaler` does (the norm says by how much).
         """
         passes = [one for one in self._passes if one.arrival.factors]
-        if not passes or all(one.arrival.settled for one in passes):
+        if all(one.arrival.settled or one.arrival.factors == [1.0] for one in passes):
             return
         divided = self._divided()
         found = [sum(map(float, one.arrival.factors)) for one in passes]
@@ -348,18 +347,20 @@ class Recorder:
 
     def _backward_begins(self, arrival: _Arrival, gradient: Tensor) -> None:
         """A backward pass has come to a recorded loss."""
+        factor = gradient.detach() if gradient.is_cuda else float(gradient)
         if not self._in_backward:
-            self._in_backward = True
-            self._backward += 1
             self._norm = None
             earlier = [one for one in self._passes if one.arrival.factors]
             if earlier and _cleared(self._names):
+                arrival.factors.clear()
                 self._passes = [one for one in self._passes if not one.arrival.factors]
                 self._clips, self._fault = [], ""
             elif self._clips:
                 self._fault = _CLIPPED_BETWEEN
-            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
-        arrival.factors.append(gradient.detach())
+            if len(self._passes) > 1 or isinstance(factor, Tensor) or factor != 1.0:  # (the usual case needs no look)
+                self._in_backward = True
+                torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+        arrival.factors.append(factor)
         arrival.settled = False
 
     def _backward_ends(self) -> None:
@@ -368,7 +369,7 @@ class Recorder:
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
             return
         newest = [one.arrival.factors[-1] for one in self._passes if one.arrival.factors]
-        if any(one.is_cuda or float(one) != 1.0 for one in newest):
+        if any(isinstance(one, Tensor) or one != 1.0 for one in newest):
             self._norm = _norm_of(self._names)
 
     def _untrained(self) -> list[tuple[str, Tensor]]:
@@ -570,7 +571,7 @@ class _Arrival:
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
-        self.factors: list[Tensor] = []
+        self.factors: list[Tensor | float] = []
         self.settled = False
         self.hook: weakref.ref[_Hook] | None = None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.checkpoint import CheckpointError, Journal
-from steelyard.reweight import InnerRun, Maple, MeanRisk, OuterRisk, Sqrt, VREx
+from steelyard.reweight import InnerRun, LearningToReweight, Maple, MeanRisk, OuterRisk, Sqrt, VREx
 from tests.reweight.problems import CROSS_ENTROPY, spurious
 
 RISK = Sqrt(VREx())
@@ -88,6 +88,19 @@ def test_the_risk_and_its_gradient(chunk: int | None) -> None:
         risk = OuterRisk(RISK, samples, CROSS_ENTROPY, chunk, forward=forward)
         found = torch.autograd.grad(risk(model), list(model.parameters()))
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+
+
+def test_online_weights_are_those_of_one_tensor() -> None:
+    data, clean = spurious(60)[0], spurious(20, seed=5)[0]
+    found = []
+    for make, change in ((Together, lambda batch: batch), (Apart, apart)):
+        torch.manual_seed(0)
+        model, objective = make(), inner(make).objective
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        online = LearningToReweight(model, optimizer, objective, change(clean))
+        found.append(online.fit(change(data), epochs=2, batch_size=16).expected_weights)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+    assert found[0].std() > 0.1
 
 
 def test_a_risk_of_outputs_that_are_no_tensor_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Frozen backbones and the cache of their features."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,12 +107,24 @@ def test_the_key_does_not_move_with_the_rest(tmp_path: Path, backbone: Backbone,
     assert key(Waterbirds().read(tmp_path), settings, evaluation_transform("waterbirds")) == one
 
 
+@pytest.fixture(scope="module")
+def cached(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, torch.Tensor]:
+    """A folder of images, a folder with the cache of their features, and the features."""
+    root, folder = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("cached")
+    write_waterbirds(root)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("STEELYARD_CACHE", str(folder))
+        backbone = Backbone("resnet18", str(weights), batch_size=16, workers=0)
+        return root, folder, features(Waterbirds().read(root), backbone, TRANSFORM)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other key", "other length"])
-def test_a_damaged_cache_is_computed_anew(tmp_path: Path, backbone: Backbone, damage: str) -> None:
-    write_waterbirds(tmp_path)
-    images = Waterbirds().read(tmp_path)
-    right = features(images, backbone, TRANSFORM)
-    (path,) = (tmp_path / "cache").iterdir()
+def test_a_damaged_cache_is_computed_anew(
+    tmp_path: Path, backbone: Backbone, damage: str, cached: tuple[Path, Path, torch.Tensor]
+) -> None:
+    root, folder, right = cached
+    images = Waterbirds().read(root)
+    (path,) = Path(shutil.copytree(folder, tmp_path / "cache")).iterdir()
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "other key":
@@ -120,6 +133,7 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path, backbone: Backbone, da
         save_file({"features": right[:-1]}, path, metadata={"key": key(images, backbone, TRANSFORM)})
     assert torch.equal(features(images, backbone, TRANSFORM), right)
     assert torch.equal(features(images, backbone, TRANSFORM), right)
+    assert list((tmp_path / "cache").iterdir()) == [path]  # it was that file's turn
 
 
 def test_a_failure_leaves_nothing_in_the_cache(tmp_path: Path, backbone: Backbone) -> None:
