@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy
 import torch
 
-__all__ = ["all_seeded", "random_state", "restore_random_state", "seed_of", "seeded"]
+__all__ = ["all_seeded", "random_state", "restore_random_state", "seed_all", "seed_of", "seeded"]
 
 
 def random_state() -> dict[str, Any]:
@@ -47,10 +47,15 @@ def seed_of(*numbers: int) -> int:
 def all_seeded(seed: int) -> Iterator[None]:
     """Fork the random states of torch on the CPU, NumPy and Python, seeded."""
     with _kept(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        numpy.random.seed(seed % 2**32)  # noqa: NPY002 (the global one)
-        random.seed(seed)
+        seed_all(seed)
         yield
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch on the CPU, NumPy and Python, for good: in a process of our own."""
+    torch.default_generator.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)  # noqa: NPY002 (the global one)
+    random.seed(seed)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steelyard._support._packages import needed_by
-from steelyard._support._random import all_seeded
+from steelyard._support._random import all_seeded, seed_all
 
 __all__ = ["Asked", "Loading", "WorkerTraceback", "worker_context"]
 
@@ -189,8 +189,8 @@ class _Answers(Dataset[Any]):
         request, seed = asked
         try:
             source = self.source.value if isinstance(self.source, _ByValue) else self.source
-            with all_seeded(seed):
-                return source[request]
+            seed_all(seed)
+            return source[request]
         except Exception as error:  # noqa: BLE001 (all of them travel)
             return _Failure.of(error)
 
