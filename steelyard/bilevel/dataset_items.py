@@ -166,7 +166,9 @@ def _inputs(item: Any, alone: bool) -> Nested:
 
 def _entry(name: str, value: Any) -> Tensor:
     """Return one entry of an item, which may be a number, as a tensor."""
-    return torch.as_tensor(value) if isinstance(value, (Number, np.bool_)) else _check.tensor(name, value)
+    if isinstance(value, np.bool_):
+        value = bool(value)  # which torch 2.6 takes for an index, and NumPy warns
+    return torch.as_tensor(value) if isinstance(value, Number) else _check.tensor(name, value)
 
 
 def _keys(item: Any) -> list[Key]:
