@@ -78,19 +78,19 @@ class Truncated:
         steps: T; at most as many as were recorded.
         memory: bytes for the activations of one chunk of a sweep without a graph.
         coupled: what to do when all n samples are asked for (``samples=``) and the recorded step normalised by its
-            batch (BatchNorm in training mode). ``"batch"``: a sample outside of the recorded batch of B is normalised
-            as one more row of it, for the forward passes of B more samples a chunk. An approximation that gets better
-            with B (error 0.03 at 16 and 0.002 at 256 with one such layer, 0.24 and 0.02 with four), and nearer to
+            batch (BatchNorm in training mode), so that the derivative for a sample outside of it is an approximation.
+            ``"refuse"``, the default: that is an error. ``"batch"``, `Maple`'s own choice: the sample is normalised as
+            one more row of the recorded batch of B, for the forward passes of B more samples a chunk. That gets better
+            with B (error 0.03 at 16 and 0.002 at 256 with one such layer, 0.24 and 0.02 with four), and was nearer to
             training again than chunks in all our cases (results/benchmarks/batchnorm.md). Layers that couple samples in
             another way are refused. ``"chunk"``: each chunk of samples is normalised by itself, in their order, which
-            approximates and wants that to be random. ``"refuse"``: that is an error. The derivatives of the recorded
-            samples are exact in each case.
+            approximates and wants that to be random. The derivatives of the recorded samples are exact in each case.
 
     Example:
         See `Recorder`.
     """
 
-    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Coupled = "batch") -> None:
+    def __init__(self, steps: int = 1, memory: int = MEMORY, coupled: Coupled = "refuse") -> None:
         self.steps = _check.integer("steps", steps, low=1)
         self.coupled = _check.choice("coupled", coupled, ("batch", "chunk", "refuse"))
         self.ladder = Ladder(memory)
@@ -309,11 +309,13 @@ class Truncated:
         if self.coupled == "chunk" or not any(self.ladder.couples(run, one, samples) for one in micro):
             return False
         if self.coupled == "refuse" or any(self.ladder.couples_beside(run, one, samples) for one in micro):
-            others = "" if self.coupled == "refuse" else ", and not by layers of BatchNorm alone"
+            others, remedy = ", and not by layers of BatchNorm alone", 'chunk statistics with coupled="chunk"'
+            if self.coupled == "refuse":
+                others, remedy = "", 'an approximation: coupled="batch" takes each as one more row of that batch'
             raise ValueError(
                 f"the recorded step normalised by its batch (BatchNorm in training mode) or wrote to a buffer{others}, "
                 "so the derivative for a sample outside of it is not defined by itself; put such layers in eval mode, "
-                'or accept chunk statistics with coupled="chunk"'
+                f"or accept {remedy}"
             )
         return True
 
@@ -339,7 +341,7 @@ class FiniteDifference(Truncated):
         steps: int = 1,
         length: float | None = None,
         memory: int = MEMORY,
-        coupled: Coupled = "batch",
+        coupled: Coupled = "refuse",
     ) -> None:
         super().__init__(steps, memory, coupled)
         if length is not None:

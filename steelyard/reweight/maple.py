@@ -82,8 +82,9 @@ class Maple(OuterSettings):
         radius: bound on ||w||_p; None: the norm of w = 1.
         p: 1 or 2.
         mask: how masks are drawn and differentiated.
-        estimator: of the hypergradient; default `Truncated(steps=1)`. With more steps recorded (``inner.window``) only
-            samples of the window get a gradient.
+        estimator: of the hypergradient; default ``Truncated(steps=1, coupled="batch")``: under BatchNorm, samples
+            outside of the last minibatch get an approximate derivative (`Truncated` says how near). With more steps
+            recorded (``inner.window``) only samples of the window get a gradient.
         outer_chunk: evaluate the outer samples in chunks of this size and recompute their activations on the way
             back: memory of one chunk for a third more time; None: all at once, or a `Streamed`'s own chunk.
         shared: one weight for all samples of a source, `learn` being "weights" or "both": d risk / d w of a source is
@@ -142,7 +143,9 @@ class Maple(OuterSettings):
         self.mask = Mask() if self.mask is None else _check.instance("mask", self.mask, Mask, "a Mask")
         what = "an estimator, such as Truncated()"
         self.estimator = (
-            Truncated() if self.estimator is None else _check.instance("estimator", self.estimator, Estimator, what)
+            Truncated(coupled="batch")
+            if self.estimator is None
+            else _check.instance("estimator", self.estimator, Estimator, what)
         )
         if self.outer_chunk is not None:
             self.outer_chunk = _check.integer("outer_chunk", self.outer_chunk, low=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,8 +83,8 @@ def test_batch_norm_is_refused_or_answered_by_chunks() -> None:
     case = Problem(make=batch_norm, window=1)
     _, record = case.run(case.start_weight())
     with pytest.raises(ValueError, match="normalised by its batch"):
-        Truncated(coupled="refuse")(record, case.outer, samples=case.data())
-    for estimator in (Truncated(coupled="chunk"), Truncated(), Truncated(memory=1)):
+        Truncated()(record, case.outer, samples=case.data())
+    for estimator in (Truncated(coupled="chunk"), Truncated(coupled="batch"), Truncated(memory=1, coupled="batch")):
         answer = estimator(record, case.outer, samples=case.data())
         assert torch.isfinite(answer).all()
         seen = record.index
@@ -114,8 +116,9 @@ def as_rows(case: Problem, record: Trajectory, samples: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [batch_norm, convolution])
-@pytest.mark.parametrize("estimator", [Truncated(), Truncated(memory=1), FiniteDifference()])
-def test_a_sample_outside_of_a_normalised_batch_is_one_more_row_of_it(make, estimator: Truncated) -> None:
+@pytest.mark.parametrize("kind", [Truncated, partial(Truncated, memory=1), FiniteDifference])
+def test_a_sample_outside_of_a_normalised_batch_is_one_more_row_of_it(make, kind) -> None:
+    estimator = kind(coupled="batch")
     case = Problem(make=make, optimizer="sgd", window=1, samples=30, batch=5)
     _, record = case.run(case.start_weight())
     outside = case.data().take(~torch.isin(torch.arange(30), record.index))
@@ -128,7 +131,7 @@ def test_rows_that_a_model_folds_into_the_batch_axis_belong_to_their_sample() ->
     case = Problem(make=folded, optimizer="sgd", window=1, samples=20, batch=5)
     _, record = case.run(case.start_weight())
     outside = case.data().take(~torch.isin(torch.arange(20), record.index))
-    answer = Truncated()(record, case.outer, samples=case.data())[outside.index]
+    answer = Truncated(coupled="batch")(record, case.outer, samples=case.data())[outside.index]
     assert relative(answer, as_rows(case, record, outside)) < 1e-10
 
 
@@ -179,7 +182,7 @@ def test_samples_that_couple_by_more_than_batch_norm_are_refused_still() -> None
     case = Problem(make=centred, window=1)
     _, record = case.run(case.start_weight())
     with pytest.raises(ValueError, match=r"not by layers of BatchNorm alone.*coupled=\"chunk\""):
-        Truncated()(record, case.outer, samples=case.data())
+        Truncated(coupled="batch")(record, case.outer, samples=case.data())
 
 
 def test_eval_mode_batch_norm_is_exact() -> None:
