@@ -7,6 +7,7 @@ from steelyard.experiments.data.compas import COMPAS
 from steelyard.experiments.data.digits import ColouredDigits
 from steelyard.experiments.data.labelled import OwnData
 from steelyard.experiments.data.mnist import ColoredMNIST
+from steelyard.experiments.data.own_arrays import OwnArrays
 from steelyard.experiments.data.own_table import OwnTable
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.waterbirds import Waterbirds
@@ -19,6 +20,7 @@ __all__ = [
     "ColoredMNIST",
     "ColouredDigits",
     "DataSet",
+    "OwnArrays",
     "OwnData",
     "OwnTable",
     "Splits",
@@ -26,7 +28,7 @@ __all__ = [
     "called",
 ]
 
-DataSet = ColouredDigits | ColoredMNIST | CIFARMNIST | Adult | COMPAS | Waterbirds | CelebA | OwnTable
+DataSet = ColouredDigits | ColoredMNIST | CIFARMNIST | Adult | COMPAS | Waterbirds | CelebA | OwnTable | OwnArrays
 
 
 def called(data: DataSet) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ _MOST_BYTES = 1 << 35  # of an archive's arrays once unpacked; a megabyte may sa
 # What NumPy raises of damaged files (found by tests/fuzz).
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, LookupError, RuntimeError),
-    *(NotImplementedError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 
@@ -78,7 +80,9 @@ def read_npz(path: Path, data: bytes) -> dict[str, np.ndarray]:
 def read_npy(path: Path, data: bytes) -> np.ndarray:
     """Return the array of an .npy file, no pickle; DataError where that cannot be."""
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a header as Python 2 wrote it
+            array = np.load(io.BytesIO(data), allow_pickle=False)
     except _UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a plain NumPy array: {error}") from error
     if not isinstance(array, np.ndarray):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
 
@@ -43,6 +44,18 @@ def test_every_method_runs_on_a_table(method: str, tmp_path: Path) -> None:
 
 def carried_out(folder: str, **options: object) -> Run:
     return execute(recipe("coloured_digits/maple"), Path(folder), name="my.toml", **options)  # type: ignore[arg-type]
+
+
+def test_arrays_of_ones_own(tmp_path: Path) -> None:
+    rows = numpy.arange(120)
+    x = numpy.random.default_rng(0).normal(0, 1, (120, 3)) + (rows % 2)[:, None]
+    numpy.savez("own.npz", x=x, y=rows % 2, place=rows // 2 % 2, part=rows // 4 % 3)
+    settings = {"name": "arrays", "file": "own.npz", "features": "x", "target": "y", "environment": "place"}
+    values = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    Path("my.toml").write_text(f'base = "coloured_digits/maple"\n[data]\n{values}split = "part"\n')
+    short = [*shortened("coloured_digits/maple"), "method.budget=20"]
+    runs_end_to_end(load_recipe("my.toml", short, 0), "my.toml", tmp_path)
+    assert {row.dataset for row in compare([read_run("run")])} == {"arrays-own"}
 
 
 def test_the_samples_have_their_ids() -> None:
