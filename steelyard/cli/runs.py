@@ -140,6 +140,8 @@ def run(
                     )
                 )
     show_comparison(console, compare(runs))
+    for note in dict.fromkeys(note for one in runs for note in one.environment.get("notes", ())):
+        console.print(f"Data: {note}", markup=False, highlight=False)
     console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
 
 

@@ -25,6 +25,7 @@ from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
 from steelyard.experiments.compare.rows import compare as comparison
 from steelyard.experiments.compare.tables import comma_separated, markdown, summary, tex
+from steelyard.experiments.data import OwnArrays, OwnTable
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
@@ -202,6 +203,45 @@ def table(data: bytes, folder: Path) -> bool:
     return _allow(lambda: read_csv(path, ("a", "b")).numbers("a")) or spaced
 
 
+def own_table(data: bytes, folder: Path) -> bool:
+    """A table of one's own, as text, as Parquet and as npz."""
+    read = [_own(_put(folder, f"own{ending}", data)) for ending in (".csv", ".parquet", ".npz")]
+    return any(read)
+
+
+def own_arrays(data: bytes, folder: Path) -> bool:
+    """Features and labels of one's own, as npz and as safetensors."""
+    read = [
+        _allow(lambda path=path: OwnArrays(file=str(path), features="x", target="y", split="part").load(0))  # type: ignore[misc]
+        for path in (_put(folder, f"own{ending}", data) for ending in (".npz", ".safetensors"))
+    ]
+    return any(read)
+
+
+def own_features(data: bytes, folder: Path) -> bool:
+    """Features of one's own as .npy."""
+    path, labels = _put(folder, "features.npy", data), folder / "labels.npy"
+    numpy.save(labels, numpy.arange(12) % 2)
+    return _allow(lambda: OwnArrays(features=str(path), target=str(labels)).load(0))
+
+
+def _own_npz() -> bytes:
+    buffer = io.BytesIO()
+    labels = {"y": numpy.arange(6) % 2, "part": numpy.arange(6) // 2}
+    numpy.savez(buffer, x=numpy.zeros((6, 2)), **labels)
+    return buffer.getvalue()
+
+
+def _own_npy() -> bytes:
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.ones((12, 2)))
+    return buffer.getvalue()
+
+
+def _own(path: Path) -> bool:
+    return _allow(lambda: OwnTable(file=str(path), target="y", split="part", missing="category").load(0))
+
+
 def waterbirds(data: bytes, folder: Path) -> bool:
     """Waterbirds' metadata.csv."""
     _put(folder, "waterbird_complete95_forest2water2/metadata.csv", data)
@@ -306,6 +346,9 @@ SEEDS: dict[str, bytes] = {
     "losses": _npy(),
     "scores": b"index,score\n0,1.5\n3,-2\n",
     "table": b"a,b\n1,-1\n2,1\n",
+    "own_arrays": _own_npz(),
+    "own_features": _own_npy(),
+    "own_table": b"x,y,part\n1,a,0\n2,b,0\n1,a,1\n,b,1\n3,a,2\n1,b,2\n",
     "celeba": b"2\nBlond_Hair Male\n1.jpg 1 -1\n2.jpg -1 1\n",
     "prior": _prior(),
     "active": _active(),
@@ -332,6 +375,6 @@ TARGETS: dict[str, Target] = {
             losses,
             scores,
         ),
-        *(table, waterbirds, celeba, idx, compare, report, prior, active),
+        *(table, own_table, own_arrays, own_features, waterbirds, celeba, idx, compare, report, prior, active),
     )
 }

@@ -10,6 +10,7 @@ from steelyard.experiments.compare import plots
 from steelyard.experiments.compare.bars import Bars, accuracy_bars
 from steelyard.experiments.compare.rows import BEST_ON_TEST, Row, Spread, compare
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
+from steelyard.experiments.data import called
 from steelyard.experiments.runs.run import Run
 
 __all__ = ["test_bars", "test_curves", "write_plots"]
@@ -24,8 +25,8 @@ _PANELS = {
 def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
     """Write ``<data set>.svg`` and ``<data set>_bars.svg`` for each data set; return the names of the files."""
     written = []
-    for name in dict.fromkeys(run.recipe.data.name for run in runs):
-        own = [run for run in runs if run.recipe.data.name == name]
+    for name in dict.fromkeys(called(run.recipe.data) for run in runs):
+        own = [run for run in runs if called(run.recipe.data) == name]
         for ending, plot in ((".svg", test_curves(own)), ("_bars.svg", test_bars(own))):
             if plot is not None:
                 write_text(folder / f"{name}{ending}", plot)
@@ -36,7 +37,7 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
 def test_curves(runs: Sequence[Run]) -> str | None:
     """Return the plot of test accuracy over the runs of one data set, as SVG; None if all of them are oracles."""
     groups = group_runs(runs)
-    names = short(labels(groups), runs[0].recipe.data.name)
+    names = short(labels(groups), called(runs[0].recipe.data))
     oracles = [group for group in groups if group[0].recipe.data.grayscale]
     oracle = compare(oracles[0])[0].test.mean if oracles else None  # the first row: the last step
     curves = {
@@ -62,7 +63,7 @@ def test_bars(runs: Sequence[Run]) -> str:
     order = [row.label for row in last]
     names = {
         row.label: f"{name} (sees no colour)" if row.oracle else name
-        for row, name in zip(last, short(order, runs[0].recipe.data.name), strict=True)
+        for row, name in zip(last, short(order, called(runs[0].recipe.data)), strict=True)
     }
     panels = [
         Bars(title, {names[label]: _bars([row for row in rows if row.label == label], metric) for label in order})
@@ -71,7 +72,7 @@ def test_bars(runs: Sequence[Run]) -> str:
     ]
     several = any(len(row.seeds) > 1 for row in rows)
     told = " (mean over seeds, line: standard deviation, dot: a seed)" if several else " (one seed)"
-    return accuracy_bars(panels, f"Accuracy on {runs[0].recipe.data.name}{told}")
+    return accuracy_bars(panels, f"Accuracy on {called(runs[0].recipe.data)}{told}")
 
 
 def _bars(rows: Sequence[Row], metric: str) -> dict[str, Spread]:

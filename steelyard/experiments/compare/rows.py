@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
 from steelyard.experiments.compare.run_groups import group_runs, labels
-from steelyard.experiments.data import DataSet
+from steelyard.experiments.data import DataSet, called
 from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import Evaluation
 from steelyard.experiments.training.selection import best_on_test, criterion
@@ -126,7 +127,7 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
     return Row(
         recipe=first.name,
         label=label,
-        dataset=first.recipe.data.name,
+        dataset=called(first.recipe.data),
         method=first.recipe.method.name,
         selection=selection,
         train=Spread.of([evaluation.visible.train.accuracy for evaluation in chosen]),
@@ -146,9 +147,14 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
 
 
 def _changes(data: DataSet) -> tuple[str, ...]:
-    """Return the fields of a data set that differ from its defaults."""
-    own = type(data)()
-    return tuple(one.name for one in fields(data) if getattr(data, one.name) != getattr(own, one.name))
+    """Return the fields of a data set that differ from their defaults; those that have none are no change."""
+    return tuple(one.name for one in fields(data) if getattr(data, one.name) != _default(one, data))
+
+
+def _default(one: Field[Any], data: DataSet) -> Any:
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return getattr(data, one.name) if one.default is MISSING else one.default
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:

@@ -12,14 +12,17 @@ __all__ = ["group_runs", "labels", "short"]
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the runs grouped by recipe (all of it but the seed), groups in order of first appearance, by seed.
+    """Return the runs grouped by recipe (all of it but the seed) and by the bytes of the user's files.
+
+    Groups stand in order of first appearance, their runs by seed.
 
     Raises:
         RunError: two of them have the same settings and the same seed.
     """
-    groups: dict[tuple[str, object], list[Run]] = {}
+    groups: dict[tuple[str, object, str], list[Run]] = {}
     for run in runs:
-        group = groups.setdefault((run.name, replace(run.recipe, seed=0)), [])
+        files = str(sorted(run.environment.get("files", {}).items()))
+        group = groups.setdefault((run.name, replace(run.recipe, seed=0), files), [])
         twin = next((other for other in group if other.recipe.seed == run.recipe.seed), None)
         if twin is not None:
             raise RunError(

@@ -5,7 +5,10 @@ from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.cifar_mnist import CIFARMNIST
 from steelyard.experiments.data.compas import COMPAS
 from steelyard.experiments.data.digits import ColouredDigits
+from steelyard.experiments.data.labelled import OwnData
 from steelyard.experiments.data.mnist import ColoredMNIST
+from steelyard.experiments.data.own_arrays import OwnArrays
+from steelyard.experiments.data.own_table import OwnTable
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.waterbirds import Waterbirds
 
@@ -17,8 +20,17 @@ __all__ = [
     "ColoredMNIST",
     "ColouredDigits",
     "DataSet",
+    "OwnArrays",
+    "OwnData",
+    "OwnTable",
     "Splits",
     "Waterbirds",
+    "called",
 ]
 
-DataSet = ColouredDigits | ColoredMNIST | CIFARMNIST | Adult | COMPAS | Waterbirds | CelebA
+DataSet = ColouredDigits | ColoredMNIST | CIFARMNIST | Adult | COMPAS | Waterbirds | CelebA | OwnTable | OwnArrays
+
+
+def called(data: DataSet) -> str:
+    """Return what tables, plots and pages call a data set: its own name, or that of the user's file."""
+    return data.called if isinstance(data, OwnData) else data.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping
 
@@ -14,14 +15,19 @@ from steelyard._support._files import open_file
 from steelyard._support._parquet import read_errors, read_parquet
 from steelyard._support._text import few
 
-__all__ = ["read_columns", "read_parquet"]
+__all__ = ["MOST_ROWS", "read_columns", "read_parquet", "read_texts"]
 
 MOST_ROWS = 1 << 25  # three times the largest run that we know of; a megabyte of Parquet may say billions
 _KINDS: Mapping[str, Callable[[pyarrow.DataType], bool]] = {
     "whole numbers": types.is_integer,
     "numbers": lambda kind: types.is_floating(kind) or types.is_integer(kind),
     "true and false": types.is_boolean,
+    "words": lambda kind: types.is_string(kind) or types.is_large_string(kind),
 }
+_AS_TEXT = (
+    *(types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string, types.is_null),
+    *(types.is_decimal, types.is_date, types.is_timestamp),
+)
 
 
 def read_columns(
@@ -31,7 +37,7 @@ def read_columns(
 
     Args:
         path: the file.
-        needed: name -> "whole numbers", "numbers" or "true and false".
+        needed: name -> "whole numbers", "numbers", "true and false" or "words".
         known: likewise.
 
     Raises:
@@ -58,3 +64,25 @@ def read_columns(
         if empty := [name for name in wanted if table[name].null_count]:
             raise ValueError(f"empty cells in the columns {few(empty)}")
         return table.to_pandas(ignore_metadata=True)
+
+
+def read_texts(data: bytes) -> dict[str, list[str]]:
+    """Return all columns of a Parquet file as text, "" for an empty cell.
+
+    Raises:
+        ValueError: it is damaged, has too many rows, has a column twice, or one that is neither numbers nor words.
+    """
+    with read_errors():
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        names, rows = list(file.schema_arrow.names), file.metadata.num_rows
+        if rows > MOST_ROWS:
+            raise ValueError(f"it has {rows} rows, up to {MOST_ROWS} are read")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"it has the column {name!r} twice")
+            kind = file.schema_arrow.field(name).type
+            kind = kind.value_type if types.is_dictionary(kind) else kind
+            if not any(is_kind(kind) for is_kind in _AS_TEXT):
+                raise ValueError(f"the column {name!r} holds {kind}, neither numbers nor words; leave it out")
+        table = file.read()
+        return {name: ["" if x is None else str(x) for x in table[name].to_pylist()] for name in names}

@@ -31,6 +31,10 @@ class Splits:
         groups: a name for each group id (label x attribute), where all three parts have group ids; otherwise empty.
         facts: boolean facts about the training samples, ``(n_train,)`` each, known because the data set was
             made by us ("label_flipped", "colour_agrees"). Reports draw them; no method or criterion receives them.
+        ids: the name that the user's data give each training sample; empty where its position is all it has.
+        notes: what a reader has to know of how the samples were made: sentences for reports.
+        sources: the SHA-256 of each file of the user's that they were made of, by its path as given. A run is not
+            resumed on others.
 
     Raises:
         ValueError: a split is empty, an environment has no sample in training or validation, ids do not fit.
@@ -44,8 +48,13 @@ class Splits:
     environments: tuple[str, ...]
     facts: Mapping[str, Bool[Tensor, " n_train"]] = field(default_factory=lambda: MappingProxyType({}))
     groups: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        if self.ids and len(self.ids) != len(self.train):
+            raise ValueError(f"ids needs one entry for each of {len(self.train)} training samples, got {len(self.ids)}")
         for name, fact in self.facts.items():
             if fact.shape != self.train.index.shape:
                 raise ValueError(f"facts[{name!r}] needs one entry for each of {len(self.train)} training samples")

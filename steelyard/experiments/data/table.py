@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from steelyard._support._files import read_bytes
 from steelyard._support._text import few, shown
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Table", "read_csv", "read_spaced"]
+__all__ = ["Table", "as_number", "check_columns", "file_bytes", "read_csv", "read_spaced"]
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -31,11 +31,13 @@ class Table:
         path: the file.
         columns: the values of each column, as text.
         lines: the line of the file (from 1) that each row stands in.
+        unit: what `lines` counts, for messages.
     """
 
     path: Path
     columns: Mapping[str, Sequence[str]]
     lines: Sequence[int]
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -50,7 +52,7 @@ class Table:
 
     def numbers(self, column: str, *, low: float = -math.inf) -> Float[Tensor, " n"]:
         """Return the column as float32; DataError for a value that is no finite number there, or one below `low`."""
-        numbers = [_number(value) for value in self.columns[column]]
+        numbers = [as_number(value) for value in self.columns[column]]
         row = next((row for row, x in enumerate(numbers) if not (abs(x) <= _LARGEST and x >= low)), None)
         if row is not None and abs(numbers[row]) > _LARGEST and math.isfinite(numbers[row]):
             raise self.error(row, column, f"a number of size {_LARGEST:.2g} at most (float32)")
@@ -62,29 +64,45 @@ class Table:
         """Return the rows marked in `keep`."""
         rows = [row for row, kept in enumerate(keep) if kept]
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
-        return Table(self.path, columns, [self.lines[row] for row in rows])
+        return replace(self, columns=columns, lines=[self.lines[row] for row in rows])
+
+    def lower(self, column: str) -> Table:
+        """Return the table with the values of `column` in small letters, without blanks around them."""
+        values = [value.strip().lower() for value in self.columns[column]]
+        return replace(self, columns={**self.columns, column: values})
 
     def error(self, row: int, column: str, expected: str) -> DataError:
         """Return the error for the value in `row` (from 0) of `column`."""
         value = shown(self.columns[column][row])
-        return DataError(f"{self.path}, line {self.lines[row]}: {column!r} is {value}, expected {expected}")
+        return DataError(f"{self.path}, {self.unit} {self.lines[row]}: {column!r} is {value}, expected {expected}")
 
 
-def read_csv(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, *, skip: int = 0) -> Table:
+def read_csv(
+    path: Path,
+    wanted: Sequence[str] | None,
+    header: Sequence[str] | None = None,
+    *,
+    skip: int = 0,
+    separator: str = ",",
+    data: bytes | None = None,
+) -> Table:
     """Return the columns `wanted` of a comma-separated UTF-8 file.
 
     Blanks after a comma and blank lines are passed over. Of columns with the same name the first is read.
 
     Args:
         path: the file.
-        wanted: the columns to keep.
+        wanted: the columns to keep; None: all, of which no two may have the same name.
         header: the columns' names, if the file has no line that says them.
         skip: lines to pass over at the head of the file.
+        separator: what stands between two values, one character.
+        data: what the file holds, if it was read already.
 
     Raises:
         DataError: unreadable, not UTF-8, no rows, a column is missing, or a row has too few or too many values.
     """
-    reader = csv.reader(io.StringIO(_text(path), newline=""), skipinitialspace=True, strict=True)
+    text = io.StringIO(_text(path, data), newline="")
+    reader = csv.reader(text, skipinitialspace=True, strict=True, delimiter=separator)
     rows = (row for row in _parsed(path, reader) if row[0] > skip)
     return _table(path, rows, wanted, header)
 
@@ -108,7 +126,7 @@ def read_spaced(path: Path, wanted: Sequence[str], header: Sequence[str] | None 
     if len(rows) < 2 or len(rows[0][1]) != 1 or not rows[0][1][0].isdigit():
         raise DataError(f"{path}, line 1: expected the number of rows alone, and the columns' names in line 2")
     line, names = rows[1]
-    _check_header(path, line, [key, *names], wanted)
+    check_columns(f"{path}, line {line}", [key, *names], wanted)
     table = _table(path, iter(rows[2:]), wanted, [key, *names])
     announced = rows[0][1][0].lstrip("0") or "0"  # compared as text: Python takes no number of 5,000 digits
     if announced != str(len(table)):
@@ -128,11 +146,15 @@ def _parsed(path: Path, reader: Iterable[list[str]]) -> Iterator[tuple[int, list
 
 
 def _table(
-    path: Path, rows: Iterator[tuple[int, list[str]]], wanted: Sequence[str], header: Sequence[str] | None
+    path: Path, rows: Iterator[tuple[int, list[str]]], wanted: Sequence[str] | None, header: Sequence[str] | None
 ) -> Table:
     if header is None:
         line, header = next(rows, (1, []))
-        _check_header(path, line, header, wanted)
+        check_columns(f"{path}, line {line}", header, header if wanted is None else wanted)
+        if wanted is None and len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise DataError(f"{path}, line {line}: there are two columns {twice!r}; rename one of them")
+    wanted = header if wanted is None else wanted
     places = [(column, header.index(column)) for column in wanted]
     columns: dict[str, list[str]] = {column: [] for column in wanted}
     lines = []
@@ -147,20 +169,25 @@ def _table(
     return Table(path, columns, lines)
 
 
-def _check_header(path: Path, line: int, header: Sequence[str], wanted: Sequence[str]) -> None:
+def check_columns(place: str, header: Sequence[str], wanted: Iterable[str]) -> None:
+    """Raise DataError, which begins with `place`, if a column that is wanted is not in the header."""
     for column in wanted:
         if column not in header:
             raise DataError(
-                f"{path}, line {line}: there is no column {column!r}{nearest(column, header)} "
-                f"(the columns are {few(header)})"
+                f"{place}: there is no column {column!r}{nearest(column, header)} (the columns are {few(header)})"
             )
 
 
-def _text(path: Path) -> str:
+def file_bytes(path: Path) -> bytes:
+    """Return what a file holds; DataError where it cannot be read."""
     try:
-        data = read_bytes(path)
-    except OSError as error:
+        return read_bytes(path)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _text(path: Path, data: bytes | None = None) -> str:
+    data = file_bytes(path) if data is None else data
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -168,7 +195,7 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8") from error
 
 
-def _number(value: str) -> float:
+def as_number(value: str) -> float:
     """Return the number that is written, NaN for none; Python's float also takes `3_9` and digits of other scripts."""
     if "_" in value or not value.isascii():
         return math.nan

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from steelyard.experiments.compare import plots
-from steelyard.experiments.data import Splits
+from steelyard.experiments.data import OwnData, Splits, called
 from steelyard.experiments.data.splits import pictures
 from steelyard.experiments.errors import DataError, RunError
 from steelyard.experiments.report.priors import prior_section
@@ -47,7 +47,7 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
     ]
     first = group[0]
     try:
-        gallery, missing = _gallery(first, _data(first, data_root)), ""
+        gallery, missing = _gallery(first, _data(first, data_root)) if _has_pictures(first) else [], ""
     except DataError as error:
         gallery, missing = [], str(error)
     return {
@@ -87,12 +87,17 @@ def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[
     }
 
 
+def _has_pictures(run: Run) -> bool:
+    """Return whether the data may be images. The user's own are not opened for a page: a run may be a stranger's."""
+    return not isinstance(run.recipe.data, OwnData)
+
+
 def _data(run: Run, root: Path | None) -> Splits:
     """Return the run's data; DataError where they are not there, or its settings do not fit them."""
     try:
         return run.recipe.data.load(run.recipe.seed, root)
     except (ValueError, RuntimeError, LookupError, MemoryError) as error:
-        raise DataError(f"{run.recipe.data.name} cannot be loaded as the run's recipe says: {error}") from error
+        raise DataError(f"{called(run.recipe.data)} cannot be loaded as the run's recipe says: {error}") from error
 
 
 def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from steelyard.experiments.compare.plot_files import test_bars, test_curves
 from steelyard.experiments.compare.published import beside
 from steelyard.experiments.compare.rows import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
+from steelyard.experiments.data import called
 from steelyard.experiments.report.learned import learned, svg_source
 from steelyard.experiments.runs.run import Run
 
@@ -40,8 +41,8 @@ def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html.j2")
-    names = list(dict.fromkeys(run.recipe.data.name for run in runs))
-    sections = [_section([run for run in runs if run.recipe.data.name == name], data_root) for name in names]
+    names = list(dict.fromkeys(called(run.recipe.data) for run in runs))
+    sections = [_section([run for run in runs if called(run.recipe.data) == name], data_root) for name in names]
     return template.render(title=" and ".join(names), sections=sections, environment=runs[0].environment)
 
 
@@ -49,12 +50,13 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
     """Return what the template shows of one data set."""
     groups = group_runs(runs)
     full = labels(groups)
-    names = short(full, runs[0].recipe.data.name)
+    names = short(full, called(runs[0].recipe.data))
     rows = compare(runs)
     others = beside(rows)
     curves = test_curves(runs)
     return {
-        "name": runs[0].recipe.data.name,
+        "name": called(runs[0].recipe.data),
+        "data_notes": list(dict.fromkeys(note for run in runs for note in run.environment.get("notes", ()))),
         "story": runs[0].recipe.data.story,
         "about": inspect.getdoc(type(runs[0].recipe.data)),
         "seeds": sorted({len(group) for group in groups}),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -28,6 +29,7 @@ __all__ = [
     "aside",
     "begin",
     "check_directory",
+    "check_files",
     "check_ours",
     "check_place",
     "check_recipe",
@@ -136,20 +138,23 @@ def holding(directory: Path) -> Iterator[Callable[[], bool]]:
         yield ours
 
 
-def begin(directory: Path, recipe: Recipe, overwrite: bool, resume: bool) -> None:
-    """Make `directory`, which is held, ready for a run of `recipe`.
+def begin(
+    directory: Path, recipe: Recipe, overwrite: bool, resume: bool, files: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Make `directory`, which is held, ready for a run of `recipe` on data made of `files` (see `Splits.sources`).
 
     Only a run's own files are removed, and with `overwrite` none (see `replaced.replacing`): with `resume` those that a
     crash left half written and, where there is no checkpoint yet, all of them.
 
     Raises:
-        RunError: see `check_directory`; or another recipe's run is there to be gone on with.
+        RunError: see `check_directory`; or a run of another recipe, or on other files, is there to be gone on with.
     """
     check_directory(directory, overwrite, resume)
     if overwrite:
         return
     if resume:
         check_recipe(directory, recipe)
+        check_files(directory, files)
     kept: set[str] = set()
     if resume and any((directory / name).exists() for name in TRACES[:2]):
         kept = {CONFIG, METRICS, PRIOR, *TRACES[:2]}
@@ -178,6 +183,22 @@ def check_recipe(directory: Path, recipe: object) -> None:
         )
 
 
+def check_files(directory: Path, files: Mapping[str, str]) -> None:
+    """Raise RunError if the run in `directory`, where there is one, was begun on other bytes than `files` (SHA-256)."""
+    path = directory / CONFIG
+    if not (files and path.is_file()):
+        return
+    with readable(path):
+        found = read_json(path).get("files", {})
+        changed = next((name for name, digest in files.items() if found.get(name) != digest), None)
+    if changed is not None:
+        raise RunError(
+            f"{directory} holds a run on another {changed}: the file has changed since (SHA-256 "
+            f"{shown(found.get(changed))} there, {files[changed]!r} here); put back the file that it was begun with, "
+            "give another --out, or --overwrite to replace it"
+        )
+
+
 def read_json(path: Path) -> Any:
     """Return what a file of JSON holds, see `parse_json`; OSError or ValueError where it cannot be read."""
     return parse_json(read_bytes(path))
@@ -188,10 +209,11 @@ def as_read(recipe: object) -> Any:
     return parse_json(json.dumps(plain(recipe)))
 
 
-def identity_of(recipe: object) -> dict[str, str]:
-    """Return what a `Journal` is told to know the checkpoints of `recipe` (of any kind) by."""
+def identity_of(recipe: object, files: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return what a `Journal` is told to know the checkpoints of `recipe` (of any kind), on `files`, by."""
     text = json.dumps(plain(recipe), sort_keys=True)
-    return {"recipe": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
+    recipes = {"recipe": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
+    return {**recipes, **{f"file {name}": digest for name, digest in files.items()}}
 
 
 def remove_run(directory: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
 
 from steelyard._support import _check
@@ -36,6 +36,7 @@ class Log:
         stop: see `Journal`.
         ranks: the processes of the run. All have the journal; the first alone has the file and what was in it.
         ours: whether `directory` is still the folder that is held, see `directory.holding`.
+        files: the SHA-256 of each file of the user's that the data are made of; the checkpoint on others is refused.
 
     Attributes:
         journal: the journal.
@@ -54,10 +55,11 @@ class Log:
         stop: Callable[[], int],
         ranks: Ranks = ALONE,
         ours: Callable[[], bool] = lambda: True,
+        files: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         path = directory / CHECKPOINT
         self._directory, self._ours = directory, ours
-        identity = identity_of(recipe)
+        identity = identity_of(recipe, files)
         self.journal = Journal(path, identity=identity, every=every, note=self._note, stop=stop, ranks=ranks)
         try:
             steps = _check.integer("steps", self.journal.noted.get("steps", 0), low=0)

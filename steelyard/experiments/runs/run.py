@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -20,7 +19,7 @@ from steelyard._support._files import atomic_path, write_bytes
 from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.distributed import ALONE, Ranks
-from steelyard.experiments.data import Splits
+from steelyard.experiments.data import OwnData, Splits
 from steelyard.experiments.data.parquet import read_columns
 from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.models import PretrainedResNet
@@ -37,6 +36,7 @@ from steelyard.experiments.runs.folder import (
     SIGNS,
     begin,
     check_directory,
+    check_files,
     check_recipe,
     holding,
     is_finished,
@@ -59,6 +59,7 @@ SAMPLE_COLUMNS = {"index": "whole numbers", "weight": "numbers", "probability": 
 KNOWN_COLUMNS = {
     **dict.fromkeys(("environment", "group"), "whole numbers"),
     **dict.fromkeys(("label_flipped", "label_corrupted", "colour_agrees", "digit_agrees"), "true and false"),
+    "id": "words",
 }
 
 Progress = Callable[[Evaluation], None]
@@ -76,7 +77,7 @@ class Run:
         history: every evaluated step, in order.
         environment: versions, platform, threads, seconds.
         samples: where the method learns sample weights, a row for each training sample: index, weight, probability,
-            target, environment, group, and the facts of the data set.
+            target, environment, group, the facts of the data set, and the user's id.
     """
 
     directory: Path
@@ -135,7 +136,8 @@ def execute(
 
     Raises:
         RunError: the directory is not empty (and, with `overwrite` or `resume`, holds more than a run), cannot be
-            written, is in use by another run, or holds another recipe's; a checkpoint is damaged, or of another
+            written, is in use by another run, or holds another recipe's, or one on other
+            files; a checkpoint is damaged, or of another
             version; the device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
         RecipeError: the recipe selects by groups and the data has none; or several ranks cannot share its method or
@@ -156,6 +158,8 @@ def execute(
     check_alike(ranks, recipe, **options, **{"a finished run there": is_finished(directory)})
     if resume and is_finished(directory):
         check_recipe(directory, recipe)
+        if isinstance(recipe.data, OwnData):
+            check_files(directory, recipe.data.digests())
         done = read_run(directory)
         progress(done.history[-1])
         return done
@@ -166,12 +170,13 @@ def execute(
         splits = loaded(lambda: splits or recipe.data.load(recipe.seed, data_root, download), ranks)
         check_model(Problem(splits, recipe.model, recipe.seed, ranks=ranks))
     check_selection(recipe.selection, splits.groups)
+    files = splits.sources
     with ExitStack() as held, _writing(directory):
-        ours = ranks.together(lambda: _hold(held, folder, recipe, overwrite, resume) if first else lambda: True)
+        ours = ranks.together(lambda: _hold(held, folder, recipe, overwrite, resume, files) if first else lambda: True)
         with blamed_on(name, recipe.seed):
-            log = Log(directory, recipe, checkpoint_every, stop, ranks, ours)
+            log = Log(directory, recipe, checkpoint_every, stop, ranks, ours, files)
         if first and not (directory / CONFIG).is_file():
-            folder.write_config(name, overrides, recipe)
+            folder.write_config(name, overrides, recipe, files)
         with log:
             if log.history:
                 progress(log.history[-1])
@@ -189,17 +194,21 @@ def execute(
             train, facts = problem.of_all(splits.train), {**environment(), "seconds": round(log.seconds, 3)}
             if ranks.size > 1:
                 facts["processes"] = ranks.size
+            facts |= {"notes": list(splits.notes)} if splits.notes else {}
+            facts |= {"files": dict(files)} if files else {}
             samples = ranks.together(
-                lambda: _finish(log, folder, ours, fitted, train, splits.facts, facts) if first else None
+                lambda: _finish(log, folder, ours, fitted, train, splits, facts) if first else None
             )
     if not first:
         return read_run(directory)
     return Run(directory, name, overrides, recipe, tuple(log.history), facts, samples)
 
 
-def _hold(held: ExitStack, folder: RunFolder, recipe: Recipe, overwrite: bool, resume: bool) -> Callable[[], bool]:
+def _hold(
+    held: ExitStack, folder: RunFolder, recipe: Recipe, overwrite: bool, resume: bool, files: Mapping[str, str]
+) -> Callable[[], bool]:
     ours = held.enter_context(holding(folder.path))
-    begin(folder.path, recipe, overwrite, resume)
+    begin(folder.path, recipe, overwrite, resume, files)
     held.enter_context(folder.replacing(overwrite, ours))
     return ours
 
@@ -210,7 +219,7 @@ def _finish(
     ours: Callable[[], bool],
     fitted: Fitted,
     train: Batch,
-    known: Mapping[str, torch.Tensor],
+    known: Splits,
     facts: Mapping[str, Any],
 ) -> pandas.DataFrame | None:
     """Write what is left to write; return the table of samples, see `_write_outcome`."""
@@ -221,9 +230,7 @@ def _finish(
     return samples
 
 
-def _write_outcome(
-    directory: Path, fitted: Fitted, train: Batch, known: Mapping[str, torch.Tensor]
-) -> pandas.DataFrame | None:
+def _write_outcome(directory: Path, fitted: Fitted, train: Batch, known: Splits) -> pandas.DataFrame | None:
     """Write what a method ended with; return the table of samples, where weights were learned."""
     samples = None
     if fitted.reweighting is not None:
@@ -292,12 +299,19 @@ def _read_environment(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), (int, float)):
         raise RunError(f"{path} must be a table with the run's `seconds`; {REMEDY}")
     _check.in_range("seconds", facts["seconds"], low=0.0, high=1e12)
+    if not isinstance(facts.get("files", {}), dict):
+        raise RunError(f"{path}: `files` must be a table; {REMEDY}")
+    notes = facts.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise RunError(f"{path}: `notes` must be a list of sentences; {REMEDY}")
     return facts
 
 
 def _read_samples(path: Path) -> pandas.DataFrame:
     frame = read_columns(path, SAMPLE_COLUMNS, KNOWN_COLUMNS)
-    for name in frame:
+    if "id" in frame:
+        frame["id"] = frame["id"].map(printable)
+    for name in frame.columns.drop("id", errors="ignore"):
         low, high = (0.0, 1.0) if name == "probability" else (0, math.inf)
         if wrong := int((~frame[name].between(low, high) | (frame[name] == math.inf)).sum()):
             within = "in [0, 1]" if name == "probability" else "finite and >= 0"
@@ -320,7 +334,8 @@ def _writing(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _samples(reweighting: Reweighting, train: Batch, known: Mapping[str, torch.Tensor]) -> pandas.DataFrame:
+def _samples(reweighting: Reweighting, train: Batch, known: Splits) -> pandas.DataFrame:
     frame = reweighting.to_frame().drop(columns="expected_weight")  # the product of two that are there
-    columns = {"target": train.targets, "environment": train.environment, "group": train.group, **known}
-    return frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})
+    columns = {"target": train.targets, "environment": train.environment, "group": train.group, **known.facts}
+    frame = frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})
+    return frame.assign(id=list(known.ids)) if known.ids else frame

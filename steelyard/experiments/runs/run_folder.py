@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -51,9 +52,19 @@ class RunFolder:
         """Remove the run that was set aside once this one has got somewhere, see `replacement.settle`."""
         return replacement.settle(self.path, self.signs)
 
-    def write_config(self, name: str, overrides: Sequence[str], recipe: object) -> None:
-        """Write what is carried out: the recipe's name as given, the fields set beside it, and all of the recipe."""
+    def write_config(
+        self, name: str, overrides: Sequence[str], recipe: object, files: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Write what is carried out.
+
+        Args:
+            name: the recipe's, as given.
+            overrides: the fields set beside it.
+            recipe: all of it.
+            files: the SHA-256 of each file of the user's that the data are made of; written where there are some.
+        """
         config = {"name": name, "overrides": list(overrides), "recipe": plain(recipe)}
+        config |= {"files": dict(files)} if files else {}
         write_text(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
 
     def read_config(self, kind: type[R]) -> tuple[str, tuple[str, ...], R]:

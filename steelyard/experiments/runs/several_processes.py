@@ -45,7 +45,7 @@ SHARED = (
 class Shares(Splits):
     """What one of several processes has of each split: a block of its samples, which need not have every environment.
 
-    The facts are those of all samples.
+    Facts and ids are those of all samples.
     """
 
     def __post_init__(self) -> None:
@@ -124,6 +124,7 @@ def loaded(load: Callable[[], Splits], ranks: Ranks) -> Splits:
 def _loaded(splits: Splits, ranks: Ranks) -> tuple[Shares, dict[str, str]]:
     """Return this rank's share, and what all ranks must have loaded alike: samples, their types and their labels."""
     facts = {"classes": str(splits.classes), "environments": str(splits.environments)}
+    facts |= {f"the file {name}": digest for name, digest in splits.sources.items()}
     for name in ("train", "validation", "test"):
         data = getattr(splits, name)
         facts |= {f"samples of {name}": str(len(data)), **sample_kinds(name, data)}
@@ -140,8 +141,11 @@ def _share(splits: Splits, ranks: Ranks) -> Shares:
                 f"the {name} split has {len(data)} samples, fewer than the {ranks.size} processes; start fewer"
             )
         own[name] = _block(data, ranks.share(len(data)))
-    kept = {name: getattr(splits, name) for name in ("name", "classes", "environments", "facts", "groups")}
+    kept = {name: getattr(splits, name) for name in _OF_ALL}
     return Shares(**kept, **own)
+
+
+_OF_ALL = ("name", "classes", "environments", "facts", "groups", "ids", "notes", "sources")
 
 
 def _block(data: Batch, positions: torch.Tensor) -> Batch:

@@ -1,0 +1,352 @@
+"""Data sets of one's own: what each column of labels means, and the splits that they make."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from steelyard._support import _check
+from steelyard._support._text import few, printable
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.data.groups import PARTS
+from steelyard.experiments.data.splits import Splits
+from steelyard.experiments.data.table import Table, as_number
+from steelyard.experiments.data.tabular import deal_parts
+from steelyard.experiments.errors import DataError
+
+__all__ = ["Labelled", "OwnData", "check_distinct", "sha256"]
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "0"), 0),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "1"), 1),
+    **dict.fromkeys(("test", "testing", "2"), 2),
+}
+_MOST_NUMBERS = 100  # classes that are numbers: beyond, they are measurements and not names
+
+Parts = tuple[Tensor, Tensor, Tensor]
+Features = Callable[[Tensor], tuple[Tensor, tuple[str, ...]]]
+"""Positions of the training rows -> the inputs of all rows ``(n, ...)``, and what a reader has to know of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData(ABC):
+    """What data sets of one's own share.
+
+    Attributes:
+        title: what tables, plots and pages call the data set (default: the file's name without its ending).
+    """
+
+    grayscale: ClassVar[bool] = False
+    needs_root: ClassVar[bool] = False
+    title: str = ""
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """The file, or the function, that the data come from."""
+
+    @property
+    @abstractmethod
+    def story(self) -> str:
+        """A sentence for the page."""
+
+    @property
+    def called(self) -> str:
+        """The name in tables and of files; no data set that ships, nor its published figures, is called so."""
+        own = re.sub(r"[^\w.-]+", "_", printable(self.title or Path(self.source).stem))
+        return f"{self.name}-{own}"  # type: ignore[attr-defined]
+
+    @abstractmethod
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file, by its path as given; DataError where one cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(OwnData):
+    """What the columns of labels mean.
+
+    Attributes:
+        target: the column of the class.
+        classes: the classes in the order of their ids; empty: all that occur, numbers by size, words by the alphabet.
+            The head "one_logit" predicts the second.
+        id: the column of each sample's name, no two alike; empty: the row's number, from 0.
+        group: the column of each sample's group; or
+        attributes: columns whose values make groups together with the class (group = class x attributes). Without
+            `environment` they are the environments too.
+        environment: the column of the environment, which the validation and the training split share.
+        split: the column that says "train", "validation" or "test" (or 0, 1, 2) of each sample. Without rows of
+            validation, `validation_share` of the training rows are dealt. Empty: all are dealt at random.
+        test_share: share of all samples that are dealt to the test split, stratified by class, group and environment.
+        validation_share: share of the rest that is dealt to validation.
+        split_seed: the seed of the dealing (default: the run's, so that each seed has splits of its own).
+    """
+
+    target: str
+    classes: tuple[str, ...] = ()
+    id: str = ""
+    group: str = ""
+    attributes: tuple[str, ...] = ()
+    environment: str = ""
+    split: str = ""
+    test_share: float = 0.2
+    validation_share: float = 0.2
+    split_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("test_share", "validation_share"):
+            _check.in_range(name, getattr(self, name), low=0.0, high=1.0, open_low=True, open_high=True)
+        if self.split_seed is not None:
+            _check.seed("split_seed", self.split_seed)
+        if not self.target:
+            raise ValueError("target must name the column of the class, got ''")
+        if self.group and self.attributes:
+            raise ValueError(
+                "group is a column of whole groups, attributes make groups with the class: give one of them"
+            )
+        for name in ("classes", "attributes"):
+            check_distinct(name, getattr(self, name))
+        others = [column for column in self.roles if column != self.target]
+        if len(others) < len(self.roles) - 1:
+            raise ValueError(f"the column {self.target!r} is the target; it cannot be anything else too")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The columns of labels that are named."""
+        named = (self.target, self.id, self.group, *self.attributes, self.environment, self.split)
+        return tuple(column for column in named if column)
+
+    @property
+    def story(self) -> str:
+        """A sentence for the page: what is learned, and what the groups and environments are."""
+        groups = self.group or " x ".join([self.target, *self.attributes] if self.attributes else [])
+        known = {"groups": groups, "environments": self.environment or ", ".join(self.attributes)}
+        told = "".join(f"; {what}: {columns}" for what, columns in known.items() if columns)
+        return f"{self.source}: the class is {self.target}{told}."
+
+    def splits_of(
+        self, table: Table, seed: int, features: Features, digests: Mapping[str, str], empty: Sequence[str] = ("",)
+    ) -> Splits:
+        """Return the splits of the samples whose labels are in `table`.
+
+        Args:
+            table: the columns of `roles`, a row a sample.
+            seed: of the dealing, unless `split_seed` is given.
+            features: see `Features`.
+            digests: see `OwnData.digests`.
+            empty: values that stand for a missing one; no label may be missing.
+
+        Raises:
+            DataError: a label is missing or unknown, an id is repeated, or a class, a group or an environment has no
+                sample in a split.
+        """
+        for column in dict.fromkeys(self.roles):
+            _check_filled(table, column, empty)
+        targets, classes = self._targets(table)
+        groups, group_names = self._groups(table, targets, classes)
+        environment = _combined(table, [self.environment] if self.environment else self.attributes)
+        strata = _unique_rows(targets, groups, environment[0])
+        parts, dealt = self._parts(table, strata, self.split_seed if self.split_seed is not None else seed)
+        self._check_present(table, "class", self.target, targets, classes, parts)
+        if group_names:
+            columns = self.group or ", ".join([self.target, *self.attributes])
+            self._check_present(table, "group", columns, groups, group_names, parts)
+        places, names = self._environments(table, *environment, parts)
+        inputs, notes = features(parts[0])
+        train, validation, test = (
+            Batch.of(
+                inputs[at],
+                targets[at],
+                environment=places[at] if part < 2 or _covers(places[at], len(names)) else None,
+                group=groups[at] if group_names else None,
+            )
+            for part, at in enumerate(parts)
+        )
+        ids = self._ids(table)
+        counts = ", ".join(f"{len(at)} in {part}" for part, at in zip(PARTS, parts, strict=True))
+        return Splits(
+            self.called,
+            train,
+            validation,
+            test,
+            classes,
+            names,
+            groups=group_names,
+            ids=tuple(ids[row] for row in parts[0].tolist()),
+            notes=(f"{len(table)} samples: {counts}{dealt}.", *notes),
+            sources=dict(digests),
+        )
+
+    def _targets(self, table: Table) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+        """Return the class of each row, and the classes."""
+        found = _sorted_values(table.columns[self.target])
+        if not self.classes:
+            _check_classes(table, self.target, found)
+        classes = self.classes or found
+        if len(classes) < 2:
+            raise DataError(f"{table.path}: {self.target!r} is {classes[0]!r} in every row; two classes are needed")
+        return table.codes(self.target, {name: code for code, name in enumerate(classes)}), classes
+
+    def _groups(
+        self, table: Table, targets: Int[Tensor, " n"], classes: tuple[str, ...]
+    ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+        """Return the group of each row (0 where groups are not known), and their names."""
+        if self.group:
+            return _combined(table, [self.group])
+        if not self.attributes:
+            return torch.zeros(len(table), dtype=torch.int64), ()
+        attribute, names = _combined(table, self.attributes)
+        return targets * len(names) + attribute, tuple(f"{one}, {other}" for one in classes for other in names)
+
+    def _parts(self, table: Table, strata: Int[Tensor, " n"], seed: int) -> tuple[Parts, str]:
+        """Return the rows of each split, and how they were dealt."""
+        if not self.split:
+            parts = deal_parts(strata, self.test_share, self.validation_share, seed)
+            return parts, f" (dealt at random by {self._whose}, stratified by class, group and environment)"
+        said = table.lower(self.split).codes(self.split, _SPLITS)
+        train, validation, test = (torch.nonzero(said == part).flatten() for part in range(3))
+        if not len(train) or not len(test):
+            missing = PARTS[0] if not len(train) else PARTS[2]
+            raise DataError(
+                f"{table.path}: no {table.unit} has {missing!r} in the column {self.split!r}; "
+                "mark some, or leave `split` out to have splits dealt"
+            )
+        if len(validation):
+            return (train, validation, test), ""
+        own, held, _ = deal_parts(strata[train], 0.0, self.validation_share, seed)
+        return (train[own], train[held], test), f" (validation dealt from the training rows by {self._whose})"
+
+    @property
+    def _whose(self) -> str:
+        return "the run's seed" if self.split_seed is None else f"seed {self.split_seed}"
+
+    def _check_present(
+        self,
+        table: Table,
+        kind: str,
+        column: str,
+        ids: Int[Tensor, " n"],
+        names: tuple[str, ...],
+        parts: Sequence[Int[Tensor, " _"]],
+    ) -> None:
+        """Raise DataError unless every class, or group, has a sample in each split."""
+        for part, at in zip(PARTS, parts, strict=True):
+            counts = torch.bincount(ids[at], minlength=len(names)).tolist()
+            if 0 not in counts:
+                continue
+            absent = counts.index(0)
+            rows = torch.nonzero(ids == absent).flatten().tolist()
+            first = f", the first in {table.unit} {table.lines[rows[0]]}" if rows else ""
+            total = f"{len(rows)} row{'s' * (len(rows) != 1)} in all{first}"
+            remedy = "mark some of them so" if self.split else "add rows, or give the split a larger share"
+            raise DataError(
+                f"{table.path}, column {column!r}: the {kind} {names[absent]!r} has no sample in the {part} split "
+                f"({total}); {remedy}"
+            )
+
+    def _environments(
+        self, table: Table, codes: Int[Tensor, " n"], names: tuple[str, ...], parts: Parts
+    ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+        """Return each row's environment (-1: none that training has), and the names of training's environments."""
+        seen = torch.unique(codes[parts[0]])
+        places = torch.full((max(len(names), 1),), -1)
+        places[seen] = torch.arange(len(seen))
+        found = places[codes]
+        columns = self.environment or ", ".join(self.attributes)
+        kept = tuple(names[code] for code in seen.tolist()) if names else ("all",)
+        for row in parts[1].tolist():
+            if found[row] < 0:
+                raise DataError(
+                    f"{table.path}, {table.unit} {table.lines[row]}, column {columns!r}: a row of the validation split "
+                    f"is of the environment {names[int(codes[row])]!r}, which no training row is of; validation is for "
+                    f"the training environments ({few(kept)})"
+                )
+        counts = torch.bincount(found[parts[1]], minlength=len(kept)).tolist()
+        if 0 in counts:
+            raise DataError(
+                f"{table.path}, column {columns!r}: the environment {kept[counts.index(0)]!r} has no sample in the "
+                f"{PARTS[1]} split; mark some of its rows so, or give the split a larger share"
+            )
+        return found, kept
+
+    def _ids(self, table: Table) -> Sequence[str]:
+        """Return each row's name; DataError where two rows have one."""
+        if not self.id:
+            return [str(row) for row in range(len(table))]
+        first: dict[str, int] = {}
+        for row, name in enumerate(table.columns[self.id]):
+            if first.setdefault(name, row) != row:
+                other = f"an id that no other {table.unit} has ({table.unit} {table.lines[first[name]]} has it)"
+                raise table.error(row, self.id, other)
+        return table.columns[self.id]
+
+
+def check_distinct(name: str, values: Sequence[str]) -> None:
+    """Raise ValueError if one of `values` stands there twice."""
+    if len(set(values)) < len(values):
+        twice = next(value for value in values if list(values).count(value) > 1)
+        raise ValueError(f"{name} names {twice!r} twice")
+
+
+def sha256(data: bytes) -> str:
+    """Return the digest of a file's bytes, as it is filed with a run."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_filled(table: Table, column: str, empty: Sequence[str]) -> None:
+    marks = set(empty)
+    row = next((row for row, value in enumerate(table.columns[column]) if value in marks), None)
+    if row is not None:
+        raise table.error(row, column, "a value: labels may not be missing")
+
+
+def _check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:
+    """Raise DataError if the values are measurements and not classes."""
+    numbers = [as_number(value) for value in found]
+    fraction = next((value for value, x in zip(found, numbers, strict=True) if x % 1), None)
+    if any(x != x for x in numbers) or (fraction is None and len(found) <= _MOST_NUMBERS):
+        return
+    row = list(table.columns[column]).index(found[-1] if fraction is None else fraction)
+    raise table.error(
+        row,
+        column,
+        f"a class: recipes classify and do no regression ({len(found)} different numbers are there); make classes of "
+        "them, list them as `classes`, or reweight a regression by `steelyard.Maple` in your own code",
+    )
+
+
+def _sorted_values(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the values that occur: numbers by size, words by the alphabet."""
+    found = sorted(set(values))
+    numbers = {value: as_number(value) for value in found}
+    if all(x == x for x in numbers.values()):
+        found.sort(key=numbers.__getitem__)
+    return tuple(found)
+
+
+def _combined(table: Table, columns: Sequence[str]) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+    """Return an id for each row's combination of the columns' values, and the names of all combinations."""
+    codes = torch.zeros(len(table), dtype=torch.int64)
+    names: tuple[str, ...] = ("",)
+    for column in columns:
+        values = _sorted_values(table.columns[column])
+        codes = codes * len(values) + table.codes(column, {value: code for code, value in enumerate(values)})
+        names = tuple(f"{name}, {value}" if name else value for name in names for value in values)
+    return codes, names if columns else ()
+
+
+def _unique_rows(*columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    return torch.unique(torch.stack(columns, 1), dim=0, return_inverse=True)[1]
+
+
+def _covers(ids: Int[Tensor, " n"], count: int) -> bool:
+    """Return whether the ids are exactly 0 .. count - 1, each there."""
+    return torch.unique(ids).tolist() == list(range(count))
