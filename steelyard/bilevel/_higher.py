@@ -8,8 +8,8 @@ import higher
 import torch
 from torch import Tensor
 
+from steelyard.bilevel._torch_stepper import check_schedule, options
 from steelyard.bilevel.step import Step, Tensors
-from steelyard.bilevel.unrolled import check_schedule, options
 
 __all__ = ["HigherStepper"]
 

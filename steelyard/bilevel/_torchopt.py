@@ -9,8 +9,8 @@ import torch
 import torchopt
 from torch import Tensor
 
+from steelyard.bilevel._torch_stepper import check_schedule, double_scalars
 from steelyard.bilevel.step import Step, Tensors
-from steelyard.bilevel.unrolled import check_schedule, double_scalars
 
 __all__ = ["TorchOptStepper"]
 
