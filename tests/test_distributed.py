@@ -116,7 +116,7 @@ DIFFERS = {
     "labels": "Maple.fit is not the same on all ranks: train.targets is torch.int64 (n) on rank 0, torch.float64 (n) o",
     "shape": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch.float64",
     "inputs": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, missing",
-    "shared": "Maple.fit is not the same on all ranks: shared is steelyard.reweight.Shared(source=torch.int64 (8,) ",
+    "shared": "Maple.fit is not the same on all ranks: shared is steelyard.reweight.shared.Shared(source=torch.int64 ",
     "no samples": "Maple.fit is not the same on all ranks: train.inputs is torch.float64 (n, 2) on rank 0, torch",
     "weight's dtype": "the inner run is not the same on all ranks: inner.weight is torch.float64 on rank 0, torch.flo",
     "loop's learning rate": "the record is not the same on all ranks: optimizer.lr is 0.1 on rank 0, 0.2 on rank 1",
