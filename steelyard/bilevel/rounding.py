@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steelyard.bilevel.optimizers import ParameterUpdate, Pulled
 
-__all__ = ["Norm", "Rounding", "noise_of", "typical_noise"]
+__all__ = ["Norm", "Rounding", "noise_of", "norm_of", "typical_noise"]
 
 _LOOSE = 1e3
 """How many times what is allowed the first-order bound may be before the noise itself need not be put in to know."""
@@ -89,5 +89,10 @@ def noise_of(gradient: Tensor) -> Tensor:
 def typical_noise(gradients: Mapping[str, Tensor]) -> float:
     """Return what float32 does to an entry of the whole gradient: an entry that is only noise is as large as that."""
     count = sum(g.numel() for g in gradients.values())
-    size = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])))
+    size = norm_of(gradients)
     return 2 * torch.finfo(torch.float32).eps * size / max(1, count) ** 0.5
+
+
+def norm_of(tensors: Mapping[str, Tensor]) -> float:
+    """Return the norm of all tensors together, of which there is at least one."""
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in tensors.values()])))

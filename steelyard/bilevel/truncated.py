@@ -14,6 +14,7 @@ from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import gradient_in_float64, in_float64, step_in_float64
 from steelyard.bilevel.replay import gradient
+from steelyard.bilevel.rounding import norm_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.storage import newest_first
@@ -264,12 +265,12 @@ class Truncated:
             return False
         allowed = _BLURRED * _size(tangents)
         blurred = update.noise > allowed
-        if run.ranks.any(blurred) or not run.ranks.any(allowed < update.rounding * _norm(update.direction)):
+        if run.ranks.any(blurred) or not run.ranks.any(allowed < update.rounding * norm_of(update.direction)):
             return blurred
         zero = _where_zero(step, update)
-        if not run.ranks.any(allowed < update.rounding * _norm(zero)):
+        if not run.ranks.any(allowed < update.rounding * norm_of(zero)):
             return False
-        surely = run.ranks.any(allowed < update.rounding * _norm(_where_zero(step, update, seen=True)))
+        surely = run.ranks.any(allowed < update.rounding * norm_of(_where_zero(step, update, seen=True)))
         rest = {name: u - zero[name] for name, u in update.direction.items()}
         return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
@@ -347,10 +348,6 @@ class FiniteDifference(Truncated):
         if length is not None:
             _check.in_range("length", length, low=0.0, open_low=True)
         self.ladder = Ladder(memory, Differences(length))
-
-
-def _norm(tensors: Tensors) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in tensors.values()])))
 
 
 def _where_zero(step: Step, update: Update, seen: bool = False) -> Tensors:

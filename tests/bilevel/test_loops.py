@@ -22,7 +22,7 @@ from steelyard.bilevel import (
     Unrolled,
     WeightedLoss,
 )
-from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm, dropout, mlp, relative
+from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dropout, mlp, relative
 from tests.test_readme import README
 
 Clip = Callable[[Any, nn.Module], object]
@@ -87,20 +87,9 @@ class Loop:
     dtype: torch.dtype = torch.float64
     samples: int = 8
 
-    def data(self) -> Batch:
-        generator = torch.Generator().manual_seed(1)
-        inputs = torch.randn(self.samples, 4, generator=generator, dtype=torch.float64).to(self.dtype)
-        return Batch.of(inputs, torch.randint(0, 3, (self.samples,), generator=generator))
+    evaluation = True  # of the outer loss
 
-    def weight(self) -> Tensor:
-        generator = torch.Generator().manual_seed(2)
-        return 0.5 + torch.rand(self.samples, generator=generator, dtype=torch.float64).to(self.dtype)
-
-    def outer(self, model: nn.Module) -> Tensor:
-        generator = torch.Generator().manual_seed(3)
-        inputs = torch.randn(7, 4, generator=generator, dtype=torch.float64).to(self.dtype)
-        targets = torch.randint(0, 3, (7,), generator=generator)
-        return F.cross_entropy(model.eval()(inputs), targets)
+    data, weight, outer = Problem.data, Problem.start_weight, Problem.outer
 
     def run(self, weight: Tensor, recorded: bool = True, extra: Callable[[int, int], Any] = lambda step, k: None):
         """Train; `extra(step, micro-batch)` may give one more row, ``(sample, its weight)``, for the micro-batch."""
