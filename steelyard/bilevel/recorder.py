@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -18,14 +15,26 @@ from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
 from steelyard._support._nested import named_tensors
+from steelyard.bilevel.accumulation import Accumulation
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.clipping import Clip, NormClip, ValueClip
+from steelyard.bilevel.clipping import NormClip, ValueClip
 from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
+from steelyard.bilevel.kept_update import copy_into, dense, fill_in, keep_update
 from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
-from steelyard.bilevel.step import Conditions, Findings, MicroBatch, Step, Tensors, random_state
+from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
 from steelyard.bilevel.sweep.graph_record import ForwardRecord, Recording
+from steelyard.bilevel.trained_module import (
+    autocast_of,
+    buffer_versions,
+    buffers_changed,
+    check_ranks,
+    counts_no_batches,
+    optimized_names,
+    same_random_state,
+    unwrap,
+)
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Recorder"]
@@ -109,13 +118,13 @@ class Recorder:
         self._pullback = pullback_for(optimizer)
         self._differences = self._pullback if isinstance(self._pullback, ElementwisePullback) else None
         self._used: Tensors = {}
-        _check_ranks(model, objective)
+        check_ranks(model, objective)
         self._model = model
         self._module = unwrap(model)
         self._optimizer = optimizer
         self._objective = objective
         self._full_state, self._reuse = full_state, reuse
-        self._names = _names(self._module, optimizer)
+        self._names = optimized_names(self._module, optimizer)
         self._steps = _check.integer("steps", steps, low=1)
         self._storage = storage if steps > 1 else WHOLE
         if storage.dtype is not None and not self._pullback.linear:
@@ -129,12 +138,8 @@ class Recorder:
                 f"not known how to make for {type(optimizer).__name__}; record whole steps, checkpoint_every=1"
             )
         self._window: deque[Step] = deque()
-        self._passes: list[_Pass] = []
-        self._clips: list[Clip] = []
-        self._fault = ""
-        self._in_backward = False
+        self._accumulation = Accumulation(optimizer)
         self._depth = 0
-        self._norm: Tensor | None = None
         self._agreed = False
         self._after: list[Guard] = []
         self._mark = torch.zeros(0, dtype=torch.int64)
@@ -156,16 +161,7 @@ class Recorder:
             handle.remove()
         self._handles = []
         self._window.clear()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what was noted since the last step."""
-        self._passes, self._clips, self._fault, self._norm = [], [], "", None
-
-    @property
-    def _pending(self) -> Step | None:
-        """The newest loss that no step has followed."""
-        return self._passes[-1].step if self._passes else None
+        self._accumulation.forget()
 
     def loss(self, batch: Batch, weight: Tensor | Numbers, scale: float | int = 1.0) -> Tensor:
         """Return ``scale * objective(model, batch, weight)`` and note what is needed to replay it.
@@ -193,13 +189,13 @@ class Recorder:
         self._check(batch, weight)
         if not self._agreed:
             self._agree(batch, weight)
-        self._passes = [one for one in self._passes if one.arrival.of_use]
-        self._in_backward, self._depth = False, 0  # where a backward pass or a step has failed
+        self._accumulation.drop_useless()
+        self._depth = 0  # where a step has failed
         # Before this forward pass takes memory of its own:
-        for earlier in [*self._window, *(one.step for one in self._passes)]:
+        for earlier in [*self._window, *self._accumulation.steps]:
             earlier.findings.gradient = earlier.findings.forward_record = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
-            self._names = _names(self._module, self._optimizer)  # add_param_group
+            self._names = optimized_names(self._module, self._optimizer)  # add_param_group
         modules = list(self._module.modules())
         buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
         held = [*self._untrained(), *((f"buffer {name!r}", one) for name, one in buffers.items() if one.requires_grad)]
@@ -212,29 +208,27 @@ class Recorder:
             buffers={name: one if one.requires_grad else one.detach().clone() for name, one in buffers.items()},
             modes=tuple([module.training for module in modules]),
             rng=random_state(self._module),
-            autocast=_autocast(self._module),
+            autocast=autocast_of(self._module),
             divisor=_divisor_of_all(self._objective, weight),
         )
-        versions = _versions(modules)
-        if self._pending is not None:
-            self._pending.findings.rewritten |= self._written != versions
+        versions = buffer_versions(modules)
+        pending = self._accumulation.newest
+        if pending is not None:
+            pending.findings.rewritten |= self._written != versions
         value, findings.forward_record = self._evaluate(batch, weight, conditions.divisor)
         # Detected by effect, not by class only, so that functional dropout and home-made norms are seen too.
-        findings.stochastic = not _same_state(conditions.rng, random_state(self._module))
+        findings.stochastic = not same_random_state(conditions.rng, random_state(self._module))
         # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
         # without counting it.
-        wrote = conditions.divisor is None and versions != _versions(modules)
-        findings.coupled = wrote or _counts_no_batches(modules) or _changed(self._module, conditions.buffers)
+        wrote = conditions.divisor is None and versions != buffer_versions(modules)
+        findings.coupled = wrote or counts_no_batches(modules) or buffers_changed(self._module, conditions.buffers)
         if conditions.divisor is not None and findings.coupled:
             raise RuntimeError(_COUPLED)
         if findings.forward_record is not None:
             findings.forward_record.listening = not findings.coupled
-        self._written = _versions(modules)
+        self._written = buffer_versions(modules)
         value = value if scale == 1.0 else value * scale
-        arrival = _Arrival(scale)
-        self._passes.append(_Pass(Step(batch, weight.detach(), conditions, findings, scale=scale), arrival))
-        if value.requires_grad:
-            value.register_hook(_Hook(self, arrival))
+        self._accumulation.add(Step(batch, weight.detach(), conditions, findings, scale=scale), value)
         self._listen()
         return value
 
@@ -271,8 +265,8 @@ class Recorder:
         norm = nn.utils.clip_grad_norm_(taken, max_norm, norm_type, error_if_nonfinite, foreach)
         names = tuple([self._names[p] for p in taken if p in self._names])
         clip = NormClip(names, max_norm, norm_type, foreach, float(norm))
-        if self._passes and clip.factor < 1:
-            self._clips.append(clip)
+        if self._accumulation and clip.factor < 1:
+            self._accumulation.clips.append(clip)
         return norm
 
     def clip_grad_value_(
@@ -292,14 +286,14 @@ class Recorder:
         taken = self._clipped(parameters)
         nn.utils.clip_grad_value_(taken, clip_value, foreach)
         names = tuple([self._names[p] for p in taken if p in self._names])
-        if self._passes and names:
-            self._clips.append(ValueClip(names, clip_value, foreach))
+        if self._accumulation and names:
+            self._accumulation.clips.append(ValueClip(names, clip_value, foreach))
 
     def _clipped(self, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
         """Return those of `parameters` that have a gradient; what was done to it since backward is noted first."""
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         taken = [p for p in given if p.grad is not None]
-        if not self._passes:
+        if not self._accumulation:
             return taken
         if len(set(taken)) < len(taken):
             raise ValueError("parameters holds a parameter twice, which torch would clip twice: give each once")
@@ -310,71 +304,8 @@ class Recorder:
                 f"parameter {named.get(others[0], tuple(others[0].shape))} is clipped, but not trained by the recorded "
                 "optimizer: clip the parameters of optimizer.param_groups, or set requires_grad_(False) on the others"
             )
-        self._settle_scales()
+        self._accumulation.settle_scales()
         return taken
-
-    def _settle_scales(self) -> None:
-        """Note what each micro-batch's loss was multiplied by, seen from the gradients as they are now.
-
-        Two things multiply: the loop (what arrived at the loss in the backward pass says by how much), and who divided
-        the gradients since, as a `GradScaler` does (the norm says by how much).
-        """
-        passes = [one for one in self._passes if one.arrival.factors]
-        if all(one.arrival.settled or one.arrival.factors == [1.0] for one in passes):
-            return
-        divided = self._divided()
-        found = [sum(map(float, one.arrival.factors)) for one in passes]
-        shares = [
-            _one_over_whole(factor, one.arrival.rounding)
-            if divided == 1.0
-            else _one_over(factor * divided, (1, len(passes)), max(_MEASURED, one.arrival.rounding))
-            for one, factor in zip(passes, found, strict=True)
-        ]
-        if shares[0] is None or len(set(shares)) > 1:
-            odd = next((f for f, share in zip(found, shares, strict=True) if share != shares[0]), found[0])
-            self._fault = _UNKNOWN_SCALE.format(factor=(found[0] if shares[0] is None else odd) * divided)
-        for one, share in zip(passes, shares, strict=True):
-            one.step.scale, one.arrival.settled = one.arrival.scale * (share or 1.0), True
-
-    def _divided(self) -> float:
-        """Return what the gradients were multiplied by since the last backward pass.
-
-        (Looked at where the loss was multiplied by something, too.)
-        """
-        fused = getattr(self._optimizer, "grad_scale", None)  # under a GradScaler: divided by it in the step itself
-        if fused is not None:
-            return 1.0 / float(fused)
-        if self._norm is None:
-            return 1.0
-        before, after = float(self._norm), float(_norm_of(self._names))
-        return after / before if before > 0 and math.isfinite(before) else 1.0
-
-    def _backward_begins(self, arrival: _Arrival, gradient: Tensor) -> None:
-        """A backward pass has come to a recorded loss."""
-        factor = gradient.detach() if gradient.is_cuda else float(gradient)
-        if not self._in_backward:
-            self._norm = None
-            earlier = [one for one in self._passes if one.arrival.factors]
-            if earlier and _cleared(self._names):
-                arrival.factors.clear()
-                self._passes = [one for one in self._passes if not one.arrival.factors]
-                self._clips, self._fault = [], ""
-            elif self._clips:
-                self._fault = _CLIPPED_BETWEEN
-            if len(self._passes) > 1 or isinstance(factor, Tensor) or factor != 1.0:  # (the usual case needs no look)
-                self._in_backward = True
-                torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
-        arrival.factors.append(factor)
-        arrival.rounding, arrival.settled = 4 * torch.finfo(gradient.dtype).eps, False
-
-    def _backward_ends(self) -> None:
-        if self._in_backward:  # once more, behind what others (DDP) have put in the line meanwhile
-            self._in_backward = False
-            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
-            return
-        newest = [one.arrival.factors[-1] for one in self._passes if one.arrival.factors]
-        if any(isinstance(one, Tensor) or one != 1.0 for one in newest):
-            self._norm = _norm_of(self._names)
 
     def _untrained(self) -> list[tuple[str, Tensor]]:
         """Return the parameters that the optimizer does not train, with what to call them."""
@@ -421,7 +352,7 @@ class Recorder:
         Raises:
             RuntimeError: no step was recorded, or a loss was recorded without its optimizer step.
         """
-        if self._pending is not None:
+        if self._accumulation:
             raise RuntimeError(
                 "a loss was recorded but optimizer.step() has not followed: call it before trajectory(); if a "
                 "GradScaler skipped that step, take one more"
@@ -455,22 +386,22 @@ class Recorder:
             return
         overflow = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler: it will not move
         if overflow is not None and bool(overflow):
-            self._forget()
+            self._accumulation.forget()
             return
-        if self._pending is None:
+        if not self._accumulation:
             self._window.clear()
             return
         self._check_between_steps()
-        step = self._gathered()
+        step = self._accumulation.gathered()
         findings = step.findings
-        findings.rewritten = self._written != _versions(list(self._module.modules()))
+        findings.rewritten = self._written != buffer_versions(list(self._module.modules()))
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):
             raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")
         step.checkpoint = self._storage.starts_stretch(self._window)
-        step.parameters = _copy(live, self._storage.make_room(self._window, self._steps))
+        step.parameters = copy_into(live, self._storage.make_room(self._window, self._steps))
         step.skipped = frozenset(name for name, p in live.items() if p.grad is None)
-        gradient = {name: _dense(p.grad, name) for name, p in live.items() if p.grad is not None}
+        gradient = {name: dense(p.grad, name) for name, p in live.items() if p.grad is not None}
         findings.gradient = {name: (one, one._version) for name, one in gradient.items()}
         if self._differences is not None:
             self._used = {name: one.detach().clone() for name, one in gradient.items()}  # a step may write to them
@@ -478,28 +409,17 @@ class Recorder:
             findings.projected = projection(gradient)
             fused = getattr(optimizer, "grad_scale", None)
             findings.projected = findings.projected if fused is None else findings.projected / float(fused)
-        for group in optimizer.param_groups:
-            settings = {key: _plain(value) for key, value in group.items() if key != "params"}
-            if isinstance(optimizer, torch.optim.AdamW):  # whose groups do not say so before torch 2.7
-                settings["decoupled_weight_decay"] = True
-            for p in group["params"]:
-                name = self._names[p]
-                step.groups[name] = settings
-                state = optimizer.state.get(p, {})
-                if not step.checkpoint:
-                    step.state[name] = self._pullback.keep(state)
-                if self._full_state or step.checkpoint:
-                    step.full_state[name] = {key: _clone(value) for key, value in state.items()}
+        keep_update(step, optimizer, self._names, self._pullback.keep, self._full_state)
         for earlier in self._window:
             if earlier.parameters.keys() < step.parameters.keys() and earlier.kept == "whole":
-                _fill_in(earlier, step)
+                fill_in(earlier, step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth = max(0, self._depth - 1)
         if self._depth:
             return
-        step = self._pending
-        self._forget()
+        step = self._accumulation.newest
+        self._accumulation.forget()
         if step is None:
             return
         if not step.parameters:
@@ -528,23 +448,6 @@ class Recorder:
                 )
                 return
 
-    def _gathered(self) -> Step:
-        """Return the step with those micro-batches whose gradients the optimizer has; the newest stays pending."""
-        self._in_backward = False
-        self._settle_scales()
-        passes = [one for one in self._passes if one.arrival.factors] or self._passes[-1:]
-        *earlier, newest = passes
-        step = newest.step
-        step.accumulated = tuple(
-            [
-                MicroBatch(one.batch, one.weight, one.conditions, one.findings, one.scale)
-                for one in (before.step for before in earlier)
-            ]
-        )
-        step.clips, step.findings.fault = tuple(self._clips), self._fault
-        self._passes = [newest]
-        return step
-
     def _check_between_steps(self) -> None:
         """Raise if parameters were changed between two recorded steps: the pull-back would skip that change."""
         if not self._window:
@@ -562,97 +465,6 @@ class Recorder:
             )
 
 
-class _Arrival:
-    """What came back to a recorded loss: by how much it was multiplied on the way to what `backward` was called on.
-
-    Attributes:
-        scale: what the recorder itself multiplied it by.
-        factors: the gradients that arrived, one a backward pass.
-        rounding: of such a factor, relative.
-        settled: the step knows of them.
-        hook: what notes them, as long as the graph is there.
-    """
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-        self.factors: list[Tensor | float] = []
-        self.rounding = 0.0
-        self.settled = False
-        self.hook: weakref.ref[_Hook] | None = None
-
-    @property
-    def of_use(self) -> bool:
-        """Whether the loss has a part in the next step, or may have yet."""
-        return bool(self.factors) or (self.hook is not None and self.hook() is not None)
-
-
-class _Hook:
-    """On a recorded loss; it lives as long as the graph does."""
-
-    def __init__(self, recorder: Recorder, arrival: _Arrival) -> None:
-        self._recorder, self._arrival = weakref.ref(recorder), arrival
-        arrival.hook = weakref.ref(self)
-
-    def __call__(self, gradient: Tensor) -> None:
-        """Note what arrives."""
-        recorder = self._recorder()
-        # (Of several gradients at once, `is_grads_batched`, no step is made.)
-        if recorder is not None and not _is_batched(gradient):
-            recorder._backward_begins(self._arrival, gradient)
-
-
-def _is_batched(gradient: Tensor) -> bool:
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
-
-
-@dataclass
-class _Pass:
-    """A forward pass whose step has not come yet."""
-
-    step: Step
-    arrival: _Arrival
-
-
-_UNKNOWN_SCALE = (
-    "the recorded loss was multiplied by {factor:.6g} on its way to backward(), and nothing says whether that is a "
-    "constant: give it to the recorder, recorder.loss(batch, weight, scale={factor:.6g}), or put what computes it "
-    "into the objective; division of every micro-batch's loss by one whole number is known to be one"
-)
-_CLIPPED_BETWEEN = (
-    "the gradient was clipped between the micro-batches of a recorded step: clip after the last backward(), or leave "
-    "such steps out of the record"
-)
-
-
-_MEASURED = 2e-7
-"""How far a factor may be off that was found by the norms of gradients: a `GradScaler` divides in float32."""
-
-
-def _one_over_whole(factor: float, tolerance: float) -> float | None:
-    """Return 1 / m for the whole number m >= 1 that `factor` is one over, up to rounding; else None.
-
-    A function of the loss that is not linear has a slope that is no such number but by accident.
-    """
-    return _one_over(factor, (round(1 / factor),), tolerance) if 1e-3 <= factor < 2 else None
-
-
-def _one_over(factor: float, wholes: Iterable[int], tolerance: float) -> float | None:
-    """Return 1 / m for the first m of `wholes` that `factor` is one over."""
-    return next((1.0 / m for m in wholes if m and abs(factor * m - 1.0) <= tolerance), None)
-
-
-def _cleared(parameters: Iterable[Tensor]) -> bool:
-    """Whether no parameter has a gradient, or only zeros."""
-    return all(p.grad is None or not bool(p.grad.any()) for p in parameters)
-
-
-def _norm_of(parameters: Iterable[Tensor]) -> Tensor:
-    """Return the norm of the gradients of all `parameters`, in float64: a factor is to be seen in all digits."""
-    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-
-
 _COUPLED = (
     "the forward pass wrote to a buffer or normalised by its batch (BatchNorm or SyncBatchNorm in training mode): on "
     "several ranks each has a share of the batch only, and the derivative of the whole is not known; put such layers "
@@ -664,130 +476,3 @@ def _divisor_of_all(objective: Objective, weight: Tensor) -> Divisor | None:
     """Return what the inner loss divides its sum by, of all ranks' weights; None in one process."""
     several = isinstance(objective, WeightedLoss) and objective.ranks.size > 1
     return objective.divisor(weight) if isinstance(objective, WeightedLoss) and several else None
-
-
-def _check_ranks(model: nn.Module, objective: Objective) -> None:
-    """Raise where the gradients would not be those of the inner loss over the batch of all ranks."""
-    averaged = 1
-    for wrapper in _wrappers(model):
-        if isinstance(wrapper, nn.parallel.DistributedDataParallel):
-            averaged = torch.distributed.get_world_size(wrapper.process_group)
-    ranks = objective.ranks.size if isinstance(objective, WeightedLoss) else 1
-    if ranks == averaged:
-        return
-    if ranks == 1:
-        raise ValueError(
-            f"under DistributedDataParallel on {averaged} ranks the inner loss must be that of the whole batch, of "
-            "which each rank has a share: give a WeightedLoss(..., ranks=Processes()) (steelyard.distributed)"
-        )
-    raise ValueError(
-        f"objective.ranks are {ranks} processes, but the gradients of the model are averaged over {averaged}: wrap it "
-        "in DistributedDataParallel over the same group, or leave out ranks"
-    )
-
-
-def _changed(module: nn.Module, buffers: Tensors) -> bool:
-    """Whether a forward pass changed a buffer, by value, or made one."""
-    return any(
-        name not in buffers or not (value is buffers[name] or torch.equal(value, buffers[name]))
-        for name, value in module.named_buffers()
-    )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside `torch.compile` and DDP wrappers."""
-    return list(_wrappers(model))[-1]
-
-
-def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield `model`, what it wraps, and so on to the module itself."""
-    inner: nn.Module | None = model
-    while inner is not None:
-        model = inner
-        yield model
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-
-
-def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
-    names = {p: name for name, p in module.named_parameters()}
-    for number, group in enumerate(optimizer.param_groups):
-        for position, p in enumerate(group["params"]):
-            if p not in names:
-                raise ValueError(
-                    f"tensor {position} of optimizer group {number}, shape {tuple(p.shape)}, is not a parameter of the "
-                    "model: give Recorder the module that holds all that the optimizer trains"
-                )
-            if p.is_complex():
-                raise TypeError(
-                    f"parameter {names[p]!r} is complex ({p.dtype}), of which the updates have other derivatives: hold "
-                    "it as a real parameter with a last axis of 2, and use torch.view_as_complex in forward"
-                )
-    optimized = [p for group in optimizer.param_groups for p in group["params"]]
-    return {p: names[p] for p in optimized}
-
-
-def _fill_in(earlier: Step, step: Step) -> None:
-    """Give a step the parameters that a later one is the first to train (`add_param_group`), which it left alone.
-
-    Where one was written to in between, its guard stays, and is broken.
-    """
-    everything = [earlier.findings, *(one.findings for one in earlier.accumulated)]
-    for name in step.parameters.keys() - earlier.parameters.keys():
-        what = f"parameter {name!r}"
-        if any(guard.broken for findings in everything for guard in findings.guards if guard.what == what):
-            continue
-        for findings in everything:
-            findings.guards = [guard for guard in findings.guards if guard.what != what]
-        earlier.parameters[name] = step.parameters[name].clone()
-        earlier.skipped |= {name}
-        earlier.state[name], earlier.groups[name] = {}, step.groups[name]
-        if earlier.full_state:
-            earlier.full_state[name] = {}
-
-
-def _copy(live: dict[str, Tensor], spare: Tensors) -> Tensors:
-    """Copy into the storage of a step that just left the window, where there is one."""
-    with torch.no_grad():
-        if spare.keys() == live.keys():  # add_param_group makes them more
-            torch._foreach_copy_(list(spare.values()), [live[name] for name in spare])
-            return spare
-        return {name: p.detach().clone() for name, p in live.items()}
-
-
-def _dense(gradient: Tensor, name: str) -> Tensor:
-    if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {name!r} is sparse, which is not supported; use sparse=False")
-    return gradient
-
-
-def _clone(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:
-    device = next(module.parameters()).device.type
-    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-
-
-def _same_state(one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]) -> bool:
-    same_cuda = one[1] is None or other[1] is None or torch.equal(one[1], other[1])
-    return torch.equal(one[0], other[0]) and same_cuda
-
-
-def _versions(modules: list[nn.Module]) -> list[int]:
-    return [buffer._version for module in modules for buffer in module._buffers.values() if buffer is not None]
-
-
-def _counts_no_batches(modules: list[nn.Module]) -> bool:
-    """BatchNorm that normalises by the batch and counts none: it may leave its buffers as they were."""
-    return any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm)
-        and (m.running_mean is None or (m.training and m.num_batches_tracked is None))
-        for m in modules
-    )

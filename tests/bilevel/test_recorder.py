@@ -74,8 +74,8 @@ def test_gradients_and_activations_of_a_step_are_gone_before_the_next_forward_pa
         model.register_forward_pre_hook(lambda *_: left.append(sum(one() is not None for one in seen)))
         for _ in range(3):
             loss = recorder.loss(batch, torch.ones(6, dtype=torch.float64))
-            assert recorder._pending is not None
-            forward_record = recorder._pending.findings.forward_record
+            assert recorder._accumulation.newest is not None
+            forward_record = recorder._accumulation.newest.findings.forward_record
             assert (forward_record is not None) == reuse
             seen += [weakref.ref(forward_record)] if forward_record is not None else []
             del forward_record
