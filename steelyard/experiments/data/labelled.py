@@ -7,11 +7,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from steelyard._support import _check
@@ -33,8 +34,12 @@ _SPLITS = {
 _MOST_NUMBERS = 100  # classes that are numbers: beyond, they are measurements and not names
 
 Parts = tuple[Tensor, Tensor, Tensor]
-Features = Callable[[Tensor], tuple[Tensor, tuple[str, ...]]]
-"""Positions of the training rows -> the inputs of all rows ``(n, ...)``, and what a reader has to know of them."""
+Gather = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Batch]
+"""Positions, their targets, environments and groups -> these samples, wherever their inputs are."""
+Features = Callable[[Tensor], tuple[Tensor | Gather, tuple[str, ...]]]
+"""Positions of the training rows -> the inputs of all rows ``(n, ...)``, or what makes samples of some of them, and
+what a reader has to know of them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,8 @@ class Labelled(OwnData):
         id: the column of each sample's name, no two alike; empty: the row's number, from 0.
         group: the column of each sample's group; or
         attributes: columns whose values make groups together with the class (group = class x attributes). Without
-            `environment` they are the environments too.
+            `environment` they are the environments too. Groups that are not known in training are left empty in all
+            rows that `split` calls training; then the methods that need none there run (`Splits.groups_hidden`).
         environment: the column of the environment, which the validation and the training split share.
         split: the column that says "train", "validation" or "test" (or 0, 1, 2) of each sample. Without rows of
             validation, `validation_share` of the training rows are dealt. Empty: all are dealt at random.
@@ -148,28 +154,37 @@ class Labelled(OwnData):
             DataError: a label is missing or unknown, an id is repeated, or a class, a group or an environment has no
                 sample in a split.
         """
-        for column in dict.fromkeys(self.roles):
+        for column in dict.fromkeys(column for column in self.roles if column not in self._of_groups):
             _check_filled(table, column, empty)
+        hidden = self._hidden(table, empty)
         targets, classes = self._targets(table)
-        groups, group_names = self._groups(table, targets, classes)
-        environment = _combined(table, [self.environment] if self.environment else self.attributes)
+        groups, group_names = self._groups(table, targets, classes, hidden)
+        environment = _combined(table, self._of_environments(hidden))
         strata = _unique_rows(targets, groups, environment[0])
         parts, dealt = self._parts(table, strata, self.split_seed if self.split_seed is not None else seed)
+        if hidden is not None and dealt:
+            raise DataError(
+                f"{table.path}: the training rows have no {few(map(repr, self._of_groups))}, nor would the validation "
+                f"rows that are dealt from them; mark rows with groups as {PARTS[1]!r} in the column {self.split!r}"
+            )
         self._check_present(table, "class", self.target, targets, classes, parts)
         if group_names:
             columns = self.group or ", ".join([self.target, *self.attributes])
-            self._check_present(table, "group", columns, groups, group_names, parts)
-        places, names = self._environments(table, *environment, parts)
+            self._check_present(table, "group", columns, groups, group_names, parts, since=hidden is not None)
+        places, names = self._environments(table, *environment, parts, self._of_environments(hidden))
         inputs, notes = features(parts[0])
+        gather = inputs if callable(inputs) else partial(_in_memory, inputs)
         train, validation, test = (
-            Batch.of(
-                inputs[at],
+            gather(
+                at,
                 targets[at],
-                environment=places[at] if part < 2 or _covers(places[at], len(names)) else None,
-                group=groups[at] if group_names else None,
+                places[at] if part < 2 or _covers(places[at], len(names)) else None,
+                groups[at] if group_names and (part > 0 or hidden is None) else None,
             )
             for part, at in enumerate(parts)
         )
+        if hidden is not None:
+            notes = (f"Groups are known in validation and test alone ({', '.join(self._of_groups)}).", *notes)
         ids = self._ids(table)
         counts = ", ".join(f"{len(at)} in {part}" for part, at in zip(PARTS, parts, strict=True))
         return Splits(
@@ -195,15 +210,44 @@ class Labelled(OwnData):
             raise DataError(f"{table.path}: {self.target!r} is {classes[0]!r} in every row; two classes are needed")
         return table.codes(self.target, {name: code for code, name in enumerate(classes)}), classes
 
+    @property
+    def _of_groups(self) -> tuple[str, ...]:
+        """The columns that make the groups."""
+        return (self.group,) if self.group else self.attributes
+
+    def _of_environments(self, hidden: Sequence[bool] | None) -> tuple[str, ...]:
+        """Return the columns that make the environments."""
+        return (self.environment,) if self.environment else self.attributes if hidden is None else ()
+
+    def _hidden(self, table: Table, empty: Sequence[str]) -> Sequence[bool] | None:
+        """Return which rows are of training, if all of these lack their groups; None if no row lacks them."""
+        marks = set(empty)
+        gaps = {column: [value in marks for value in table.columns[column]] for column in self._of_groups}
+        if not any(map(any, gaps.values())):
+            return None
+        if not self.split:
+            for column in gaps:
+                _check_filled(table, column, empty, " (but groups of training rows, which a column `split` tells)")
+        training = [code == 0 for code in self._said(table).tolist()]
+        for column, gap in gaps.items():
+            for row, (missing, trained) in enumerate(zip(gap, training, strict=True)):
+                if missing and not trained:
+                    raise table.error(row, column, "a value: groups may be missing in training rows alone")
+                if trained and not missing:
+                    told = f"no value: groups are missing in other training rows ({table.unit} "
+                    other = next(table.lines[k] for k, gone in enumerate(zip(*gaps.values(), strict=True)) if any(gone))
+                    raise table.error(row, column, f"{told}{other}), and may be so in all of them or in none")
+        return training
+
     def _groups(
-        self, table: Table, targets: Int[Tensor, " n"], classes: tuple[str, ...]
+        self, table: Table, targets: Int[Tensor, " n"], classes: tuple[str, ...], hidden: Sequence[bool] | None
     ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-        """Return the group of each row (0 where groups are not known), and their names."""
+        """Return the group of each row (0 where it is not known), and the groups' names."""
         if self.group:
-            return _combined(table, [self.group])
+            return _combined(table, [self.group], hidden)
         if not self.attributes:
             return torch.zeros(len(table), dtype=torch.int64), ()
-        attribute, names = _combined(table, self.attributes)
+        attribute, names = _combined(table, self.attributes, hidden)
         return targets * len(names) + attribute, tuple(f"{one}, {other}" for one in classes for other in names)
 
     def _parts(self, table: Table, strata: Int[Tensor, " n"], seed: int) -> tuple[Parts, str]:
@@ -211,7 +255,7 @@ class Labelled(OwnData):
         if not self.split:
             parts = deal_parts(strata, self.test_share, self.validation_share, seed)
             return parts, f" (dealt at random by {self._whose}, stratified by class, group and environment)"
-        said = table.lower(self.split).codes(self.split, _SPLITS)
+        said = self._said(table)
         train, validation, test = (torch.nonzero(said == part).flatten() for part in range(3))
         if not len(train) or not len(test):
             missing = PARTS[0] if not len(train) else PARTS[2]
@@ -223,6 +267,10 @@ class Labelled(OwnData):
             return (train, validation, test), ""
         own, held, _ = deal_parts(strata[train], 0.0, self.validation_share, seed)
         return (train[own], train[held], test), f" (validation dealt from the training rows by {self._whose})"
+
+    def _said(self, table: Table) -> Int[Tensor, " n"]:
+        """Return the split that the table says of each row, 0, 1 or 2."""
+        return table.lower(self.split).codes(self.split, _SPLITS)
 
     @property
     def _whose(self) -> str:
@@ -236,9 +284,10 @@ class Labelled(OwnData):
         ids: Int[Tensor, " n"],
         names: tuple[str, ...],
         parts: Sequence[Int[Tensor, " _"]],
+        since: int = 0,
     ) -> None:
-        """Raise DataError unless every class, or group, has a sample in each split."""
-        for part, at in zip(PARTS, parts, strict=True):
+        """Raise DataError unless every class, or group, has a sample in each split, from number `since` on."""
+        for part, at in list(zip(PARTS, parts, strict=True))[since:]:
             counts = torch.bincount(ids[at], minlength=len(names)).tolist()
             if 0 not in counts:
                 continue
@@ -253,14 +302,14 @@ class Labelled(OwnData):
             )
 
     def _environments(
-        self, table: Table, codes: Int[Tensor, " n"], names: tuple[str, ...], parts: Parts
+        self, table: Table, codes: Int[Tensor, " n"], names: tuple[str, ...], parts: Parts, said: Sequence[str]
     ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
         """Return each row's environment (-1: none that training has), and the names of training's environments."""
         seen = torch.unique(codes[parts[0]])
         places = torch.full((max(len(names), 1),), -1)
         places[seen] = torch.arange(len(seen))
         found = places[codes]
-        columns = self.environment or ", ".join(self.attributes)
+        columns = ", ".join(said)
         kept = tuple(names[code] for code in seen.tolist()) if names else ("all",)
         for row in parts[1].tolist():
             if found[row] < 0:
@@ -301,11 +350,21 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _check_filled(table: Table, column: str, empty: Sequence[str]) -> None:
+def _in_memory(
+    inputs: Shaped[Tensor, "n *shape"],
+    at: Int[Tensor, " k"],
+    targets: Int[Tensor, " k"],
+    environment: Int[Tensor, " k"] | None,
+    group: Int[Tensor, " k"] | None,
+) -> Batch:
+    return Batch.of(inputs[at], targets, environment=environment, group=group)
+
+
+def _check_filled(table: Table, column: str, empty: Sequence[str], more: str = "") -> None:
     marks = set(empty)
     row = next((row for row, value in enumerate(table.columns[column]) if value in marks), None)
     if row is not None:
-        raise table.error(row, column, "a value: labels may not be missing")
+        raise table.error(row, column, f"a value: labels may not be missing{more}")
 
 
 def _check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:
@@ -332,10 +391,15 @@ def _sorted_values(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _combined(table: Table, columns: Sequence[str]) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """Return an id for each row's combination of the columns' values, and the names of all combinations."""
-    codes = torch.zeros(len(table), dtype=torch.int64)
-    names: tuple[str, ...] = ("",)
+def _combined(
+    table: Table, columns: Sequence[str], hidden: Sequence[bool] | None = None
+) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+    """Return an id for each row's combination of the columns' values (0 of rows that are `hidden`), and their names."""
+    if hidden is not None:
+        codes = torch.zeros(len(table), dtype=torch.int64)
+        codes[~torch.tensor(hidden)], names = _combined(table.where([not gone for gone in hidden]), columns)
+        return codes, names
+    codes, names = torch.zeros(len(table), dtype=torch.int64), ("",)
     for column in columns:
         values = _sorted_values(table.columns[column])
         codes = codes * len(values) + table.codes(column, {value: code for code, value in enumerate(values)})

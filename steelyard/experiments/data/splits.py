@@ -28,7 +28,8 @@ class Splits:
         test: samples of the shifted environment. They are measured and reported; nothing decides by them.
         classes: a name for each class id.
         environments: a name for each environment id of `train` and `validation`.
-        groups: a name for each group id (label x attribute), where all three parts have group ids; otherwise empty.
+        groups: a name for each group id (label x attribute), where validation and test have group ids, and training
+            unless they are not known there (`groups_hidden`); otherwise empty.
         facts: boolean facts about the training samples, ``(n_train,)`` each, known because the data set was
             made by us ("label_flipped", "colour_agrees"). Reports draw them; no method or criterion receives them.
         ids: the name that the user's data give each training sample; empty where its position is all it has.
@@ -71,8 +72,15 @@ class Splits:
                 empty = self.environments[int(counts.argmin())]
                 raise ValueError(f"the {name} split has no sample of the environment {empty!r}; give it a larger share")
         for part in (self.train, self.validation, self.test):
-            if self.groups and (part.group is None or (len(part) and int(part.group.max()) >= len(self.groups))):
+            if not self.groups or (part is self.train and part.group is None):
+                continue
+            if part.group is None or (len(part) and int(part.group.max()) >= len(self.groups)):
                 raise ValueError(f"all samples need group ids below {len(self.groups)}, the number of group names")
+
+    @property
+    def groups_hidden(self) -> bool:
+        """Whether groups are known on validation and test alone."""
+        return bool(self.groups) and self.train.group is None
 
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits on `device` (the facts, which only reports read, stay where they are)."""

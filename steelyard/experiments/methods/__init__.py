@@ -3,6 +3,8 @@
 Each page states its paper, its equation, and the labels that it needs.
 """
 
+from steelyard.experiments.data import Splits
+from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods.bayesian_irm import BayesianIRM
 from steelyard.experiments.methods.cvar_dro import CVaRDRO
 from steelyard.experiments.methods.dfr import DFR
@@ -44,6 +46,7 @@ __all__ = [
     "Subset",
     "UpWeighting",
     "VREx",
+    "check_groups",
 ]
 
 Method = (
@@ -67,3 +70,13 @@ Method = (
     | MRM
     | Subset
 )
+
+
+def check_groups(method: Method, splits: Splits) -> None:
+    """Raise RecipeError, before anything is trained, if `method` needs groups of training samples that are hidden."""
+    if splits.groups_hidden and method.needs_training_groups:
+        raise RecipeError(
+            f"method {method.name!r} as it is set needs the groups of training samples, and {splits.name} tells those "
+            "of validation and test alone; take maple with method.outer_split = 'validation', dfr with "
+            "method.fit_on = 'validation', or one that needs no groups in training (erm, jtt, lff, cvar_dro, kl_dro)"
+        )

@@ -24,6 +24,11 @@ class TrainedMethod(ABC):
         """The number of the last step that is observed."""
         return self.training.steps
 
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return False
+
     @abstractmethod
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train on `problem`, tell `observe` of each step that is to be measured, and return what came out."""

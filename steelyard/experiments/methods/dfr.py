@@ -55,11 +55,18 @@ class DFR(TrainedMethod):
         for strength in self.strengths:
             _check.in_range("strengths", strength, low=0.0, open_low=True)
 
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return self.by == "group" and self.fit_on == "train"
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train by ERM, fit the last layer anew, and return that model."""
         model = ERM(training=self.training).fit(problem, lambda step, model, extra: None).model
-        parts = (problem.splits.train, problem.splits.validation)
-        train, validation = (group_labels.with_groups(part) if self.by == "group" else part for part in parts)
+        train, validation = problem.splits.train, problem.splits.validation
+        if self.by == "group":
+            validation = group_labels.with_groups(validation)
+            train = group_labels.with_groups(train) if self.needs_training_groups else train
         seen = features(model, train)
         mean, deviation = seen.mean(0), seen.std(0, correction=0)
         deviation = torch.where(deviation > 0, deviation, 1)  # a dead unit: any scale does

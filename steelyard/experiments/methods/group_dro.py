@@ -46,6 +46,11 @@ class GroupDRO(TrainedMethod):
         if self.balanced and not self.training.batch_size:
             raise ValueError("balanced draws batches: it needs a training.batch_size above 0")
 
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return self.by == "group"
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train

@@ -150,6 +150,11 @@ class Maple:
         """The number of the last step that is observed."""
         return self.steps + self.retrain
 
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return self.risk.penalty == "group_worst" and self.outer_split == "train"
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Learn weights and probabilities, and return them with the inner model of the last outer step."""
         inner = reweight.InnerRun(
@@ -187,9 +192,10 @@ class Maple:
             observe(step.step + 1, step.model, numbers)
             latest.model = step.model
 
-        parts = (problem.splits.train, problem.splits.validation)
-        by_group = self.risk.penalty == "group_worst"
-        train, validation = (group_labels.with_groups(part) if by_group else part for part in parts)
+        train, validation = problem.splits.train, problem.splits.validation
+        if self.risk.penalty == "group_worst":
+            validation = group_labels.with_groups(validation)
+            train = group_labels.with_groups(train) if self.needs_training_groups else train
         train, validation = self._in_chunks(train), self._in_chunks(validation)
         held_out = validation if self.outer_split == "validation" else None
         carry = {"model": latest}

@@ -50,6 +50,11 @@ class PDE(TrainedMethod):
             _check.integer(name, getattr(self, name), low=1)
         _check.in_range("late_rate", self.late_rate, low=0.0, high=1.0, open_low=True)
 
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return self.by == "group"
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train

@@ -38,6 +38,11 @@ class UpWeighting(TrainedMethod):
         if self.balance == "batches" and not self.training.batch_size:
             raise ValueError("balance = 'batches' draws batches: it needs a training.batch_size above 0")
 
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return self.by == "group"
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train

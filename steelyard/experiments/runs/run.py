@@ -22,6 +22,7 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.data import OwnData, Splits
 from steelyard.experiments.data.parquet import read_columns
 from steelyard.experiments.errors import RunError, UserError
+from steelyard.experiments.methods import check_groups
 from steelyard.experiments.models import PretrainedResNet
 from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
@@ -140,7 +141,8 @@ def execute(
             files; a checkpoint is damaged, or of another
             version; the device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
-        RecipeError: the recipe selects by groups and the data has none; or several ranks cannot share its method or
+        RecipeError: the recipe selects by groups and the data has none; its method needs the groups of training
+            samples, which the data do not tell; or several ranks cannot share its method or
             model.
         LostError: the run's files were removed, moved or replaced while it went on; nothing more is written or removed.
         RankError: another rank failed or is gone, or was given another recipe, other options or other data.
@@ -170,6 +172,7 @@ def execute(
         splits = loaded(lambda: splits or recipe.data.load(recipe.seed, data_root, download), ranks)
         check_model(Problem(splits, recipe.model, recipe.seed, ranks=ranks))
     check_selection(recipe.selection, splits.groups)
+    check_groups(recipe.method, splits)
     files = splits.sources
     with ExitStack() as held, _writing(directory):
         ours = ranks.together(lambda: _hold(held, folder, recipe, overwrite, resume, files) if first else lambda: True)

@@ -171,7 +171,9 @@ def evaluate(problem: Problem, model: nn.Module, step: int, extra: Mapping[str, 
     On several ranks each puts its share of the samples through the model, and all have the figures of all samples.
     """
     splits, count = problem.splits, len(problem.splits.environments)
-    sizes = _counts(problem.of_all(splits.train).group, len(splits.groups)) if splits.groups else ()
+    sizes = (0,) * len(splits.groups)
+    if splits.groups and not splits.groups_hidden:
+        sizes = _counts(problem.of_all(splits.train).group, len(splits.groups))
     train, validation, test = (
         measure(problem, model, part, count, sizes) for part in (splits.train, splits.validation, splits.test)
     )
@@ -188,7 +190,7 @@ def measure(
         model: what to measure.
         data: the samples; on several ranks this one's share.
         environments: how many environments there are.
-        group_sizes: the training samples in each group; empty where groups are not known.
+        group_sizes: the training samples in each group, 0 where these are not known; empty where groups are not.
     """
     with evaluating(model), torch.no_grad():
         outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
@@ -224,7 +226,7 @@ def _group_figures(right: Tensor, data: Batch, sizes: tuple[int, ...]) -> dict[s
     counts = _counts(data.group, len(sizes))
     rights = _counts(data.group[right], len(sizes))
     adjusted = None
-    if all(count or not size for count, size in zip(counts, sizes, strict=True)):
+    if any(sizes) and all(count or not size for count, size in zip(counts, sizes, strict=True)):
         shares = [size * r / max(count, 1) for size, r, count in zip(sizes, rights, counts, strict=True)]
         adjusted = sum(shares) / sum(sizes)
     return {"group_right": rights, "group_count": counts, "adjusted_accuracy": adjusted}

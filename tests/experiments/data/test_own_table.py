@@ -165,6 +165,48 @@ def test_a_test_split_of_another_environment_has_no_environment_ids(file: Path) 
     assert splits.test.environment is None
 
 
+def without_training_groups(file: Path) -> pandas.DataFrame:
+    frame = patients()
+    frame.loc[frame["part"] == "train", "sex"] = ""
+    frame.to_csv(file, index=False)
+    return frame
+
+
+@pytest.mark.parametrize("settings", [{}, {"group": "sex", "attributes": ()}], ids=["attributes", "group"])
+def test_groups_may_be_known_outside_of_training_alone(file: Path, settings: dict) -> None:
+    whole = table(file, **settings).load(0)
+    without_training_groups(file)
+    splits = table(file, **settings).load(0)
+    assert splits.groups == whole.groups
+    assert splits.train.group is None
+    assert splits.groups_hidden
+    assert not whole.groups_hidden
+    for one, other in zip(parts(splits)[1:], parts(whole)[1:], strict=True):
+        assert torch.equal(one.group, other.group)
+    assert splits.environments == whole.environments
+    assert any(note.startswith("Groups are known in validation and test alone (sex)") for note in splits.notes)
+    assert table(file, **settings, environment="").load(0).environments == ("all",)
+
+
+def test_groups_that_are_known_in_part_are_refused(file: Path) -> None:
+    frame = without_training_groups(file)
+    lines = {part: int((frame["part"] == part).to_numpy().nonzero()[0][0]) + 2 for part in ("train", "val")}
+    with pytest.raises(DataError, match=r"'sex' is '', expected a value: labels may not .* a column `split`"):
+        table(file, split="", drop=("part", "beds")).load(0)
+    edit(file, lines["val"], put("sex", ""))
+    with pytest.raises(DataError, match=rf"line {lines['val']}: 'sex' is '', .* missing in training rows alone"):
+        table(file).load(0)
+    edit(file, lines["val"], put("sex", "F"))
+    edit(file, lines["train"] + 1, put("sex", "F"))
+    with pytest.raises(DataError, match=rf"line {lines['train'] + 1}: 'sex' is 'F', expected no value: .*\(line 2\)"):
+        table(file).load(0)
+    frame["part"] = frame["part"].replace({"val": "train"})
+    frame.loc[frame["part"] == "train", "sex"] = ""
+    frame.to_csv(file, index=False)
+    with pytest.raises(DataError, match="training rows have no 'sex'.*mark rows with groups as 'validation'"):
+        table(file).load(0)
+
+
 def test_missing_values_are_refused_or_a_category(file: Path) -> None:
     lines = [row + 2 for row, part in enumerate(patients()["part"]) if part == "train"][:2]
     edit(file, lines[0], put("age", "NA"))
