@@ -32,14 +32,17 @@ if TYPE_CHECKING:
     from steelyard.checkpoint import Journal
     from steelyard.distributed import Processes
     from steelyard.reweight import (
+        Balanced,
         ConstraintSet,
         CrossFit,
         GroupWorst,
         InnerRun,
         IRMv1,
+        LearningToReweight,
         Log,
         Maple,
         MeanRisk,
+        MetaWeightNet,
         Prior,
         Reweighting,
         Shared,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Balanced",
     "Batch",
     "ConstraintSet",
     "CrossFit",
@@ -60,10 +64,12 @@ __all__ = [
     "Implicit",
     "InnerRun",
     "Journal",
+    "LearningToReweight",
     "Log",
     "Maple",
     "MeanRisk",
     "MemoryMapped",
+    "MetaWeightNet",
     "Prior",
     "Processes",
     "Recorder",
@@ -92,8 +98,8 @@ _ROOMS = {
         *("Truncated", "Unrolled", "WeightedLoss"),
     ),
     "reweight": (
-        *("ConstraintSet", "CrossFit", "GroupWorst", "IRMv1", "InnerRun", "Log", "Maple", "MeanRisk", "Prior"),
-        *("Reweighting", "Shared", "SoftGroupWorst", "Sqrt", "VREx"),
+        *("Balanced", "ConstraintSet", "CrossFit", "GroupWorst", "IRMv1", "InnerRun", "LearningToReweight", "Log"),
+        *("Maple", "MeanRisk", "MetaWeightNet", "Prior", "Reweighting", "Shared", "SoftGroupWorst", "Sqrt", "VREx"),
     ),
     "checkpoint": ("Journal",),
     "distributed": ("Processes",),

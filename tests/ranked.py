@@ -38,6 +38,7 @@ from steelyard.reweight import (
     CubicBudget,
     InnerRun,
     IRMv1,
+    LearningToReweight,
     Maple,
     Mask,
     MeanRisk,
@@ -344,6 +345,12 @@ def _record(ranks: Ranks, of_objective: Ranks, of_model: Ranks, make: Callable[[
         recorder.loss(data().take(ranks.share(SAMPLES)), start_weight()[ranks.share(SAMPLES)])
 
 
+def _online(ranks: Ranks) -> None:
+    model = ranks.wrap(net().double())
+    objective = WeightedLoss(CROSS_ENTROPY)
+    LearningToReweight(model, torch.optim.SGD(model.parameters(), lr=0.1), objective, data())
+
+
 def _negative(ranks: Ranks) -> None:
     train = spurious(8)[0].take(ranks.share(8))
     inner_run(ranks)(train, torch.ones(4, dtype=torch.float64) - 2 * ranks.rank)
@@ -447,6 +454,7 @@ REFUSED: dict[str, Callable[[Ranks], object]] = {
     "implicit": lambda ranks: Implicit()(loop(ranks, start_weight())[1], outer_loss(ranks)),
     "unrolled": lambda ranks: Unrolled(3)(loop(ranks, start_weight())[1], outer_loss(ranks)),
     "tensors": lambda ranks: Truncated(3).tensors(loop(ranks, start_weight())[1], outer_loss(ranks), []),
+    "online": _online,
     "negative": _negative,
     "diverged": _diverged,
     "journal of one": _journal_of_one,

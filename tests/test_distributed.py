@@ -84,6 +84,7 @@ SAID = {
     "implicit": "NotImplementedError: Implicit works in one process",
     "unrolled": "NotImplementedError: Unrolled works in one process",
     "tensors": "NotImplementedError: the general path",
+    "online": "NotImplementedError: LearningToReweight trains in one process, and model averages gradients over 2",
     "negative": ("RankError: rank 1: ValueError: weight must be >= 0", "ValueError: weight must be >= 0"),
     "diverged": ("RankError: rank 1: FloatingPointError: the hypergradient of", "FloatingPointError: outer step 1"),
     "journal of one": "ValueError: journal is kept by 1 processes, not 2",

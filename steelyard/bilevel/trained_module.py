@@ -12,6 +12,7 @@ from steelyard.bilevel.step import Tensors
 
 __all__ = [
     "autocast_of",
+    "averaged_over",
     "buffer_versions",
     "buffers_changed",
     "check_ranks",
@@ -39,12 +40,17 @@ def wrappers(model: nn.Module) -> Iterator[nn.Module]:
             inner = model.module
 
 
-def check_ranks(model: nn.Module, objective: Objective) -> None:
-    """Raise where the gradients would not be those of the inner loss over the batch of all ranks."""
-    averaged = 1
+def averaged_over(model: nn.Module) -> int:
+    """Return over how many processes the gradients are averaged (DistributedDataParallel)."""
     for wrapper in wrappers(model):
         if isinstance(wrapper, nn.parallel.DistributedDataParallel):
-            averaged = torch.distributed.get_world_size(wrapper.process_group)
+            return torch.distributed.get_world_size(wrapper.process_group)
+    return 1
+
+
+def check_ranks(model: nn.Module, objective: Objective) -> None:
+    """Raise where the gradients would not be those of the inner loss over the batch of all ranks."""
+    averaged = averaged_over(model)
     ranks = objective.ranks.size if isinstance(objective, WeightedLoss) else 1
     if ranks == averaged:
         return

@@ -19,6 +19,7 @@ from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings
 from steelyard._support._finite import broken_samples, some_ids
 from steelyard.bilevel import Batch, Outer, Streamed, WeightedLoss
+from steelyard.bilevel.trained_module import averaged_over
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.clean import Balanced, CleanSamples
 from steelyard.reweight.identity import described, samples
@@ -73,7 +74,7 @@ class Online(ABC):
     Raises:
         TypeError: an argument of another kind, an optimizer without a derivative.
         ValueError: `clean` is empty, or `clean_size` is out of range.
-        NotImplementedError: an `objective` of several processes.
+        NotImplementedError: a `model` or an `objective` of several processes.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class Online(ABC):
         self.model = _check.instance("model", model, nn.Module, "a module (its parameters are what optimizer trains)")
         self.optimizer = _check.instance("optimizer", optimizer, Optimizer, "a torch.optim optimizer")
         _check.instance("objective", objective, WeightedLoss, "a WeightedLoss, such as WeightedLoss(loss)")
-        if objective.ranks.size > 1:
-            raise NotImplementedError(
-                f"{type(self).__name__} trains in one process, and objective.ranks are {objective.ranks.size}: leave "
-                "out ranks, or learn the weights with Maple, which trains in several"
-            )
+        several = {"objective.ranks are": objective.ranks.size, "model averages gradients over": averaged_over(model)}
+        for what, ranks in several.items():
+            if ranks > 1:
+                raise NotImplementedError(
+                    f"{type(self).__name__} trains in one process, and {what} {ranks}: leave out ranks and "
+                    "DistributedDataParallel, or learn the weights with Maple, which trains in several"
+                )
         self.objective = _divided_by_rows(objective)
         self.risk = _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
         self.seed = _check.seed("seed", seed)
