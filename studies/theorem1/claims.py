@@ -17,13 +17,13 @@ from torch import nn
 
 from steelyard import theory
 
-__all__ = ["Claim", "claims", "markdown"]
+__all__ = ["PrintedClaim", "claims", "markdown"]
 
 Tables = Mapping[str, pandas.DataFrame]
 
 
 @dataclass(frozen=True)
-class Claim:
+class PrintedClaim:
     """A claim: where it is made, whether it holds as printed, the figures, what to read instead where it does not."""
 
     where: str
@@ -33,7 +33,7 @@ class Claim:
     remark: str = ""
 
 
-def claims(tables: Tables) -> list[Claim]:
+def claims(tables: Tables) -> list[PrintedClaim]:
     """Return the claims with their verdicts; a table that contradicts what we expect says NOT REPRODUCED."""
     return [*_foundations(tables), *_theorem(tables), *_asymptotics(tables), _certificate(tables)]
 
@@ -42,7 +42,7 @@ def _verdict(holds: bool | np.bool_, otherwise: str = "verified") -> str:
     return otherwise if holds else "NOT REPRODUCED"
 
 
-def _foundations(tables: Tables) -> list[Claim]:
+def _foundations(tables: Tables) -> list[PrintedClaim]:
     checks = tables["identities"].set_index("check")
 
     def worst(name: str) -> float:
@@ -57,35 +57,35 @@ def _foundations(tables: Tables) -> list[Claim]:
     step, ordered = "|L_q(D) - L_q(D')| over (s/q)(M/n)", "sum |L_(j)(D) - L_(j)(D')| over M"
     deviation, replaced = "share of samples with R_n > R^_n + deviation", "|R^_n(D) - R^_n(D')| over M/n"
     return [
-        Claim(
+        PrintedClaim(
             "6.2",
             "The ordered-SGD gradient is an unbiased estimate of a sub-gradient of L_q",
             ok(z, enumeration, weights),
             f"|L_q - mean over all C(n, s) batches| <= {worst(enumeration):.1e}; largest |z| of 8 coordinates "
             f"{worst(z):.2f}",
         ),
-        Claim(
+        PrintedClaim(
             "C, Prop. 2",
             "gamma_j <= s/n",
             ok("gamma_1 n / s (Proposition 2: at most 1)", "|sum gamma - q| / q"),
             f"largest gamma_j n / s: {worst('gamma_1 n / s (Proposition 2: at most 1)'):.12g} ({cases} cases)",
             "With equality for j <= q. So (s/q) M/n cannot be improved.",
         ),
-        Claim(
+        PrintedClaim(
             "C",
             "sum_j |L_(j)(D) - L_(j)(D')| <= M and |L_q(D) - L_q(D')| <= (s/q)(M/n) for one replaced sample",
             ok(step, ordered),
             f"worst ratios {worst(ordered):.12g} and {worst(step):.12g}: both reached",
             "The sum is |l_i0 - l'_i0| itself. (The display drops the factor s/n that it has just introduced.)",
         ),
-        Claim(
+        PrintedClaim(
             "C",
             "R_n <= R^_n + M sqrt(ln(1/delta) / 2n) with probability 1 - delta",
             ok(deviation, replaced),
             f"fails in {worst(deviation):.2%} of samples; one sample moves R^_n by at most {worst(replaced):.2f} M/n",
             "Printed M/m for M/n.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "L_q >= L, so Q >= 0 without corruption",
             ok("L - L_q", "-inf [L_q - L], no corruption"),
@@ -95,7 +95,7 @@ def _foundations(tables: Tables) -> list[Claim]:
     ]
 
 
-def _theorem(tables: Tables) -> list[Claim]:
+def _theorem(tables: Tables) -> list[PrintedClaim]:
     cover, terms, nets = tables["coverage"], tables["terms"], tables["networks"]
     lowest = cover.loc[cover["coverage_low"].idxmin()]
     loose = cover["looseness"].dropna()
@@ -107,7 +107,7 @@ def _theorem(tables: Tables) -> list[Claim]:
     erm = nets[nets["method"] == "ERM"]["risk"].mean()
     noisy = terms[terms["q"] == terms["q"].max()].set_index("corruption")
     return [
-        Claim(
+        PrintedClaim(
             "Theorem 1",
             "E l <= L_q + 2 R^_n + M (2 + s/q) sqrt(ln(2/delta) / 2n) - Q for all theta, with probability 1 - delta",
             _verdict(bool((cover["coverage_low"] >= 0.95).all()), "verified, under conditions left open"),
@@ -120,7 +120,7 @@ def _theorem(tables: Tables) -> list[Claim]:
             "is of the clean sample's losses. Where one of the first two is missing it fails in half of all draws "
             "(`tests/theory/test_conditions.py`). For q = s the corrupted sample's R^_n serves as well.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "Typically R_n(Theta) = O(1 / sqrt n)",
             _verdict(abs(rates[-1] / (2 / math.pi) ** 0.5 - 1) < 0.01),
@@ -128,7 +128,7 @@ def _theorem(tables: Tables) -> list[Claim]:
             f"{rates[2]:.4f} at 1e6",
             "n R^_n is the mean maximum of a simple random walk, so the limit is sqrt(2 / pi) = 0.7979.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "R^_n(Theta) <= B (sqrt(2 log(2) T) + 1) prod M_l / sqrt(n)",
             _verdict(printed < exact, "not as printed"),
@@ -136,7 +136,7 @@ def _theorem(tables: Tables) -> list[Claim]:
             "The bound of Golowich et al. is for the real output f; R^_n here is of the losses. Read: times the loss's "
             "Lipschitz constant (contraction), one output, no biases or biases as a further column.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "Corruption can raise L_q(g(D)) and lower Q",
             _verdict(
@@ -150,7 +150,7 @@ def _theorem(tables: Tables) -> list[Claim]:
             "uniform ones "
             "raise Q where q < s.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "Q explains why top-q-biased optimisation generalises better than unbiased optimisation",
             _verdict(bool((plain["bound"].diff().dropna() <= 1e-3).all()), "not supported by the theorem"),
@@ -161,7 +161,7 @@ def _theorem(tables: Tables) -> list[Claim]:
             "the mean "
             "right-hand side is never below that of q = s, the classical bound.",
         ),
-        Claim(
+        PrintedClaim(
             "6",
             "Training on high-loss samples alone can fail under label noise",
             _verdict(ordered > erm),
@@ -173,7 +173,7 @@ def _theorem(tables: Tables) -> list[Claim]:
     ]
 
 
-def _asymptotics(tables: Tables) -> list[Claim]:
+def _asymptotics(tables: Tables) -> list[PrintedClaim]:
     gaps, signs = tables["gaps"], tables["factor_signs"]
     last = gaps[gaps["n"] == gaps["n"].max()].set_index("setting")
     clean, noisy, uniform, adversary = (last.iloc[place] for place in range(4))
@@ -186,7 +186,7 @@ def _asymptotics(tables: Tables) -> list[Claim]:
     floor = float((adversarial["factor"] + adversarial["rate"]).abs().max())
     follows = float((last["worst_gap"] - last["minus_q"]).abs().max())
     return [
-        Claim(
+        PrintedClaim(
             "6.3",
             "With corruption, Q < 0 is possible",
             _verdict(len(negative) > 0),
@@ -196,7 +196,7 @@ def _asymptotics(tables: Tables) -> list[Claim]:
             "Uniform flips "
             "with q < s leave Q > 0 here unless Theta holds hypotheses worse than chance.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "Without corruption E l <= L_q - Q <= L_q as n grows",
             _verdict(
@@ -206,7 +206,7 @@ def _asymptotics(tables: Tables) -> list[Claim]:
             f"{at}: worst gap over Theta {clean['worst_gap']:.5f} (separable), {noisy['worst_gap']:.4f} (10% "
             "noise in P)",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "Without corruption the generalisation gap goes to zero",
             _verdict(abs(clean["chosen_gap"]) < 1e-3 and noisy["chosen_gap"] < -0.1, "not as stated"),
@@ -217,7 +217,7 @@ def _asymptotics(tables: Tables) -> list[Claim]:
             "independent losses, "
             "which is above E l unless q = s or the loss is constant. Q >= 0 gives one side only.",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "With corruption and Q < 0 the generalisation gap does not go to zero",
             _verdict(adversary["worst_gap"] > 0.1 and follows < 0.02, "true of the worst theta only"),
@@ -231,14 +231,14 @@ def _asymptotics(tables: Tables) -> list[Claim]:
             "while Q < 0 "
             "(`tests/theory/test_factor.py`).",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "With corruption E l <= L_q - Q as n grows, which need not be <= L_q",
             _verdict(adversary["worst_gap"] > 0.1 and abs(adversary["worst_gap"] - adversary["minus_q"]) < 0.02),
             f"{at}, adversarial flips: E l - L_q up to {adversary['worst_gap']:.4f}; |E l - L_q + Q| at the "
             f"worst threshold {abs(adversary['worst_gap'] - adversary['minus_q']):.4f}",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "Without corruption, top-q-biased optimisation minimises the expected error as n grows",
             _verdict(coin > 0.5, "not in general"),
@@ -248,7 +248,7 @@ def _asymptotics(tables: Tables) -> list[Claim]:
             "0-1 loss "
             "the two orders agree: L_q is an increasing function of the error rate (`top_q_limit`).",
         ),
-        Claim(
+        PrintedClaim(
             "6.3",
             "The third term disappears as n grows",
             _verdict(theory.deviation(10**6, 16, 4, 0.05, 1.0) < 0.01, "verified for s/q = o(sqrt n)"),
@@ -259,10 +259,10 @@ def _asymptotics(tables: Tables) -> list[Claim]:
     ]
 
 
-def _certificate(tables: Tables) -> Claim:
+def _certificate(tables: Tables) -> PrintedClaim:
     table = tables["certificates"]
     first = table[table["certified"] >= 0.95]["proxies"]
-    return Claim(
+    return PrintedClaim(
         "DR-IS",
         "|D_i - E D_i| <= sqrt(log(2N/delta) / (2 floor(K/2))) for all i, with probability 1 - delta; a gap "
         "> 2t certifies",
@@ -285,7 +285,7 @@ def _printed_golowich() -> tuple[float, float]:
     return theory.golowich_bound(layer, 1.0, 16).value, exact.value
 
 
-def markdown(found: list[Claim]) -> str:
+def markdown(found: list[PrintedClaim]) -> str:
     """Return the claims as Markdown, a heading each with verdict, figures and remark."""
     lines = []
     for number, claim in enumerate(found, 1):

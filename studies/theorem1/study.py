@@ -17,7 +17,7 @@ from steelyard._support import _check, _files
 from steelyard.experiments.compare.spreadsheet import frame_text
 from steelyard.experiments.compare.summary import summary_row
 from studies.theorem1 import figures, identities, networks, thresholds
-from studies.theorem1.claims import Claim, claims, markdown
+from studies.theorem1.claims import PrintedClaim, claims, markdown
 
 __all__ = ["theorem1"]
 
@@ -121,7 +121,7 @@ _MEASURED: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str | None], ...]]]
 
 
 def _summary(
-    tables: Mapping[str, pandas.DataFrame], found: list[Claim], command: str, seed: int
+    tables: Mapping[str, pandas.DataFrame], found: list[PrintedClaim], command: str, seed: int
 ) -> list[dict[str, Any]]:
     """Return one row a figure: recipe, dataset, method, metric, selection, mean, std, seeds, command.
 
@@ -176,7 +176,7 @@ _CAPTIONS = {
 }
 
 
-def _readme(found: list[Claim], command: str) -> str:
+def _readme(found: list[PrintedClaim], command: str) -> str:
     shown = "\n\n".join(f"{_CAPTIONS[name]}\n\n![{name}]({name}.png)" for name in figures.FIGURES)
     return f"""# Theorem 1, checked
 
