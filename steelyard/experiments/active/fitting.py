@@ -31,15 +31,22 @@ class Learned:
         model: the main model.
         average: the moving average of its weights; calling it evaluates the average.
         facts: figures of the training, such as epochs and accuracy on what it was fitted to.
+        measured: the models whose accuracy is measured, if they are others than those that select.
     """
 
     model: nn.Module
     average: AveragedModel
     facts: Mapping[str, float] = field(default_factory=dict)
+    measured: Learned | None = None
 
     def copy(self) -> Learned:
         """Return a deep copy: training it leaves this one as it is."""
-        return Learned(copy.deepcopy(self.model), copy.deepcopy(self.average), dict(self.facts))
+        return copy.deepcopy(self)
+
+    @property
+    def result(self) -> Learned:
+        """The models to measure and to use."""
+        return self.measured or self
 
 
 @runtime_checkable

@@ -35,14 +35,19 @@ class _Shared:
 
     Attributes:
         share: of the noisy samples among all training samples once they are added, in [0, 1).
+        unique: how many different images the noise has, at most: copied samples of Noisy-Class, colours of
+            Noisy-Diverse (of Noisy-Blank there is always one). 0: as many as the kind says. The paper has 100 where a
+            round labels 1,000; with one of each for every label of a round the problem is another.
 
     References:
         Khosla et al., Understanding and Improving Neural Active Learning on Heteroskedastic Distributions, section 3.
     """
 
     share: float = 0.8
+    unique: int = 0
 
     def __post_init__(self) -> None:
+        _check.integer("unique", self.unique, low=0)
         _check.in_range("share", self.share, low=0.0, high=1.0, open_high=True)
 
 
@@ -73,19 +78,17 @@ class NoisyBlank(_Shared):
 
 @dataclass(frozen=True)
 class NoisyDiverse(_Shared):
-    """Noisy-Diverse: N images, each of one of `colours` random solid colours; a colour has `labels` classes of its own.
+    """Noisy-Diverse: N images, each of one of `unique` (0: 100) random solid colours, which have `labels` classes each.
 
     A colour is uniform in [0, 1]^channels (a gray for one channel), its classes are drawn without replacement; each
     image takes a colour and one of its classes at random.
     """
 
     name: Literal["noisy_diverse"] = "noisy_diverse"
-    colours: int = 100
     labels: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check.integer("colours", self.colours, low=1)
         _check.integer("labels", self.labels, low=1)
 
     def apply(self, splits: Splits, generator: torch.Generator) -> Splits:
@@ -99,9 +102,10 @@ class NoisyDiverse(_Shared):
             raise ValueError(f"noisy_diverse needs images (n, channels, h, w), got inputs {tuple(inputs.shape)}")
         _check.integer("labels", self.labels, low=1, high=classes)
         count = added(len(splits.train), self.share)
-        colour = torch.rand(self.colours, inputs.shape[1], generator=generator)
-        order = torch.rand(self.colours, classes, generator=generator).argsort(1)[:, : self.labels]
-        which = torch.randint(self.colours, (count,), generator=generator)
+        colours = self.unique or 100
+        colour = torch.rand(colours, inputs.shape[1], generator=generator)
+        order = torch.rand(colours, classes, generator=generator).argsort(1)[:, : self.labels]
+        which = torch.randint(colours, (count,), generator=generator)
         label = order[which, torch.randint(self.labels, (count,), generator=generator)]
         solid = colour[which].to(inputs)[:, :, None, None].expand(count, *inputs.shape[1:])
         return _extended(splits, solid, label)
@@ -115,24 +119,20 @@ class NoisyClass(_Shared):
     labels. The paper leaves open how many different ones are copied.
 
     Attributes:
-        label: the class.
-        unique: how many different samples are copied; 0 for all that the class has.
+        label: the class. `unique` = 0 copies all samples that it has.
     """
 
     name: Literal["noisy_class"] = "noisy_class"
     label: int = 1
-    unique: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check.integer("label", self.label, low=0)
-        _check.integer("unique", self.unique, low=0)
 
     def apply(self, splits: Splits, generator: torch.Generator) -> Splits:
         """Return the splits with the noise added to training; ValueError if the class has too few samples."""
         members = (splits.train.targets == self.label).cpu().nonzero().flatten()
         _check.integer("label", self.label, low=0, high=len(splits.classes) - 1)
-        _check.integer("unique", self.unique, low=0, high=len(members))
         if not len(members):
             raise ValueError(f"noisy_class: no training sample has the label {self.label}")
         members = members[torch.randperm(len(members), generator=generator)][: self.unique or None]

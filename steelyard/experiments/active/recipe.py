@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from steelyard._support import _check
 from steelyard._support._modules import last_linear
 from steelyard.experiments.active.choosing import DROPOUT_SELECTORS, SELECTORS
-from steelyard.experiments.active.finetuning import FineTuned, FineTuning
+from steelyard.experiments.active.finetuning import FineTuned, FineTuning, MoreEpochs, Tuning
 from steelyard.experiments.active.fitting import Epochs, Fit, Fitting
 from steelyard.experiments.active.images import CIFAR10, MNIST, SVHN, Digits
 from steelyard.experiments.active.loop import Schedule
@@ -48,8 +48,9 @@ class ActiveRecipe:
         attack: against each step of a round's training, not of its fine-tuning (robust active learning); of radius 0,
             the default, none.
         measure: the attack under which a round's accuracy is measured too; of radius 0, the default, it is not.
-        fine_tune: whether a round ends with Algorithm 2.
-        fine_tuning: its settings.
+        fine_tune: whether a round ends with fine-tuning.
+        fine_tuning: which one, with its settings: "with_labelled" (the default), "paper" (Algorithm 2 of LHD's
+            paper), or the control "more_epochs".
         dropout: probability of the dropout in front of the net's last layer; 0: none. BALD and dropout entropy need it.
         seed: of the data split, the noise and every round.
         device: where to train, a torch device.
@@ -66,7 +67,7 @@ class ActiveRecipe:
     attack: PGD = field(default_factory=lambda: PGD(epsilon=0.0))
     measure: PGD = field(default_factory=lambda: PGD(epsilon=0.0))
     fine_tune: bool = False
-    fine_tuning: FineTuning = field(default_factory=FineTuning)
+    fine_tuning: Tuning = field(default_factory=FineTuning)
     dropout: float = 0.0
     seed: int = 0
     device: str = "cpu"
@@ -80,12 +81,25 @@ class ActiveRecipe:
             raise ValueError(f"model.head must be 'softmax' for active learning, got {self.model.head!r}")
         if self.selector in DROPOUT_SELECTORS and not self.dropout:
             raise ValueError(f"the selector {self.selector!r} needs dropout: set dropout to a probability above 0")
-        if self.fine_tune and isinstance(self.data, FourMoons):
+        if self.fine_tune and isinstance(self.data, FourMoons) and not isinstance(self.fine_tuning, MoreEpochs):
             raise ValueError("fine_tune augments images, and four_moons has none: set fine_tune = false")
         try:
             torch.device(self.device)
         except RuntimeError as error:
             raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {self.device!r}") from error
+
+    @staticmethod
+    def upgraded(table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the recipe of an older run's folder as it is written today.
+
+        Fine-tuning was Algorithm 2 then, and what is `unique` now was called `colours` for Noisy-Diverse.
+        """
+        found, tuning, noise = dict(table), table.get("fine_tuning"), table.get("noise")
+        if isinstance(tuning, Mapping) and "name" not in tuning:
+            found["fine_tuning"] = {"name": "paper", **tuning}
+        if isinstance(noise, Mapping) and "colours" in noise:
+            found["noise"] = {"unique" if key == "colours" else key: value for key, value in noise.items()}
+        return found
 
     @property
     def label(self) -> str:
@@ -101,7 +115,7 @@ class ActiveRecipe:
     def fit(self, splits: Splits) -> Fit:
         """Return how a round of this recipe trains, on the device of `splits`."""
         first = Fitting(lambda seed: self.build(splits, seed), self.epochs, self.decay, self.start, self.attack)
-        return FineTuned(first, self.fine_tuning) if self.fine_tune else first
+        return FineTuned(first, self.fine_tuning, replace(first, start="warm")) if self.fine_tune else first
 
 
 def with_dropout(model: nn.Module, probability: float) -> nn.Module:

@@ -70,7 +70,7 @@ class ActiveRun:
         recipe: the complete recipe.
         history: each round's figures (see `Round.metrics` and `measured`).
         picked: the ids labelled in each round.
-        model: parameters and buffers of the main model after the last round, by name.
+        model: parameters and buffers of the main model that was measured after the last round, by name.
     """
 
     directory: Path
@@ -101,14 +101,14 @@ def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str
     figures = {}
     for part in ("validation", "test"):
         data: Batch = getattr(splits, part)
-        for prefix, model in (("", learned.model), ("average_", learned.average)):
+        for prefix, model in (("", learned.result.model), ("average_", learned.result.average)):
             right = (read(model, data.inputs)[0].argmax(1) == data.targets).double()
             figures[f"{prefix}{part}"] = float(right.mean())
             if isinstance(recipe.data, FourMoons) and (prefix, part) == ("", "test"):
                 figures["test_learnable"] = float(right[data.targets != NOISY_MOON].mean())
         if recipe.measure.epsilon:
             head, seed = HEADS[recipe.model.head], recipe.seed
-            figures[f"robust_{part}"] = robust_accuracy(learned.model, data, recipe.measure, head, seed=seed)
+            figures[f"robust_{part}"] = robust_accuracy(learned.result.model, data, recipe.measure, head, seed=seed)
     return figures
 
 
@@ -260,7 +260,7 @@ def read_active_run(directory: Path) -> ActiveRun:
             f"{directory / STATE} has {len(state.history)} rounds, the run's recipe has "
             f"{config[2].schedule.rounds + 1}; {REMEDY}"
         )
-    return ActiveRun(directory, *config, state.history, state.picked, state.model)
+    return ActiveRun(directory, *config, state.history, state.picked, state.measured)
 
 
 def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: bool, resume: bool) -> None:

@@ -25,7 +25,7 @@ from steelyard.experiments.training.evaluation import finite_json, number
 __all__ = ["State", "check_picked", "past", "read_state", "restored", "take_over", "write_state"]
 
 _FIGURES = ("labelled", "clean_share_selected", "validation", "test")  # what tables and bars show
-_PICKED, _MODEL, _AVERAGE = "picked.", "model.", "average."
+_PICKED, _MODEL, _AVERAGE, _MEASURED = "picked.", "model.", "average.", "measured."
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class State:
         history: each round's figures.
         picked: the ids of each round.
         model, average: parameters and buffers of the last round's models, by name.
+        measured: those of the main model that was measured.
     """
 
     recipe: Mapping[str, Any]
@@ -44,6 +45,7 @@ class State:
     picked: tuple[Tensor, ...]
     model: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
+    measured: Mapping[str, Tensor]
 
 
 def write_state(path: Path, recipe: Mapping[str, Any], rounds: Sequence[Round]) -> None:
@@ -52,6 +54,8 @@ def write_state(path: Path, recipe: Mapping[str, Any], rounds: Sequence[Round]) 
     tensors = {f"{_PICKED}{done.number:04d}": done.picked for done in rounds}
     tensors |= {_MODEL + name: value for name, value in learned.model.state_dict().items()}
     tensors |= {_AVERAGE + name: value for name, value in learned.average.state_dict().items()}
+    if learned.measured is not None:
+        tensors |= {_MEASURED + name: value for name, value in learned.measured.model.state_dict().items()}
     history = [finite_json(dict(done.metrics)) for done in rounds]
     metadata = {"recipe": json.dumps(recipe, sort_keys=True), "history": json.dumps(history, allow_nan=False)}
     with atomic_path(path) as temporary:
@@ -78,8 +82,11 @@ def read_state(path: Path) -> State:
     except UNREADABLE as error:
         what = f"{type(error).__name__}: {error}"
         raise RunError(f"{path} is not a whole state of an active learning run: {what}; {REMEDY}") from error
-    parts = ({name[len(p) :]: tensors[name] for name in tensors if name.startswith(p)} for p in (_MODEL, _AVERAGE))
-    return State(recipe, history, picked, next(parts), next(parts))
+    model, average, measured = (
+        {name[len(part) :]: tensors[name] for name in tensors if name.startswith(part)}
+        for part in (_MODEL, _AVERAGE, _MEASURED)
+    )
+    return State(recipe, history, picked, model, average, measured or model)
 
 
 def _check_rounds(history: Sequence[Mapping[str, float]], picked: Sequence[Tensor]) -> None:

@@ -72,7 +72,10 @@ class RunFolder:
         path = self.path / CONFIG
         with readable(path):
             config: dict[str, Any] = read_json(path)
-            recipe = parse(kind, config["recipe"], str(path))
+            table = config["recipe"]
+            if isinstance(table, Mapping) and hasattr(kind, "upgraded"):
+                table = kind.upgraded(table)
+            recipe = parse(kind, table, str(path))
             return str(config["name"]), tuple(map(str, config["overrides"])), recipe
 
     def finish(self, facts: Mapping[str, Any], ours: Callable[[], bool]) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from steelyard._support._plain import plain
+from steelyard.experiments.active.finetuning import Algorithm2
+from steelyard.experiments.active.noise import NoisyDiverse
 from steelyard.experiments.active.recipe import (
     ActiveRecipe,
     active_recipe_names,
@@ -76,3 +78,13 @@ def test_four_moons_cannot_be_augmented() -> None:
         load_active_recipe("four_moons", ["fine_tune=true"])
     with pytest.raises(RecipeError, match="did you mean 'four_moons'"):
         load_active_recipe("for_moons")
+
+
+def test_an_older_runs_recipe_is_read_as_what_it_was() -> None:
+    table = plain(load_active_recipe("digits"))
+    table["fine_tuning"] = {"confidence": 0.8, "operations": 4, "magnitude": 3, "cutout": 0.25, "samples": 512}
+    table["noise"] = {"name": "noisy_diverse", "share": 0.8, "colours": 100, "labels": 3}
+    recipe = parse(ActiveRecipe, ActiveRecipe.upgraded(table), "config.json")
+    assert recipe.fine_tuning == Algorithm2(magnitude=3, samples=512)
+    assert recipe.noise == NoisyDiverse(unique=100)
+    assert ActiveRecipe.upgraded(plain(recipe)) == plain(recipe)

@@ -99,7 +99,7 @@ def test_a_run_that_ends_within_a_round_goes_on_to_the_same_result(
         return 0
 
     whole = execute(recipe, tmp_path / "whole", splits=splits, stop=counting)
-    trainings = 4 if recipe.fine_tune else 2
+    trainings = 6 if recipe.fine_tune else 2  # of each round: the labelled samples, fine-tuning, the labelled again
     assert questions == trainings * (FEW.epochs + 1)  # before a training, and after each of its epochs
     for count in range(1, questions + 1):
         place = tmp_path / f"stopped{count}"
