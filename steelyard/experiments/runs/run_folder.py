@@ -73,8 +73,9 @@ class RunFolder:
         with readable(path):
             config: dict[str, Any] = read_json(path)
             table = config["recipe"]
-            if isinstance(table, Mapping) and hasattr(kind, "upgraded"):
-                table = kind.upgraded(table)
+            upgraded: Callable[[Any], Any] | None = getattr(kind, "upgraded", None)
+            if isinstance(table, Mapping) and upgraded is not None:
+                table = upgraded(table)
             recipe = parse(kind, table, str(path))
             return str(config["name"]), tuple(map(str, config["overrides"])), recipe
 
