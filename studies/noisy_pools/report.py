@@ -20,8 +20,7 @@ def _claims(found: Cells) -> str:
         for metric in ("test", "test_learnable", "clean_share_selected")
     )
     if learnable:
-        three = claims.moons_claims(learnable, "test accuracy on the three moons that can be learned")
-        return markdown([*claims.moons_claims(test), *three])
+        return markdown(claims.moons_claims(found.last("test"), found.last("test_learnable")))
     reported = claims.claims(claims.REPORTED_ACCURACY, claims.REPORTED_CLEAN)
     theirs = "\n".join(
         f"- {'held' if claim.held else 'NOT held'} in {sum(judged.held for judged in claim.judgements)} of "
