@@ -14,6 +14,8 @@ from studies.noisy_pools.__main__ import main
 from studies.noisy_pools.claims import (
     REPORTED_ACCURACY,
     REPORTED_CLEAN,
+    REPORTED_SVHN,
+    REPORTED_SVHN_CLEAN,
     claims,
     moons_claims,
 )
@@ -31,6 +33,15 @@ def test_the_papers_own_tables() -> None:
     assert helped.held
     assert best.held
     assert "best of the others is BALD + FT, noisy_blank" in [judged.case for judged in best.judgements]
+
+
+def test_the_papers_second_table_contradicts_that_fine_tuning_helps_all() -> None:
+    _, blank, helped, best = claims(REPORTED_SVHN, REPORTED_SVHN_CLEAN)
+    assert sum(judged.held for judged in helped.judgements) == 18
+    against = [judged.case for judged in helped.judgements if not judged.held]
+    assert against == ["RAND, noisy_diverse", "RAND, noisy_class", "BALD, noisy_diverse"]  # by hand
+    assert blank.held
+    assert best.held
 
 
 def test_a_claim_that_one_case_breaks_is_not_held() -> None:
