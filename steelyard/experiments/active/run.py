@@ -95,13 +95,16 @@ def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = Fal
 def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str, float]:
     """Return accuracies of the main model (validation, test) and of the average (average_validation, average_test).
 
+    Where other models select than are measured, also selecting_validation and selecting_test, of the main one of those.
     On Four-Moons also test_learnable: the test accuracy on the three moons whose labels are no noise. Where the recipe
     measures under an attack, also robust_validation and robust_test, of the main model.
     """
     figures = {}
     for part in ("validation", "test"):
         data: Batch = getattr(splits, part)
-        for prefix, model in (("", learned.result.model), ("average_", learned.result.average)):
+        models = {"": learned.result.model, "average_": learned.result.average}
+        models |= {"selecting_": learned.model} if learned.measured is not None else {}
+        for prefix, model in models.items():
             right = (read(model, data.inputs)[0].argmax(1) == data.targets).double()
             figures[f"{prefix}{part}"] = float(right.mean())
             if isinstance(recipe.data, FourMoons) and (prefix, part) == ("", "test"):
