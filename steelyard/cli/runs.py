@@ -72,6 +72,7 @@ def run(
     download: bool = False,
     threads: int = 0,
     rank_timeout: float | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Carry out a recipe, a run directory for each seed.
 
@@ -100,6 +101,7 @@ def run(
         threads: torch threads; 0 leaves torch's own choice.
         rank_timeout: seconds that one of several processes waits for another that is silent (default: torch's own, 30
             minutes, with GPUs 10); more where the first takes longer to load the data.
+        allow_code: let code run that the recipe names as "module:function" (data sets and backbones of your own).
     """
     set_threads(threads)
     steps, waiting = every(checkpoint_every), seconds("--rank-timeout", rank_timeout)
@@ -137,6 +139,7 @@ def run(
                         progress=progress,
                         stop=stop,
                         ranks=ranks,
+                        allow_code=allow_code,
                     )
                 )
     show_comparison(console, compare(runs))

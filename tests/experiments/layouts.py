@@ -96,12 +96,12 @@ def group_rows(counts: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
 
 
 TINY = ((6, 3, 2, 5), (2, 2, 2, 2), (3, 3, 3, 3))  # images in each split and group
-WATERBIRDS = {"group_DRO": "waterbird_complete95_forest2water2", "WILDS": "waterbirds_v1.0", "bare": "."}
+WATERBIRDS_LAYOUTS = {"group_DRO": "waterbird_complete95_forest2water2", "WILDS": "waterbirds_v1.0", "bare": "."}
 
 
 def write_waterbirds(root: Path, layout: str = "group_DRO", counts: Sequence[Sequence[int]] = TINY) -> Path:
     """Write Waterbirds as group_DRO or WILDS lay it out; returns the folder of metadata.csv."""
-    folder = root / WATERBIRDS[layout]
+    folder = root / WATERBIRDS_LAYOUTS[layout]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -115,7 +115,7 @@ def write_waterbirds(root: Path, layout: str = "group_DRO", counts: Sequence[Seq
     return folder
 
 
-CELEBA = {
+CELEBA_LAYOUTS = {
     "group_DRO": ("celebA/data", "csv", "img_align_celeba"),
     "WILDS": ("celebA_v1.0", "csv", "img_align_celeba"),
     "Kaggle": (".", "csv", "img_align_celeba/img_align_celeba"),
@@ -133,7 +133,7 @@ ATTRIBUTES = textwrap.dedent("""
 
 def write_celeba(root: Path, layout: str = "WILDS", counts: Sequence[Sequence[int]] = TINY) -> Path:
     """Write CelebA as it is published by group_DRO, WILDS, Kaggle or torchvision; returns the attributes' folder."""
-    place, kind, images = CELEBA[layout]
+    place, kind, images = CELEBA_LAYOUTS[layout]
     folder = root / place
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

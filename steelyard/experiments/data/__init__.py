@@ -8,6 +8,7 @@ from steelyard.experiments.data.digits import ColouredDigits
 from steelyard.experiments.data.labelled import OwnData
 from steelyard.experiments.data.mnist import ColoredMNIST
 from steelyard.experiments.data.own_arrays import OwnArrays
+from steelyard.experiments.data.own_images import OwnImages
 from steelyard.experiments.data.own_table import OwnTable
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.waterbirds import Waterbirds
@@ -22,13 +23,25 @@ __all__ = [
     "DataSet",
     "OwnArrays",
     "OwnData",
+    "OwnImages",
     "OwnTable",
     "Splits",
     "Waterbirds",
     "called",
 ]
 
-DataSet = ColouredDigits | ColoredMNIST | CIFARMNIST | Adult | COMPAS | Waterbirds | CelebA | OwnTable | OwnArrays
+DataSet = (
+    ColouredDigits
+    | ColoredMNIST
+    | CIFARMNIST
+    | Adult
+    | COMPAS
+    | Waterbirds
+    | CelebA
+    | OwnTable
+    | OwnArrays
+    | OwnImages
+)
 
 
 def called(data: DataSet) -> str:

@@ -32,14 +32,14 @@ class Decoded(Dataset[Tensor | str]):
 
     folder: Path
     files: tuple[str, ...]
-    source: str  # the metadata file, for messages
+    source: str  # the metadata file and what its lines are called, for messages
     lines: tuple[int, ...]
     transform: Callable[[Image.Image], Tensor]
 
     def __getitem__(self, wanted: Wanted) -> Tensor | str:
         row, seed = wanted
         try:
-            image = open_image(self.folder / self.files[row], f"{self.source}, line {self.lines[row]}")
+            image = open_image(self.folder / self.files[row], f"{self.source} {self.lines[row]}")
         except DataError as error:
             return str(error)
         with torch.random.fork_rng(devices=[]):  # the draws are the sample's, in whichever process it is decoded

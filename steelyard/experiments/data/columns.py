@@ -14,7 +14,7 @@ import numpy as np
 
 from steelyard._support._text import few
 from steelyard.experiments.data.parquet import MOST_ROWS, read_texts
-from steelyard.experiments.data.table import Table, read_csv
+from steelyard.experiments.data.table import Table, read_blanks, read_csv
 from steelyard.experiments.errors import DataError
 
 __all__ = ["as_texts", "in_columns", "read_any", "read_npy", "read_npz"]
@@ -33,7 +33,7 @@ def read_any(path: Path, data: bytes, separator: str = ",") -> Table:
     Args:
         path: says the format: .parquet (.pq), .npz, and all else is text.
         data: what the file holds.
-        separator: between the values of a line of text.
+        separator: between the values of a line of text; " " is any number of blanks.
 
     Raises:
         DataError: it is empty, damaged, or holds what is no column of numbers or words.
@@ -55,6 +55,8 @@ def read_any(path: Path, data: bytes, separator: str = ",") -> Table:
 
 
 def _read_text(path: Path, data: bytes, separator: str) -> Table:
+    if separator == " ":
+        return read_blanks(path, data)
     table = read_csv(path, None, separator=separator, data=data)
     (head, *more) = table.columns
     if not more:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard._support._files import atomic_path, regular
 from steelyard.experiments.data.images import ImageList, Transform, decode
@@ -37,10 +37,12 @@ def features(
             is damaged is computed anew.
 
     Raises:
-        DataError: weights missing, or an image damaged (its file and its line in the metadata are named).
+        DataError: weights missing, an image damaged (its file and its line in the metadata are named), or a backbone
+            of the user's that makes something else of images than finite features, a row an image.
     """
     name = key(images, backbone, transform)
-    path = (cache_folder() if cache is None else cache) / f"{images.name}-{backbone.model}-{name[:20]}.safetensors"
+    known = f"{images.name[:60]}-{backbone.model.replace(':', '-')}-{name[:20]}.safetensors"
+    path = (cache_folder() if cache is None else cache) / known
     found = _read(path, name, len(images))
     if found is not None:
         return found
@@ -82,8 +84,32 @@ def _compute(images: ImageList, backbone: Backbone, transform: Transform, downlo
     rows = torch.arange(len(images)).split(backbone.batch_size)
     with torch.no_grad():
         decoded = decode(images, rows, transform, workers=backbone.workers)
-        found = [network(inputs.to(backbone.device)).cpu() for inputs in decoded]
+        found = [_checked(network, inputs.to(backbone.device), backbone).cpu() for inputs in decoded]
     return torch.cat(found)
+
+
+def _checked(network: nn.Module, inputs: Float[Tensor, "n 3 h w"], backbone: Backbone) -> Float[Tensor, "n d"]:
+    """Return what a network makes of images; DataError if these are no features, which one of the user's may be."""
+    if not backbone.is_own:
+        found = network(inputs)
+        assert isinstance(found, Tensor)
+        return found
+    try:
+        found = network(inputs)
+    except Exception as error:
+        raise DataError(
+            f"the backbone {backbone.model} failed on images {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape[:1] != inputs.shape[:1]:
+        raise DataError(f"the backbone {backbone.model} must return features ({len(inputs)}, d), got {what}")
+    if found.ndim != 2:
+        raise DataError(
+            f"the backbone {backbone.model} must return features ({len(inputs)}, d), got {what}; flatten or pool them"
+        )
+    if not bool(found.isfinite().all()):
+        raise DataError(f"the backbone {backbone.model} returns features that are not finite (NaN or infinite)")
+    return found.float()
 
 
 def _read(path: Path, name: str, count: int) -> Tensor | None:

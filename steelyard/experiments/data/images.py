@@ -1,14 +1,12 @@
-"""Image data sets as their metadata describe them: labels, groups and splits without opening an image."""
+"""Image files as a table or a folder names them: looked for, identified and decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Int, Shaped
@@ -20,63 +18,52 @@ from steelyard._support import _check
 from steelyard._support._random import seed_of
 from steelyard._support._workers import worker_context
 from steelyard.experiments.data.decoding import open_image
-from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.errors import DataError
 
-__all__ = ["ImageList", "ImageSet", "Transform", "decode", "find_folder"]
+__all__ = ["ImageList", "Transform", "decode"]
 
-ImageSet: TypeAlias = Literal["waterbirds", "celeba"]
 Transform = Callable[[Image.Image], Tensor]
 SHOWN = 5  # missing files that an error names
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """The images of a data set, as its metadata say.
+    """The images of a data set.
 
     Attributes:
         name: the data set's name.
-        table: the metadata file, for messages.
+        table: the metadata file that names them, or the folder that was listed, for messages.
         folder: where the image files lie.
         files: each image's path below `folder`, with "/".
-        lines: the line of `table` that each image stands in.
-        groups: each image's class and attribute.
-        split: ``(n,)`` 0 training, 1 validation, 2 test.
+        lines: where in `table` each image stands (from 1).
+        unit: what `lines` counts, for messages.
     """
 
-    name: ImageSet
+    name: str
     table: Path
     folder: Path
     files: tuple[str, ...]
     lines: tuple[int, ...]
-    groups: Groups
-    split: Int[Tensor, " n"]
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.files)
-
-    @property
-    def parts(self) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"], Int[Tensor, " _"]]:
-        """The positions of the training, validation and test images."""
-        train, validation, test = ((self.split == code).nonzero().squeeze(1) for code in range(3))
-        return train, validation, test
 
     def check(self) -> None:
         """Look whether everything can be loaded, but for the images' content; each folder is listed once.
 
         Raises:
-            DataError: a group has no image in a split; a path leaves `folder`, by its own parts or through a symbolic
-                link (`folder` itself may be one); a file is missing: the first few and their number.
+            DataError: a path leaves `folder`, by its own parts or through a symbolic link (`folder` itself may be
+                one); a file is missing: the first few and their number.
         """
-        self.groups.check(self.parts, self.table)
         base = os.path.realpath(self.folder)
         for file, line in zip(self.files, self.lines, strict=True):
             if _leaves(file):
-                raise DataError(f"{self.table}, line {line}: the path {file!r} leaves the folder {self.folder}")
+                raise DataError(f"{self.table}, {self.unit} {line}: the path {file!r} leaves the folder {self.folder}")
         present = _present(Path(base), {file.rpartition("/")[0] or "." for file in self.files})
         missing = [row for row, file in enumerate(self.files) if file not in present]
         if missing:
-            first = ", ".join(f"{self.files[row]!r} (line {self.lines[row]})" for row in missing[:SHOWN])
+            first = ", ".join(f"{self.files[row]!r} ({self.unit} {self.lines[row]})" for row in missing[:SHOWN])
             raise DataError(
                 f"{len(missing)} of {len(self)} images that {self.table} names are not in {self.folder}; "
                 f"{'the first are' if len(missing) > 1 else 'it is'} {first}"
@@ -84,25 +71,14 @@ class ImageList:
         for row, file in enumerate(self.files):
             if present[file] and not _inside(base, os.path.realpath(os.path.join(base, file))):
                 raise DataError(
-                    f"{self.table}, line {self.lines[row]}: {file!r} is a link that leaves the folder {self.folder}"
+                    f"{self.table}, {self.unit} {self.lines[row]}: {file!r} is a link that leaves the folder "
+                    f"{self.folder}"
                 )
 
-    def few(self, count: int) -> ImageList:
-        """Return the first `count` images of each group in each split."""
-        taken: Counter[tuple[int, int]] = Counter()
-        rows = []
-        for row, key in enumerate(zip(self.groups.ids.tolist(), self.split.tolist(), strict=True)):
-            taken[key] += 1
-            if taken[key] <= count:
-                rows.append(row)
-        groups = replace(self.groups, targets=self.groups.targets[rows], attribute=self.groups.attribute[rows])
-        return replace(
-            self,
-            files=tuple(self.files[row] for row in rows),
-            lines=tuple(self.lines[row] for row in rows),
-            groups=groups,
-            split=self.split[rows],
-        )
+    def take(self, rows: Sequence[int]) -> ImageList:
+        """Return the images in `rows`."""
+        files, lines = tuple(self.files[row] for row in rows), tuple(self.lines[row] for row in rows)
+        return replace(self, files=files, lines=lines)
 
     def fingerprint(self, rows: Iterable[int]) -> str:
         """Return a digest of the images in `rows`: path, size and time of change of each, in that order.
@@ -115,9 +91,20 @@ class ImageList:
             digest.update(f"{self.files[row]}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
+    def sizes(self) -> str:
+        """Return a digest of path and size of each image, which a copy of the folder shares; DataError: one is gone."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            try:
+                size = os.stat(self.folder / file).st_size
+            except (OSError, ValueError) as error:
+                raise DataError(f"the image {self.folder / file} cannot be read: {error}") from error
+            digest.update(f"{file}\0{size}\n".encode())
+        return digest.hexdigest()
+
     def open(self, row: int) -> Image.Image:
         """Return the image in `row`, decoded to RGB; DataError if it is unreadable, truncated or too large."""
-        return open_image(self.folder / self.files[row], f"{self.table}, line {self.lines[row]}")
+        return open_image(self.folder / self.files[row], f"{self.table}, {self.unit} {self.lines[row]}")
 
 
 def decode(
@@ -150,7 +137,7 @@ def decode(
     from steelyard.experiments.data import _worker
 
     loader = DataLoader(
-        _worker.Decoded(images.folder, images.files, str(images.table), images.lines, transform),
+        _worker.Decoded(images.folder, images.files, f"{images.table}, {images.unit}", images.lines, transform),
         batch_sampler=_Wanted(rows, seed, first),
         generator=torch.Generator().manual_seed(0),  # without one, the loader draws from the global one
         num_workers=_check.integer("workers", workers, low=0),
@@ -174,25 +161,6 @@ class _Wanted:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for number, rows in enumerate(self.rows, start=self.first):
             yield [(row, seed_of(self.seed, number, place)) for place, row in enumerate(rows.tolist())]
-
-
-def find_folder(
-    root: Path | None, folders: Sequence[str], choices: Sequence[tuple[str, ...]], what: str
-) -> tuple[Path, tuple[str, ...]]:
-    """Return the first of ``root/folder`` and ``root`` that holds all files of one of `choices`, and that choice.
-
-    Raises:
-        DataError: there is none; the message says what was looked for.
-    """
-    files = ", or ".join(" and ".join(choice) for choice in choices)
-    layout = f"looked for {files}, in {', '.join(folders)} below the root and in the root itself"
-    if root is None:
-        raise DataError(f"{what} needs a data root (--data-root, or STEELYARD_DATA); {layout}")
-    for folder in (*folders, "."):
-        for choice in choices:
-            if all((root / folder / file).is_file() for file in choice):
-                return root / folder, choice
-    raise DataError(f"{what} is not under {root}: {layout}. It is not downloaded: put it there as it is published")
 
 
 def _leaves(file: str) -> bool:

@@ -70,6 +70,16 @@ class OwnData(ABC):
         own = re.sub(r"[^\w.-]+", "_", printable(self.title or Path(self.source).stem))
         return f"{self.name}-{own}"  # type: ignore[attr-defined]
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether inputs come batch by batch."""
+        return False
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The user's functions that loading calls, "module:function"."""
+        return ()
+
     @abstractmethod
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each file, by its path as given; DataError where one cannot be read."""

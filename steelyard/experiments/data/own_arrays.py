@@ -21,9 +21,10 @@ from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.data.tabular import standardise
 from steelyard.experiments.errors import DataError
 
-__all__ = ["OwnArrays"]
+__all__ = ["EMPTY", "OwnArrays", "finite_inputs"]
 
-_EMPTY = ("", "nan", "None", "NaT")
+EMPTY = ("", "nan", "None", "NaT")
+"""What stands for a missing label in an array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class OwnArrays(Labelled):
             check_columns(self.file, list(known), [one for one in self._arrays if one not in arrays])
             arrays = {**known, **arrays}
         place = Path(self.source)
-        inputs = _inputs(place, self.features, arrays[self.features])
+        inputs = finite_inputs(place, self.features, arrays[self.features])
         columns = {name: as_texts(place, name, arrays[name]) for name in dict.fromkeys(self.roles)}
         for name, column in columns.items():
             if len(column) != len(inputs):
@@ -105,7 +106,7 @@ class OwnArrays(Labelled):
             return scaled, ("Features, standardised by the training rows.",)
 
         table = Table(place, columns, range(len(inputs)), "row")
-        return self.splits_of(table, seed, features, {name: sha256(data) for name, data in files.items()}, _EMPTY)
+        return self.splits_of(table, seed, features, {name: sha256(data) for name, data in files.items()}, EMPTY)
 
 
 def _read(path: Path, data: bytes) -> Mapping[str, np.ndarray]:
@@ -122,7 +123,8 @@ def _as_numpy(tensor: Shaped[Tensor, "*shape"]) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
 
 
-def _inputs(path: Path, name: str, array: np.ndarray) -> Float[Tensor, "n *features"]:
+def finite_inputs(path: Path, name: str, array: np.ndarray) -> Float[Tensor, "n *features"]:
+    """Return an array of inputs as 32-bit floats; DataError if it is no such array, or a number is not finite."""
     if array.dtype.kind not in "fiub" or array.ndim < 2 or 0 in array.shape:
         raise DataError(
             f"{path}: the features {name!r} are {array.dtype} of shape {array.shape}; they must be numbers (n, ...)"

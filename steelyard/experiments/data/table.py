@@ -18,7 +18,7 @@ from steelyard._support._files import read_bytes
 from steelyard._support._text import few, shown
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Table", "as_number", "check_columns", "file_bytes", "read_csv", "read_spaced"]
+__all__ = ["Table", "as_number", "check_columns", "file_bytes", "read_blanks", "read_csv", "read_spaced"]
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -30,13 +30,13 @@ class Table:
     Attributes:
         path: the file.
         columns: the values of each column, as text.
-        lines: the line of the file (from 1) that each row stands in.
+        lines: the line of the file (from 1) that each row stands in, or what else names its place.
         unit: what `lines` counts, for messages.
     """
 
     path: Path
     columns: Mapping[str, Sequence[str]]
-    lines: Sequence[int]
+    lines: Sequence[int] | Sequence[str]
     unit: str = "line"
 
     def __len__(self) -> int:
@@ -134,6 +134,12 @@ def read_spaced(path: Path, wanted: Sequence[str], header: Sequence[str] | None 
             f"{path}, line 1: announces {few([announced])} rows, the file has {len(table)}; is it truncated?"
         )
     return table
+
+
+def read_blanks(path: Path, data: bytes | None = None) -> Table:
+    """Return all columns of a UTF-8 file separated by blanks, with their names in line 1; errors as `read_csv`."""
+    rows = [(number, line.split()) for number, line in enumerate(_text(path, data).splitlines(), 1)]
+    return _table(path, (row for row in rows if row[1]), None, None)
 
 
 def _parsed(path: Path, reader: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:

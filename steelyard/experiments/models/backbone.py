@@ -1,4 +1,4 @@
-"""Backbones: torchvision's residual networks up to the last layer, with its weights or ones of a file."""
+"""Backbones: torchvision's networks up to the last layer, or one's own, with published weights or ones of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._code import check_function_name, load_function, source_of
 from steelyard._support._files import open_file, regular
+from steelyard._support._random import all_seeded
 from steelyard.experiments.errors import DataError
 
 __all__ = ["Architecture", "Backbone"]
@@ -26,22 +28,29 @@ Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101
 _FILES = (".pth", ".pt", ".safetensors")
 
 
+_PUBLISHED = "IMAGENET1K_V1"
+_ALIKE = ("resnet18", "resnet34", "resnet50", "resnet101")  # known without an import of torchvision
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen network that turns an image into features: a ResNet without its last layer.
+    """A frozen network that turns an image into features: one of torchvision's without its last layer, or one's own.
 
     Attributes:
-        model: which of torchvision's.
+        model: the name of one of torchvision's classifiers ("resnet50", "efficientnet_b0", "vit_b_16", ...), or
+            "module:function": a function of your own that returns a module, images ``(n, 3, h, w)`` -> features
+            ``(n, d)``. It is imported and called: its code runs.
         weights: the name of torchvision's weights ("IMAGENET1K_V1" are the ones that the papers on Waterbirds and
-            CelebA start from), or the path of a .pth, .pt or .safetensors file with a state dict of `model`. The last
-            layer in it, if any, is passed over.
+            CelebA start from), or the path of a .pth, .pt or .safetensors file with a state dict of `model`. Of
+            torchvision's models the last layer in it, if any, is passed over. A module of your own without a file has
+            the weights that the function gives it.
         batch_size: images that are computed at once.
         workers: processes that decode images; 0 decodes in the main one.
         device: where the network computes, a torch device.
     """
 
-    model: Architecture = "resnet50"
-    weights: str = "IMAGENET1K_V1"
+    model: str = "resnet50"
+    weights: str = _PUBLISHED
     batch_size: int = 64
     workers: int = 2
     device: str = "cpu"
@@ -51,6 +60,23 @@ class Backbone:
         _check.integer("workers", self.workers, low=0)
         if not self.weights:
             raise ValueError("weights must name torchvision's weights or a file, got an empty string")
+        if self.is_own:
+            check_function_name("model", self.model)
+            if self.file is None and self.weights != _PUBLISHED:
+                raise ValueError(
+                    f"weights of a module of your own must be a file ({', '.join(_FILES)}), got {self.weights!r}; "
+                    "leave them out to take those that the function gives"
+                )
+        elif self.model not in _ALIKE and self.model not in (known := _architectures()):
+            raise ValueError(
+                f"model must be one of torchvision's classifiers, or 'module:function' of your own, got {self.model!r}"
+                f"{_check.nearest(self.model, known)}"
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether `model` is a function of the user's."""
+        return ":" in self.model
 
     @property
     def file(self) -> Path | None:
@@ -60,8 +86,12 @@ class Backbone:
     def identity(self) -> str:
         """Return what tells these weights from others: torchvision's file name, or the digest of the file.
 
-        Nothing is downloaded. torchvision's file names hold the first eight digits of the file's SHA-256.
+        Nothing is downloaded. torchvision's file names hold the first eight digits of the file's SHA-256. A module of
+        the user's is told by its source file, too, and without weights of a file by the parameters that it has.
         """
+        if self.is_own:
+            source = hashlib.sha256(source_of(self.model).read_bytes()).hexdigest()
+            return f"{self.model}:{source}:{_digest_of(self.build())}"
         if self.file is None:
             return f"{self.model}:{_file_name(self._published())}"
         try:
@@ -77,8 +107,11 @@ class Backbone:
             download: let torchvision download its weights if they are not on this machine.
 
         Raises:
-            DataError: weights missing, not to be had, damaged, or those of another model.
+            DataError: weights missing, not to be had, damaged, or those of another model; a function of the user's
+                failed, or gave no module.
         """
+        if self.is_own:
+            return self._own().eval().requires_grad_(False)
         return self.network(lambda features: nn.Identity(), download).eval().requires_grad_(False)
 
     def network(self, head: Callable[[int], nn.Module], download: bool = False) -> nn.Module:
@@ -90,18 +123,27 @@ class Backbone:
 
         source, state = self.state(download)
         with torch.device("meta"):  # the constructor would draw parameters that the weights replace
-            network = torchvision.models.get_model(self.model, weights=None)
-        features, network.fc = network.fc.in_features, nn.Identity()
-        state = {
-            key: value.float() if value.is_floating_point() else value  # weights may be kept in half precision
-            for key, value in state.items()
-            if not key.startswith("fc.")
-        }
-        try:
-            network.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise DataError(f"{source} does not hold the weights of a {self.model}: {error}") from error
-        network.fc = head(features)
+            network = torchvision.models.get_model(self.model, weights=None, **_QUIET.get(self.model, {}))
+        name, features = _last_layer(network, self.model)
+        _put(network, name, nn.Identity())
+        _fill(
+            network, {key: value for key, value in state.items() if not key.startswith(f"{name}.")}, source, self.model
+        )
+        _put(network, name, head(features))
+        return network
+
+    def _own(self) -> nn.Module:
+        """Return the user's module, with the weights of the file where one is named."""
+        make = load_function(self.model)
+        with all_seeded(0):  # what it draws is the same each time, and found again in the cache
+            try:
+                network = make()
+            except Exception as error:
+                raise DataError(f"the backbone {self.model} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise DataError(f"the backbone {self.model} must return a torch.nn.Module, got {_check.shown(network)}")
+        if self.file is not None:
+            _fill(network, _load(self.file), str(self.file), self.model)
         return network
 
     def _published(self) -> Any:
@@ -135,6 +177,57 @@ class Backbone:
             except (OSError, RuntimeError) as error:
                 raise DataError(f"torchvision could not download {entry.url}: {error}; offline, {ways}") from error
         return str(place), _load(place)
+
+
+_QUIET: dict[str, dict[str, Any]] = {
+    name: {"init_weights": False, "transform_input": True} for name in ("googlenet", "inception_v3")
+}
+
+
+def _architectures() -> list[str]:
+    """Return the names of torchvision's classifiers."""
+    from steelyard._support._torchvision import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _last_layer(network: nn.Module, model: str) -> tuple[str, int]:
+    """Return the name of a classifier's last linear layer, and how many features go into it."""
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not layers or layers[-1][1].out_features != _CLASSES:
+        raise DataError(
+            f"{model} does not end in a linear layer, whose inputs would be the features; take another model, or "
+            "'module:function' that returns one of your own"
+        )
+    return layers[-1][0], layers[-1][1].in_features
+
+
+def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
+    place, _, last = name.rpartition(".")
+    setattr(network.get_submodule(place), last, layer)
+
+
+_CLASSES = 1000  # of ImageNet, which torchvision's classifiers tell apart
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], source: str, model: str) -> None:
+    """Put the weights `state` into `network`; DataError if they are those of another."""
+    # Weights may be kept in half precision.
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise DataError(f"{source} does not hold the weights of a {model}: {error}") from error
+
+
+def _digest_of(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _file_name(entry: Any) -> str:

@@ -146,7 +146,7 @@ def digest(problem: Problem, settings: Any, budget: float | int, sources: bytes 
     hashed = hashlib.sha256(json.dumps({**fixed, "budget": float(budget)}, sort_keys=True).encode())
     train = problem.splits.train
     if isinstance(train, Photographs):
-        hashed.update(train.images.fingerprint(train.rows.tolist()).encode())
+        hashed.update(train.fingerprint().encode())
     for name in ("inputs", "targets", "environment", "group", "index"):
         tensor = getattr(train, name)
         if tensor is not None and not tensor.is_meta:

@@ -20,6 +20,7 @@ from steelyard.experiments.errors import DataError, RunError
 from steelyard.experiments.report.priors import prior_section
 from steelyard.experiments.runs.folder import REMEDY, RESULT
 from steelyard.experiments.runs.run import Run
+from steelyard.experiments.runs.user_code import code_of
 
 __all__ = ["learned", "svg_source"]
 
@@ -89,7 +90,7 @@ def _kept(samples: pandas.DataFrame, fact: str, value: bool, name: str) -> dict[
 
 def _has_pictures(run: Run) -> bool:
     """Return whether the data may be images. The user's own are not opened for a page: a run may be a stranger's."""
-    return not isinstance(run.recipe.data, OwnData)
+    return not isinstance(run.recipe.data, OwnData) and not code_of(run.recipe)
 
 
 def _data(run: Run, root: Path | None) -> Splits:

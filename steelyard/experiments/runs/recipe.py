@@ -57,7 +57,7 @@ class Recipe:
         _check.integer("seed", self.seed, low=0, high=2**63 - 1)  # what torch's generators take, without a sign
         _check.choice("selection", self.selection, CRITERIA)
         _check.in_range("train_floor", self.train_floor, low=0.0, high=1.0)
-        if getattr(self.data, "inputs", "features") == "images":
+        if getattr(self.data, "on_disk", False):
             check_on_disk(self.data, self.method)
         try:
             torch.device(self.device)

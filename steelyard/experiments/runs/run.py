@@ -49,6 +49,7 @@ from steelyard.experiments.runs.log import Log, read_metrics
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run_folder import RunFolder, blamed_on, check_device, environment
 from steelyard.experiments.runs.several_processes import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.runs.user_code import check_code
 from steelyard.experiments.training.evaluation import Evaluation, evaluate
 from steelyard.experiments.training.problem import Fitted, Problem
 from steelyard.experiments.training.selection import check_selection
@@ -105,6 +106,7 @@ def execute(
     progress: Progress = lambda evaluation: None,
     stop: Callable[[], int] = lambda: 0,
     ranks: Ranks = ALONE,
+    allow_code: bool = False,
 ) -> Run:
     """Carry out `recipe` and write the run into `directory`.
 
@@ -134,6 +136,7 @@ def execute(
         stop: asked after each step; a number other than 0 ends the run, saved, by `steelyard.checkpoint.Stopped`.
         ranks: the processes that carry it out together, each with its share of the samples. The outcome is that of one,
             to rounding. The first writes; all must see the directory. A run may be gone on with by another number.
+        allow_code: whether code that the recipe names ("module:function") may run.
 
     Raises:
         RunError: the directory is not empty (and, with `overwrite` or `resume`, holds more than a run), cannot be
@@ -141,13 +144,14 @@ def execute(
             files; a checkpoint is damaged, or of another
             version; the device is not there; the recipe's settings do not fit the data, or training failed.
         DataError: the data are not there.
-        RecipeError: the recipe selects by groups and the data has none; its method needs the groups of training
-            samples, which the data do not tell; or several ranks cannot share its method or
-            model.
+        RecipeError: the recipe names code and `allow_code` is false; it selects by groups and the data has none; its
+            method needs the groups of training samples, which the data do not tell; or several ranks cannot share its
+            method or model.
         LostError: the run's files were removed, moved or replaced while it went on; nothing more is written or removed.
         RankError: another rank failed or is gone, or was given another recipe, other options or other data.
         Stopped: the run was asked to stop.
     """
+    check_code(recipe, allow_code)
     check_device(recipe.device)
     name, overrides = printable(name), tuple(map(printable, overrides))
     if overwrite and resume:

@@ -14,7 +14,7 @@ from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CelebA, Waterbirds
 from steelyard.experiments.data import features as module
 from steelyard.experiments.data.features import cache_folder, features, key
-from steelyard.experiments.data.transforms import evaluation_transform, training_transform
+from steelyard.experiments.data.transforms import CELEBA, WATERBIRDS, evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.runs.recipe import Recipe
@@ -22,7 +22,7 @@ from steelyard.experiments.runs.run import execute
 from steelyard.experiments.runs.schema import parse
 from tests.experiments.layouts import write_celeba, write_waterbirds, write_weights
 
-TRANSFORM = evaluation_transform("waterbirds")
+TRANSFORM = evaluation_transform(WATERBIRDS)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def reference(root: Path, weights: Path) -> torch.Tensor:
     model.eval()
     found = []
     model.avgpool.register_forward_hook(lambda module, args, output: found.append(output.flatten(1)))
-    images = Waterbirds().read(root)
+    images = Waterbirds().read(root).images
     with torch.no_grad():
         for row in (0, 20, 35):
             model(TRANSFORM(images.open(row))[None])
@@ -82,10 +82,10 @@ def test_the_second_time_no_image_is_decoded_and_no_network_built(
 
 def test_the_key_moves_with_all_that_features_depend_on(tmp_path: Path, backbone: Backbone) -> None:
     folder = write_waterbirds(tmp_path)
-    images = Waterbirds().read(tmp_path)
+    images = Waterbirds().read(tmp_path).images
     keys = {key(images, backbone, TRANSFORM)}
-    keys.add(key(images, backbone, evaluation_transform("celeba")))
-    keys.add(key(images, backbone, training_transform("waterbirds")))
+    keys.add(key(images, backbone, evaluation_transform(CELEBA)))
+    keys.add(key(images, backbone, training_transform(WATERBIRDS)))
     other = write_weights(tmp_path / "other.pth", seed=1)
     keys.add(key(images, replace(backbone, weights=str(other)), TRANSFORM))
     keys.add(key(images, Backbone("resnet18", "IMAGENET1K_V1"), TRANSFORM))
@@ -99,12 +99,12 @@ def test_the_key_moves_with_all_that_features_depend_on(tmp_path: Path, backbone
 
 def test_the_key_does_not_move_with_the_rest(tmp_path: Path, backbone: Backbone, weights: Path) -> None:
     folder = write_waterbirds(tmp_path)
-    one = key(Waterbirds().read(tmp_path), backbone, TRANSFORM)
+    one = key(Waterbirds().read(tmp_path).images, backbone, TRANSFORM)
     copy = tmp_path / "copy.pth"
     copy.write_bytes(weights.read_bytes())
     settings = replace(backbone, weights=str(copy), batch_size=3, workers=1)
     folder.rename(tmp_path / "waterbirds_v1.0")
-    assert key(Waterbirds().read(tmp_path), settings, evaluation_transform("waterbirds")) == one
+    assert key(Waterbirds().read(tmp_path).images, settings, evaluation_transform(WATERBIRDS)) == one
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def cached(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("STEELYARD_CACHE", str(folder))
         backbone = Backbone("resnet18", str(weights), batch_size=16, workers=0)
-        return root, folder, features(Waterbirds().read(root), backbone, TRANSFORM)
+        return root, folder, features(Waterbirds().read(root).images, backbone, TRANSFORM)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other key", "other length"])
@@ -123,7 +123,7 @@ def test_a_damaged_cache_is_computed_anew(
     tmp_path: Path, backbone: Backbone, damage: str, cached: tuple[Path, Path, torch.Tensor]
 ) -> None:
     root, folder, right = cached
-    images = Waterbirds().read(root)
+    images = Waterbirds().read(root).images
     (path,) = Path(shutil.copytree(folder, tmp_path / "cache")).iterdir()
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
@@ -138,7 +138,7 @@ def test_a_damaged_cache_is_computed_anew(
 
 def test_a_failure_leaves_nothing_in_the_cache(tmp_path: Path, backbone: Backbone) -> None:
     folder = write_waterbirds(tmp_path)
-    images = Waterbirds().read(tmp_path)
+    images = Waterbirds().read(tmp_path).images
     (folder / images.files[30]).write_bytes(b"")
     with pytest.raises(DataError, match="line 32"):
         features(images, backbone, TRANSFORM)
@@ -149,7 +149,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path: Path, backbon
     write_waterbirds(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="set STEELYARD_CACHE"):
-        features(Waterbirds().read(tmp_path), backbone, TRANSFORM, cache=tmp_path / "file")
+        features(Waterbirds().read(tmp_path).images, backbone, TRANSFORM, cache=tmp_path / "file")
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,8 @@ def test_streams_chunks_and_takes_give_the_samples(on_disk: Splits, in_memory: S
 
 
 def test_pieces_are_small_whatever_is_asked_for(on_disk: Splits) -> None:
-    many = Photographs.of_images(on_disk.train.images, torch.arange(8).repeat(10), augment=False, workers=0)
+    train, rows = on_disk.train, torch.arange(8).repeat(10)
+    many = Photographs.of_images(train.images, train.framing, False, 0, rows, train.targets[rows], None, None)
     assert [len(piece) for piece in many.chunks(10_000)] == [64, 16]
 
 
