@@ -9,6 +9,7 @@ from steelyard.experiments.data.labelled import OwnData
 from steelyard.experiments.data.mnist import ColoredMNIST
 from steelyard.experiments.data.own_arrays import OwnArrays
 from steelyard.experiments.data.own_images import OwnImages
+from steelyard.experiments.data.own_python import OwnPython
 from steelyard.experiments.data.own_table import OwnTable
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.waterbirds import Waterbirds
@@ -24,6 +25,7 @@ __all__ = [
     "OwnArrays",
     "OwnData",
     "OwnImages",
+    "OwnPython",
     "OwnTable",
     "Splits",
     "Waterbirds",
@@ -41,6 +43,7 @@ DataSet = (
     | OwnTable
     | OwnArrays
     | OwnImages
+    | OwnPython
 )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from steelyard.experiments.data import DataSet
+from steelyard.experiments.data import DataSet, OwnPython
 from steelyard.experiments.methods import Maple, Method
 from steelyard.experiments.priors import EnsembleTerm, PriorSettings
 
@@ -14,15 +14,18 @@ __all__ = ["check_on_disk"]
 
 
 def check_on_disk(data: DataSet, method: Method) -> None:
-    """Raise ValueError if `method` cannot be carried out on images that stay on disk.
+    """Raise ValueError if `method` cannot be carried out on inputs that stay on disk.
 
     It would hold all of them at once, or differentiate through a sample that is another image at every reading. The
     message names the field and what it can be.
     """
     if whole := [path for path, size in _batch_sizes(method, "method") if not size]:
+        setting, remedy = "data.inputs = 'images' is decoded", "data.inputs = 'features'"
+        if isinstance(data, OwnPython):
+            setting, remedy = "data.stream = true is read", "data.stream = false"
         raise ValueError(
-            f"data.inputs = 'images' is decoded batch by batch: {method.name} needs a batch_size above 0 wherever it "
-            f"trains (set {', '.join(f'{path}.batch_size' for path in whole)}), or data.inputs = 'features'"
+            f"{setting} batch by batch: {method.name} needs a batch_size above 0 wherever it "
+            f"trains (set {', '.join(f'{path}.batch_size' for path in whole)}), or {remedy}"
         )
     if isinstance(method, Maple) and getattr(data, "augment", False):
         raise ValueError(
@@ -56,7 +59,7 @@ def _of_prior(prior: PriorSettings, path: str) -> Iterator[tuple[str, int]]:
         if isinstance(score, EnsembleTerm):
             raise ValueError(
                 f"{place}: {score.name!r} trains its proxies as one net that holds the images of a step once for each "
-                "(and reads BatchNorm by its batch): on data.inputs = 'images' take 'lhd', 'aum', or a 'file' of "
+                "(and reads BatchNorm by its batch): on inputs that stay on disk take 'lhd', 'aum', or a 'file' of "
                 "scores that were computed on data.inputs = 'features'"
             )
         yield from _batch_sizes(score, place)
