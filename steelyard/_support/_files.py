@@ -28,6 +28,7 @@ except ImportError:  # not Windows
 
 __all__ = [
     "append",
+    "append_bytes",
     "atomic_path",
     "check_links",
     "clear",
@@ -129,6 +130,13 @@ def append(path: AnyPath) -> TextIO:
     check_links(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW | _NO_WAIT
     return open(_checked(os.open(path, flags, 0o666), path), "a", encoding="utf-8")
+
+
+def append_bytes(path: AnyPath) -> BinaryIO:
+    """Open `path`, made if it is missing, to write bytes at its end; OSError if it is a link, or no file."""
+    check_links(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW | _NO_WAIT | _BINARY
+    return open(_checked(os.open(path, flags, 0o666), path), "ab")
 
 
 def open_file(path: AnyPath) -> BinaryIO:

@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": ("runs:compare_runs", "Compare runs: accuracies as mean ± standard deviation over seeds."),
     "report": ("runs:report", "Write an HTML page about one or several runs."),
     "recipes": ("runs:recipes", "List the recipes that come with the package, or show one with its base and defaults."),
+    "data": ("data:data", "Put Waterbirds or CelebA in place: verify, unpack, fetch from an address that you give."),
     "active": ("active:active", "Carry out an active learning recipe: label, train, select, round after round."),
     "bounds": (
         "bounds:bounds",

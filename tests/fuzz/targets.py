@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +28,8 @@ from steelyard.experiments.active.loop import Pool
 from steelyard.experiments.active.state import read_state, restored
 from steelyard.experiments.compare.rows import compare as comparison
 from steelyard.experiments.compare.tables import comma_separated, markdown, summary, tex
-from steelyard.experiments.data import OwnArrays, OwnTable
+from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable
+from steelyard.experiments.data.archives import unpack
 from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
@@ -242,6 +246,58 @@ def _own(path: Path) -> bool:
     return _allow(lambda: OwnTable(file=str(path), target="y", split="part", missing="category").load(0))
 
 
+def own_images(data: bytes, folder: Path) -> bool:
+    """The table of a folder of images, as text, separated by blanks, as Parquet and as npz."""
+    for name in ("a.png", "b.png"):
+        _put(folder, f"images/{name}", b"no image, which is seen when it is decoded")
+    read = [
+        _allow(lambda path=path, sign=sign: _images(path, sign).load(0))  # type: ignore[misc]
+        for path, sign in (
+            *((_put(folder, f"images{ending}", data), ",") for ending in (".csv", ".parquet", ".npz")),
+            (_put(folder, "images.txt", data.replace(b",", b" ")), " "),
+        )
+    ]
+    return any(read)
+
+
+def _images(path: Path, separator: str) -> OwnImages:
+    labels = {"target": "y", "split": "part", "id": "row", "separator": separator}
+    return OwnImages(folder=str(path.parent / "images"), table=str(path), inputs="images", workers=0, **labels)
+
+
+def archive(data: bytes, folder: Path) -> bool:
+    """An archive, as tar and as zip: nothing lies beside its folder, and nothing is left of a bad one."""
+    unpacked = []
+    for name in ("a.tar.gz", "a.zip"):
+        path, out = _put(folder, f"archive/{name}", data), folder / "archive" / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        unpacked.append(_allow(lambda path=path, out=out: unpack(path, out, 1 << 20)))  # type: ignore[misc]
+        assert unpacked[-1] or not any(out.iterdir())
+        assert {one.name for one in (folder / "archive").iterdir()} <= {"a.tar.gz", "a.zip", "out"}
+    return any(unpacked)
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("birds/metadata.csv", b"img_id\n")
+    return buffer.getvalue()
+
+
+def _tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as packed:
+        info = tarfile.TarInfo("birds/metadata.csv")
+        info.size = 7
+        packed.addfile(info, io.BytesIO(b"img_id\n"))
+    return buffer.getvalue()
+
+
+def tar_archive(data: bytes, folder: Path) -> bool:
+    """The same, begun from a tar."""
+    return archive(data, folder)
+
+
 def waterbirds(data: bytes, folder: Path) -> bool:
     """Waterbirds' metadata.csv."""
     _put(folder, "waterbird_complete95_forest2water2/metadata.csv", data)
@@ -350,6 +406,10 @@ SEEDS: dict[str, bytes] = {
     "own_features": _own_npy(),
     "own_table": b"x,y,part\n1,a,0\n2,b,0\n1,a,1\n,b,1\n3,a,2\n1,b,2\n",
     "celeba": b"2\nBlond_Hair Male\n1.jpg 1 -1\n2.jpg -1 1\n",
+    "own_images": b"file,row,y,part\na.png,0,no,0\nb.png,1,yes,0\na.png,2,no,1\nb.png,3,yes,1\n"
+    b"a.png,4,no,2\nb.png,5,yes,2\n",
+    "archive": _archive(),
+    "tar_archive": _tar(),
     "prior": _prior(),
     "active": _active(),
     "waterbirds": b"img_id,img_filename,y,split,place\n1,a.jpg,0,0,1\n2,b.jpg,1,1,0\n",
@@ -375,6 +435,7 @@ TARGETS: dict[str, Target] = {
             losses,
             scores,
         ),
-        *(table, own_table, own_arrays, own_features, waterbirds, celeba, idx, compare, report, prior, active),
+        *(table, own_table, own_arrays, own_features, own_images, archive, tar_archive, waterbirds, celeba, idx),
+        *(compare, report, prior, active),
     )
 }

@@ -33,7 +33,7 @@ class Decoded(Dataset[Tensor | str]):
     folder: Path
     files: tuple[str, ...]
     source: str  # the metadata file and what its lines are called, for messages
-    lines: tuple[int, ...]
+    lines: tuple[int | str, ...]
     transform: Callable[[Image.Image], Tensor]
 
     def __getitem__(self, wanted: Wanted) -> Tensor | str:

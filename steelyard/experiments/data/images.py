@@ -43,7 +43,7 @@ class ImageList:
     table: Path
     folder: Path
     files: tuple[str, ...]
-    lines: tuple[int, ...]
+    lines: tuple[int | str, ...]
     unit: str = "line"
 
     def __len__(self) -> int:

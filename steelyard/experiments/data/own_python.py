@@ -115,7 +115,7 @@ class OwnPython(Labelled):
         place = Path(self.function)
         columns: dict[str, list[str]] = {name: [] for name in dict.fromkeys((*self.roles, _SPLIT))}
         lines: list[str] = []
-        inputs: list[Tensor | Dataset[Any]] = []
+        inputs: list[Any] = []
         for name, part in parts.items():
             check_columns(f"{self.function}, {name!r}", list(part), (self.features, *self.roles))
             one = self._inputs(name, part[self.features])
@@ -181,14 +181,14 @@ class OwnPython(Labelled):
             raise DataError(f"{self.function}, {name!r}: its items must be pairs (inputs, target): {error}") from error
         return {self.features: _First(part), self.target: pairs.targets}
 
-    def _inputs(self, name: str, found: Any) -> Tensor | Dataset[Any]:
+    def _inputs(self, name: str, found: Any) -> Any:
         """Return inputs as a tensor of finite numbers, or as the data set that they are."""
         if not _is_dataset(found):
             return finite_inputs(Path(f"{self.function}, {name!r}"), self.features, _as_array(found))
         if not len(found):
             raise DataError(f"{self.function}, {name!r}: the data set {self.features!r} has no items")
         if self.stream:
-            return found  # type: ignore[no-any-return]
+            return found
         try:
             stored = Streamed.of(_First(found), torch.zeros(len(found), dtype=torch.int64), chunk=_CHUNK)
             chunks = [chunk.inputs for chunk in stored.chunks(_CHUNK)]
@@ -198,7 +198,7 @@ class OwnPython(Labelled):
             raise DataError(f"{self.function}, {name!r}: the items of {self.features!r} must be tensors")
         return finite_inputs(Path(f"{self.function}, {name!r}"), self.features, _as_array(torch.cat(chunks)))
 
-    def _gather(self, inputs: Sequence[Tensor | Dataset[Any]]) -> Tensor | Gather:
+    def _gather(self, inputs: Sequence[Any]) -> Tensor | Gather:
         """Return the inputs of all splits, or what makes samples of some of them."""
         tensors = [one for one in inputs if isinstance(one, Tensor)]
         if len(tensors) == len(inputs):
@@ -207,7 +207,7 @@ class OwnPython(Labelled):
                     f"{self.function}: samples of all splits must have one shape, got {few(map(str, shapes))}"
                 )
             return torch.cat(tensors)
-        return partial(_streamed, ConcatDataset([_First(one) for one in inputs]))  # type: ignore[arg-type]
+        return partial(_streamed, ConcatDataset([_First(one) for one in inputs]))
 
 
 class _First(Dataset[Any]):

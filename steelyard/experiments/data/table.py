@@ -36,7 +36,7 @@ class Table:
 
     path: Path
     columns: Mapping[str, Sequence[str]]
-    lines: Sequence[int] | Sequence[str]
+    lines: Sequence[int | str]
     unit: str = "line"
 
     def __len__(self) -> int:
