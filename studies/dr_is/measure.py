@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pandas
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from steelyard import selectors
+from steelyard import selectors, theory
 from steelyard._support import _check
 from steelyard.experiments.active.images import Digits
 from steelyard.experiments.data.corruption import adversarial_flips
@@ -24,8 +25,9 @@ from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.seeds import derived, generator
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
-__all__ = ["SCORES", "DisagreementSettings", "Proxies", "disagreement_tables"]
+__all__ = ["INTERVALS", "SCORES", "DisagreementSettings", "Proxies", "disagreement_tables"]
 
+INTERVALS: tuple[Literal["hoeffding", "bernstein", "jackknife"], ...] = ("hoeffding", "bernstein", "jackknife")
 _ATTACKER, _PROXIES, _RANDOM, _KEPT = range(4)  # what a seed's derived ones are for
 
 
@@ -166,7 +168,9 @@ def disagreement_tables(
     drawn: corruption, the mass of the importance-sampling distribution on wrong labels.
     gaps: mean D of the bulk-corrupted and of the boundary-clean samples, their difference `gap`, `order` (the chance
     that a boundary-clean sample has the higher D), `widest` (the widest gap in D, which the certificate splits at),
-    radius t, certified, and `deviation`, the largest |D_i - D_i of the reference ensemble|.
+    radius t, certified, and `deviation`, the largest |D_i - D_i of the reference ensemble|; for each interval of
+    `theory.certified_sides` the share of all samples that it certifies above or below the median of D, and the share of
+    those that the reference ensemble has on the other side (`wrong_...`).
     """
     rows: dict[str, list[dict[str, float | int | str | bool]]] = {"kept": [], "drawn": [], "gaps": []}
     for seed in settings.seeds:
@@ -182,7 +186,9 @@ def disagreement_tables(
             at = {"seed": seed, "models": size}
             rows["kept"] += [{**at, **row} for row in _kept(settings, case, scores, trains=size == most)]
             rows["drawn"] += [{**at, **row} for row in _drawn(case, scores)]
-            rows["gaps"].append({**at, **_gaps(settings, case, scores["dr_is"], size, expected)})
+            ranks = selectors.normalised_ranks(everyone.first(size).losses)
+            sides = _sides(settings, ranks, expected)
+            rows["gaps"].append({**at, **_gaps(settings, case, scores["dr_is"], size, expected), **sides})
     return {name: pandas.DataFrame(part) for name, part in rows.items()}
 
 
@@ -220,6 +226,21 @@ def _drawn(case: _Corrupted, scores: Mapping[str, Tensor]) -> list[dict[str, flo
         {"form": form, "corruption": float(selectors.importance_probabilities(scores["el2n"], d)[case.wrong].sum())}
         for form, d in forms.items()
     ]
+
+
+def _sides(settings: DisagreementSettings, ranks: Tensor, expected: Tensor) -> dict[str, float]:
+    """Return the shares certified above or below the median, and the shares of those that are wrong, by interval."""
+    found = {}
+    cut = float(theory.mean_rank_distance(ranks).median())
+    for interval in INTERVALS:
+        if len(ranks) < 4:
+            continue
+        sides = theory.certified_sides(ranks, cut, settings.delta, interval)
+        certified = sides.above | sides.below
+        wrong = (sides.above & (expected < cut)) | (sides.below & (expected > cut))
+        found[f"certified_{interval}"] = sides.share
+        found[f"wrong_{interval}"] = float(wrong.sum()) / max(1, int(certified.sum()))
+    return found
 
 
 def _gaps(
