@@ -158,8 +158,10 @@ assert not any("gloo" in name for name in left), left
 """
 
 
-def test_the_readme_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (script,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+def test_the_guide_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = re.findall(
+        r"```py\n(.*?)```", (ROOT / "docs" / "guides" / "several_processes.md").read_text(encoding="utf-8"), re.S
+    )
     (tmp_path / "reweigh.py").write_text(script + _NO_THREAD_IS_LEFT)
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "reweigh.py"]
@@ -172,7 +174,7 @@ def test_the_readme_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     one = re.sub(r"torch\.distributed\.\w+\(.*?\)", "None", one)
     names: dict[str, Any] = {}
     with torch.random.fork_rng():
-        exec(compile(one, "README.md", "exec"), names)
+        exec(compile(one, "several_processes.md", "exec"), names)
     torch.testing.assert_close(result.weights, names["result"].weights, rtol=0, atol=1e-5)
     torch.testing.assert_close(result.probabilities, names["result"].probabilities, rtol=0, atol=1e-5)
 

@@ -9,6 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import execute
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -19,6 +22,14 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_picture_of_a_run(tmp_path: Path) -> None:
+    small = ["method.steps=2", "method.inner.steps=3"]
+    execute(load_recipe("coloured_digits/maple", small, seed=0), tmp_path / "run", name="maple")
+    means = example("keep_probabilities").main(str(tmp_path / "run"), str(tmp_path / "picture.svg"))
+    assert means["colour disagrees"] > 0
+    assert (tmp_path / "picture.svg").read_text().startswith("<?xml")
 
 
 def test_steps_as_a_table(tmp_path: Path) -> None:

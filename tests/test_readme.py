@@ -1,25 +1,45 @@
-"""The README's Python runs as it stands, top to bottom."""
+"""The Python of the README and of the guides runs as it stands, each page top to bottom, and prints what it says."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+GUIDES = ROOT / "docs" / "guides"
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+PAGES = [page for page in (README, *sorted(GUIDES.glob("*.md"))) if "```python\n" in page.read_text(encoding="utf-8")]
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) >= 2
+    text = page.read_text(encoding="utf-8")
     names: dict = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in blocks:
-            exec(compile(block, str(README), "exec"), names)
-    assert names["gradient"].shape == names["trajectory"].index.shape
-    assert names["result"].weights.shape == (64,)
-    assert len(list(names["loader"])) > 0
-    assert (tmp_path / "weights.safetensors").exists()
+        for block in re.findall(r"```python\n(.*?)```", text, re.S):
+            exec(compile(block, str(page), "exec"), names)
+    printed = capsys.readouterr().out
+    for said in re.findall(r"```text\n(.*?)```", text, re.S):
+        words, figures = NUMBER.sub("#", said), list(map(float, NUMBER.findall(said)))
+        assert words in NUMBER.sub("#", printed)
+        assert list(map(float, NUMBER.findall(printed))) == pytest.approx(
+            figures, rel=0.03
+        )  # other builds round otherwise
+    if "gradient" in names:
+        assert names["gradient"].shape == names["trajectory"].index.shape
+    if page.stem == "weights":
+        assert names["result"].weights.shape == (64,)
+        assert len(list(names["loader"])) > 0
+        assert (tmp_path / "weights.safetensors").exists()
+
+
+def test_the_readme_is_one_sitting() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 160

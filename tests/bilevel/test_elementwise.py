@@ -12,7 +12,7 @@ from steelyard.bilevel import Batch, FlatUpdateWarning, Implicit, Recorder, Stor
 from steelyard.bilevel.optimizers import COVERED, SUPPORTED, ElementwisePullback, ParameterUpdate, pullback_for
 from tests.bilevel import problems
 from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, dead_unit, mlp, relative
-from tests.test_readme import README
+from tests.test_readme import GUIDES
 
 
 class Simple(torch.optim.Optimizer):
@@ -285,11 +285,11 @@ def test_other_estimators_and_storages_say_what_to_use() -> None:
     assert Truncated()(record, lambda m: m[0].weight.sum()).isfinite().all()
 
 
-def test_the_table_of_optimizers_is_what_is_tested_and_readmes() -> None:
+def test_the_table_of_optimizers_is_what_is_tested_and_the_guides() -> None:
     closed, elementwise, refused = COVERED.values()
     assert closed == tuple(kind.__name__ for kind in SUPPORTED)
     assert {kind for kind, _ in OPTIMIZERS.values()} == set(SUPPORTED)
     assert set(elementwise) == {*OTHERS, "Lion", "Signum", "Rprop"} - {"Adam"}
     assert set(refused) == set(REFUSED)
     for how, names in COVERED.items():
-        assert f"| {how} | {', '.join(names)} |\n" in README.read_text(encoding="utf-8")
+        assert f"| {how} | {', '.join(names)} |\n" in (GUIDES / "own_loop.md").read_text(encoding="utf-8")
