@@ -141,8 +141,7 @@ class Online(ABC):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Return sum w_i l_i / b with a graph to the model: in the place of the loss of a training loop.
 
-        Raises:
-            As `weights`.
+        It raises what `weights` raises.
         """
         return self.objective(self.model, batch, self.weights(batch))
 
@@ -152,7 +151,7 @@ class Online(ABC):
         Where all weights are 0 no step is taken.
 
         Raises:
-            As `weights`; FloatingPointError if the weighted loss is NaN or infinite.
+            FloatingPointError: the weighted loss is NaN or infinite; beside that, what `weights` raises.
         """
         weight = self.weights(batch)
         value = 0.0
@@ -194,7 +193,7 @@ class Online(ABC):
             weights) and skipped (steps that were not taken, as all weights were 0).
 
         Raises:
-            As `step`; CheckpointError: the journal has a training of other settings or samples.
+            CheckpointError: the journal has a training of other settings or samples; beside that, what `step` raises.
         """
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
         epochs, batch_size = _check.integer("epochs", epochs, low=1), _check.integer("batch_size", batch_size, low=1)
