@@ -21,6 +21,7 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
 from steelyard.reweight.schedules import CosineDecay
+from steelyard.selectors.direction import Direction, direction_of, turned
 
 __all__ = ["Prior", "bernoulli_kl", "bernoulli_kl_gradient", "keep_probabilities", "pool"]
 
@@ -35,6 +36,7 @@ def keep_probabilities(
     temperature: float | int = 0.2,
     strata: Int[Tensor, " n"] | Numbers | None = None,
     balanced: bool = False,
+    of: str | Direction | None = None,
 ) -> Float[Tensor, " n"]:
     """Return pi_i = sigmoid((z_i - tau) / T): z the ranks of the scores, tau such that sum pi = K.
 
@@ -44,7 +46,7 @@ def keep_probabilities(
     themselves, share the rest of the budget.
 
     Args:
-        scores: ``(n,)``, higher = more worth keeping.
+        scores: ``(n,)``, higher = more worth keeping (with `of`: as that score gives them).
         budget: K in [0, n], which need not be whole; in (0, 1) it is a share of the samples (see `budget_of`).
         temperature: T. The log-odds of the best and the worst sample differ by 1 / T; by default 5, so that no
             sample is certain (with K = n / 2 the ends are at 0.92 and 0.08). T -> 0 keeps the K best.
@@ -53,19 +55,27 @@ def keep_probabilities(
             against another. None: all samples are one.
         balanced: give the strata equal shares of the budget instead, as far as nine tenths of a stratum's samples go
             (what it cannot take goes to the others; a budget above nine tenths of all is shared by size).
+        of: which score it is, a name in `steelyard.selectors.DIRECTIONS`: one whose high values mean hard or
+            mislabelled (`el2n`) is turned round. None: nothing is.
 
     Returns:
         ``(n,)`` float64 (log-odds near 0 and 1 need its digits), sum K to rounding; not falling in the score (of a
         stratum).
 
     Raises:
-        ValueError: no scores, a budget outside [0, n], temperature <= 0, strata of another length.
+        ValueError: no scores, a budget outside [0, n], temperature <= 0, strata of another length, an unknown name in
+            `of`, or one of a score of unlabelled samples, which says nothing of what to keep.
 
     Example:
         >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
         tensor([0.1589, 0.8411, 0.5000, 0.5000], dtype=torch.float64)
     """
-    values = _check.floats("scores", scores, ("n",))
+    if of is not None and direction_of(of) is Direction.ASK:
+        raise ValueError(
+            f"of is {of!r}, a score that says which label to ask for, not which sample to keep; to keep the highest "
+            f"anyway leave `of` out, to keep the lowest pass -scores"
+        )
+    values = turned(_check.floats("scores", scores, ("n",)), of)
     kept = _resolved(budget, len(values))
     width = _check.in_range("temperature", temperature, low=0.0, open_low=True)
     if strata is None:

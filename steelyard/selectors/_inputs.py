@@ -12,7 +12,7 @@ from torch import Tensor
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 
-__all__ = ["class_ids", "count", "distributions", "embeddings", "matrix", "positions"]
+__all__ = ["class_ids", "count", "distributions", "embeddings", "labels_of", "matrix", "positions", "with_labelled"]
 
 _ROW_SUM_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}  # a softmax in half precision, up to 1000 classes
 _DEFAULT_TOLERANCE = 1e-3
@@ -49,6 +49,17 @@ def embeddings(name: str, value: Tensor | Numbers) -> Tensor:
     return values
 
 
+def with_labelled(value: Tensor | Numbers, labelled: Tensor | Numbers | None) -> tuple[Tensor, Tensor]:
+    """Return the pool's embeddings and those of the `labelled` ``(m, features)``, m = 0 for None; else ValueError."""
+    values = embeddings("embeddings", value)
+    if labelled is None or not len(labelled):
+        return values, values[:0]
+    known = embeddings("labelled", labelled)
+    if known.shape[1] != values.shape[1]:
+        raise ValueError(f"labelled has {known.shape[1]} features, but embeddings has {values.shape[1]}")
+    return values, known.to(values)
+
+
 def matrix(name: str, value: Tensor | Numbers, dims: tuple[str, ...]) -> Tensor:
     """Return `value` as a detached tensor if it is floating, finite, of these dimensions and not empty."""
     found = _check.floats(name, value, dims)
@@ -58,13 +69,23 @@ def matrix(name: str, value: Tensor | Numbers, dims: tuple[str, ...]) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def class_ids(name: str, value: Tensor | Numbers, classes: int) -> Tensor:
-    """Return `value` as int64 if it is ``(n,)`` with entries in 0 .. classes - 1; ValueError otherwise."""
+def labels_of(name: str, value: Tensor | Numbers, n: int, classes: int | None) -> Tensor:
+    """Return `value` as `class_ids` of `n` samples; ValueError otherwise."""
+    ids = class_ids(name, value, classes)
+    if ids.shape[0] != n:
+        raise ValueError(f"{name} has {ids.shape[0]} entries, but n is {n}")
+    return ids
+
+
+def class_ids(name: str, value: Tensor | Numbers, classes: int | None) -> Tensor:
+    """Return `value` as int64 if it is ``(n,)`` with entries in 0 .. classes - 1 (None: any >= 0); else ValueError."""
     found = _check.tensor(name, value)
     if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise ValueError(f"{name} must be (n,) class ids, got {found.dtype} of shape {tuple(found.shape)}")
     ids = found.long()
-    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
+    if classes is None and ids.numel() and int(ids.min()) < 0:
+        raise ValueError(f"{name} must be class ids >= 0, the least is {int(ids.min())}")
+    if classes is not None and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
         raise ValueError(
             f"{name} must be in 0 .. {classes - 1} ({classes} classes), got values in "
             f"{int(ids.min())} .. {int(ids.max())}"

@@ -55,17 +55,23 @@ class Points:
         Entries near the greatest float are scaled first, for the difference of two may be none. Where rows are of very
         different sizes float32 becomes float64: beside a row of 1e38 the distances of ordinary rows would vanish.
         """
+        return cls.scaled_rows(*matrices)[0]
+
+    @classmethod
+    def scaled_rows(cls, *matrices: Tensor) -> tuple[list[Points], float]:
+        """Return `rows` and the factor by which their distances (not squared) are those of the matrices."""
         sizes = torch.cat([_row_sizes(matrix) for matrix in matrices])
-        most = float(sizes.max())
+        most, room = float(sizes.max()), 1.0
         if most > _APART * float(sizes[sizes > 0].min() if most else 0):
             matrices = tuple(matrix.double() for matrix in matrices)
         if most > torch.finfo(matrices[0].dtype).max / 4:
-            matrices = tuple(matrix * _ROOM for matrix in matrices)
+            matrices, room = tuple(matrix * _ROOM for matrix in matrices), _ROOM
         first = matrices[0]
         shift = first[:: max(1, first.shape[0] // _SHIFT_ROWS)].median(dim=0).values
         moved = [matrix - shift for matrix in matrices]
         scale = _scale(*moved)
-        return [cls(right, None, right.square().sum(1)) for right in (matrix * scale for matrix in moved)]
+        found = [cls(right, None, right.square().sum(1)) for right in (matrix * scale for matrix in moved)]
+        return found, scale * room
 
     @classmethod
     def outer(cls, left: Tensor, right: Tensor) -> Points:
@@ -129,7 +135,7 @@ def _scale(*matrices: Tensor) -> float:
 
 
 def _size(*matrices: Tensor) -> float:
-    return max(float(end.abs()) for matrix in matrices for end in matrix.aminmax())
+    return max(float(end.abs()) for matrix in matrices if matrix.numel() for end in matrix.aminmax())
 
 
 def _row_sizes(matrix: Tensor) -> Tensor:

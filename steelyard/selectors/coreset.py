@@ -59,9 +59,9 @@ def k_center(
         >>> k_center(line, 3, labelled=torch.tensor([[0.0]])).tolist()
         [3, 2, 1]
     """
-    values = _inputs.embeddings("embeddings", embeddings)
+    values, known = _inputs.with_labelled(embeddings, labelled)
     k = _inputs.count(k, values.shape[0])
-    if labelled is None or not len(labelled):
+    if not len(known):
         (points,) = Points.rows(values)
         nearest = torch.full_like(points.norms, torch.inf)
         if generator is not None:
@@ -69,10 +69,7 @@ def k_center(
             start = int(torch.randint(len(points), (), generator=generator, device=generator.device))
             return _greedy(points, nearest, [start], k)
         return _greedy(points, nearest, [0], k)
-    known = _inputs.embeddings("labelled", labelled)
-    if known.shape[1] != values.shape[1]:
-        raise ValueError(f"labelled has {known.shape[1]} features, but embeddings has {values.shape[1]}")
-    points, centres = Points.rows(values, known.to(values.dtype))
+    points, centres = Points.rows(values, known)
     nearest = torch.full_like(points.norms, torch.inf)
     points.lower(nearest, centres)
     return _greedy(points, nearest, [], k)

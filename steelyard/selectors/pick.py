@@ -17,6 +17,7 @@ from torch import Tensor
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.selectors import _inputs
+from steelyard.selectors.direction import Direction, turned
 
 __all__ = ["Score", "Selection", "random_selection", "top_k"]
 
@@ -50,7 +51,11 @@ def random_selection(
 
 
 def top_k(
-    score: Float[Tensor, " n"] | Numbers, k: int, *, generator: torch.Generator | None = None
+    score: Float[Tensor, " n"] | Numbers,
+    k: int,
+    *,
+    generator: torch.Generator | None = None,
+    of: str | Direction | None = None,
 ) -> Int[Tensor, " k"]:
     """Select the k samples of highest score, highest first.
 
@@ -59,18 +64,22 @@ def top_k(
         k: how many, in 1 .. n.
         generator: breaks ties at random; without it the lowest index comes first. In a pool that is sorted (by class,
             by source) ties at the lowest index are a bias: pass one.
+        of: which score it is, a name in `DIRECTIONS`: of a score whose high values mean hard or mislabelled (`el2n`)
+            the k lowest are selected, lowest first, the ones most worth keeping. None: the highest, whatever it is.
 
     Returns:
         ``(k,)`` int64 indices without duplicates, on the device of `score`. O(n log n).
 
     Raises:
-        ValueError: NaN or infinite scores, or k outside of 1 .. n.
+        ValueError: NaN or infinite scores, k outside of 1 .. n, or an unknown name in `of`.
 
     Example:
         >>> top_k(torch.tensor([0.1, 0.9, 0.5, 0.9]), 3).tolist()
         [1, 3, 2]
+        >>> top_k(torch.tensor([0.1, 0.9, 0.5, 0.9]), 2, of="el2n").tolist()
+        [0, 2]
     """
-    score = _inputs.matrix("score", score, ("n",))
+    score = turned(_inputs.matrix("score", score, ("n",)), of)
     n = score.shape[0]
     k = _inputs.count(k, n)
     if generator is None:

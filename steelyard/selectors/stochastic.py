@@ -17,7 +17,7 @@ from steelyard._support._modules import evaluating
 from steelyard.selectors import _inputs
 from steelyard.selectors.uncertainty import nats
 
-__all__ = ["DegenerateWarning", "bald", "dropout_entropy", "dropout_probabilities"]
+__all__ = ["DegenerateWarning", "bald", "dropout_entropy", "dropout_probabilities", "information", "members"]
 
 
 class DegenerateWarning(UserWarning):
@@ -51,10 +51,7 @@ def bald(probabilities: Float[Tensor, "draws n classes"] | Numbers) -> Float[Ten
         >>> bald(draws)
         tensor([0.6931, 0.0000])
     """
-    draws = _draws(probabilities)
-    mean = _mean(draws).clamp_min(torch.finfo(torch.float64).tiny)  # 0 / 0 in a class that no draw believes in
-    information = torch.stack([torch.xlogy(p, p / mean).sum(1) for p in map(torch.Tensor.double, draws)]).mean(0)
-    return information.clamp_min(0).to(draws.dtype)
+    return information(members(probabilities))
 
 
 def dropout_entropy(probabilities: Float[Tensor, "draws n classes"] | Numbers) -> Float[Tensor, " n"]:
@@ -79,7 +76,7 @@ def dropout_entropy(probabilities: Float[Tensor, "draws n classes"] | Numbers) -
         >>> dropout_entropy(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
         tensor([0.6931])
     """
-    draws = _draws(probabilities)
+    draws = members(probabilities)
     return nats(_mean(draws)).to(draws.dtype)
 
 
@@ -129,20 +126,32 @@ def _only_dropout_trains(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _draws(probabilities: Tensor | Numbers) -> Tensor:
-    draws = _inputs.distributions("probabilities", probabilities, ("draws", "n", "classes"))
+def members(probabilities: Tensor | Numbers, called: str = "draws") -> Tensor:
+    """Return `probabilities` ``(draws, n, classes)`` checked; warn where the draws are identical."""
+    draws = _inputs.distributions("probabilities", probabilities, (called, "n", "classes"))
     if draws.shape[0] < 2:
+        one = called.removesuffix("s")
         raise ValueError(
-            "probabilities has one draw; a score of disagreement needs at least 2 (dropout or an ensemble)"
+            f"probabilities has one {one}; a score of disagreement needs at least 2 (dropout or an ensemble)"
         )
     if bool((draws == draws[0]).all()):
         warnings.warn(
-            f"all {draws.shape[0]} draws are identical, so the samples cannot be told apart by how draws disagree: "
-            f"a net without dropout (or in eval mode) makes BALD 0 everywhere; use dropout or an ensemble",
+            f"all {draws.shape[0]} {called} are identical, so the samples cannot be told apart by how {called} "
+            f"disagree: a net without dropout (or in eval mode) makes BALD 0 everywhere; use dropout or an ensemble",
             DegenerateWarning,
             stacklevel=3,
         )
     return draws
+
+
+def information(draws: Tensor) -> Tensor:
+    """Return mean_t KL(p_t || mean p) ``(n,)`` of `draws` ``(draws, n, classes)``, unchecked."""
+    mean = _mean(draws).clamp_min(torch.finfo(torch.float64).tiny)  # 0 / 0 in a class that no draw believes in
+    found = torch.stack([torch.xlogy(p, p / mean).sum(1) for p in map(torch.Tensor.double, draws)]).mean(0)
+    apart = torch.stack([(p != draws[0]).any(1) for p in draws]).any(
+        0
+    )  # the mean of equal float64 numbers is not exact
+    return torch.where(apart, found.clamp_min(0), 0).to(draws.dtype)
 
 
 def _mean(draws: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from steelyard.selectors import (
     k_center,
     kmeans_plus_plus,
     lhd,
+    prob_cover,
+    typiclust,
 )
 from steelyard.selectors._points import Points
 
@@ -50,6 +52,8 @@ def test_seeding_ends_with_different_picks(kind: str, size: float) -> None:
         kmeans_plus_plus(points, 20, generator=source(), first="largest"),
         k_center(points, 20),
         k_center(points[:200], 20, labelled=points[200:]),
+        typiclust(points, 20, generator=source()),
+        prob_cover(points, 20, radius=abs(size), labelled=points[:2]),
         lhd(torch.eye(300)[:, :3], 2 * torch.eye(300)[:, :3], points, -points, 20, generator=source()),
         badge(torch.rand(300, 3, generator=source()).softmax(1), points, 20, generator=source()),
     ):
@@ -147,6 +151,14 @@ TAKEN = {
     "mcp": (lambda p, h, y: selectors.mcp(p, 2)),
     "dre": (lambda p, h, y: selectors.dre(p, 2, generator=source())),
     "disagreement": (lambda p, h, y: selectors.rank_disagreement(p)),
+    "self_confidence": (lambda p, h, y: selectors.self_confidence(p, y)),
+    "normalised_margin": (lambda p, h, y: selectors.normalised_margin(p, y)),
+    "forgetting": (lambda p, h, y: selectors.forgetting_events([y, y], y)),
+    "density": (lambda p, h, y: selectors.density_weighted(selectors.margin(p), h)),
+    "typiclust": (lambda p, h, y: selectors.typiclust(h, 2, generator=source(), labelled=h)),
+    "prob_cover": (lambda p, h, y: selectors.prob_cover(h, 2, radius=1.0, labelled=h)),
+    "pure_radius": (lambda p, h, y: torch.tensor(selectors.pure_radius(h, y))),
+    "knn_shapley": (lambda p, h, y: selectors.knn_shapley(h, y, h, y)),
     "importance": (lambda p, h, y: selectors.importance_probabilities(y)),
     "top_k": (lambda p, h, y: selectors.top_k(y, np.int64(2))),
     "deepfool": (lambda p, h, y: deepfool(lambda x: torch.cat([x, -x], 1)[:, :3], h, steps=np.int32(3))[0]),

@@ -9,7 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelyard.selectors import badge, dre, k_center, kmeans_plus_plus, lhd, mcp, partitioned, random_selection, top_k
+from steelyard.selectors import (
+    badge,
+    batch_bald,
+    dre,
+    k_center,
+    kmeans_plus_plus,
+    lhd,
+    mcp,
+    partitioned,
+    power_sampling,
+    prob_cover,
+    random_selection,
+    softmax_sampling,
+    softrank_sampling,
+    top_k,
+    typiclust,
+)
 from tests.selectors.pools import generator
 
 SELECTIONS = {
@@ -21,6 +37,14 @@ SELECTIONS = {
     "kmeans": lambda p, h, k, g: kmeans_plus_plus(h, k, generator=g),
     "badge": lambda p, h, k, g: badge(p, h, k, generator=g),
     "lhd": lambda p, h, k, g: lhd(p, p.flip(1), h, h.flip(1), k, generator=g),
+    "typiclust": lambda p, h, k, g: typiclust(h, k, generator=g),
+    "prob_cover": lambda p, h, k, g: prob_cover(h, k, radius=1.0, generator=g),
+    "batch_bald": lambda p, h, k, g: batch_bald(
+        torch.stack([p, p.flip(1), p.roll(1, 1)]), k, generator=g, configurations=10
+    ),
+    "softmax_sampling": lambda p, h, k, g: softmax_sampling(h[:, 0], k, generator=g),
+    "power_sampling": lambda p, h, k, g: power_sampling(p[:, 0], k, generator=g),
+    "softrank_sampling": lambda p, h, k, g: softrank_sampling(h[:, 0], k, generator=g),
     "partitioned": lambda p, h, k, g: partitioned(
         lambda index, count: badge(p[index], h[index], count, generator=g), len(p), k, parts=min(2, len(p)), generator=g
     ),
@@ -41,6 +65,7 @@ def pools(draw):
     return p / p.sum(1, keepdim=True), torch.tensor(h), draw(st.integers(1, n)), draw(st.integers(0, 1000))
 
 
+@pytest.mark.filterwarnings("ignore::steelyard.selectors.DegenerateWarning")  # some pools are all alike
 @pytest.mark.parametrize("name", SELECTIONS)
 @given(pools())
 @settings(max_examples=30, deadline=None, derandomize=True)
