@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint types docs clean
 
 demo: $(READY)
 	$(BIN)/steelyard demo
@@ -22,6 +22,11 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The site of docs/, in build/site; strict: a page or a name that is missing is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # torch goes in first, pinned and alone: torchvision's own requirement would otherwise decide which build is taken.
 $(READY): pyproject.toml constraints.txt
