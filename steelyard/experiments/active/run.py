@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from steelyard.experiments.compare.spreadsheet import table_text
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import HEADS
+from steelyard.experiments.runs.execution import Ours, Work, carried_out
 from steelyard.experiments.runs.folder import (
     ACTIVE_STATE,
     ASIDE,
@@ -40,12 +42,11 @@ from steelyard.experiments.runs.folder import (
     check_ours,
     check_place,
     check_recipe,
-    holding,
     identity_of,
     is_finished,
     remove_traces,
 )
-from steelyard.experiments.runs.run_folder import RunFolder, blamed_on, check_device, environment
+from steelyard.experiments.runs.run_folder import RunFolder, check_device, environment
 from steelyard.experiments.training.adversarial import robust_accuracy
 from steelyard.experiments.training.seeds import generator
 
@@ -159,23 +160,57 @@ def execute_active(
         Stopped: the run was asked to stop.
     """
     name, overrides = printable(name), tuple(map(printable, overrides))
-    folder = RunFolder(directory, SIGNS)
-    folder.recover()
-    with ExitStack() as held:
-        ours = held.enter_context(holding(directory))
-        check_active_directory(directory, recipe, overwrite=overwrite, resume=resume)
-        if resume and is_finished(directory):
-            return read_active_run(directory)
-        held.enter_context(folder.replacing(overwrite, ours))
-        with blamed_on(name, recipe.seed):
-            splits = data_of(recipe, data_root, download) if splits is None else splits
-            folder.write_config(name, overrides, recipe)
-            journals = _Journals(directory, identity_of(recipe), checkpoint_every, stop, ours)
-            known = {} if shared is None else shared
-            rounds = _rounds(recipe, folder, splits.to(recipe.device), known, journals, progress)
-        check_ours(directory, ours)
-        write_text(directory / ROUNDS, _table([done.metrics for done in rounds]))
-        folder.finish(environment(), ours)
+    known = {} if shared is None else shared
+    work = _Learning(
+        recipe, lambda: splits or data_of(recipe, data_root, download), known, checkpoint_every, progress, stop
+    )
+    return carried_out(work, directory, name=name, overrides=overrides, overwrite=overwrite, resume=resume)
+
+
+class _Learning(Work[ActiveRun]):
+    """A run of active learning."""
+
+    signs = SIGNS
+
+    def __init__(
+        self,
+        recipe: ActiveRecipe,
+        data: Callable[[], Splits],
+        shared: Shared,
+        every: int,
+        progress: Callable[[Round], None],
+        stop: Callable[[], int],
+    ) -> None:
+        self.recipe, self.data, self.shared = recipe, data, shared
+        self.every, self.progress, self.stop = every, progress, stop
+
+    def check(self, directory: Path, overwrite: bool, resume: bool) -> None:
+        _check_files(directory, overwrite, resume)
+
+    def read(self, directory: Path) -> ActiveRun:
+        check_active_directory(directory, self.recipe, overwrite=False, resume=True)
+        return read_active_run(directory)
+
+    def load(self) -> Mapping[str, str]:
+        self.splits = self.data()
+        return {}
+
+    def begin(self, directory: Path, overwrite: bool, resume: bool, files: Mapping[str, str]) -> None:
+        check_active_directory(directory, self.recipe, overwrite=overwrite, resume=resume)
+
+    def open(self, folder: RunFolder, ours: Ours, held: ExitStack, files: Mapping[str, str]) -> None:
+        self.journals = _Journals(folder.path, identity_of(self.recipe), self.every, self.stop, ours)
+
+    def train(self, folder: RunFolder, ours: Ours) -> None:
+        splits = self.splits.to(self.recipe.device)
+        self.rounds = _rounds(self.recipe, folder, splits, self.shared, self.journals, self.progress)
+
+    def write(self, folder: RunFolder, ours: Ours) -> Mapping[str, Any]:
+        check_ours(folder.path, ours)
+        write_text(folder.path / ROUNDS, _table([done.metrics for done in self.rounds]))
+        return environment()
+
+    def done(self, directory: Path) -> ActiveRun:
         return read_active_run(directory)
 
 
@@ -271,6 +306,17 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
     if overwrite and resume:
         raise RunError("--overwrite and --resume exclude each other")
     check_device(recipe.device)
+    _check_files(directory, overwrite, resume)
+    if resume:
+        check_recipe(directory, recipe)
+    if resume and (directory / STATE).is_file():
+        kept = read_state(directory / STATE)
+        if kept.recipe != as_read(recipe):
+            raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
+
+
+def _check_files(directory: Path, overwrite: bool, resume: bool) -> None:
+    """Raise RunError if other files than a run's lie there, or a run that is neither to be replaced nor resumed."""
     check_place(directory)
     aside(directory)
     found = {path.name for path in directory.iterdir()} - {LOCK, *ASIDE} if directory.exists() else set()
@@ -279,12 +325,6 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
         raise RunError(f"{directory} holds more than an active learning run ({others[0]}); give another --out")
     if found - {TRACES[2]} and not (overwrite or resume):
         raise RunError(f"{directory} is not empty: --resume goes on with the run in it, --overwrite replaces it")
-    if resume:
-        check_recipe(directory, recipe)
-    if resume and (directory / STATE).is_file():
-        kept = read_state(directory / STATE)
-        if kept.recipe != as_read(recipe):
-            raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:

@@ -94,7 +94,7 @@ def test_compare_reads_no_table_of_samples(copy: Path, monkeypatch: pytest.Monke
     def read(path: object, *arguments: object) -> None:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr("steelyard.experiments.runs.run.read_columns", read)
+    monkeypatch.setattr("steelyard.experiments.runs.reading.read_columns", read)
     monkeypatch.setattr(ComputedPrior, "load", read)
     for name in ("result.parquet", "prior.safetensors", "model.safetensors", "reweighting.safetensors"):
         (copy / name).write_bytes(b"nothing of this is needed")
