@@ -55,6 +55,22 @@ def test_the_command_in_a_table_makes_the_run_again(tmp_path: Path) -> None:
     assert Path("one/seed0/metrics.jsonl").read_text() == Path("two/seed0/metrics.jsonl").read_text()
 
 
+def test_several_recipes_and_one_run_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "coloured_digits/erm", "coloured_digits/vrex", *TINY, "--seeds", "0", "1", "--out", "all"]) == 0
+    assert "vrex" in capsys.readouterr().out
+    places = [Path("all/coloured_digits") / name / f"seed{k}" for name in ("erm", "vrex") for k in (0, 1)]
+    assert all((place / "environment.json").is_file() for place in places)
+    (places[2] / "metrics.jsonl").write_text("{")
+    more = ["--set", "method.training.steps=6", "--out", "all", "--resume"]
+    assert main(["run", "coloured_digits/vrex", "coloured_digits/erm", *TINY, "--seeds", "0", "1", *more]) == 2
+    message = capsys.readouterr().err
+    assert "4 of 4 runs failed" in message
+    assert message.count("\n") == 1
+    assert main(["run", "coloured_digits/erm", "coloured_digits/vrex", *TINY, "--out", "all", "--resume"]) == 2
+    message = capsys.readouterr().err
+    assert "1 of 2 runs failed, the others are finished; coloured_digits/vrex seed 0: all/coloured_digits" in message
+
+
 def test_variants_of_one_recipe_stay_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "coloured_digits/erm", *TINY, "--out", "one"]) == 0
     assert main(["run", "coloured_digits/erm", *TINY, "--set", "method.training.l2=9", "--out", "two"]) == 0
@@ -195,6 +211,8 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--threads", "-1"], "--threads must be 0"),
         (["run", "coloured_digits/erm", "--threads", "3000000000"], "to 1024, got 3000000000"),
         (["run", "coloured_digits/erm", "--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        (["run", "coloured_digits/erm", "--jobs", "0"], "--jobs must be 1 to 1024, got 0"),
+        (["run", "coloured_digits/erm", "coloured_digits/erm"], "two runs would go to runs/coloured_digits/erm/seed0"),
         (["run", "digits"], "'digits' is a recipe for another command: steelyard active digits"),
         (["run", "coloured_digits/erm", "--set", "method=3"], "method must be a table of fields with a `name` among"),
         (["run", "coloured_digits/erm", "--set", "method={}"], "method has no field 'name'; it needs a `name` among"),
@@ -264,7 +282,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("steelyard.cli.runs.execute", stop)
+    monkeypatch.setattr("steelyard.experiments.runs.jobs.execute", stop)
     assert main(["run", "coloured_digits/erm"]) == 130
 
 

@@ -24,7 +24,7 @@ __all__ = ["COMMANDS", "exit_status", "main"]
 
 COMMANDS = {
     "demo": ("runs:demo", "Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two."),
-    "run": ("runs:run", "Carry out a recipe, a run directory for each seed."),
+    "run": ("runs:run", "Carry out recipes, a run directory for each seed."),
     "compare": ("runs:compare_runs", "Compare runs: accuracies as mean ± standard deviation over seeds."),
     "report": ("runs:report", "Write an HTML page about one or several runs."),
     "recipes": ("runs:recipes", "List the recipes that come with the package, or show one with its base and defaults."),

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from steelyard._support._plain import plain
 from steelyard._support._toml import toml_text
+from steelyard.cli.jobs import carry_out, check_jobs, plan, together
 from steelyard.cli.options import check_any_seed, data_root_of, every, seconds, set_threads
-from steelyard.cli.shared import Overrides, progress_bars, read_runs, stoppable, watcher
+from steelyard.cli.shared import Overrides, progress_bars, read_runs, watcher
 from steelyard.distributed import launched
 from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.tables import FILES, write_comparison
@@ -19,9 +20,9 @@ from steelyard.experiments.compare.terminal import show_comparison
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.runs.demo import DEMO
 from steelyard.experiments.runs.demo import demo as run_demo
+from steelyard.experiments.runs.jobs import Options
 from steelyard.experiments.runs.recipe import load_recipe, recipe_names
-from steelyard.experiments.runs.run import check_directory, execute
-from steelyard.experiments.training.evaluation import Evaluation
+from steelyard.experiments.runs.run import check_directory
 
 __all__ = ["compare_runs", "demo", "recipes", "report", "run"]
 
@@ -62,8 +63,10 @@ def demo(
 
 def run(
     recipe: tyro.conf.Positional[str],
+    more: tyro.conf.Positional[tuple[str, ...]] = (),
     set_: Overrides = (),
     seeds: tuple[int, ...] = (),
+    jobs: int = 1,
     out: Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -74,13 +77,16 @@ def run(
     rank_timeout: float | None = None,
     allow_code: bool = False,
 ) -> None:
-    """Carry out a recipe, a run directory for each seed.
+    """Carry out recipes, a run directory for each seed.
 
-    Started by torchrun, the processes carry out each run together, each with its share of the samples.
+    A run that fails does not stop the others; the exit status then is 2. Started by torchrun, the processes carry out
+    each run together, each with its share of the samples.
 
     For instance:
 
     steelyard run coloured_digits/maple --seeds 0 1 2
+
+    steelyard run coloured_digits/erm coloured_digits/vrex --seeds 0 1 2 --jobs 4
 
     torchrun --nproc-per-node 2 -m steelyard run coloured_digits/maple
 
@@ -90,62 +96,47 @@ def run(
 
     Args:
         recipe: a name from `steelyard recipes`, or the path of a .toml file.
-        set_: a field of the recipe to set, as in --set method.training.steps=20; may be repeated.
+        more: further recipes.
+        set_: a field of the recipes to set, as in --set method.training.steps=20; may be repeated.
         seeds: seeds to run; the recipe's own if none is given.
-        out: folder; runs go to OUT/seed<k> (default: runs/<recipe>).
+        jobs: runs beside each other, each in a process.
+        out: folder; runs go to OUT/seed<k>, of several recipes to OUT/<recipe>/seed<k> (default: in runs/<recipe>).
         overwrite: replace runs that lie there.
         resume: go on with runs that ended early, leave finished ones alone, begin missing ones.
         checkpoint_every: optimizer steps between two checkpoints (a MAPLE step counts as its inner runs' steps).
         data_root: where data sets lie (default: $STEELYARD_DATA).
         download: let the data set be downloaded to the data root.
-        threads: torch threads; 0 leaves torch's own choice.
+        threads: torch threads of each run; 0 leaves torch's own choice, shared out among the --jobs.
         rank_timeout: seconds that one of several processes waits for another that is silent (default: torch's own, 30
             minutes, with GPUs 10); more where the first takes longer to load the data.
         allow_code: let code run that the recipe names as "module:function" (data sets and backbones of your own).
     """
     set_threads(threads)
-    steps, waiting = every(checkpoint_every), seconds("--rank-timeout", rank_timeout)
-    recipes = [load_recipe(recipe, set_, seed) for seed in (dict.fromkeys(seeds) or (None,))]
-    folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(".toml") else recipe)
-    places = [folder / f"seed{one.seed}" for one in recipes]
+    steps, waiting, jobs = every(checkpoint_every), seconds("--rank-timeout", rank_timeout), check_jobs(jobs)
+    planned = plan([recipe, *more], set_, seeds, out)
+    options = Options(data_root_of(data_root), download, overwrite, resume, steps, allow_code)
 
     def check() -> None:
-        for place in places:  # all of them before the first hour of training, not after it
-            check_directory(place, overwrite, resume)
+        for one in planned:  # all of them before the first hour of training, not after it
+            check_directory(one.directory, overwrite, resume)
 
-    runs = []
-    with launched(recipes[0].device, waiting) as ranks:
+    with launched(planned[0].recipe.device, waiting) as ranks:
         console = Console(quiet=ranks.rank > 0)
-        ranks.agree("steelyard run", {"the recipe": recipe, "--seeds": [one.seed for one in recipes]})
-        ranks.together(lambda: check() if ranks.rank == 0 else None)
-        with progress_bars(console) as bars, stoppable(bars) as stop:
-            watch = watcher(bars, len(recipes))
-            for one, place in zip(recipes, places, strict=True):
-
-                def progress(evaluation: Evaluation, seed: int = one.seed, last: int = one.method.last_step) -> None:
-                    watch(recipe, seed, evaluation, last)
-
-                runs.append(
-                    execute(
-                        one,
-                        place,
-                        name=recipe,
-                        overrides=set_,
-                        data_root=data_root_of(data_root),
-                        download=download,
-                        overwrite=overwrite,
-                        resume=resume,
-                        checkpoint_every=steps,
-                        progress=progress,
-                        stop=stop,
-                        ranks=ranks,
-                        allow_code=allow_code,
-                    )
-                )
+        if ranks.size > 1:
+            ranks.agree(
+                "steelyard run", {"the recipe": [recipe, *more], "--seeds": [one.recipe.seed for one in planned]}
+            )
+            ranks.together(lambda: check() if ranks.rank == 0 else None)
+            if jobs > 1:
+                raise UserError("--jobs makes processes of its own; start it without torchrun")
+            runs = together(console, planned, options, ranks)
+        else:
+            check()
+            runs = carry_out(console, planned, options, jobs, threads)
     show_comparison(console, compare(runs))
     for note in dict.fromkeys(note for one in runs for note in one.environment.get("notes", ())):
         console.print(f"Data: {note}", markup=False, highlight=False)
-    console.print(f"Runs: {' '.join(str(place) for place in places)}", markup=False, soft_wrap=True)
+    console.print(f"Runs: {' '.join(str(one.directory) for one in planned)}", markup=False, soft_wrap=True)
 
 
 def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
