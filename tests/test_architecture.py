@@ -23,7 +23,7 @@ ORDER = (  # from the ground up; rooms of one floor do not know each other
     ("experiments.methods",),
     ("experiments.runs",),
     ("experiments.compare",),
-    ("experiments.report", "experiments.active"),
+    ("experiments.report", "experiments.active", "experiments.tuning"),
     ("experiments",),  # its front door, which shows what stands in its rooms
     ("cli",),
     ("__main__",),

@@ -15,7 +15,8 @@ from steelyard.experiments.models.backbone import Backbone
 from tests.experiments.layouts import write_waterbirds, write_weights
 from tests.experiments.own import write_patients
 
-GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "your_data.md"
+GUIDES = Path(__file__).parent.parent / "docs" / "guides"
+GUIDE = GUIDES / "your_data.md"
 
 
 def test_your_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +76,23 @@ def test_the_settings_in_the_tables_are_all_that_there_are() -> None:
     assert {name.removeprefix("backbone.") for name in named if name.startswith("backbone.")} <= {
         field.name for field in dataclasses.fields(Backbone)
     }
+
+
+def test_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["--set", "method.training.steps=2", "--set", "model.hidden=[4]"]  # a hundred times shorter
+    commands: list[str] = []
+    for fence in re.findall(r"```sh\n(.*?)```", (GUIDES / "tuning.md").read_text(encoding="utf-8"), re.S):
+        for line in fence.splitlines():
+            name, *arguments = shlex.split(line.split(" > ")[0], comments=True)
+            if name == "parallel":
+                for command in commands:
+                    assert not main(shlex.split(command)[1:])
+                continue
+            arguments = [word for word in arguments if word not in ("--jobs", "2", "3")]
+            arguments = ["2" if word == "4" else word for word in arguments]
+            capsys.readouterr()
+            assert not main([*arguments, *(short if arguments[0] == "tune" else [])])
+            commands = capsys.readouterr().out.splitlines()
+    assert Path("runs/chosen/seed1/environment.json").is_file()
+    assert Path("search/trials.md").read_text() == Path("runs/tune/coloured_digits/irmv1/trials.md").read_text()

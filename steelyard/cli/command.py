@@ -25,6 +25,10 @@ __all__ = ["COMMANDS", "exit_status", "main"]
 COMMANDS = {
     "demo": ("runs:demo", "Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two."),
     "run": ("runs:run", "Carry out recipes, a run directory for each seed."),
+    "tune": (
+        "tune:tune",
+        "Tune a recipe: random search over the ranges that its method declares, the choice by validation alone.",
+    ),
     "compare": ("runs:compare_runs", "Compare runs: accuracies as mean ± standard deviation over seeds."),
     "report": ("runs:report", "Write an HTML page about one or several runs."),
     "recipes": ("runs:recipes", "List the recipes that come with the package, or show one with its base and defaults."),

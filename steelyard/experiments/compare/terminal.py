@@ -13,7 +13,7 @@ from steelyard.experiments.compare.rows import BRIEF, GROUP_METRICS, Row, footno
 from steelyard.experiments.compare.run_groups import short
 from steelyard.experiments.compare.table import Table
 
-__all__ = ["show_comparison"]
+__all__ = ["show_comparison", "show_whole"]
 
 PLAIN = ("train accuracy", "validation accuracy", "test accuracy")
 CAPTION = (
@@ -31,12 +31,17 @@ def show_comparison(console: Console, rows: Sequence[Row]) -> None:
     """Print the table and its notes; on a terminal that is too narrow lines wrap, but no number is cut."""
     others = beside(rows)
     table = _table(rows, others)
-    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    (console if natural <= console.width else Console(file=console.file, width=natural)).print(table)
+    show_whole(console, table)
     for note in footnotes(rows):
         console.print(note, markup=False, highlight=False, style="yellow")
     for note in others.notes:
         console.print(note, markup=False, highlight=False)
+
+
+def show_whole(console: Console, table: rich.table.Table) -> None:
+    """Print a table; on a terminal that is too narrow its lines wrap, and nothing is cut."""
+    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    (console if natural <= console.width else Console(file=console.file, width=natural)).print(table)
 
 
 def _table(rows: Sequence[Row], others: Beside) -> rich.table.Table:

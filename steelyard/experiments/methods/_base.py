@@ -29,6 +29,11 @@ class TrainedMethod(ABC):
         """Whether it reads the groups of training samples."""
         return False
 
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether it reads the groups of validation samples (what selects a step does not count)."""
+        return False
+
     @abstractmethod
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train on `problem`, tell `observe` of each step that is to be measured, and return what came out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -11,6 +11,7 @@ from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, Range
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
 __all__ = ["BayesianIRM"]
@@ -34,8 +35,8 @@ class BayesianIRM(TrainedMethod):
     """
 
     name: Literal["bayesian_irm"] = "bayesian_irm"
-    coefficient: float = 1200.0
-    draws: int = 10
+    coefficient: Annotated[float, Range.log10(2, 4)] = 1200.0
+    draws: Annotated[int, FIXED] = 10
     penalty: Anneal = field(default_factory=lambda: Anneal(1e4, 0.0, 200))
     training: Training = field(default_factory=Training)
 

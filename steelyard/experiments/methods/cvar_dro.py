@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import SUBPOPBENCH, Range
 from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["CVaRDRO"]
@@ -29,7 +30,7 @@ class CVaRDRO(TrainedMethod):
     """
 
     name: Literal["cvar_dro"] = "cvar_dro"
-    alpha: float = 0.5
+    alpha: Annotated[float, Range.log10(-2, 0, SUBPOPBENCH)] = 0.5
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

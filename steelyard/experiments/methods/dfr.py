@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from steelyard.experiments.methods.erm import ERM
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import group_balanced_subset
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED
 from steelyard.experiments.training.trainer import Training
 
 __all__ = ["DFR", "features"]
@@ -44,7 +45,7 @@ class DFR(TrainedMethod):
     name: Literal["dfr"] = "dfr"
     fit_on: Literal["train", "validation"] = "validation"
     strengths: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
-    retrains: int = 20
+    retrains: Annotated[int, FIXED] = 20
     by: group_labels.Field = "group"
     training: Training = field(default_factory=Training)
 
@@ -59,6 +60,11 @@ class DFR(TrainedMethod):
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
         return self.by == "group" and self.fit_on == "train"
+
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether it reads the groups of validation samples."""
+        return self.by == "group"
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train by ERM, fit the last layer anew, and return that model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, Fixed, Range
 from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["DONE"]
@@ -42,9 +43,9 @@ class DONE(TrainedMethod):
     """
 
     name: Literal["done"] = "done"
-    temperature: float = 1.0
-    memory: float = 0.9
-    attack: PGD = field(default_factory=PGD)
+    temperature: Annotated[float, Range.log10(-1, 1)] = 1.0
+    memory: Annotated[float, FIXED] = 0.9
+    attack: Annotated[PGD, Fixed("the attack is of the problem")] = field(default_factory=PGD)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
@@ -11,6 +11,7 @@ from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Range
 from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["GroupDRO"]
@@ -34,8 +35,8 @@ class GroupDRO(TrainedMethod):
     """
 
     name: Literal["group_dro"] = "group_dro"
-    step: float = 0.01
-    adjustment: float = 0.0
+    step: Annotated[float, Range.log10(-3, -1, SUBPOPBENCH)] = 0.01
+    adjustment: Annotated[float, FIXED] = 0.0
     by: group_labels.Field = "group"
     balanced: bool = False
     training: Training = field(default_factory=Training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -17,6 +17,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import Range
 from steelyard.experiments.training.trainer import Anneal, Training, train
 
 __all__ = ["EnvironmentGap", "InvRat"]
@@ -40,7 +41,7 @@ class InvRat(TrainedMethod):
     """
 
     name: Literal["invrat"] = "invrat"
-    head_rate: float = 0.01
+    head_rate: Annotated[float, Range.log10(-3.5, -1.5)] = 0.01
     penalty: Anneal = field(default_factory=lambda: Anneal(100.0, 100.0, 0))
     training: Training = field(default_factory=Training)
 

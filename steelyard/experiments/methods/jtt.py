@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
@@ -14,9 +14,13 @@ from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.batches import shuffled
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Fitted, Observer, Problem, silent
+from steelyard.experiments.training.ranges import SUBPOPBENCH, Range, Within
 from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["JTT"]
+
+# The two trainings are alike but for their length.
+_FIRST = Within({"steps": Range.linear(0.2, 0.8, SUBPOPBENCH, of="training.steps")}, like="training")
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class JTT(TrainedMethod):
     """
 
     name: Literal["jtt"] = "jtt"
-    upweight: int = 50
-    identification: Training = field(default_factory=Training)
+    upweight: Annotated[int, Range.log10(0, 2.5, SUBPOPBENCH, whole=True)] = 50
+    identification: Annotated[Training, _FIRST] = field(default_factory=Training)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

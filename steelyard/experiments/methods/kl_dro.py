@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, Range
 from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["KLDRO"]
@@ -28,8 +29,8 @@ class KLDRO(TrainedMethod):
     """
 
     name: Literal["kl_dro"] = "kl_dro"
-    temperature: float = 1.0
-    memory: float = 0.0
+    temperature: Annotated[float, Range.log10(-1, 1)] = 1.0
+    memory: Annotated[float, FIXED] = 0.0
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Range
 from steelyard.experiments.training.trainer import Learner, Training, train
 
 __all__ = ["LfF"]
@@ -35,8 +36,8 @@ class LfF(TrainedMethod):
     """
 
     name: Literal["lff"] = "lff"
-    q: float = 0.7
-    memory: float = 0.7
+    q: Annotated[float, Range.linear(0.05, 0.95, SUBPOPBENCH)] = 0.7
+    memory: Annotated[float, FIXED] = 0.7
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ from steelyard.experiments.methods.shuffled_hypergradient import ShuffledHypergr
 from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.problem import Fitted, Latest, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Fixed, Range, Within
 from steelyard.experiments.training.trainer import OptimizerSettings
 from steelyard.reweight.outer_risk import Estimator
 
 __all__ = ["InnerSettings", "Maple", "OuterRisk"]
 
 _PENALTIES = {"vrex": reweight.VREx, "irmv1": reweight.IRMv1, "group_worst": reweight.GroupWorst}
+# By SGD on most recipes, whose steps are longer than Adam's.
+_INNER = Within({"steps": Fixed("what the run may cost"), "optimizer.learning_rate": Range.log10(-3, 0)})
 _EPS = 1e-12  # of Adam: hypergradients of single samples can be far below its default, 1e-8
 
 
@@ -41,7 +44,7 @@ class InnerSettings:
     """
 
     steps: int = 100
-    batch_size: int = 0
+    batch_size: Annotated[int, Range.log2(6, 6.75, SUBPOPBENCH, whole=True, off=0)] = 0
     restart: bool = True
     bfloat16: bool = False
     schedule: Literal["constant", "cosine"] = "constant"
@@ -109,22 +112,22 @@ class Maple:
         prior: scores of the samples, computed once before the first step, where s and w begin or what anchors s.
     """
 
-    budget: int | float | None = None
+    budget: Annotated[int | float | None, Range.linear(0.2, 0.9)] = None
     name: Literal["maple"] = "maple"
-    steps: int = 30
+    steps: Annotated[int, Fixed("what the run may cost")] = 30
     learn: Literal["both", "weights", "probabilities"] = "both"
-    draws: int = 1
-    folds: int = 1
+    draws: Annotated[int, FIXED] = 1
+    folds: Annotated[int, FIXED] = 1
     outer_split: Literal["train", "validation"] = "train"
-    probability_rate: float = 0.1
-    weight_rate: float = 0.05
-    beta1: float = 0.5
-    clip: float = 0.0
+    probability_rate: Annotated[float, Range.log10(-2, 0)] = 0.1
+    weight_rate: Annotated[float, Range.log10(-2.5, -0.5)] = 0.05
+    beta1: Annotated[float, FIXED] = 0.5
+    clip: Annotated[float, FIXED] = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     retrain: bool = False
-    risk: OuterRisk = field(default_factory=OuterRisk)
-    inner: InnerSettings = field(default_factory=InnerSettings)
-    prior: PriorSettings = field(default_factory=PriorSettings)
+    risk: Annotated[OuterRisk, FIXED] = field(default_factory=OuterRisk)
+    inner: Annotated[InnerSettings, _INNER] = field(default_factory=InnerSettings)
+    prior: Annotated[PriorSettings, Fixed("scores are chosen, not drawn")] = field(default_factory=PriorSettings)
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -154,6 +157,11 @@ class Maple:
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
         return self.risk.penalty == "group_worst" and self.outer_split == "train"
+
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether it reads the groups of validation samples."""
+        return self.risk.penalty == "group_worst" and self.outer_split == "validation"
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Learn weights and probabilities, and return them with the inner model of the last outer step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from steelyard.checkpoint import Stateful
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.problem import Fitted, Observer, Problem, silent
+from steelyard.experiments.training.ranges import FIXED, Fixed, Range, Within
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training, train
 from steelyard.reweight.rules import Uniform
 
@@ -55,10 +56,12 @@ class MRM(TrainedMethod):
 
     name: Literal["mrm"] = "mrm"
     risk: Literal["mean", "irmv1", "vrex"] = "irmv1"
-    sparsity: float = 0.003
+    sparsity: Annotated[float, Range.log10(-4, -1)] = 0.003
     penalty: Anneal = field(default_factory=Anneal)
-    full: Training = field(default_factory=Training)
-    search: Training = field(default_factory=lambda: Training(optimizer=OptimizerSettings("adam", 0.02)))
+    full: Annotated[Training, Within({"steps": FIXED}, like="training")] = field(default_factory=Training)
+    search: Annotated[Training, Fixed("its optimizer is that of the mask")] = field(
+        default_factory=lambda: Training(optimizer=OptimizerSettings("adam", 0.02))
+    )
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import Range
 from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["OrderedSGD"]
@@ -26,7 +27,7 @@ class OrderedSGD(TrainedMethod):
         q: losses kept of each batch, at most its size; all of them is plain SGD.
     """
 
-    q: int
+    q: Annotated[int, Range.log2(2, 6, whole=True)]
     name: Literal["ordered_sgd"] = "ordered_sgd"
     training: Training = field(default_factory=Training)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import expanding, group_balanced_subset
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, Range
 from steelyard.experiments.training.trainer import Training, schedule, train
 
 __all__ = ["PDE"]
@@ -38,10 +39,10 @@ class PDE(TrainedMethod):
     """
 
     name: Literal["pde"] = "pde"
-    warm_up: int = 100
-    every: int = 10
-    add: int = 10
-    late_rate: float = 1.0
+    warm_up: Annotated[int, Range.linear(0.1, 0.9, of="training.steps")] = 100
+    every: Annotated[int, FIXED] = 10
+    add: Annotated[int, Range.log10(0.5, 2, whole=True)] = 10
+    late_rate: Annotated[float, Range.log10(-2, 0)] = 1.0
     by: group_labels.Field = "group"
     training: Training = field(default_factory=Training)
 

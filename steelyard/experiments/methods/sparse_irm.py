@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import Range
 from steelyard.experiments.training.trainer import Anneal, Training, schedule, train
 
 __all__ = ["SparseIRM"]
@@ -37,8 +38,8 @@ class SparseIRM(TrainedMethod):
     """
 
     name: Literal["sparse_irm"] = "sparse_irm"
-    budget: float = 0.95
-    score_rate: float = 6e-3
+    budget: Annotated[float, Range.linear(0.5, 1)] = 0.95
+    score_rate: Annotated[float, Range.log10(-3, -1.5)] = 6e-3
     penalty: Anneal = field(default_factory=lambda: Anneal(1e4, 0.0, 200))
     training: Training = field(default_factory=Training)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training.batches import shuffled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import Fixed, Range
 from steelyard.experiments.training.trainer import Training, train
 from steelyard.reweight import Reweighting, budget_of
 
@@ -31,9 +32,9 @@ class Subset(TrainedMethod):
         training: on the samples kept.
     """
 
-    budget: int | float
+    budget: Annotated[int | float, Range.linear(0.2, 0.9)]
     name: Literal["subset"] = "subset"
-    prior: PriorSettings = field(default_factory=PriorSettings)
+    prior: Annotated[PriorSettings, Fixed("scores are chosen, not drawn")] = field(default_factory=PriorSettings)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

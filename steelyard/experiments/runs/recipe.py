@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods import Method
 from steelyard.experiments.models import Model
-from steelyard.experiments.runs.inheritance import read_with_bases
+from steelyard.experiments.runs.inheritance import merged, read_with_bases
 from steelyard.experiments.runs.schema import parse
 from steelyard.experiments.runs.streamed_inputs import check_on_disk
 from steelyard.experiments.training.selection import CRITERIA
 
-__all__ = ["Recipe", "load_recipe", "names_in", "read_table", "recipe_names"]
+__all__ = ["Recipe", "changed", "load_recipe", "names_in", "overridden", "read_table", "recipe_names"]
 
 _EXPERIMENTS = Path(__file__).parents[1]
 _SHIPPED = _EXPERIMENTS / "recipes"
@@ -104,6 +105,29 @@ def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = Non
     """
     table, source = read_table(name, _SHIPPED, overrides, seed)
     return parse(Recipe, table, source)
+
+
+def changed(name: str, changes: Mapping[str, Any]) -> Recipe:
+    """Return the recipe called `name` with `changes`, merged as in a file that has it as its base.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
+    table, source = read_table(name, _SHIPPED)
+    return parse(Recipe, merged(table, changes), source)
+
+
+def overridden(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a recipe's table with ``"field.field=value"`` put into it, see `load_recipe`.
+
+    Example:
+        >>> overridden({"seed": 1}, ["method.training.steps=20"])
+        {'seed': 1, 'method': {'training': {'steps': 20}}}
+    """
+    whole = copy.deepcopy(dict(table))
+    for override in overrides:
+        _set(whole, override)
+    return whole
 
 
 def read_table(

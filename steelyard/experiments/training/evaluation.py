@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-_LISTS = ("environment_accuracy", "environment_loss", "group_right", "group_count")
+_LISTS = ("environment_accuracy", "environment_loss", "class_accuracy", "group_right", "group_count")
 _MOST = 2**53  # of samples: as many as a float counts
 
 
@@ -50,6 +50,7 @@ class SplitMetrics:
         adjusted_accuracy: the groups' accuracies averaged with the groups' sizes in TRAINING as weights, as the papers
             on Waterbirds report their average (Sagawa et al. 2020); `accuracy` is the plain one. None where groups are
             not known, or where a group that training has is empty here.
+        class_accuracy: accuracy in each class; NaN for one without a sample; empty in runs of earlier versions.
     """
 
     accuracy: float
@@ -62,6 +63,12 @@ class SplitMetrics:
     group_right: tuple[int, ...] = ()
     group_count: tuple[int, ...] = ()
     adjusted_accuracy: float | None = None
+    class_accuracy: tuple[float, ...] = ()
+
+    @property
+    def worst_class_accuracy(self) -> float | None:
+        """The lowest accuracy of a class that has samples; None where they are not known."""
+        return min((accuracy for accuracy in self.class_accuracy if not math.isnan(accuracy)), default=None)
 
     @property
     def group_accuracy(self) -> tuple[float | None, ...]:
@@ -102,7 +109,10 @@ class SplitMetrics:
             elif not (value is None and _unknown(name, table)):
                 values[name] = number(value)
         metrics = cls(**values)
-        accuracies = (metrics.accuracy, *metrics.environment_accuracy, metrics.adjusted_accuracy)
+        accuracies = (
+            *(metrics.accuracy, metrics.adjusted_accuracy),
+            *(*metrics.environment_accuracy, *metrics.class_accuracy),
+        )
         for value in accuracies:
             if value is not None and not math.isnan(value):
                 _check.in_range("an accuracy", value, low=0.0, high=1.0)
@@ -201,6 +211,7 @@ def measure(
         accuracy=float(right.float().mean()),
         loss=float(losses.mean()),
         calibration_error=calibration_error(confidence(outputs), right),
+        class_accuracy=_shares(right, data.targets, len(problem.splits.classes)),
         **_group_figures(right, data, group_sizes),
     )
     if data.environment is None:
@@ -230,6 +241,12 @@ def _group_figures(right: Tensor, data: Batch, sizes: tuple[int, ...]) -> dict[s
         shares = [size * r / max(count, 1) for size, r, count in zip(sizes, rights, counts, strict=True)]
         adjusted = sum(shares) / sum(sizes)
     return {"group_right": rights, "group_count": counts, "adjusted_accuracy": adjusted}
+
+
+def _shares(right: Tensor, ids: Tensor, count: int) -> tuple[float, ...]:
+    """Return the share of right predictions for each id; NaN for one without a sample."""
+    totals, rights = (torch.bincount(one, minlength=count).tolist() for one in (ids, ids[right]))
+    return tuple(one / total if total else math.nan for one, total in zip(rights, totals, strict=True))
 
 
 def _counts(group: Tensor | None, groups: int) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ column that says so. None of them chooses a step whose loss is NaN or infinite, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -20,9 +21,11 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Last",
+    "Scored",
     "ValidationExtrapolated",
     "ValidationMean",
     "ValidationPenalty",
+    "ValidationWorstClass",
     "ValidationWorstEnvironment",
     "ValidationWorstGroup",
     "best_on_test",
@@ -49,38 +52,70 @@ class Last:
         return len(history) - 1
 
 
-@dataclass(frozen=True)
-class ValidationMean:
-    """The highest validation accuracy; among equals the first."""
+class Scored(ABC):
+    """A criterion with a number for each evaluation, the higher the better: the highest is taken, the first of equals.
+
+    By the number runs are compared, too. NaN: the evaluation cannot be chosen, unless there is no other.
+    """
+
+    @abstractmethod
+    def score(self, seen: Visible) -> float:
+        """Return the number."""
 
     def __call__(self, history: Sequence[Visible]) -> int:
-        """Return the position of the highest accuracy."""
-        return _highest(history, lambda seen: seen.validation.accuracy)
+        """Return the position of the highest number; steps that diverged are passed over, if not all."""
+        scores = {k: self.score(seen) for k, seen in enumerate(history) if seen.finite}
+        real = [k for k, value in scores.items() if not math.isnan(value)]
+        return max(real, key=scores.__getitem__, default=len(history) - 1)
 
 
 @dataclass(frozen=True)
-class ValidationWorstEnvironment:
-    """The highest validation accuracy in the worst of the training environments; among equals the first."""
+class ValidationMean(Scored):
+    """The highest validation accuracy."""
 
-    def __call__(self, history: Sequence[Visible]) -> int:
-        """Return the position of the highest worst-environment accuracy."""
-        return _highest(history, lambda seen: min(_environments(seen)))
+    def score(self, seen: Visible) -> float:
+        """Return the accuracy."""
+        return seen.validation.accuracy
 
 
 @dataclass(frozen=True)
-class ValidationWorstGroup:
+class ValidationWorstEnvironment(Scored):
+    """The highest validation accuracy in the worst of the training environments."""
+
+    def score(self, seen: Visible) -> float:
+        """Return the worst environment's accuracy."""
+        return min(_environments(seen))
+
+
+@dataclass(frozen=True)
+class ValidationWorstGroup(Scored):
     """The highest validation accuracy in the worst group, as the papers on group shifts select; needs group labels.
 
     Among equals the first: a small worst group makes ties likely.
     """
 
-    def __call__(self, history: Sequence[Visible]) -> int:
-        """Return the position of the highest worst-group accuracy; RecipeError if groups are not known."""
-        return _highest(history, _worst_group)
+    def score(self, seen: Visible) -> float:
+        """Return the worst group's accuracy; RecipeError if groups are not known."""
+        return _worst_group(seen)
 
 
 @dataclass(frozen=True)
-class ValidationExtrapolated:
+class ValidationWorstClass(Scored):
+    """The highest validation accuracy in the worst class: what can be asked where groups are known nowhere.
+
+    So selects SubpopBench where attributes are unknown (Yang et al. 2023, section 4.3).
+    """
+
+    def score(self, seen: Visible) -> float:
+        """Return the worst class's accuracy; RecipeError for figures of an earlier version, which lack it."""
+        accuracy = seen.validation.worst_class_accuracy
+        if accuracy is None:
+            raise RecipeError(_NO_CLASSES)
+        return accuracy
+
+
+@dataclass(frozen=True)
+class ValidationExtrapolated(Scored):
     """The highest validation accuracy in the worst affine mixture of the training environments.
 
     With accuracies a_e, the mixture weights sum to one and none is below ``-beta``; the worst mixture has accuracy
@@ -99,13 +134,9 @@ class ValidationExtrapolated:
         accuracies = _environments(seen)
         return (1 + len(accuracies) * self.beta) * min(accuracies) - self.beta * sum(accuracies)
 
-    def __call__(self, history: Sequence[Visible]) -> int:
-        """Return the position of the highest score."""
-        return _highest(history, self.score)
-
 
 @dataclass(frozen=True)
-class ValidationPenalty:
+class ValidationPenalty(Scored):
     """The lowest IRMv1 or V-REx penalty on validation, among evaluations that predict well enough.
 
     A constant prediction has no penalty at all, so a floor for the training accuracy goes with it; where no evaluation
@@ -119,15 +150,16 @@ class ValidationPenalty:
         _check.choice("penalty", self.penalty, ("irmv1", "vrex"))
         _check.in_range("floor", self.floor, low=0.0, high=1.0)
 
-    def __call__(self, history: Sequence[Visible]) -> int:
-        """Return the position of the lowest penalty above the floor."""
+    def score(self, seen: Visible) -> float:
+        """Return the penalty below zero; NaN under the floor."""
+        value = getattr(seen.validation, self.penalty)  # None where there is only one environment
+        return -value if value is not None and seen.train.accuracy >= self.floor else math.nan
 
-        def score(seen: Visible) -> float:
-            value = getattr(seen.validation, self.penalty)  # None where there is only one environment
-            return -value if value is not None and seen.train.accuracy >= self.floor else math.nan
 
-        return _highest(history, score)
-
+_NO_CLASSES = (
+    "selection 'validation_worst_class' needs the accuracy of each class on validation, which these figures do not "
+    "have: an earlier version made them; take 'validation_mean', or run it again"
+)
 
 _NO_GROUPS = (
     "selection 'validation_worst_group' needs group labels on validation, which this data set does not have; "
@@ -144,6 +176,7 @@ CRITERIA: dict[str, Criterion] = {
     "validation_mean": ValidationMean(),
     "validation_worst_environment": ValidationWorstEnvironment(),
     "validation_worst_group": ValidationWorstGroup(),
+    "validation_worst_class": ValidationWorstClass(),
     "validation_extrapolated": ValidationExtrapolated(),
     "validation_irmv1": ValidationPenalty("irmv1"),
     "validation_vrex": ValidationPenalty("vrex"),
@@ -171,13 +204,6 @@ def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
     visible = [evaluation.visible for evaluation in history]
     fit = [k for k, seen in enumerate(visible) if seen.finite and seen.train.accuracy >= floor]
     return max(fit, key=lambda k: history[k].test.accuracy) if fit else len(history) - 1
-
-
-def _highest(history: Sequence[Visible], score: Callable[[Visible], float]) -> int:
-    """Return the position of the highest score; steps that diverged or have no score are passed over, if not all."""
-    scores = {k: score(seen) for k, seen in enumerate(history) if seen.finite}
-    real = [k for k, value in scores.items() if not math.isnan(value)]
-    return max(real, key=scores.__getitem__, default=len(history) - 1)
 
 
 def _environments(seen: Visible) -> tuple[float, ...]:

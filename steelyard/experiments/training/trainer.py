@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.training.batch_shards import BatchShard, batch_shards
 from steelyard.experiments.training.batches import shuffled
 from steelyard.experiments.training.problem import Observer, Problem
+from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Fixed, Range
 from steelyard.reweight import Risk
 from steelyard.reweight.rules import Rule, Uniform
 
@@ -38,9 +39,9 @@ class OptimizerSettings:
     """Which torch optimizer, and its settings."""
 
     name: Literal["sgd", "adam"] = "adam"
-    learning_rate: float = 1e-3
-    momentum: float = 0.0  # SGD only
-    weight_decay: float = 0.0
+    learning_rate: Annotated[float, Range.log10(-4, -2, SUBPOPBENCH)] = 1e-3
+    momentum: Annotated[float, FIXED] = 0.0  # SGD only
+    weight_decay: Annotated[float, Range.log10(-6, -3, SUBPOPBENCH)] = 0.0
 
     def __post_init__(self) -> None:
         _check.in_range("learning_rate", self.learning_rate, low=0.0, open_low=True)
@@ -72,10 +73,10 @@ class Training:
         optimizer: the optimizer.
     """
 
-    steps: int = 300
-    batch_size: int = 0
-    l2: float = 0.0
-    evaluate_every: int = 10
+    steps: Annotated[int, Fixed("what the run may cost")] = 300
+    batch_size: Annotated[int, Range.log2(6, 6.75, SUBPOPBENCH, whole=True, off=0)] = 0
+    l2: Annotated[float, Fixed("weight_decay is drawn")] = 0.0
+    evaluate_every: Annotated[int, FIXED] = 10
     bfloat16: bool = False
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
@@ -94,9 +95,9 @@ class Anneal:
     published code of IRMv1 and V-REx).
     """
 
-    weight: float = 1e4
-    before: float = 1.0
-    at: int = 100
+    weight: Annotated[float, Range.log10(-1, 5, SUBPOPBENCH)] = 1e4
+    before: Annotated[float, FIXED] = 1.0
+    at: Annotated[int, Range.log10(0, 4, SUBPOPBENCH, whole=True)] = 100
 
     def __post_init__(self) -> None:
         _check.in_range("weight", self.weight, low=0.0)

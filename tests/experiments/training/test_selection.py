@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from dataclasses import replace
 from typing import get_type_hints
 
@@ -22,7 +23,12 @@ from steelyard.experiments.training.selection import (
 def seen(step: int, accuracies: tuple[float, float], irmv1: float = 0.0, train: float = 0.9) -> Visible:
     mean = sum(accuracies) / 2
     validation = SplitMetrics(
-        mean, 0.5, accuracies, (0.5, 0.5), irmv1=irmv1, vrex=1 - irmv1, group_right=(1,), group_count=(2,)
+        *(mean, 0.5, accuracies, (0.5, 0.5)),
+        irmv1=irmv1,
+        vrex=1 - irmv1,
+        group_right=(1,),
+        group_count=(2,),
+        class_accuracy=(1.0, accuracies[1], math.nan),
     )
     return Visible(step, SplitMetrics(train, 0.5, (train, train), (0.5, 0.5), 0.0, 0.0), validation)
 
@@ -41,6 +47,7 @@ HISTORY = [
         ("last", 3),
         ("validation_mean", 0),
         ("validation_worst_environment", 1),
+        ("validation_worst_class", 1),  # of those that have samples
         ("validation_extrapolated", 2),  # 2 min - max: 0.50, 0.68, 0.70, 0.50
         ("validation_irmv1", 2),  # the last entry is below the floor
         ("validation_vrex", 0),
