@@ -118,6 +118,9 @@ def bars_of_all(bars: Progress, planned: Sequence[Planned]) -> Watch:
 
 
 def _figures(reached: Visible) -> str:
+    train, validation = reached.train.errors, reached.validation.errors
+    if train is not None and validation is not None:
+        return f"train MSE {train.mse:.4g}, validation MSE {validation.mse:.4g}"
     return f"train {reached.train.accuracy:.3f}, validation {reached.validation.accuracy:.3f}"
 
 

@@ -23,8 +23,12 @@ _PANELS = {
 
 
 def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
-    """Write ``<data set>.svg`` and ``<data set>_bars.svg`` for each data set; return the names of the files."""
+    """Write ``<data set>.svg`` and ``<data set>_bars.svg`` for each data set; return the names of the files.
+
+    They are of accuracies: a regression has none.
+    """
     written = []
+    runs = [run for run in runs if run.history[-1].test.errors is None]
     for name in dict.fromkeys(called(run.recipe.data) for run in runs):
         own = [run for run in runs if called(run.recipe.data) == name]
         for ending, plot in ((".svg", test_curves(own)), ("_bars.svg", test_bars(own))):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -24,6 +25,12 @@ BRIEF = {  # for tables that have one line a method
     "test accuracy": "test",
     "test adjusted accuracy": "adjusted",
     "test worst-group accuracy": "worst group",
+    "train MSE": "train",
+    "validation MSE": "validation",
+    "test MSE": "test",
+    "test MAE": "test MAE",
+    "test R2": "test R2",
+    "test worst-group MSE": "worst group",
 }
 BELOW, DIVERGED = "†", "‡"
 
@@ -39,13 +46,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of `values`."""
-        return cls(
-            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values), tuple(values)
-        )
+        """Return the spread of `values`; of one that is NaN or infinite the deviation is NaN."""
+        if not all(map(math.isfinite, values)):
+            return cls(statistics.fmean(values), math.nan, len(values), tuple(values))
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), std, len(values), tuple(values))
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.std:.3f}" if self.count > 1 else f"{self.mean:.3f}"
+
+    def plain(self) -> str:
+        """Return it to four digits, for figures that are no shares."""
+        return f"{self.mean:.4g} ± {self.std:.2g}" if self.count > 1 else f"{self.mean:.4g}"
 
     def percent(self) -> str:
         """Return it in per cent; a single run has no deviation to show."""
@@ -61,6 +73,7 @@ class Row:
     `diverged` those whose loss there is NaN or infinite.
     `test_worst_group` (the accuracy in each run's worst test group) and `test_adjusted` (the average of the groups
     weighted by their sizes in training) are None where the data set has no groups.
+    `errors` has the figures of a regression by name, which has no accuracies (they are then NaN).
     `oracle` says that the data hides the shortcut, `data_changes` names the data set's settings that are not its own.
     """
 
@@ -82,6 +95,7 @@ class Row:
     test_adjusted: Spread | None = None
     oracle: bool = False
     data_changes: tuple[str, ...] = ()
+    errors: Mapping[str, Spread] = field(default_factory=dict)
 
     @property
     def marks(self) -> str:
@@ -90,7 +104,9 @@ class Row:
 
     @property
     def metrics(self) -> dict[str, Spread]:
-        """The accuracies that are known, by name."""
+        """The accuracies that are known, by name; of a regression the errors."""
+        if self.errors:
+            return dict(self.errors)
         known = {
             "train accuracy": self.train,
             "validation accuracy": self.validation,
@@ -143,7 +159,25 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
         test_adjusted=_spread([evaluation.test.adjusted_accuracy for evaluation in chosen]),
         oracle=first.recipe.data.grayscale,
         data_changes=_changes(first.recipe.data),
+        errors=_errors(chosen),
     )
+
+
+def _errors(chosen: Sequence[Evaluation]) -> dict[str, Spread]:
+    """Return the figures of a regression by name; none of a classification."""
+    parts = [(one.visible.train.errors, one.visible.validation.errors, one.test.errors) for one in chosen]
+    known = [(train, held, test) for train, held, test in parts if train and held and test]
+    if not known:
+        return {}
+    figures: dict[str, list[float | None]] = {
+        "train MSE": [train.mse for train, _, _ in known],
+        "validation MSE": [held.mse for _, held, _ in known],
+        "test MSE": [test.mse for _, _, test in known],
+        "test MAE": [test.mae for _, _, test in known],
+        "test R2": [test.r2 for _, _, test in known],
+        "test worst-group MSE": [test.worst_group_mse for _, _, test in known],
+    }
+    return {name: spread for name, values in figures.items() if (spread := _spread(values)) is not None}
 
 
 def _changes(data: DataSet) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def _table(rows: Sequence[Row]) -> Table:
         (
             f"{row.label} {row.marks}".strip(),
             row.selection,
-            *(str(row.metrics.get(name, "")) for name in names),
+            *(_shown(row, name) for name in names),
             *(others.cell(number, metric) for metric in others.metrics),
             str(len(row.seeds)),
         )
@@ -39,6 +39,11 @@ def _table(rows: Sequence[Row]) -> Table:
     )
     reported = (f"as reported: {metric}" for metric in others.metrics)
     return Table(("recipe", "step taken", *names, *reported, "seeds"), lines, (*footnotes(rows), *others.notes))
+
+
+def _shown(row: Row, name: str) -> str:
+    spread = row.metrics.get(name)
+    return "" if spread is None else spread.plain() if row.errors else str(spread)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -28,7 +28,15 @@ REPORTED = " reported: by others, not measured here."
 
 
 def show_comparison(console: Console, rows: Sequence[Row]) -> None:
-    """Print the table and its notes; on a terminal that is too narrow lines wrap, but no number is cut."""
+    """Print the table and its notes; on a terminal that is too narrow lines wrap, but no number is cut.
+
+    Regressions have a table of their own, in the units of their targets.
+    """
+    if numbers := [row for row in rows if row.errors]:
+        show_whole(console, _of_regressions(numbers))
+        rows = [row for row in rows if not row.errors]
+        if not rows:
+            return
     others = beside(rows)
     table = _table(rows, others)
     show_whole(console, table)
@@ -71,6 +79,26 @@ def _table(rows: Sequence[Row], others: Beside) -> rich.table.Table:
     return Table(["recipe", *last_columns, *selected_columns, "best", *reported_columns, "seeds"], lines).terminal(
         title=f"Accuracy on {' and '.join(datasets)} (%){spread}",
         caption=CAPTION + GROUPS * bool(grouped) + REPORTED * bool(others.metrics),
+    )
+
+
+def _of_regressions(rows: Sequence[Row]) -> rich.table.Table:
+    """Return one line a group of runs: errors at the last step, and at the one selected on validation."""
+    metrics = [name for name in rows[0].errors if any(name in row.errors for row in rows)]
+    tests = [name for name in metrics if name.startswith("test")]
+    lines = []
+    for label in dict.fromkeys(row.label for row in rows):
+        last, *selected, _ = (row for row in rows if row.label == label)
+        chosen = selected[0] if selected else last
+        cells = [(last, name) for name in metrics] + [(chosen, name) for name in tests]
+        figures = [row.errors[name].plain() if name in row.errors else "" for row, name in cells]
+        lines.append([label, *figures, str(len(last.seeds))])
+    head = ["recipe", *metrics, *(f"sel. {name}" for name in tests), "seeds"]
+    names = " and ".join(sorted({row.dataset for row in rows}))
+    return Table(head, lines).terminal(
+        title=f"Errors on {names}",
+        caption="MSE and MAE in the target's own units, at the last step; sel.: at the step that the recipe's "
+        "criterion prefers on validation.",
     )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from steelyard._support import _check
@@ -90,7 +90,9 @@ class Labelled(OwnData):
     """What the columns of labels mean.
 
     Attributes:
-        target: the column of the class.
+        target: the column of the class, or of the number.
+        task: "classification", or "regression" of a target that is a number. It is standardised by the training rows,
+            and figures in its own units are told beside. Groups are then those of the attributes alone.
         classes: the classes in the order of their ids; empty: all that occur, numbers by size, words by the alphabet.
             The head "one_logit" predicts the second.
         id: the column of each sample's name, no two alike; empty: the row's number, from 0.
@@ -107,6 +109,7 @@ class Labelled(OwnData):
     """
 
     target: str
+    task: Literal["classification", "regression"] = "classification"
     classes: tuple[str, ...] = ()
     id: str = ""
     group: str = ""
@@ -128,6 +131,8 @@ class Labelled(OwnData):
             raise ValueError(
                 "group is a column of whole groups, attributes make groups with the class: give one of them"
             )
+        if self.classes and self.task == "regression":
+            raise ValueError("classes are for task = 'classification'; a regression's target is a number")
         for name in ("classes", "attributes"):
             check_distinct(name, getattr(self, name))
         others = [column for column in self.roles if column != self.target]
@@ -143,10 +148,12 @@ class Labelled(OwnData):
     @property
     def story(self) -> str:
         """A sentence for the page: what is learned, and what the groups and environments are."""
-        groups = self.group or " x ".join([self.target, *self.attributes] if self.attributes else [])
+        crossed = [self.target] * (self.task == "classification")
+        groups = self.group or " x ".join([*crossed, *self.attributes] if self.attributes else [])
         known = {"groups": groups, "environments": self.environment or ", ".join(self.attributes)}
         told = "".join(f"; {what}: {columns}" for what, columns in known.items() if columns)
-        return f"{self.source}: the class is {self.target}{told}."
+        what = "class" if self.task == "classification" else "number to predict"
+        return f"{self.source}: the {what} is {self.target}{told}."
 
     def splits_of(
         self, table: Table, seed: int, features: Features, digests: Mapping[str, str], empty: Sequence[str] = ("",)
@@ -167,8 +174,9 @@ class Labelled(OwnData):
         for column in dict.fromkeys(column for column in self.roles if column not in self._of_groups):
             _check_filled(table, column, empty)
         hidden = self._hidden(table, empty)
-        targets, classes = self._targets(table)
-        groups, group_names = self._groups(table, targets, classes, hidden)
+        numbers = table.numbers(self.target) if self.task == "regression" else None
+        targets, classes = self._targets(table) if numbers is None else (torch.zeros(len(table), dtype=torch.int64), ())
+        groups, group_names = self._groups(table, targets, classes or ("",), hidden)
         environment = _combined(table, self._of_environments(hidden))
         strata = _unique_rows(targets, groups, environment[0])
         parts, dealt = self._parts(table, strata, self.split_seed if self.split_seed is not None else seed)
@@ -177,12 +185,19 @@ class Labelled(OwnData):
                 f"{table.path}: the training rows have no {few(map(repr, self._of_groups))}, nor would the validation "
                 f"rows that are dealt from them; mark rows with groups as {PARTS[1]!r} in the column {self.split!r}"
             )
-        self._check_present(table, "class", self.target, targets, classes, parts)
+        if numbers is None:
+            self._check_present(table, "class", self.target, targets, classes, parts)
         if group_names:
-            columns = self.group or ", ".join([self.target, *self.attributes])
+            columns = self.group or ", ".join([*[self.target] * (numbers is None), *self.attributes])
             self._check_present(table, "group", columns, groups, group_names, parts, since=hidden is not None)
         places, names = self._environments(table, *environment, parts, self._of_environments(hidden))
         inputs, notes = features(parts[0])
+        scale = None if numbers is None else _scale(table, self.target, numbers[parts[0]])
+        if numbers is not None and scale is not None:
+            numbers = (numbers - scale[0]) / scale[1]
+            units = f"{scale[0]:.6g} + {scale[1]:.6g} x the model's output"
+            notes = (f"{self.target} is standardised by the training rows: {units}.", *notes)
+        targets = targets if numbers is None else numbers
         gather = inputs if callable(inputs) else partial(_in_memory, inputs)
         train, validation, test = (
             gather(
@@ -208,6 +223,7 @@ class Labelled(OwnData):
             ids=tuple(ids[row] for row in parts[0].tolist()),
             notes=(f"{len(table)} samples: {counts}{dealt}.", *notes),
             sources=dict(digests),
+            target_scale=scale,
         )
 
     def _targets(self, table: Table) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
@@ -258,7 +274,9 @@ class Labelled(OwnData):
         if not self.attributes:
             return torch.zeros(len(table), dtype=torch.int64), ()
         attribute, names = _combined(table, self.attributes, hidden)
-        return targets * len(names) + attribute, tuple(f"{one}, {other}" for one in classes for other in names)
+        return targets * len(names) + attribute, tuple(
+            f"{one}, {other}" if one else other for one in classes for other in names
+        )
 
     def _parts(self, table: Table, strata: Int[Tensor, " n"], seed: int) -> tuple[Parts, str]:
         """Return the rows of each split, and how they were dealt."""
@@ -363,7 +381,7 @@ def sha256(data: bytes) -> str:
 def _in_memory(
     inputs: Shaped[Tensor, "n *shape"],
     at: Int[Tensor, " k"],
-    targets: Int[Tensor, " k"],
+    targets: Shaped[Tensor, " k"],
     environment: Int[Tensor, " k"] | None,
     group: Int[Tensor, " k"] | None,
 ) -> Batch:
@@ -387,9 +405,18 @@ def _check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:
     raise table.error(
         row,
         column,
-        f"a class: recipes classify and do no regression ({len(found)} different numbers are there); make classes of "
-        "them, list them as `classes`, or reweight a regression by `steelyard.Maple` in your own code",
+        f"a class ({len(found)} different numbers are there); make classes of them, list them as `classes`, or set "
+        "data.task = 'regression'",
     )
+
+
+def _scale(table: Table, column: str, values: Float[Tensor, " k"]) -> tuple[float, float]:
+    """Return mean and standard deviation of the training rows' targets."""
+    mean, deviation = float(values.double().mean()), float(values.double().std(correction=0))
+    if not deviation > 0:
+        same = f"{column!r} is {float(values[0]):g} in every training row"
+        raise DataError(f"{table.path}: {same}; there is nothing to learn")
+    return mean, deviation
 
 
 def _sorted_values(values: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -227,7 +227,7 @@ class _First(Dataset[Any]):
 def _streamed(
     inputs: Dataset[Any],
     at: Int[Tensor, " k"],
-    targets: Int[Tensor, " k"],
+    targets: Shaped[Tensor, " k"],
     environment: Int[Tensor, " k"] | None,
     group: Int[Tensor, " k"] | None,
 ) -> Batch:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from steelyard._support import _check
@@ -46,7 +46,7 @@ class Photographs(Streamed):
         augment: bool,
         workers: int,
         rows: Int[Tensor, " n"],
-        targets: Int[Tensor, " n"],
+        targets: Shaped[Tensor, " n"],
         environment: Int[Tensor, " n"] | None,
         group: Int[Tensor, " n"] | None,
     ) -> Photographs:

@@ -22,7 +22,8 @@ class Splits:
 
     Attributes:
         name: the data set's name.
-        train: the samples that are learned from, the ones that a method may weigh. Targets are int64 class ids,
+        train: the samples that are learned from, the ones that a method may weigh. Targets are int64 class ids, or
+            float32 numbers where `target_scale` is given,
             `environment` ids are 0 .. len(environments) - 1.
         validation: samples of the TRAINING environments that no model is fitted to; all selection looks here.
         test: samples of the shifted environment. They are measured and reported; nothing decides by them.
@@ -36,6 +37,8 @@ class Splits:
         notes: what a reader has to know of how the samples were made: sentences for reports.
         sources: the SHA-256 of each file of the user's that they were made of, by its path as given. A run is not
             resumed on others.
+        target_scale: of a regression, the mean and the standard deviation by which the targets were standardised;
+            there are then no classes. None: classification.
 
     Raises:
         ValueError: a split is empty, an environment has no sample in training or validation, ids do not fit.
@@ -52,6 +55,7 @@ class Splits:
     ids: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    target_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.ids and len(self.ids) != len(self.train):

@@ -3,6 +3,8 @@
 Each page states its paper, its equation, and the labels that it needs.
 """
 
+from typing import get_args, get_type_hints
+
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods.bayesian_irm import BayesianIRM
@@ -47,6 +49,7 @@ __all__ = [
     "UpWeighting",
     "VREx",
     "check_groups",
+    "check_regression",
 ]
 
 Method = (
@@ -70,6 +73,15 @@ Method = (
     | MRM
     | Subset
 )
+
+
+def check_regression(method: Method) -> None:
+    """Raise ValueError if `method` needs classes, and so has nothing to do with a target that is a number."""
+    if not method.regression:
+        able = ", ".join(str(get_args(get_type_hints(kind)["name"])[0]) for kind in get_args(Method) if kind.regression)
+        raise ValueError(f"method {method.name!r} needs classes; with data.task = 'regression' take one of {able}")
+    if isinstance(method, Maple) and method.prior.scores:
+        raise ValueError("method.prior.scores need classes; leave them out with data.task = 'regression'")
 
 
 def check_groups(method: Method, splits: Splits) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training
@@ -14,9 +15,11 @@ class TrainedMethod(ABC):
     """A method whose observed steps are those of its `training`: a dataclass of settings, and `fit`.
 
     Attributes:
+        regression: whether it runs where the target is a number: it needs no classes.
         training: how the last model is trained.
     """
 
+    regression: ClassVar[bool] = False
     training: Training
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -34,6 +34,7 @@ class BayesianIRM(TrainedMethod):
         penalty: lambda over the steps.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["bayesian_irm"] = "bayesian_irm"
     coefficient: Annotated[float, Range.log10(2, 4)] = 1200.0
     draws: Annotated[int, FIXED] = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
@@ -29,6 +29,7 @@ class CVaRDRO(TrainedMethod):
             trains on little else.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["cvar_dro"] = "cvar_dro"
     alpha: Annotated[float, Range.log10(-2, 0, SUBPOPBENCH)] = 0.5
     training: Training = field(default_factory=Training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -19,6 +19,7 @@ class ERM(TrainedMethod):
     Labels needed: class labels. On grayscale data this is the oracle, which cannot see the colour.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["erm"] = "erm"
     training: Training = field(default_factory=Training)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
@@ -34,6 +34,7 @@ class GroupDRO(TrainedMethod):
         balanced: draw batches with every group as likely (needs a batch size), as published.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["group_dro"] = "group_dro"
     step: Annotated[float, Range.log10(-3, -1, SUBPOPBENCH)] = 0.01
     adjustment: Annotated[float, FIXED] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
@@ -28,6 +28,7 @@ class KLDRO(TrainedMethod):
         memory: share of the old normaliser kept from batch to batch; 0 takes each batch's own.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["kl_dro"] = "kl_dro"
     temperature: Annotated[float, Range.log10(-1, 1)] = 1.0
     memory: Annotated[float, FIXED] = 0.0

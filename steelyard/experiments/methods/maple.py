@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -112,6 +112,7 @@ class Maple:
         prior: scores of the samples, computed once before the first step, where s and w begin or what anchors s.
     """
 
+    regression: ClassVar[bool] = True
     budget: Annotated[int | float | None, Range.linear(0.2, 0.9)] = None
     name: Literal["maple"] = "maple"
     steps: Annotated[int, Fixed("what the run may cost")] = 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
@@ -27,6 +27,7 @@ class OrderedSGD(TrainedMethod):
         q: losses kept of each batch, at most its size; all of them is plain SGD.
     """
 
+    regression: ClassVar[bool] = True
     q: Annotated[int, Range.log2(2, 6, whole=True)]
     name: Literal["ordered_sgd"] = "ordered_sgd"
     training: Training = field(default_factory=Training)

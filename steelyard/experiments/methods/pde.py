@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -38,6 +38,7 @@ class PDE(TrainedMethod):
         by: the labels that are balanced at the start.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["pde"] = "pde"
     warm_up: Annotated[int, Range.linear(0.1, 0.9, of="training.steps")] = 100
     every: Annotated[int, FIXED] = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
@@ -29,6 +29,7 @@ class UpWeighting(TrainedMethod):
         balance: "loss" weighs the losses, "batches" draws the batches with replacement (needs a batch size).
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["upweighting"] = "upweighting"
     by: group_labels.Field = "group"
     balance: Literal["loss", "batches"] = "loss"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
@@ -22,6 +22,7 @@ class VREx(TrainedMethod):
     `colored_mnist/vrex`.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["vrex"] = "vrex"
     training: Training = field(default_factory=Training)
     penalty: Anneal = field(default_factory=Anneal)

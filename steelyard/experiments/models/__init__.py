@@ -9,6 +9,7 @@ from steelyard.experiments.models.heads import (
     HeadName,
     binary_cross_entropy,
     cross_entropy,
+    squared_error,
 )
 from steelyard.experiments.models.lenet import LeNet5
 from steelyard.experiments.models.mlp import MLP, Logistic
@@ -32,6 +33,7 @@ __all__ = [
     "ResNet18",
     "binary_cross_entropy",
     "cross_entropy",
+    "squared_error",
 ]
 
 Model = MLP | Logistic | ResNet18 | LeNet5 | PreActResNet18 | VGG8 | VGG16 | PretrainedResNet

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from steelyard.bilevel.objective import SampleLoss
 
-__all__ = ["HEADS", "Head", "HeadName", "binary_cross_entropy", "cross_entropy"]
+__all__ = ["HEADS", "Head", "HeadName", "binary_cross_entropy", "cross_entropy", "squared_error"]
 
-HeadName: TypeAlias = Literal["one_logit", "softmax"]
+HeadName: TypeAlias = Literal["one_logit", "softmax", "value"]
 
 
 def binary_cross_entropy(outputs: Float[Tensor, "n 1"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -29,6 +29,11 @@ def cross_entropy(outputs: Float[Tensor, "n classes"], targets: Int[Tensor, " n"
     return F.cross_entropy(_single(outputs), targets, reduction="none")
 
 
+def squared_error(outputs: Float[Tensor, "n 1"], targets: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return each sample's ``(output - target)^2``, for the head of a regression."""
+    return (_single(outputs).squeeze(1) - targets).square()
+
+
 def _single(outputs: Tensor) -> Tensor:
     """Return outputs of less than single precision (autocast) in single precision: losses are sums of small terms."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
@@ -39,8 +44,8 @@ class Head:
     """How a model's outputs are read.
 
     Attributes:
-        loss: per-sample loss of outputs ``(n, width)`` and class ids ``(n,)``.
-        predict: outputs ``(n, width)`` -> class ids ``(n,)``.
+        loss: per-sample loss of outputs ``(n, width)`` and class ids ``(n,)``; of "value", numbers ``(n,)``.
+        predict: outputs ``(n, width)`` -> class ids ``(n,)``; of "value", numbers ``(n,)``.
         width: number of classes -> number of outputs.
     """
 
@@ -65,5 +70,10 @@ HEADS: dict[HeadName, Head] = {
         loss=binary_cross_entropy,
         predict=lambda outputs: (outputs.squeeze(1) > 0).long(),
         width=_one_logit_width,
+    ),
+    "value": Head(
+        loss=squared_error,
+        predict=lambda outputs: outputs.squeeze(1),
+        width=lambda classes: 1,
     ),
 }

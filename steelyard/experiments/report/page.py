@@ -16,6 +16,7 @@ from steelyard.experiments.compare.published import beside
 from steelyard.experiments.compare.rows import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
 from steelyard.experiments.data import called
+from steelyard.experiments.errors import RunError
 from steelyard.experiments.report.learned import learned, svg_source
 from steelyard.experiments.runs.run import Run
 
@@ -33,7 +34,15 @@ def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
     Args:
         runs: the runs, in any order; seeds of one recipe are averaged.
         data_root: where data sets lie that are not installed; without the data the gallery is left out.
+
+    Raises:
+        RunError: a run is a regression, of which there is no page yet.
     """
+    numbers = next((run for run in runs if run.history[-1].test.errors is not None), None)
+    if numbers is not None:
+        raise RunError(
+            f"{numbers.directory} is a regression, and pages are of classifications; `steelyard compare` has its tables"
+        )
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

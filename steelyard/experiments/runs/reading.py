@@ -101,7 +101,7 @@ def read_run(directory: str | os.PathLike[str], *, samples: bool = True) -> Run:
     table = None
     if samples and os.path.lexists(place / RESULT):
         with readable(place / RESULT):
-            table = _read_samples(place / RESULT)
+            table = _read_samples(place / RESULT, getattr(recipe.data, "task", "classification") == "regression")
     return Run(place, name, overrides, recipe, history, facts, table)
 
 
@@ -131,12 +131,14 @@ def _read_environment(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_samples(path: Path) -> pandas.DataFrame:
-    frame = read_columns(path, SAMPLE_COLUMNS, KNOWN_COLUMNS)
+def _read_samples(path: Path, regression: bool) -> pandas.DataFrame:
+    kinds = {**SAMPLE_COLUMNS, "target": "numbers"} if regression else SAMPLE_COLUMNS
+    frame = read_columns(path, kinds, KNOWN_COLUMNS)
     if "id" in frame:
         frame["id"] = frame["id"].map(printable)
     for name in frame.columns.drop("id", errors="ignore"):
         low, high = (0.0, 1.0) if name == "probability" else (0, math.inf)
+        low = -math.inf if name == "target" and regression else low
         if wrong := int((~frame[name].between(low, high) | (frame[name] == math.inf)).sum()):
             within = "in [0, 1]" if name == "probability" else "finite and >= 0"
             raise ValueError(f"the column {name!r} must be {within}; {wrong} of {len(frame)} rows are not")

@@ -14,14 +14,15 @@ from steelyard._support import _check
 from steelyard._support._toml import tomllib
 from steelyard.experiments.data import DataSet
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.methods import Method
+from steelyard.experiments.methods import Method, check_regression
 from steelyard.experiments.models import Model
 from steelyard.experiments.runs.inheritance import merged, read_with_bases
 from steelyard.experiments.runs.schema import parse
 from steelyard.experiments.runs.streamed_inputs import check_on_disk
 from steelyard.experiments.training.selection import CRITERIA
+from steelyard.experiments.training.selection import check_regression as check_regression_selection
 
-__all__ = ["Recipe", "changed", "load_recipe", "names_in", "overridden", "read_table", "recipe_names"]
+__all__ = ["Recipe", "changed", "load_recipe", "names_in", "overridden", "read_table", "recipe_names", "table_of"]
 
 _EXPERIMENTS = Path(__file__).parents[1]
 _SHIPPED = _EXPERIMENTS / "recipes"
@@ -58,12 +59,25 @@ class Recipe:
         _check.integer("seed", self.seed, low=0, high=2**63 - 1)  # what torch's generators take, without a sign
         _check.choice("selection", self.selection, CRITERIA)
         _check.in_range("train_floor", self.train_floor, low=0.0, high=1.0)
+        self._check_task()
         if getattr(self.data, "on_disk", False):
             check_on_disk(self.data, self.method)
         try:
             torch.device(self.device)
         except RuntimeError as error:
             raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {self.device!r}") from error
+
+    def _check_task(self) -> None:
+        """Raise ValueError unless model, method and selection are of the data's task."""
+        head = getattr(self.model, "head", "softmax")
+        if getattr(self.data, "task", "classification") == "classification":
+            if head == "value":
+                raise ValueError("model.head = 'value' predicts a number: it is for data.task = 'regression'")
+            return
+        if head != "value":
+            raise ValueError(f"data.task = 'regression' needs model.head = 'value', got {head!r}")
+        check_regression(self.method)
+        check_regression_selection(self.selection)
 
 
 def recipe_names() -> list[str]:
@@ -105,6 +119,11 @@ def load_recipe(name: str, overrides: Sequence[str] = (), seed: int | None = Non
     """
     table, source = read_table(name, _SHIPPED, overrides, seed)
     return parse(Recipe, table, source)
+
+
+def table_of(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the table of the recipe called `name`, not parsed yet; RecipeError as `read_table`."""
+    return read_table(name, _SHIPPED, overrides)[0]
 
 
 def changed(name: str, changes: Mapping[str, Any]) -> Recipe:

@@ -223,5 +223,8 @@ def _write_outcome(directory: Path, fitted: Fitted, train: Batch, known: Splits)
 def _samples(reweighting: Reweighting, train: Batch, known: Splits) -> pandas.DataFrame:
     frame = reweighting.to_frame().drop(columns="expected_weight")  # the product of two that are there
     columns = {"target": train.targets, "environment": train.environment, "group": train.group, **known.facts}
+    if known.target_scale is not None:  # in the target's own units
+        mean, deviation = known.target_scale
+        columns["target"] = mean + deviation * train.targets.double()
     frame = frame.assign(**{name: values.cpu().numpy() for name, values in columns.items() if values is not None})
     return frame.assign(id=list(known.ids)) if known.ids else frame

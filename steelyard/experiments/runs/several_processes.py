@@ -123,7 +123,11 @@ def loaded(load: Callable[[], Splits], ranks: Ranks) -> Splits:
 
 def _loaded(splits: Splits, ranks: Ranks) -> tuple[Shares, dict[str, str]]:
     """Return this rank's share, and what all ranks must have loaded alike: samples, their types and their labels."""
-    facts = {"classes": str(splits.classes), "environments": str(splits.environments)}
+    facts = {
+        "classes": str(splits.classes),
+        "scale of the target": str(splits.target_scale),
+        "environments": str(splits.environments),
+    }
     facts |= {f"the file {name}": digest for name, digest in splits.sources.items()}
     for name in ("train", "validation", "test"):
         data = getattr(splits, name)
@@ -145,7 +149,7 @@ def _share(splits: Splits, ranks: Ranks) -> Shares:
     return Shares(**kept, **own)
 
 
-_OF_ALL = ("name", "classes", "environments", "facts", "groups", "ids", "notes", "sources")
+_OF_ALL = ("name", "classes", "environments", "facts", "groups", "ids", "notes", "sources", "target_scale")
 
 
 def _block(data: Batch, positions: torch.Tensor) -> Batch:

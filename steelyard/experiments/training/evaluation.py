@@ -17,6 +17,7 @@ from steelyard._support._text import shown
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.training.calibration import binomial_interval, calibration_error, confidence
 from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.regression import Errors, number
 
 __all__ = [
     "Evaluation",
@@ -38,8 +39,8 @@ class SplitMetrics:
     """A model's figures on one split.
 
     Attributes:
-        accuracy: share of right predictions.
-        loss: mean loss, nats.
+        accuracy: share of right predictions; NaN in a regression.
+        loss: mean loss, nats; in a regression the squared error of standardised targets.
         environment_accuracy: accuracy in each environment; empty where environments are not known.
         environment_loss: mean loss in each environment, nats; likewise.
         irmv1: the IRMv1 penalty; None where there are no two environments to compare.
@@ -50,6 +51,7 @@ class SplitMetrics:
         adjusted_accuracy: the groups' accuracies averaged with the groups' sizes in TRAINING as weights, as the papers
             on Waterbirds report their average (Sagawa et al. 2020); `accuracy` is the plain one. None where groups are
             not known, or where a group that training has is empty here.
+        errors: of a regression; None in a classification.
         class_accuracy: accuracy in each class; NaN for one without a sample; empty in runs of earlier versions.
     """
 
@@ -64,6 +66,7 @@ class SplitMetrics:
     group_count: tuple[int, ...] = ()
     adjusted_accuracy: float | None = None
     class_accuracy: tuple[float, ...] = ()
+    errors: Errors | None = None
 
     @property
     def worst_class_accuracy(self) -> float | None:
@@ -102,6 +105,9 @@ class SplitMetrics:
         """
         values: dict[str, Any] = {}
         for name, value in table.items():
+            if name == "errors":
+                values[name] = None if value is None else Errors.from_json(value)
+                continue
             if isinstance(value, list) != (name in _LISTS):
                 raise TypeError(f"{name!r} must be a {'list' if name in _LISTS else 'number'}, got {shown(value)}")
             if isinstance(value, list):
@@ -131,16 +137,6 @@ def _unknown(name: str, table: Mapping[str, Any]) -> bool:
     if name in ("irmv1", "vrex"):
         return len(table.get("environment_loss", ())) < 2
     return name in ("adjusted_accuracy", "calibration_error")
-
-
-def number(value: Any) -> float:
-    """Return a number of metrics.jsonl, NaN for null (JSON has no NaN)."""
-    if isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
-        raise TypeError(f"expected a number or null, got {shown(value)}")
-    try:
-        return math.nan if value is None else float(value)
-    except OverflowError:
-        raise ValueError(f"expected a number that a float can hold, got {shown(value)}") from None
 
 
 def finite_json(value: Any) -> Any:
@@ -206,20 +202,26 @@ def measure(
         outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
     outputs, data = problem.ranks.gather(outputs), problem.of_all(data)
     losses = problem.loss(outputs, data.targets)
-    right = problem.head.predict(outputs) == data.targets
-    metrics = SplitMetrics(
-        accuracy=float(right.float().mean()),
-        loss=float(losses.mean()),
-        calibration_error=calibration_error(confidence(outputs), right),
-        class_accuracy=_shares(right, data.targets, len(problem.splits.classes)),
-        **_group_figures(right, data, group_sizes),
-    )
+    scale = problem.splits.target_scale
+    if scale is not None:
+        predicted = problem.head.predict(outputs)
+        errors = Errors.of(predicted, data.targets, scale, data.group if group_sizes else None, len(group_sizes))
+        metrics, right = SplitMetrics(accuracy=math.nan, loss=float(losses.mean()), errors=errors), None
+    else:
+        right = problem.head.predict(outputs) == data.targets
+        metrics = SplitMetrics(
+            accuracy=float(right.float().mean()),
+            loss=float(losses.mean()),
+            calibration_error=calibration_error(confidence(outputs), right),
+            class_accuracy=_shares(right, data.targets, len(problem.splits.classes)),
+            **_group_figures(right, data, group_sizes),
+        )
     if data.environment is None:
         return metrics
     members = [data.environment == e for e in range(environments)]
     return replace(
         metrics,
-        environment_accuracy=tuple(float(right[member].float().mean()) for member in members),
+        environment_accuracy=() if right is None else tuple(float(right[one].float().mean()) for one in members),
         environment_loss=tuple(float(losses[member].mean()) for member in members),
         irmv1=float(reweight.IRMv1()(outputs, data, problem.loss).detach()) if environments > 1 else None,
         vrex=float(reweight.VREx()(outputs, data, problem.loss)) if environments > 1 else None,

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from steelyard._support import _check
 from steelyard.experiments.errors import RecipeError
@@ -23,12 +23,16 @@ __all__ = [
     "Last",
     "Scored",
     "ValidationExtrapolated",
+    "ValidationLoss",
     "ValidationMean",
     "ValidationPenalty",
     "ValidationWorstClass",
     "ValidationWorstEnvironment",
+    "ValidationWorstEnvironmentLoss",
     "ValidationWorstGroup",
+    "ValidationWorstGroupError",
     "best_on_test",
+    "check_regression",
     "check_selection",
     "criterion",
 ]
@@ -56,7 +60,12 @@ class Scored(ABC):
     """A criterion with a number for each evaluation, the higher the better: the highest is taken, the first of equals.
 
     By the number runs are compared, too. NaN: the evaluation cannot be chosen, unless there is no other.
+
+    Attributes:
+        of_loss: whether it looks at losses or errors, which a regression has, and not at accuracies.
     """
+
+    of_loss: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, seen: Visible) -> float:
@@ -156,6 +165,44 @@ class ValidationPenalty(Scored):
         return -value if value is not None and seen.train.accuracy >= self.floor else math.nan
 
 
+@dataclass(frozen=True)
+class ValidationLoss(Scored):
+    """The lowest mean loss on validation."""
+
+    of_loss: ClassVar[bool] = True
+
+    def score(self, seen: Visible) -> float:
+        """Return the loss below zero."""
+        return -seen.validation.loss
+
+
+@dataclass(frozen=True)
+class ValidationWorstEnvironmentLoss(Scored):
+    """The lowest loss on validation in the worst of the training environments."""
+
+    of_loss: ClassVar[bool] = True
+
+    def score(self, seen: Visible) -> float:
+        """Return the worst environment's loss below zero."""
+        if not seen.validation.environment_loss:
+            raise RecipeError(_NO_ENVIRONMENTS)
+        return -max(seen.validation.environment_loss)
+
+
+@dataclass(frozen=True)
+class ValidationWorstGroupError(ValidationWorstGroup):
+    """The lowest mean squared error on validation in the worst group, of a regression; needs groups."""
+
+    of_loss: ClassVar[bool] = True
+
+    def score(self, seen: Visible) -> float:
+        """Return the worst group's error below zero; RecipeError if groups are not known, or it is no regression."""
+        worst = None if seen.validation.errors is None else seen.validation.errors.worst_group_mse
+        if worst is None:
+            raise RecipeError("selection 'validation_worst_group_error' needs a regression with groups on validation")
+        return -worst
+
+
 _NO_CLASSES = (
     "selection 'validation_worst_class' needs the accuracy of each class on validation, which these figures do not "
     "have: an earlier version made them; take 'validation_mean', or run it again"
@@ -167,8 +214,7 @@ _NO_GROUPS = (
 )
 
 _NO_ENVIRONMENTS = (
-    "this selection needs the accuracy in each environment on validation, which these figures do not have; take "
-    "'validation_mean'"
+    "this selection needs the figures of each environment on validation, which are not there; take 'validation_mean'"
 )
 
 CRITERIA: dict[str, Criterion] = {
@@ -178,6 +224,9 @@ CRITERIA: dict[str, Criterion] = {
     "validation_worst_group": ValidationWorstGroup(),
     "validation_worst_class": ValidationWorstClass(),
     "validation_extrapolated": ValidationExtrapolated(),
+    "validation_loss": ValidationLoss(),
+    "validation_worst_environment_loss": ValidationWorstEnvironmentLoss(),
+    "validation_worst_group_error": ValidationWorstGroupError(),
     "validation_irmv1": ValidationPenalty("irmv1"),
     "validation_vrex": ValidationPenalty("vrex"),
 }
@@ -195,12 +244,22 @@ def check_selection(name: str, groups: Sequence[str]) -> None:
         raise RecipeError(_NO_GROUPS)
 
 
+def check_regression(name: str) -> None:
+    """Raise ValueError if the criterion `name` looks at accuracies, which a regression does not have."""
+    chosen = CRITERIA[name]
+    if isinstance(chosen, Scored) and not chosen.of_loss:
+        known = [name for name, one in CRITERIA.items() if not isinstance(one, Scored) or one.of_loss]
+        raise ValueError(f"selection {name!r} looks at accuracies, which a regression has not; take {', '.join(known)}")
+
+
 def best_on_test(history: Sequence[Evaluation], floor: float) -> int:
     """Return the position of the highest TEST accuracy among those with training accuracy at or above `floor`.
 
     For comparison with papers that select so, and for nothing else; tables label the column. No evaluation above the
-    floor: the last position.
+    floor: the last position. In a regression it is the lowest TEST loss.
     """
+    if history and history[0].test.errors is not None:
+        return min(range(len(history)), key=lambda k: history[k].test.loss)
     visible = [evaluation.visible for evaluation in history]
     fit = [k for k, seen in enumerate(visible) if seen.finite and seen.train.accuracy >= floor]
     return max(fit, key=lambda k: history[k].test.accuracy) if fit else len(history) - 1

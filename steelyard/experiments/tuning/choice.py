@@ -11,7 +11,7 @@ from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.training.evaluation import Visible
 from steelyard.experiments.training.selection import Criterion, Scored
 
-__all__ = ["SELECTIONS", "Reached", "best", "reached", "scored"]
+__all__ = ["REGRESSION", "SELECTIONS", "Reached", "best", "reached", "scored"]
 
 SELECTIONS = {
     "training": "validation_worst_group",
@@ -19,6 +19,13 @@ SELECTIONS = {
     "nowhere": "validation_worst_class",
 }
 """Where groups are known -> the criterion, as in SubpopBench (Yang et al. 2023, section 4 and its code)."""
+
+REGRESSION = {
+    "training": "validation_worst_group_error",
+    "validation": "validation_worst_group_error",
+    "nowhere": "validation_loss",
+}
+"""The same for a target that is a number, which has no classes."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.runs.folder import check_recipe, is_finished
 from steelyard.experiments.runs.jobs import Failed, Planned
-from steelyard.experiments.runs.recipe import Recipe, changed, load_recipe, overridden, recipe_names
+from steelyard.experiments.runs.recipe import Recipe, changed, load_recipe, overridden, recipe_names, table_of
 from steelyard.experiments.runs.run import Run, read_run
+from steelyard.experiments.training.evaluation import Visible
 from steelyard.experiments.training.ranges import Range, shown
 from steelyard.experiments.training.selection import CRITERIA, criterion
-from steelyard.experiments.tuning.choice import SELECTIONS, Reached, best, reached, scored
+from steelyard.experiments.tuning.choice import REGRESSION, SELECTIONS, Reached, best, reached, scored
 from steelyard.experiments.tuning.trials import Search, Trial, trials, value_of
 
 __all__ = ["FILES", "Tuned", "Tuning"]
@@ -81,7 +82,7 @@ class Tuning:
         given = dict(map(_range, ranges))
         held = [override.partition("=")[0].strip() for override in overrides]
         if groups != "recipe":
-            overrides = [*overrides, f"selection={SELECTIONS[groups]}"]
+            overrides = [*overrides, f"selection={_selection(name, overrides, groups)}"]
         recipe = load_recipe(name, overrides)
         _check_groups(recipe, groups)
         scored(CRITERIA[recipe.selection], recipe.selection)
@@ -192,7 +193,8 @@ class Tuned:
         notes = [
             f"The score is that of {self.tuning.selection}, at the step that it prefers in each run (early stopping by "
             f"the same criterion), the mean over {len(self.tuning.seeds)} seed{'s' * (len(self.tuning.seeds) > 1)}. "
-            "Trial 0 is the recipe as it stands. Nothing here has seen the test split.",
+            "Trial 0 is the recipe as it stands. validation: the accuracy there (of a regression, the squared error). "
+            "Nothing here has seen the test split.",
             *(f"{field}: {one}, {one.source}." for field, one in self.tuning.search.ranges.items()),
             *(f"Trial {k} failed: {why}" for k, why in enumerate(self.why) if why),
         ]
@@ -210,7 +212,7 @@ class Tuned:
         label = f"{number} (chosen)" if number == self.chosen else str(number)
         if found is None:
             return [label, "failed", "", "", *values]
-        accuracies = " ".join(f"{one.validation.accuracy:.4f}" for one in found.chosen)
+        accuracies = " ".join(f"{_figure(one):.4f}" for one in found.chosen)
         score = "none" if math.isnan(found.score) else f"{found.score:.4f}"
         return [label, score, " ".join(str(one.step) for one in found.chosen), accuracies, *values]
 
@@ -242,6 +244,11 @@ class Tuned:
         return head + toml_text(plain(wanted))
 
 
+def _figure(seen: Visible) -> float:
+    """Return the accuracy on validation, or of a regression the mean squared error there."""
+    return seen.validation.accuracy if seen.validation.errors is None else seen.validation.errors.mse
+
+
 def _brief(fields: Sequence[str]) -> list[str]:
     """Return names as short as they can be without two alike: the last parts of the fields."""
     parts = [field.split(".") for field in fields]
@@ -269,6 +276,12 @@ def _range(text: str) -> tuple[str, Range]:
         return field.strip(), Range.of_text(said)
     except ValueError as error:
         raise RecipeError(f"--range {text}: {error}") from error
+
+
+def _selection(name: str, overrides: Sequence[str], groups: str) -> str:
+    """Return the criterion where groups are known as `groups` says, by the task of the recipe's data."""
+    table = table_of(name, overrides)
+    return (REGRESSION if table.get("data", {}).get("task") == "regression" else SELECTIONS)[groups]
 
 
 def _check_groups(recipe: Recipe, groups: str) -> None:

@@ -77,7 +77,7 @@ def test_features_are_standardised_by_the_training_rows() -> None:
         ({"x": np.zeros(ROWS)}, r"must be numbers \(n, ...\)"),
         ({"y": np.arange(ROWS - 1) % 2}, f"'y' has {ROWS - 1} rows and 'x' has {ROWS}"),
         ({"y": np.zeros((ROWS, 2), dtype="i8")}, "the array 'y' holds int64 of shape"),
-        ({"y": np.linspace(0, 1, ROWS)}, "recipes classify"),
+        ({"y": np.linspace(0, 1, ROWS)}, "or set data.task = 'regression'"),
         ({"id": np.zeros(ROWS, dtype="i8")}, r"row 1: 'id' is '0', expected an id that no other row has \(row 0"),
         ({"split": np.zeros(ROWS, dtype="i8")}, "no row has 'test'"),
     ],

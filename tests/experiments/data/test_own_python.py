@@ -101,7 +101,7 @@ def test_groups_may_be_known_outside_of_training_alone() -> None:
         ("short", "'validation': 'target' has 2 entries and 'inputs' has 56"),
         ("not_finite", r"'test', row 3, column 1: 'inputs' is nan, expected a finite number"),
         ("unlabelled", "row 5 of train: 'target' is '', expected a value: labels may not be missing"),
-        ("fractions", "expected a class: recipes classify"),
+        ("fractions", "expected a class"),
         ("wide", r"samples of all splits must have one shape, got \(2,\), \(3,\)|got \(3,\), \(2,\)"),
         ("objects", "'train': must be a mapping of names .* got int"),
         ("fails", r"failed \(.*own_function\.py, line \d+\): ZeroDivisionError: on purpose"),

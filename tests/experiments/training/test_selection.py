@@ -11,6 +11,7 @@ import pytest
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.training import selection
 from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible
+from steelyard.experiments.training.regression import Errors
 from steelyard.experiments.training.selection import (
     CRITERIA,
     ValidationExtrapolated,
@@ -29,6 +30,7 @@ def seen(step: int, accuracies: tuple[float, float], irmv1: float = 0.0, train: 
         group_right=(1,),
         group_count=(2,),
         class_accuracy=(1.0, accuracies[1], math.nan),
+        errors=Errors(1 - mean, 0.1, 0.0, (1 - accuracies[0], 1 - accuracies[1], math.nan), (0.1,) * 3, (0.0,) * 3),
     )
     return Visible(step, SplitMetrics(train, 0.5, (train, train), (0.5, 0.5), 0.0, 0.0), validation)
 
@@ -47,6 +49,8 @@ HISTORY = [
         ("last", 3),
         ("validation_mean", 0),
         ("validation_worst_environment", 1),
+        ("validation_worst_group_error", 1),
+        ("validation_loss", 0),
         ("validation_worst_class", 1),  # of those that have samples
         ("validation_extrapolated", 2),  # 2 min - max: 0.50, 0.68, 0.70, 0.50
         ("validation_irmv1", 2),  # the last entry is below the floor
