@@ -32,7 +32,7 @@ COMMANDS = {
     "compare": ("runs:compare_runs", "Compare runs: accuracies as mean ± standard deviation over seeds."),
     "report": ("runs:report", "Write an HTML page about one or several runs."),
     "recipes": ("runs:recipes", "List the recipes that come with the package, or show one with its base and defaults."),
-    "data": ("data:data", "Put Waterbirds or CelebA in place: verify, unpack, fetch from an address that you give."),
+    "data": ("data:data", "Put a published data set in place below a data root, and verify it."),
     "active": ("active:active", "Carry out an active learning recipe: label, train, select, round after round."),
     "bounds": (
         "bounds:bounds",
