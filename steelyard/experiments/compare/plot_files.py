@@ -12,6 +12,7 @@ from steelyard.experiments.compare.rows import BEST_ON_TEST, Row, Spread, compar
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
 from steelyard.experiments.data import called
 from steelyard.experiments.runs.run import Run
+from steelyard.experiments.training.evaluation import SplitMetrics
 
 __all__ = ["test_bars", "test_curves", "write_plots"]
 
@@ -25,13 +26,13 @@ _PANELS = {
 def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
     """Write ``<data set>.svg`` and ``<data set>_bars.svg`` for each data set; return the names of the files.
 
-    They are of accuracies: a regression has none.
+    A regression has curves alone, of its squared error.
     """
     written = []
-    runs = [run for run in runs if run.history[-1].test.errors is None]
     for name in dict.fromkeys(called(run.recipe.data) for run in runs):
         own = [run for run in runs if called(run.recipe.data) == name]
-        for ending, plot in ((".svg", test_curves(own)), ("_bars.svg", test_bars(own))):
+        bars = None if own[0].history[-1].test.errors is not None else test_bars(own)
+        for ending, plot in ((".svg", test_curves(own)), ("_bars.svg", bars)):
             if plot is not None:
                 write_text(folder / f"{name}{ending}", plot)
                 written.append(f"{name}{ending}")
@@ -39,21 +40,31 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
 
 
 def test_curves(runs: Sequence[Run]) -> str | None:
-    """Return the plot of test accuracy over the runs of one data set, as SVG; None if all of them are oracles."""
+    """Return the plot of test accuracy over the runs of one data set, as SVG; None if all of them are oracles.
+
+    Of a regression it is the test split's mean squared error.
+    """
     groups = group_runs(runs)
     names = short(labels(groups), called(runs[0].recipe.data))
     oracles = [group for group in groups if group[0].recipe.data.grayscale]
     oracle = compare(oracles[0])[0].test.mean if oracles else None  # the first row: the last step
     curves = {
-        name: [([e.visible.step for e in run.history], [e.test.accuracy for e in run.history]) for run in group]
+        name: [([e.visible.step for e in run.history], [_figure(e.test) for e in run.history]) for run in group]
         for name, group in zip(names, groups, strict=True)
         if not group[0].recipe.data.grayscale
     }
     if not curves:
         return None
     band = len(curves) <= len(plots.COLOURS)
+    if runs[0].history[-1].test.errors is not None:
+        title = f"Squared error on the test split while training (mean over seeds{'; band: lowest to highest' * band})"
+        return plots.accuracy_curves(curves, title, "test MSE", None, band, top=None)
     title = f"Test accuracy while training (mean over seeds{'; band: lowest to highest' * band})"
     return plots.accuracy_curves(curves, title, "test accuracy", oracle, band)
+
+
+def _figure(test: SplitMetrics) -> float:
+    return test.accuracy if test.errors is None else test.errors.mse
 
 
 def test_bars(runs: Sequence[Run]) -> str:

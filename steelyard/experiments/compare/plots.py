@@ -53,15 +53,23 @@ Curves = Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]
 """Name -> one (steps, values) for each seed."""
 
 
-def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float | None = None, band: bool = True) -> str:
+def accuracy_curves(
+    curves: Curves,
+    title: str,
+    y_label: str,
+    reference: float | None = None,
+    band: bool = True,
+    top: float | None = 1.0,
+) -> str:
     """Draw values over the share of the run that is done, a line for each name: the mean over seeds, and their range.
 
     Args:
-        curves: the values, accuracies in [0, 1].
+        curves: the values, accuracies in [0, 1], or others with another `top`.
         title: of the plot.
         y_label: of the axis.
         reference: height of a dashed line, the accuracy of the oracle.
         band: draw the range; the bands of many names hide each other.
+        top: upper end of the axis; None: what the values need.
     """
     names = [wrapped(name, 40) for name in curves]
     with matplotlib.rc_context(STYLE):
@@ -80,7 +88,7 @@ def accuracy_curves(curves: Curves, title: str, y_label: str, reference: float |
                 axes.fill_between(grid[shown], low, high, color=colour, alpha=0.15, linewidth=0)
         if reference is not None:
             axes.axhline(reference, color="#475467", linestyle="--", linewidth=1.2, label="oracle without colour")
-        axes.set(xlabel="share of the run done (%)", ylabel=y_label, xlim=(0, 100), ylim=(0, 1))
+        axes.set(xlabel="share of the run done (%)", ylabel=y_label, xlim=(0, 100), ylim=(0, top))
         figure.suptitle(title, fontsize=12)  # over all of the figure, which is wider than the axes
         legend_below(figure, axes)
         return svg(figure)

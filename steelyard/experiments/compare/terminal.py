@@ -8,6 +8,7 @@ import rich.table
 from rich.console import Console
 from rich.measure import Measurement
 
+from steelyard.experiments.compare.errors import ERRORS, errors_table
 from steelyard.experiments.compare.published import Beside, beside
 from steelyard.experiments.compare.rows import BRIEF, GROUP_METRICS, Row, footnotes
 from steelyard.experiments.compare.run_groups import short
@@ -33,7 +34,8 @@ def show_comparison(console: Console, rows: Sequence[Row]) -> None:
     Regressions have a table of their own, in the units of their targets.
     """
     if numbers := [row for row in rows if row.errors]:
-        show_whole(console, _of_regressions(numbers))
+        names = " and ".join(sorted({row.dataset for row in numbers}))
+        show_whole(console, errors_table(numbers).terminal(title=f"Errors on {names}", caption=ERRORS))
         rows = [row for row in rows if not row.errors]
         if not rows:
             return
@@ -79,26 +81,6 @@ def _table(rows: Sequence[Row], others: Beside) -> rich.table.Table:
     return Table(["recipe", *last_columns, *selected_columns, "best", *reported_columns, "seeds"], lines).terminal(
         title=f"Accuracy on {' and '.join(datasets)} (%){spread}",
         caption=CAPTION + GROUPS * bool(grouped) + REPORTED * bool(others.metrics),
-    )
-
-
-def _of_regressions(rows: Sequence[Row]) -> rich.table.Table:
-    """Return one line a group of runs: errors at the last step, and at the one selected on validation."""
-    metrics = [name for name in rows[0].errors if any(name in row.errors for row in rows)]
-    tests = [name for name in metrics if name.startswith("test")]
-    lines = []
-    for label in dict.fromkeys(row.label for row in rows):
-        last, *selected, _ = (row for row in rows if row.label == label)
-        chosen = selected[0] if selected else last
-        cells = [(last, name) for name in metrics] + [(chosen, name) for name in tests]
-        figures = [row.errors[name].plain() if name in row.errors else "" for row, name in cells]
-        lines.append([label, *figures, str(len(last.seeds))])
-    head = ["recipe", *metrics, *(f"sel. {name}" for name in tests), "seeds"]
-    names = " and ".join(sorted({row.dataset for row in rows}))
-    return Table(head, lines).terminal(
-        title=f"Errors on {names}",
-        caption="MSE and MAE in the target's own units, at the last step; sel.: at the step that the recipe's "
-        "criterion prefers on validation.",
     )
 
 

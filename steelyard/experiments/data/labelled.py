@@ -282,7 +282,8 @@ class Labelled(OwnData):
         """Return the rows of each split, and how they were dealt."""
         if not self.split:
             parts = deal_parts(strata, self.test_share, self.validation_share, seed)
-            return parts, f" (dealt at random by {self._whose}, stratified by class, group and environment)"
+            by = "class, group and environment" if self.task == "classification" else "group and environment"
+            return parts, f" (dealt at random by {self._whose}, stratified by {by})"
         said = self._said(table)
         train, validation, test = (torch.nonzero(said == part).flatten() for part in range(3))
         if not len(train) or not len(test):

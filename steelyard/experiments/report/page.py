@@ -11,12 +11,12 @@ import jinja2
 
 from steelyard._support._files import write_text
 from steelyard._support._plain import plain
+from steelyard.experiments.compare.errors import ERRORS, errors_table
 from steelyard.experiments.compare.plot_files import test_bars, test_curves
 from steelyard.experiments.compare.published import beside
 from steelyard.experiments.compare.rows import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
 from steelyard.experiments.data import called
-from steelyard.experiments.errors import RunError
 from steelyard.experiments.report.learned import learned, svg_source
 from steelyard.experiments.runs.run import Run
 
@@ -34,15 +34,7 @@ def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
     Args:
         runs: the runs, in any order; seeds of one recipe are averaged.
         data_root: where data sets lie that are not installed; without the data the gallery is left out.
-
-    Raises:
-        RunError: a run is a regression, of which there is no page yet.
     """
-    numbers = next((run for run in runs if run.history[-1].test.errors is not None), None)
-    if numbers is not None:
-        raise RunError(
-            f"{numbers.directory} is a regression, and pages are of classifications; `steelyard compare` has its tables"
-        )
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -63,7 +55,10 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
     rows = compare(runs)
     others = beside(rows)
     curves = test_curves(runs)
+    errors = errors_table(rows) if rows[0].errors else None
     return {
+        "errors": errors,
+        "errors_note": ERRORS,
         "name": called(runs[0].recipe.data),
         "data_notes": list(dict.fromkeys(note for run in runs for note in run.environment.get("notes", ()))),
         "story": runs[0].recipe.data.story,
@@ -83,7 +78,7 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
         "reported": [BRIEF[metric] for metric in others.metrics],
         "notes": footnotes(rows),
         "sources": others.notes,
-        "bars": svg_source(test_bars(runs)),
+        "bars": None if errors else svg_source(test_bars(runs)),
         "curves": None if curves is None else svg_source(curves),
         "learned": [
             learned(group, name, data_root)

@@ -183,8 +183,13 @@ def test_the_command_compares_and_tunes_regressions(mine: Path, capsys: pytest.C
         in text
     )
     assert "nan" not in text + Path("table/comparison.csv").read_text() + Path("table/summary.json").read_text()
-    assert main(["report", "runs/mine/seed0"]) == 2
-    assert "is a regression, and pages are of classifications" in capsys.readouterr().err
+    assert "test MSE" in Path("table/table-houses.svg").read_text()
+    assert not Path("table/table-houses_bars.svg").exists()
+    assert main(["report", "runs/mine/seed0", "runs/mine/seed1"]) == 0
+    page = Path("runs/mine/report.html").read_text()
+    assert "table-houses: errors" in page
+    assert "test worst-group MSE" in page
+    assert "<td>nan" not in page
     assert main(["tune", "mine.toml", *short, "--trials", "2", "--groups", "validation"]) == 0
     chosen = load_recipe("runs/tune/mine/chosen.toml")
     assert chosen.selection == "validation_worst_group_error"
