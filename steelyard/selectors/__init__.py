@@ -5,10 +5,12 @@ picked. Everything takes tensors on any device and knows nothing of training loo
 """
 
 from steelyard.selectors.badge import badge
+from steelyard.selectors.bait import bait
 from steelyard.selectors.batch_bald import batch_bald
 from steelyard.selectors.clusters import kmeans
 from steelyard.selectors.committee import consensus_kl, vote_entropy
 from steelyard.selectors.coreset import k_center
+from steelyard.selectors.craig import craig
 from steelyard.selectors.density import density_weighted
 from steelyard.selectors.direction import DIRECTIONS, Direction, direction_of
 from steelyard.selectors.disagreement import Certificate, certificate, normalised_ranks, rank_disagreement
@@ -17,6 +19,7 @@ from steelyard.selectors.ema import ema
 from steelyard.selectors.ensemble import Ensemble
 from steelyard.selectors.epig import epig
 from steelyard.selectors.forgetting import forgetting_events
+from steelyard.selectors.grad_match import grad_match
 from steelyard.selectors.gradients import (
     deepfool,
     dfal,
@@ -30,7 +33,7 @@ from steelyard.selectors.knn_shapley import knn_shapley
 from steelyard.selectors.label_quality import normalised_margin, self_confidence
 from steelyard.selectors.lhd import lhd, state_difference
 from steelyard.selectors.partition import partitioned
-from steelyard.selectors.pick import Score, Selection, random_selection, top_k
+from steelyard.selectors.pick import Score, Selection, WeightedSelection, random_selection, top_k
 from steelyard.selectors.prob_cover import prob_cover, pure_radius
 from steelyard.selectors.query import Query
 from steelyard.selectors.sampling import power_sampling, softmax_sampling, softrank_sampling
@@ -51,12 +54,15 @@ __all__ = [
     "Query",
     "Score",
     "Selection",
+    "WeightedSelection",
     "aum",
     "badge",
+    "bait",
     "bald",
     "batch_bald",
     "certificate",
     "consensus_kl",
+    "craig",
     "cross_entropy_gradients",
     "deep_gini",
     "deepfool",
@@ -73,6 +79,7 @@ __all__ = [
     "expected_gradient_length",
     "expected_input_gradient_length",
     "forgetting_events",
+    "grad_match",
     "gradient_norm",
     "importance_draws",
     "importance_probabilities",

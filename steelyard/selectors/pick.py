@@ -9,6 +9,7 @@ picks it gives a CPU pool). `top_k` makes a selection of any score.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,10 +20,23 @@ from steelyard._support._check import Numbers
 from steelyard.selectors import _inputs
 from steelyard.selectors.direction import Direction, turned
 
-__all__ = ["Score", "Selection", "random_selection", "top_k"]
+__all__ = ["Score", "Selection", "WeightedSelection", "random_selection", "top_k"]
 
 Score = Callable[..., Float[Tensor, " n"]]
 Selection = Callable[..., Int[Tensor, " k"]]
+
+
+@dataclass(frozen=True)
+class WeightedSelection:
+    """Picked samples, and a weight for each in the loss that they stand for all samples in.
+
+    Attributes:
+        index: ``(k,)`` int64, different ones, in the order picked.
+        weight: ``(k,)`` >= 0.
+    """
+
+    index: Int[Tensor, " k"]
+    weight: Float[Tensor, " k"]
 
 
 def random_selection(

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from steelyard.selectors import (
     badge,
+    bait,
     batch_bald,
+    craig,
     dre,
+    grad_match,
     k_center,
     kmeans_plus_plus,
     lhd,
@@ -37,6 +40,9 @@ SELECTIONS = {
     "kmeans": lambda p, h, k, g: kmeans_plus_plus(h, k, generator=g),
     "badge": lambda p, h, k, g: badge(p, h, k, generator=g),
     "lhd": lambda p, h, k, g: lhd(p, p.flip(1), h, h.flip(1), k, generator=g),
+    "bait": lambda p, h, k, g: bait(p, h / 1e3, k),
+    "grad_match": lambda p, h, k, g: grad_match(h / 1e3, k).index,
+    "craig": lambda p, h, k, g: craig(h, k).index,
     "typiclust": lambda p, h, k, g: typiclust(h, k, generator=g),
     "prob_cover": lambda p, h, k, g: prob_cover(h, k, radius=1.0, generator=g),
     "batch_bald": lambda p, h, k, g: batch_bald(
