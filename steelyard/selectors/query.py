@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,19 +27,21 @@ Features = npt.ArrayLike
 class Query:
     """A query strategy made of one of our scores or selections.
 
+    As scikit-learn has it, what is given is kept as it is and checked by `query`, and ``sklearn.base.clone`` makes
+    another of it.
+
     Args:
         score: features of the candidates ``(m, features)`` -> ``(m,)`` finite, higher = picked first. What the features
             are is up to you: inputs that the callable sends through a model, probabilities, embeddings.
         select: (candidates ``(m, features)``, labelled ``(l, features)``, k, generator) -> k different positions in
             0 .. m - 1. Exactly one of `score` and `select`. What either returns may be a list or an array.
         missing_label: what marks an unlabelled sample in y (NaN, None, or a value such as -1).
-        seed: of the generator, which goes on from one call to the next.
-
-    Raises:
-        ValueError: both or neither of `score` and `select`. TypeError: one that cannot be called.
+        random_state: an int or a `numpy.random.RandomState`: every query starts from it again, so that the same
+            question has the same answer. None: another start each time.
 
     References:
-        D. Kottke et al., scikit-activeml: a library and toolbox for active learning algorithms, 2021.
+        D. Kottke et al., scikit-activeml: a library and toolbox for active learning algorithms, 2021; its strategies'
+        tests, as far as they ask no model of a strategy, pass.
 
     Example:
         >>> from steelyard.selectors import k_center
@@ -51,15 +57,10 @@ class Query:
         score: Callable[[Tensor], Tensor | Numbers] | None = None,
         select: Callable[[Tensor, Tensor, int, torch.Generator], Tensor | Numbers] | None = None,
         missing_label: Any = float("nan"),
-        seed: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> None:
-        if (score is None) == (select is None):
-            raise ValueError("pass exactly one of score and select")
-        for name, given in (("score", score), ("select", select)):
-            if given is not None:
-                _check.function(name, given, "a function of features")
-        self._score, self._select, self._missing = score, select, missing_label
-        self._generator = torch.Generator().manual_seed(_check.seed("seed", seed))
+        self.score, self.select = score, select
+        self.missing_label, self.random_state = missing_label, random_state
 
     def query(
         self,
@@ -75,40 +76,98 @@ class Query:
             X: ``(n, features)``. y: ``(n,)`` labels, unlabelled ones marked.
             candidates: None (all unlabelled), ``(m,)`` indices into X, or ``(m, features)`` samples of their own; in
                 the last case the indices are into `candidates`.
-            batch_size: how many.
-            return_utilities: also return ``(batch_size, n)`` (or ``(batch_size, m)``) utilities: the scores before each
-                pick, NaN for what is no candidate or picked already. Needs `score`.
+            batch_size: how many; all candidates, with a warning, where there are fewer.
+            return_utilities: also return ``(batch_size, n)`` (or ``(batch_size, m)``) utilities before each pick, NaN
+                for what is no candidate or picked already. Of a score they are the scores; a selection picks a set, so
+                there the sample picked has 1 and all others 0.
+
+        Warns:
+            UserWarning: a `batch_size` above the number of candidates.
 
         Raises:
-            ValueError: X and y of different lengths, no candidates, a `batch_size` above their number (scikit-activeml
-                warns and lowers it), indices out of range, or utilities of a selection, which has none; `score` gave
-                another number of scores, or NaN, `select` another number of positions, repeated ones, or ones that are
-                not of a candidate.
-            TypeError: either returned something else.
+            ValueError: both or neither of `score` and `select`; X and y of different lengths, no candidates, indices
+                out of range, a `random_state` that is none; `score` gave another number of scores, or NaN, `select`
+                another number of positions, repeated ones, or ones that are not of a candidate.
+            TypeError: `score` or `select` that cannot be called, or that returned something else; a y without entries;
+                a `missing_label` that no label can be; a `batch_size` that is no int, `return_utilities` no bool.
         """
-        X, y = _features("X", X), np.asarray(y)
+        self._check_callables()
+        generator = _generator(self.random_state)
+        X, y = _features("X", X), _labels(y)
         if X.ndim != 2 or y.shape != X.shape[:1]:
             raise ValueError(f"X must be (n, features) and y (n,), got {X.shape} and {y.shape}")
-        if return_utilities and self._score is None:
-            raise ValueError("return_utilities needs score=...; a selection picks a set and has no utility per sample")
-        labelled = ~_is_missing(y, self._missing)
+        return_utilities = _check.boolean("return_utilities", return_utilities)
+        labelled = ~_is_missing(y, self.missing_label)
         pool, index = _pool(X, labelled, candidates)
-        batch_size = _check.integer("batch_size", batch_size, low=1, high=len(pool))
+        count = _capped(batch_size, len(pool))
         features = _check.tensor("X", pool)
-        if self._select is not None:
-            labels = _check.tensor("X", X[labelled])
-            returned = self._select(features, labels, batch_size, self._generator)
-            picked = _inputs.positions("select", returned, batch_size, len(pool), "the candidates").cpu().numpy()
-            return picked if index is None else index[picked]
-        assert self._score is not None
-        score = _inputs.matrix("what score returns", self._score(features), ("m",))
-        if len(score) != len(pool):
-            raise ValueError(f"score must return one number a candidate, {len(pool)}, got {len(score)}")
-        picked = top_k(score, batch_size, generator=self._generator).cpu().numpy()
+        if self.select is not None:
+            known = _check.tensor("X", X[labelled])
+            returned = self.select(features, known, count, generator)
+            picked = _inputs.positions("select", returned, count, len(pool), "the candidates").cpu().numpy()
+            score = np.zeros((count, len(pool)))
+            score[np.arange(count), picked] = 1
+        else:
+            assert self.score is not None
+            values = _inputs.matrix("what score returns", self.score(features), ("m",))
+            if len(values) != len(pool):
+                raise ValueError(f"score must return one number a candidate, {len(pool)}, got {len(values)}")
+            picked = top_k(values, count, generator=generator).cpu().numpy()
+            score = values.cpu().numpy()
         result = picked if index is None else index[picked]
         if not return_utilities:
             return result
-        return result, _utilities(score.cpu().numpy(), result, index, len(pool) if index is None else len(X))
+        return result, _utilities(score, result, index, len(pool) if index is None else len(X))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return what the strategy was made with, by name, as scikit-learn asks; `deep` changes nothing."""
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
+
+    def set_params(self, **params: Any) -> Query:
+        """Set some of `get_params`, and return the strategy; ValueError for an unknown name."""
+        for name, value in params.items():
+            _check.choice("a parameter", name, self.get_params())
+            setattr(self, name, value)
+        return self
+
+    def _check_callables(self) -> None:
+        if (self.score is None) == (self.select is None):
+            raise ValueError("pass exactly one of score and select")
+        for name, given in (("score", self.score), ("select", self.select)):
+            if given is not None:
+                _check.function(name, given, "a function of features")
+
+
+def _generator(random_state: Any) -> torch.Generator:
+    """Return a new generator that starts from `random_state`, which is left as it is."""
+    generator = torch.Generator()
+    if random_state is None:
+        generator.seed()
+        return generator
+    if isinstance(random_state, np.random.RandomState):
+        return generator.manual_seed(int(copy.deepcopy(random_state).randint(2**31)))
+    if isinstance(random_state, (bool, np.bool_)) or not isinstance(random_state, numbers.Integral):
+        raise ValueError(
+            f"random_state must be None, an int or a numpy.random.RandomState, got {_check.shown(random_state)}"
+        )
+    return generator.manual_seed(_check.seed("random_state", int(random_state)))
+
+
+def _capped(batch_size: int, candidates: int) -> int:
+    count = _check.integer("batch_size", batch_size, low=1)
+    if count > candidates:
+        warnings.warn(
+            f"batch_size is {count}, but there are only {candidates} candidates: all of them are returned", stacklevel=3
+        )
+    return min(count, candidates)
+
+
+def _labels(y: npt.ArrayLike) -> np.ndarray:
+    if isinstance(y, (str, bytes, type)) or not hasattr(y, "__len__"):
+        raise TypeError(f"y must hold a label for each sample, got {_check.shown(y)}")
+    return np.asarray(y)
 
 
 def _features(name: str, values: Features) -> np.ndarray:
@@ -120,8 +179,12 @@ def _pool(
     X: np.ndarray, labelled: np.ndarray, candidates: npt.ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the candidates' features, and their indices into X unless they are samples of their own."""
+    if isinstance(candidates, (str, bytes, type)):
+        raise TypeError(
+            f"candidates must be indices (m,) into X, or samples (m, features), got {_check.shown(candidates)}"
+        )
     index = np.flatnonzero(~labelled) if candidates is None else np.asarray(candidates)
-    if not len(index):
+    if index.ndim and not len(index):
         known = "there are no candidates: every label in y is known"
         raise ValueError(known if candidates is None else "candidates is empty: there is nothing to choose from")
     if index.ndim == 2:
@@ -137,6 +200,8 @@ def _pool(
 
 
 def _is_missing(y: np.ndarray, marker: Any) -> np.ndarray:
+    if isinstance(marker, type) or (callable(marker) and not hasattr(marker, "__len__")):
+        raise TypeError(f"missing_label must be a value that y may hold, such as NaN or -1, got {_check.shown(marker)}")
     if isinstance(marker, (float, np.floating)) and np.isnan(marker):
         if y.dtype.kind in "fiubc":
             return np.isnan(y)

@@ -130,8 +130,8 @@ def test_what_is_no_generator(call, wrong) -> None:
 
 
 def test_a_seed_beyond_64_bits() -> None:
-    with pytest.raises(ValueError, match="seed must be in"):
-        selectors.Query(score=lambda x: x[:, 0], seed=10**20)
+    with pytest.raises(ValueError, match="random_state must be in"):
+        selectors.Query(score=lambda x: x[:, 0], random_state=10**20).query([[1.0]], [None])
 
 
 def test_half_precision_is_promoted() -> None:

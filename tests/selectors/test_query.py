@@ -55,28 +55,72 @@ def test_selection_sees_the_labelled(y, marker) -> None:
     assert seen["known"].tolist() == [[0.1], [0.3]]
 
 
-def test_seeds() -> None:
-    def draw(pool, known, k, generator):
-        return torch.randperm(len(pool), generator=generator)[:k]
+def draw(pool, known, k, generator):
+    return torch.randperm(len(pool), generator=generator)[:k]
 
+
+@pytest.mark.parametrize("state", [3, np.int64(3), np.random.RandomState(3)], ids=["int", "NumPy's int", "RandomState"])
+def test_the_same_question_has_the_same_answer(state) -> None:
     x, y = np.zeros((50, 1)), np.full(50, np.nan)
-    first, second = Query(select=draw, seed=3), Query(select=draw, seed=3)
-    runs = [first.query(x, y, batch_size=5).tolist() for _ in range(2)]
-    assert runs == [second.query(x, y, batch_size=5).tolist() for _ in range(2)]
-    assert runs[0] != runs[1]
+    first, second = Query(select=draw, random_state=state), Query(select=draw, random_state=state)
+    runs = [one.query(x, y, batch_size=5).tolist() for one in (first, first, second)]
+    assert runs[0] == runs[1] == runs[2]
+    assert Query(select=draw, random_state=4).query(x, y, batch_size=5).tolist() != runs[0]
+
+
+def test_no_random_state_starts_anew() -> None:
+    x, y = np.zeros((1000, 1)), np.full(1000, np.nan)
+    free = Query(select=draw, random_state=None)
+    assert sorted(free.query(x, y, batch_size=1000)) == list(range(1000))
+    assert free.random_state is None
+
+
+def test_utilities_of_a_selection_say_which_was_picked_when() -> None:
+    strategy = Query(select=lambda pool, known, k, generator: k_center(pool, k, labelled=known))
+    x = np.array([[0.0], [9.0], [1.0], [4.0], [8.5]])
+    picked, utilities = strategy.query(x, Y, batch_size=2, return_utilities=True)
+    assert picked.tolist() == [1, 3]
+    nan = np.nan
+    np.testing.assert_array_equal(utilities, [[nan, 1, nan, 0, 0], [nan, nan, nan, 1, 0]])
+    picked, utilities = strategy.query(X, Y, candidates=np.array([[5.0], [7.0]]), return_utilities=True)
+    np.testing.assert_array_equal(utilities, [[0, 1]])
+
+
+@pytest.mark.parametrize("strategy", [Query(score=by_feature), Query(select=draw)], ids=["score", "select"])
+def test_a_batch_above_the_pool_is_the_pool_with_a_warning(strategy) -> None:
+    with pytest.warns(UserWarning, match="batch_size is 9, but there are only 3 candidates"):
+        picked, utilities = strategy.query(X, Y, batch_size=9, return_utilities=True)
+    assert sorted(picked) == [1, 3, 4]
+    assert utilities.shape == (3, 5)
+
+
+def test_a_strategy_is_cloned_as_an_estimator() -> None:
+    from sklearn.base import clone
+
+    strategy = Query(score=by_feature, missing_label=-1, random_state=3)
+    copied = clone(strategy)
+    assert copied is not strategy
+    assert copied.get_params() == strategy.get_params()
+    assert copied.query(X, [0, -1, 1, -1, 1]).tolist() == [1]
+    assert copied.set_params(missing_label=1).query(X, [0, -1, 1, -1, 1]).tolist() == [4]
+    with pytest.raises(ValueError, match="a parameter must be one of .* did you mean 'score'"):
+        copied.set_params(scor=by_feature)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Query(), "exactly one of score and select"),
+        (lambda: Query().query(X, Y), "exactly one of score and select"),
+        (lambda: Query(score=by_feature, select=draw).query(X, Y), "exactly one of score and select"),
         (lambda: Query(score=by_feature).query(X, Y[:3]), r"y \(n,\), got \(5, 1\) and \(3,\)"),
         (lambda: Query(score=by_feature).query(X, np.zeros(5)), "there are no candidates"),
-        (lambda: Query(score=by_feature).query(X, Y, batch_size=4), r"batch_size must be in \[1, 3\], got 4"),
+        (lambda: Query(score=by_feature).query(X, Y, batch_size=0), "batch_size must be >= 1, got 0"),
         (lambda: Query(score=by_feature).query(X, Y, candidates=[5]), "candidates must be in 0 .. 4"),
         (lambda: Query(score=by_feature).query(X, Y, candidates=[1, 1]), "different indices"),
         (lambda: Query(score=by_feature).query(X, Y, candidates=np.ones((2, 3))), "candidates has 3 features"),
-        (lambda: Query(select=lambda *a: a).query(X, Y, return_utilities=True), "return_utilities needs score"),
+        (lambda: Query(score=by_feature).query(X, Y, candidates=np.nan), "different indices"),
+        (lambda: Query(score=by_feature, random_state="state").query(X, Y), "random_state must be None, an int or"),
+        (lambda: Query(score=by_feature, random_state=np.nan).query(X, Y), "random_state must be None, an int or"),
     ],
 )
 def test_errors(call, message) -> None:
@@ -169,6 +213,14 @@ def test_what_is_given_to_a_query() -> None:
         with pytest.raises(ValueError, match="candidates is empty"):
             strategy.query(X, Y, candidates=wrong)
     with pytest.raises(TypeError, match="score must be a function of features, got 3"):
-        Query(score=3)
+        Query(score=3).query(X, Y)
+    for call, words in (
+        (lambda: strategy.query(X, np.nan), "y must hold a label for each sample"),
+        (lambda: strategy.query(X, Y, candidates=Query), "candidates must be indices"),
+        (lambda: strategy.query(X, Y, return_utilities="yes"), "return_utilities must be True or False"),
+        (lambda: Query(score=by_feature, missing_label=Query).query(X, Y), "missing_label must be a value"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call()
     with pytest.raises(TypeError, match="X must be a tensor, or numbers"):
         strategy.query([["a"], ["b"]], [0, np.nan])
