@@ -4,6 +4,7 @@ from steelyard.reweight.bayesian import BayesianIRM
 from steelyard.reweight.clean import Balanced
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.cross_fit import CrossFit
+from steelyard.reweight.influence import influence
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.learning_to_reweight import LearningToReweight
 from steelyard.reweight.maple import Maple
@@ -78,6 +79,7 @@ __all__ = [
     "bernoulli_kl",
     "bernoulli_kl_gradient",
     "budget_of",
+    "influence",
     "keep_probabilities",
     "pool",
     "project_ball",

@@ -39,6 +39,7 @@ DIRECTIONS: Mapping[str, Direction] = MappingProxyType(
         "el2n": Direction.HARD,
         "forgetting_events": Direction.HARD,
         "gradient_norm": Direction.HARD,
+        "influence": Direction.KEEP,  # of `steelyard.reweight`, which knows training
         "knn_shapley": Direction.KEEP,
         "mean_confidence": Direction.KEEP,
         "normalised_margin": Direction.KEEP,

@@ -20,6 +20,9 @@ Selector: TypeAlias = Callable[[View, int, torch.Generator], Int[Tensor, " k"]]
 
 DRAWS = 10
 """Stochastic forward passes of BALD and dropout entropy."""
+_VECTORS = 1000  # label vectors that BatchBALD's joint entropies are estimated from
+_TARGETS = 100  # pool inputs that EPIG wants predictions of
+_FOR_RADIUS = 2000  # pool samples that ProbCover's radius is found on: of more the pairs cost more than the cover
 _PIECE = 512  # samples at once, where a gradient for each class is held
 
 
@@ -56,6 +59,56 @@ def _lhd(view: View, k: int, generator: torch.Generator) -> Tensor:
     return selectors.lhd(*states, k, generator=generator)
 
 
+def _typiclust(view: View, k: int, generator: torch.Generator) -> Tensor:
+    return selectors.typiclust(view.embeddings, k, labelled=view.labelled_embeddings, generator=generator)
+
+
+def _prob_cover(view: View, k: int, generator: torch.Generator) -> Tensor:
+    """Cover the pool with balls of the paper's radius, found on some of it."""
+    known = view.embeddings[_some(view, _FOR_RADIUS, generator)]
+    clusters = selectors.kmeans(known, min(view.probabilities.shape[1], len(known)), generator=generator)
+    # In one cluster alone all points coincide, or there is one: a ball of no size holds it.
+    radius = selectors.pure_radius(known, clusters) if bool((clusters != clusters[0]).any()) else 0.0
+    labelled = view.labelled_embeddings
+    return selectors.prob_cover(view.embeddings, k, radius=radius, labelled=labelled, generator=generator)
+
+
+def _batch_bald(view: View, k: int, generator: torch.Generator) -> Tensor:
+    draws = view.dropout_probabilities(DRAWS)
+    return selectors.batch_bald(draws, k, generator=generator, configurations=_VECTORS)
+
+
+def _power_bald(view: View, k: int, generator: torch.Generator) -> Tensor:
+    return selectors.power_sampling(selectors.bald(view.dropout_probabilities(DRAWS)), k, generator=generator)
+
+
+def _epig(view: View, k: int, generator: torch.Generator) -> Tensor:
+    """EPIG for the pool's own inputs: some of them are the targets."""
+    draws = view.dropout_probabilities(DRAWS)
+    score = selectors.epig(draws, draws[:, _some(view, _TARGETS, generator)])
+    return selectors.top_k(score, k, generator=generator)
+
+
+def _density(view: View, k: int, generator: torch.Generator) -> Tensor:
+    score = selectors.density_weighted(selectors.entropy(view.probabilities), view.embeddings)
+    return selectors.top_k(score, k, generator=generator)
+
+
+def _bait(view: View, k: int, generator: torch.Generator) -> Tensor:
+    return selectors.bait(
+        view.probabilities,
+        view.embeddings,
+        k,
+        labelled_probabilities=view.labelled_probabilities,
+        labelled_embeddings=view.labelled_embeddings,
+    )
+
+
+def _some(view: View, most: int, generator: torch.Generator) -> Tensor:
+    count = len(view.candidates)
+    return selectors.random_selection(count, min(most, count), generator=generator, device=view.candidates.device)
+
+
 SELECTORS: Mapping[str, Selector] = {
     "rand": _random,
     "conf": _top(lambda view: selectors.least_confidence(view.probabilities)),
@@ -71,10 +124,20 @@ SELECTORS: Mapping[str, Selector] = {
     "coreset_softmax": _coreset_softmax,
     "badge": lambda view, k, generator: selectors.badge(view.probabilities, view.embeddings, k, generator=generator),
     "lhd": _lhd,
+    "typiclust": _typiclust,
+    "prob_cover": _prob_cover,
+    "batch_bald": _batch_bald,
+    "power_bald": _power_bald,
+    "epig": _epig,
+    "vote_entropy": _top(lambda view: selectors.vote_entropy(view.dropout_probabilities(DRAWS))),
+    "density": _density,
+    "bait": _bait,
     "dre": lambda view, k, generator: selectors.dre(view.probabilities, k, generator=generator),
 }
 """LHD's paper compares rand, conf, marg, bald, coreset, badge and lhd; Robust Active Learning the others (its EGL is by
-the inputs' gradients and its core-set runs on softmax outputs: `coreset_softmax`) and its own, dre."""
+the inputs' gradients and its core-set runs on softmax outputs: `coreset_softmax`) and its own, dre. Neither has
+typiclust, prob_cover, batch_bald, power_bald, epig, vote_entropy (the committee is the dropout draws), density (entropy
+times density) and bait, whose cost grows with the square of classes x features."""
 
-DROPOUT_SELECTORS = ("bald", "dropout_entropy")
+DROPOUT_SELECTORS = ("bald", "batch_bald", "dropout_entropy", "epig", "power_bald", "vote_entropy")
 """Those that need a net with dropout."""
