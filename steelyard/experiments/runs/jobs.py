@@ -166,23 +166,24 @@ class _Processes:
         self.waiting = deque(range(len(planned)))
         self.running: dict[Connection, tuple[int, BaseProcess]] = {}
         self.ended: dict[int, _Ended] = {}
+        self.reason = 0  # for which all are to stop
 
     def all(self, jobs: int, stop: Callable[[], int]) -> list[Run | Failed]:
         """Carry them out, see `execute_all`."""
-        reason = 0
         with self._none_left():
-            while self.running or (self.waiting and not reason):
-                if not reason and (reason := stop()):
+            while self.running or (self.waiting and not self.reason):
+                if not self.reason and (reason := stop()):
+                    self.reason = reason
                     for pipe in self.running:
                         _send(pipe, reason)
-                while self.waiting and not reason and len(self.running) < jobs:
+                while self.waiting and not self.reason and len(self.running) < jobs:
                     self._start(self.waiting.popleft())
                 heard = wait(list(self.running), _ASK_EVERY)
                 for pipe in [one for one in self.running if one in heard]:
                     self._hear(pipe)
         stopped = [end.reason for end in self.ended.values() if end.reason]
         if stopped or self.waiting:
-            raise Stopped(reason or stopped[0])
+            raise Stopped(self.reason or stopped[0])
         return [self._outcome(number) for number in range(len(self.planned))]
 
     def _start(self, number: int) -> None:
@@ -203,6 +204,8 @@ class _Processes:
         except (EOFError, OSError):
             process.join()
             said = _Ended(f"its process ended {_manner(process.exitcode)}; go on with it by --resume")
+            if self.reason:  # the signal that stops all may have come to it, too
+                said = _Ended(reason=self.reason)
         if isinstance(said, Visible):
             self.watch(number, said)
             return

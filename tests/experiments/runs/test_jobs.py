@@ -110,6 +110,21 @@ def test_a_process_that_the_system_kills_is_told_of_and_its_run_resumed(tmp_path
     assert all(isinstance(one, Run) for one in execute_all(runs, Options(resume=True)))
 
 
+def test_a_signal_that_comes_to_all_processes_at_once_is_a_stop(tmp_path: Path) -> None:
+    runs = planned(tmp_path, "method.training.steps=100000", "method.training.evaluate_every=1")
+    killed: list[int] = []
+
+    def kill(number: int, reached: object) -> None:
+        if isinstance(reached, Visible) and not killed:
+            for child in multiprocessing.active_children():
+                if child.pid is not None and " seed " in child.name:
+                    os.kill(child.pid, signal.SIGTERM)
+                    killed.append(child.pid)
+
+    with pytest.raises(Stopped):
+        execute_all(runs, Options(), jobs=2, threads=1, watch=kill, stop=lambda: signal.SIGTERM * bool(killed))
+
+
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert [shared_threads(jobs, runs) for jobs, runs in ((2, 9), (4, 9), (9, 9), (9, 2))] == [2, 1, 1, 2]
