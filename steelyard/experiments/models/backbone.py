@@ -123,7 +123,7 @@ class Backbone:
 
         source, state = self.state(download)
         with torch.device("meta"):  # the constructor would draw parameters that the weights replace
-            network = torchvision.models.get_model(self.model, weights=None, **_QUIET.get(self.model, {}))
+            network = torchvision.models.get_model(self.model, weights=None, **_SPECIAL.get(self.model, {}))
         name, features = _last_layer(network, self.model)
         _put(network, name, nn.Identity())
         _fill(
@@ -179,7 +179,7 @@ class Backbone:
         return str(place), _load(place)
 
 
-_QUIET: dict[str, dict[str, Any]] = {
+_SPECIAL: dict[str, dict[str, Any]] = {
     name: {"init_weights": False, "transform_input": True} for name in ("googlenet", "inception_v3")
 }
 

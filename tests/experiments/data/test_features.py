@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from steelyard._support._plain import plain
 from steelyard._support._torchvision import torchvision
@@ -16,6 +16,7 @@ from steelyard.experiments.data import features as module
 from steelyard.experiments.data.features import cache_folder, features, key
 from steelyard.experiments.data.transforms import CELEBA, WATERBIRDS, evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
+from steelyard.experiments.models import backbone as backbone_module
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute
@@ -248,3 +249,45 @@ def test_methods_run_on_features_from_a_recipe(tmp_path: Path, backbone: Backbon
         recipe = parse(Recipe, table, "test")
         run = execute(recipe, tmp_path / str(method["name"]), name="test", data_root=tmp_path)
         assert run.history[-1].test.group_count == (3, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "width"),
+    [
+        ("resnet18", "fc", 512),
+        ("efficientnet_b0", "classifier.1", 1280),
+        ("densenet121", "classifier", 1024),
+        ("vit_b_16", "heads.head", 768),
+        ("swin_t", "head", 768),
+        ("convnext_tiny", "classifier.2", 768),
+        ("vgg11", "classifier.6", 4096),
+        ("inception_v3", "fc", 2048),
+    ],
+)
+def test_the_last_layer_of_torchvisions_networks_is_found(model: str, layer: str, width: int) -> None:
+    with torch.device("meta"):
+        network = torchvision.models.get_model(model, weights=None, **backbone_module._SPECIAL.get(model, {}))
+    assert backbone_module._last_layer(network, model) == (layer, width)
+
+
+def test_another_network_of_torchvisions_with_weights_of_a_file(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "mobilenet.safetensors", "mobilenet_v3_small")
+    features = Backbone("mobilenet_v3_small", str(weights)).build()(torch.ones(2, 3, 32, 32))
+    whole = torchvision.models.get_model("mobilenet_v3_small", weights=None)
+    whole.load_state_dict(load_file(weights))
+    expected = []
+    whole.classifier[-1].register_forward_pre_hook(lambda module, args: expected.append(args[0]))
+    whole.eval()(torch.ones(2, 3, 32, 32))
+    torch.testing.assert_close(features, expected[0].detach())
+
+
+def test_networks_that_cannot_be_backbones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model must be one of torchvision's .* got 'resnet5'; did you mean 'resnet"):
+        Backbone("resnet5")
+    with pytest.raises(ValueError, match="weights of a module of your own must be a file"):
+        Backbone("my_net:build", "IMAGENET1K_V2")
+    with pytest.raises(ValueError, match="model must be 'module:function'"):
+        Backbone("my net:build")
+    weights = write_weights(tmp_path / "squeezenet.pth", "squeezenet1_1")
+    with pytest.raises(DataError, match="squeezenet1_1 does not end in a linear layer"):
+        Backbone("squeezenet1_1", str(weights)).build()

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from steelyard.experiments.data import OwnImages, OwnTable, Splits
+from steelyard.experiments.data import OwnImages, OwnTable, Splits, Waterbirds
 from steelyard.experiments.data import features as features_module
 from steelyard.experiments.errors import DataError, RecipeError, RunError
 from steelyard.experiments.methods import ERM, Maple
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.models import MLP
 from steelyard.experiments.models.backbone import Backbone
+from steelyard.experiments.report.page import render
 from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.trainer import Training
@@ -318,3 +319,13 @@ def test_published_networks_are_no_code_of_the_users() -> None:
     assert images(inputs="images").code == ()
     assert images(inputs="features").code == ("tests.experiments.own:means",)
     assert images(inputs="features", backbone=Backbone("resnet18")).code == ()
+
+
+def test_a_page_imports_no_code_and_opens_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run directory may be a stranger's: one whose recipe names a function is shown without its data."""
+    run = execute(written_recipe(), Path("run"), name="mine.toml", allow_code=True)
+    birds = replace(run.recipe, data=Waterbirds(backbone=Backbone("stranger:build")))
+    monkeypatch.setattr(OwnImages, "load", lambda *_: pytest.fail("loaded"))
+    Path("stranger.py").write_text("raise AssertionError('imported')\n")
+    for shown in (run, replace(run, recipe=birds)):
+        assert "mine.toml" in render([shown], Path())
