@@ -34,6 +34,7 @@ class Official:
         splits: images in training, validation and test.
         groups: images of each group (class x attribute) in training.
         most_bytes: what an archive, or its files, may take.
+        begins: how names of its archives begin.
         md5: published digests of files, by their names (torchvision's, of CelebA).
         archive: what an archive is called whose address does not say.
     """
@@ -45,6 +46,7 @@ class Official:
     groups: tuple[int, ...]
     most_bytes: int
     archive: str
+    begins: tuple[str, ...]
     md5: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -60,6 +62,7 @@ OFFICIAL: Mapping[str, Official] = {
         (3498, 184, 56, 1057),
         4 * _GIGABYTE,
         "waterbirds.tar.gz",
+        ("waterbird",),
     ),
     "celeba": Official(
         CelebA(),
@@ -74,6 +77,7 @@ OFFICIAL: Mapping[str, Official] = {
         (71629, 66874, 22880, 1387),
         16 * _GIGABYTE,
         "celeba.tar.gz",
+        ("celeba", "img_align_celeba", "archive"),
         {
             "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
             "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
@@ -107,11 +111,12 @@ def prepare(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        held = lock(root / f".{official.archive}.lock")
+        with lock(root / f".{official.archive}.lock"):
+            return _prepared(official, root, urls, progress)
+    except DataError:
+        raise
     except OSError as error:
-        raise DataError(f"{root} cannot be written: {error}") from error
-    with held:
-        return _prepared(official, root, urls, progress)
+        raise DataError(f"{root} cannot be prepared: {error}") from error
 
 
 def _prepared(official: Official, root: Path, urls: Sequence[str], progress: Callable[[str, int, int], None]) -> str:
@@ -197,12 +202,13 @@ def _places(official: Official, root: Path) -> list[Path]:
 
 def _archives(official: Official, root: Path) -> list[Path]:
     """Return the archives below `root` that may be the data set's, by their names."""
-    words = (official.archive.partition(".")[0][:9], "archive", "img_align")
     found: list[Path] = []
     for place in _places(official, root):
         if place.is_dir() and not is_link(place):
             names = sorted(os.listdir(place))
-            found += [place / name for name in names if name.lower().startswith(words) and is_archive(place / name)]
+            found += [
+                place / name for name in names if name.lower().startswith(official.begins) and is_archive(place / name)
+            ]
     return found
 
 

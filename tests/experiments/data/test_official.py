@@ -71,6 +71,21 @@ def test_nothing_there_says_where_the_files_are(tmp_path: Path) -> None:
         prepare(BIRDS, tmp_path)
 
 
+def test_archives_of_other_data_sets_are_left_alone(archive: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    shutil.copy(archive, root / "archive.tar.gz")  # as one of CelebA's may be called
+    with pytest.raises(DataError, match="Waterbirds is not under"):
+        prepare(BIRDS, root)
+    assert [path.name for path in root.iterdir()] == ["archive.tar.gz"]
+
+
+def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file cannot be prepared"):
+        prepare(BIRDS, tmp_path / "file")
+
+
 def test_what_is_not_as_published_is_said(tmp_path: Path) -> None:
     folder = write_waterbirds(tmp_path)
     with pytest.raises(DataError, match=r"has 16, 8, 12 training, .* published are 4795, 1199, 5794"):
