@@ -24,6 +24,7 @@ ORDER = (  # from the ground up; rooms of one floor do not know each other
     ("experiments.runs",),
     ("experiments.compare",),
     ("experiments.report", "experiments.active", "experiments.tuning"),
+    ("experiments.weigh",),
     ("experiments",),  # its front door, which shows what stands in its rooms
     ("cli",),
     ("__main__",),

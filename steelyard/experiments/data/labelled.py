@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from steelyard._support import _check
@@ -100,6 +100,8 @@ class Labelled(OwnData):
         attributes: columns whose values make groups together with the class (group = class x attributes). Without
             `environment` they are the environments too. Groups that are not known in training are left empty in all
             rows that `split` calls training; then the methods that need none there run (`Splits.groups_hidden`).
+        groups_on: "all", or "validation": without `split` too, groups may be missing; rows that lack them are then for
+            training, and the others are dealt to validation and test, half each.
         environment: the column of the environment, which the validation and the training split share.
         split: the column that says "train", "validation" or "test" (or 0, 1, 2) of each sample. Without rows of
             validation, `validation_share` of the training rows are dealt. Empty: all are dealt at random.
@@ -114,6 +116,7 @@ class Labelled(OwnData):
     id: str = ""
     group: str = ""
     attributes: tuple[str, ...] = ()
+    groups_on: Literal["all", "validation"] = "all"
     environment: str = ""
     split: str = ""
     test_share: float = 0.2
@@ -135,6 +138,8 @@ class Labelled(OwnData):
             raise ValueError("classes are for task = 'classification'; a regression's target is a number")
         for name in ("classes", "attributes"):
             check_distinct(name, getattr(self, name))
+        if self.groups_on == "validation" and not (self.group or self.attributes):
+            raise ValueError("groups_on = 'validation' needs group or attributes: the columns that make the groups")
         others = [column for column in self.roles if column != self.target]
         if len(others) < len(self.roles) - 1:
             raise ValueError(f"the column {self.target!r} is the target; it cannot be anything else too")
@@ -156,7 +161,13 @@ class Labelled(OwnData):
         return f"{self.source}: the {what} is {self.target}{told}."
 
     def splits_of(
-        self, table: Table, seed: int, features: Features, digests: Mapping[str, str], empty: Sequence[str] = ("",)
+        self,
+        table: Table,
+        seed: int,
+        features: Features,
+        digests: Mapping[str, str],
+        empty: Sequence[str] = ("",),
+        clean: int = 0,
     ) -> Splits:
         """Return the splits of the samples whose labels are in `table`.
 
@@ -166,6 +177,7 @@ class Labelled(OwnData):
             features: see `Features`.
             digests: see `OwnData.digests`.
             empty: values that stand for a missing one; no label may be missing.
+            clean: so many of the last rows are the validation split, and no others.
 
         Raises:
             DataError: a label is missing or unknown, an id is repeated, or a class, a group or an environment has no
@@ -179,8 +191,9 @@ class Labelled(OwnData):
         groups, group_names = self._groups(table, targets, classes or ("",), hidden)
         environment = _combined(table, self._of_environments(hidden))
         strata = _unique_rows(targets, groups, environment[0])
-        parts, dealt = self._parts(table, strata, self.split_seed if self.split_seed is not None else seed)
-        if hidden is not None and dealt:
+        own_seed = self.split_seed if self.split_seed is not None else seed
+        parts, dealt = self._parts(table, strata, own_seed, hidden, clean)
+        if hidden is not None and dealt and self.split:
             raise DataError(
                 f"{table.path}: the training rows have no {few(map(repr, self._of_groups))}, nor would the validation "
                 f"rows that are dealt from them; mark rows with groups as {PARTS[1]!r} in the column {self.split!r}"
@@ -210,7 +223,7 @@ class Labelled(OwnData):
         )
         if hidden is not None:
             notes = (f"Groups are known in validation and test alone ({', '.join(self._of_groups)}).", *notes)
-        ids = self._ids(table)
+        ids = self._ids(table, clean)
         counts = ", ".join(f"{len(at)} in {part}" for part, at in zip(PARTS, parts, strict=True))
         return Splits(
             self.called,
@@ -224,7 +237,16 @@ class Labelled(OwnData):
             notes=(f"{len(table)} samples: {counts}{dealt}.", *notes),
             sources=dict(digests),
             target_scale=scale,
+            rows=dict(zip(PARTS, parts, strict=True)),
         )
+
+    def labels_of(
+        self, table: Table, empty: Sequence[str] = ("",)
+    ) -> tuple[Int[Tensor, " n"], tuple[str, ...], Sequence[str]]:
+        """Return the class of each row, the classes, and the rows' ids; DataError as `splits_of`."""
+        for column in filter(None, (self.target, self.id)):
+            _check_filled(table, column, empty)
+        return *self._targets(table), self._ids(table, 0)
 
     def _targets(self, table: Table) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
         """Return the class of each row, and the classes."""
@@ -251,6 +273,11 @@ class Labelled(OwnData):
         gaps = {column: [value in marks for value in table.columns[column]] for column in self._of_groups}
         if not any(map(any, gaps.values())):
             return None
+        if not self.split and self.groups_on == "validation":
+            hidden = [any(row) for row in zip(*gaps.values(), strict=True)]
+            if all(hidden):
+                raise DataError(f"{table.path}: the column {next(iter(gaps))!r} has no value that tells a group")
+            return hidden
         if not self.split:
             for column in gaps:
                 _check_filled(table, column, empty, " (but groups of training rows, which a column `split` tells)")
@@ -278,12 +305,28 @@ class Labelled(OwnData):
             f"{one}, {other}" if one else other for one in classes for other in names
         )
 
-    def _parts(self, table: Table, strata: Int[Tensor, " n"], seed: int) -> tuple[Parts, str]:
+    def _parts(
+        self, table: Table, strata: Int[Tensor, " n"], seed: int, hidden: Sequence[bool] | None, clean: int
+    ) -> tuple[Parts, str]:
         """Return the rows of each split, and how they were dealt."""
+        own = len(table) - clean
         if not self.split:
-            parts = deal_parts(strata, self.test_share, self.validation_share, seed)
-            by = "class, group and environment" if self.task == "classification" else "group and environment"
-            return parts, f" (dealt at random by {self._whose}, stratified by {by})"
+            strata_are = "class, group and environment" if self.task == "classification" else "group and environment"
+            by = f"dealt at random by {self._whose}, stratified by {strata_are}"
+            if clean:
+                mine = torch.nonzero(~self._repeated(table, own)).flatten()
+                rest, _, test = (mine[at] for at in deal_parts(strata[mine], self.test_share, 0.0, seed))
+                twice = own - len(mine)
+                out = f"; {twice} rows that are among them by their id are left out" if twice else ""
+                dealt = (rest, torch.arange(own, len(table)), test)
+                return dealt, f" (validation is the clean rows{out}; the others {by})"
+            if hidden is not None:
+                untold = torch.tensor(hidden)
+                told = torch.nonzero(~untold).flatten()
+                validation, _, test = (told[at] for at in deal_parts(strata[told], 0.5, 0.0, seed))
+                dealt = (torch.nonzero(untold).flatten(), validation, test)
+                return dealt, f" (training has the rows whose group is not told; the others are {by})"
+            return deal_parts(strata, self.test_share, self.validation_share, seed), f" ({by})"
         said = self._said(table)
         train, validation, test = (torch.nonzero(said == part).flatten() for part in range(3))
         if not len(train) or not len(test):
@@ -292,10 +335,21 @@ class Labelled(OwnData):
                 f"{table.path}: no {table.unit} has {missing!r} in the column {self.split!r}; "
                 "mark some, or leave `split` out to have splits dealt"
             )
+        if clean and len(validation) > clean:
+            row = int(validation[0])
+            raise table.error(row, self.split, "train or test: the clean rows are the validation split")
+        if clean:
+            again = self._repeated(table, own)
+            train, test = (at[~again[at]] for at in (train, test))
         if len(validation):
             return (train, validation, test), ""
-        own, held, _ = deal_parts(strata[train], 0.0, self.validation_share, seed)
-        return (train[own], train[held], test), f" (validation dealt from the training rows by {self._whose})"
+        own_rows, held, _ = deal_parts(strata[train], 0.0, self.validation_share, seed)
+        return (train[own_rows], train[held], test), f" (validation dealt from the training rows by {self._whose})"
+
+    def _repeated(self, table: Table, own: int) -> Bool[Tensor, " own"]:
+        """Return which of the first `own` rows are among the others, by their ids."""
+        others = set(table.columns[self.id][own:]) if self.id else set()
+        return torch.tensor([name in others for name in table.columns[self.id][:own]] if others else [False] * own)
 
     def _said(self, table: Table) -> Int[Tensor, " n"]:
         """Return the split that the table says of each row, 0, 1 or 2."""
@@ -322,9 +376,11 @@ class Labelled(OwnData):
                 continue
             absent = counts.index(0)
             rows = torch.nonzero(ids == absent).flatten().tolist()
-            first = f", the first in {table.unit} {table.lines[rows[0]]}" if rows else ""
+            first = f", the first in {table.line(rows[0])}" if rows else ""
             total = f"{len(rows)} row{'s' * (len(rows) != 1)} in all{first}"
             remedy = "mark some of them so" if self.split else "add rows, or give the split a larger share"
+            if table.more and part == PARTS[1]:
+                remedy = f"add some to {table.more[0][1].path}"
             raise DataError(
                 f"{table.path}, column {column!r}: the {kind} {names[absent]!r} has no sample in the {part} split "
                 f"({total}); {remedy}"
@@ -343,7 +399,7 @@ class Labelled(OwnData):
         for row in parts[1].tolist():
             if found[row] < 0:
                 raise DataError(
-                    f"{table.path}, {table.unit} {table.lines[row]}, column {columns!r}: a row of the validation split "
+                    f"{table.place(row)}, column {columns!r}: a row of the validation split "
                     f"is of the environment {names[int(codes[row])]!r}, which no training row is of; validation is for "
                     f"the training environments ({few(kept)})"
                 )
@@ -355,16 +411,19 @@ class Labelled(OwnData):
             )
         return found, kept
 
-    def _ids(self, table: Table) -> Sequence[str]:
-        """Return each row's name; DataError where two rows have one."""
+    def _ids(self, table: Table, clean: int) -> Sequence[str]:
+        """Return each row's name; DataError where two rows have one (a clean row may be one of the others, checked)."""
         if not self.id:
             return [str(row) for row in range(len(table))]
-        first: dict[str, int] = {}
-        for row, name in enumerate(table.columns[self.id]):
-            if first.setdefault(name, row) != row:
-                other = f"an id that no other {table.unit} has ({table.unit} {table.lines[first[name]]} has it)"
-                raise table.error(row, self.id, other)
-        return table.columns[self.id]
+        names = table.columns[self.id]
+        own = len(table) - clean
+        for rows in (range(own), range(own, len(table))):
+            first: dict[str, int] = {}
+            for row in rows:
+                if first.setdefault(names[row], row) != row:
+                    other = f"an id that no other {table.unit} has ({table.line(first[names[row]])} has it)"
+                    raise table.error(row, self.id, other)
+        return names
 
 
 def check_distinct(name: str, values: Sequence[str]) -> None:

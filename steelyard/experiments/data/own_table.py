@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard._support._text import few
+from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.columns import read_any
+from steelyard.experiments.data.encoding import CategoryColumn, Encoding, gaps_in, refuse_gaps
+from steelyard.experiments.data.groups import PARTS
 from steelyard.experiments.data.labelled import Labelled, check_distinct, sha256
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, as_number, check_columns, file_bytes
-from steelyard.experiments.data.tabular import standardise
 from steelyard.experiments.errors import DataError
 
 __all__ = ["OwnTable"]
-
-_MOST_CATEGORIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,9 @@ class OwnTable(Labelled):
         file: .csv (or any other text), .parquet or .npz, from the working directory. Text is UTF-8 with the columns'
             names in its first line; in an .npz each array is a column, one of two axes several, called name.0, name.1
             and so on.
+        clean: a second file with these columns (but `split`, `id` and those that the model does not see may be
+            missing), whose rows have labels that are known to be right: all of them are the validation split, and all
+            rows of `file` are for training and test.
         features: the columns that the model sees; empty: all that have no other role and are not in `drop`. A column
             without a name (a row's number, as pandas writes it) is none.
         drop: columns that it does not see.
@@ -52,6 +54,7 @@ class OwnTable(Labelled):
 
     name: Literal["table"] = "table"
     file: str
+    clean: str = ""
     features: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -80,8 +83,9 @@ class OwnTable(Labelled):
         return self.file
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of the file; DataError where it cannot be read."""
-        return {self.file: sha256(file_bytes(Path(self.file)))}
+        """Return the SHA-256 of each file; DataError where one cannot be read."""
+        files = filter(None, [self.file, self.clean])
+        return {name: sha256(file_bytes(Path(name))) for name in files}
 
     def load(self, seed: int, root: Path | None = None, download: bool = False) -> Splits:
         """Return the splits that the table says, or that `seed` makes; `root` and `download` are not needed.
@@ -90,21 +94,76 @@ class OwnTable(Labelled):
             DataError: the file is missing, empty or damaged; a column is missing; a value does not fit (its line and
                 column are named); a class, a group or an environment has no sample in a split.
         """
-        path = Path(self.file)
-        if not path.exists():
-            raise DataError(f"data.file: there is no file {path} (paths begin in the working directory, {Path.cwd()})")
-        data = file_bytes(path)
-        table = read_any(path, data, self.separator)
-        head = f"{path}, line 1" if table.unit == "line" else str(path)
-        check_columns(head, list(table.columns), (*self.roles, *self.features, *self.drop))
+        table, digests, clean = self._read()
         seen = self._seen(table)
+        head = _head(table)
         check_columns(f"{head}: data.numeric and data.categorical", seen, (*self.numeric, *self.categorical))
+        fitted: list[Encoding] = []
 
         def features(train: Int[Tensor, " k"]) -> tuple[Tensor, tuple[str, ...]]:
-            return self._encoded(table, seen, train)
+            inputs, notes, encoding = self._encoded(table, seen, train)
+            fitted.append(encoding)
+            return inputs, notes
 
-        digests = {self.file: sha256(data)}
-        return self.splits_of(table, seed, features, digests, self.missing_marks)
+        splits = self.splits_of(table, seed, features, digests, self.missing_marks, clean=clean)
+        return replace(splits, encoding=fitted[0])
+
+    def whole(self) -> Splits:
+        """Return all rows as the training split, for what holds rows out by itself.
+
+        Validation and test are the same rows again: nothing may be chosen, and nothing measured, by them.
+
+        Raises:
+            DataError: as `load`.
+        """
+        table, digests, _ = self._read()
+        seen = self._seen(table)
+        check_columns(f"{_head(table)}: data.numeric and data.categorical", seen, (*self.numeric, *self.categorical))
+        targets, classes, ids = self.labels_of(table, self.missing_marks)
+        rows = torch.arange(len(table))
+        inputs, notes, encoding = self._encoded(table, seen, rows)
+        same = Batch.of(inputs, targets, environment=torch.zeros_like(targets))
+        told = (f"{len(table)} samples.", *notes)
+        return Splits(
+            self.called,
+            *(same, same, same),
+            classes,
+            ("all",),
+            ids=tuple(ids),
+            notes=told,
+            sources=digests,
+            rows=dict.fromkeys(PARTS, rows),
+            encoding=encoding,
+        )
+
+    def read(self) -> Table:
+        """Return the table, the rows of `clean` last, as text; DataError as `load`."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[Table, dict[str, str], int]:
+        """Return the table, the digest of each file, and how many rows at the end are those of `clean`."""
+        table, digest = self._file(self.file, "data.file")
+        check_columns(_head(table), list(table.columns), (*self.roles, *self.features, *self.drop))
+        if not self.clean:
+            return table, {self.file: digest}, 0
+        clean, other = self._file(self.clean, "data.clean")
+        names = {
+            self.split: ["validation"] * len(clean),
+            self.id: [f"clean {row}" for row in range(len(clean))],
+            **{name: [""] * len(clean) for name in (*self.drop, "")},
+        }
+        absent = {name: values for name, values in names.items() if name in table.columns}
+        if self.features:  # what is neither seen nor a label may be missing there
+            unseen = {*table.columns} - {*self.features, *self.roles}
+            absent |= {name: [""] * len(clean) for name in unseen}
+        return table.followed_by(clean, absent), {self.file: digest, self.clean: other}, len(clean)
+
+    def _file(self, name: str, field: str) -> tuple[Table, str]:
+        path = Path(name)
+        if not path.exists():
+            raise DataError(f"{field}: there is no file {path} (paths begin in the working directory, {Path.cwd()})")
+        data = file_bytes(path)
+        return read_any(path, data, self.separator), sha256(data)
 
     def _seen(self, table: Table) -> list[str]:
         """Return the columns that are inputs."""
@@ -117,40 +176,23 @@ class OwnTable(Labelled):
 
     def _encoded(
         self, table: Table, seen: Sequence[str], train: Int[Tensor, " k"]
-    ) -> tuple[Float[Tensor, "n width"], tuple[str, ...]]:
+    ) -> tuple[Float[Tensor, "n width"], tuple[str, ...], Encoding]:
         """Return the inputs of all rows, with what is fitted (scales, categories) taken from the rows `train`."""
-        rows, marks = train.tolist(), set(self.missing_marks)
-        gaps = {name: [value.strip() in marks for value in table.columns[name]] for name in seen}
-        if self.missing == "refuse":
-            self._refuse_gaps(table, gaps)
+        rows, marks = train.tolist(), self.missing_marks
+        gaps = {name: gaps_in(table, name, marks) for name in seen}
         numbers = [name for name in seen if self._is_numeric(table, name, gaps[name], rows)]
         words = [name for name in seen if name not in numbers]
-        width = [_numbers(table, name, gaps[name], train) for name in numbers]
-        blocks = [standardise(torch.stack(width, 1), train)] if width else []
+        refuse = self.missing == "refuse"
+        if refuse:
+            refuse_gaps(table, gaps)  # before what else may be wrong with a column that has some
+        encoding = Encoding.fit(table, numbers, words, marks, train, refuse=refuse)
         notes = [*_listed("Numbers, standardised by the training rows", numbers), *_listed("Categories", words)]
         for name in numbers:
             if any(gaps[name]):
                 notes.append(_of_gaps(table, name, gaps[name], "the mean of the training rows in its place"))
-            if any(gaps[name][row] for row in rows):
-                blocks.append(torch.tensor(gaps[name], dtype=torch.float32)[:, None])
-        for name in words:
-            block, unseen = _one_hot(table, name, gaps[name], rows)
-            blocks.append(block)
-            notes += unseen
-        return torch.cat(blocks, 1), tuple(notes)
-
-    def _refuse_gaps(self, table: Table, gaps: dict[str, list[bool]]) -> None:
-        """Raise DataError for the first value that is missing."""
-        first = min(((gap.index(True), name) for name, gap in gaps.items() if True in gap), default=None)
-        if first is not None:
-            row, name = first
-            every = sum(map(sum, gaps.values()))
-            raise table.error(
-                row,
-                name,
-                f'a value ({every} are missing in all); set data.missing = "category", list {name!r} in data.drop, '
-                "or fill them in",
-            )
+        for column in encoding.categories:
+            notes += _of_categories(table, column, gaps[column.name])
+        return encoding.inputs(table), tuple(notes), encoding
 
     def _is_numeric(self, table: Table, name: str, gap: Sequence[bool], train: Sequence[int]) -> bool:
         """Return whether a column holds numbers, as it was said or by the values of the training rows."""
@@ -161,54 +203,32 @@ class OwnTable(Labelled):
         return bool(known) and 2 * count >= len(known)
 
 
+def _head(table: Table) -> str:
+    return f"{table.path}, line 1" if table.unit == "line" else str(table.path)
+
+
 def _is_number(value: str) -> bool:
     number = as_number(value)
     return number == number or value.strip().lower() in ("nan", "-nan", "+nan")
 
 
-def _numbers(table: Table, name: str, gap: Sequence[bool], train: Int[Tensor, " k"]) -> Float[Tensor, " n"]:
-    """Return a column of numbers, gaps filled with the mean of the training rows."""
-    column = ["0" if empty else value for value, empty in zip(table.columns[name], gap, strict=True)]
-    filled = Table(table.path, {name: column}, table.lines, table.unit)
-    try:
-        numbers = filled.numbers(name)
-    except DataError as error:
-        raise DataError(f"{error}; mend it, or list {name!r} in data.categorical or data.drop") from error
-    known = torch.tensor([not empty for empty in gap])
-    fitted = numbers[train][known[train]]
-    if not len(fitted):
-        raise DataError(f"{table.path}: {name!r} is missing in every row of the training split; list it in data.drop")
-    return torch.where(known, numbers, fitted.double().mean().float())
-
-
-def _one_hot(
-    table: Table, name: str, gap: Sequence[bool], train: Sequence[int]
-) -> tuple[Float[Tensor, "n width"], list[str]]:
-    """Return a 0/1 column for each value of the training rows (a missing one last), and what has to be said."""
-    values = table.columns[name]
-    known = sorted({values[row] for row in train if not gap[row]})
-    if len(known) > _MOST_CATEGORIES:
-        raise DataError(
-            f"{table.path}: {name!r} has {len(known)} different words in the training split, {_MOST_CATEGORIES} at "
-            "most are made columns of; list it in data.drop, or as data.id if it names the samples"
-        )
-    ids = {value: code for code, value in enumerate(known)}
-    width = len(known) + any(gap[row] for row in train)
-    missing = len(known) if width > len(known) else width
-    codes = [missing if empty else ids.get(value, width) for value, empty in zip(values, gap, strict=True)]
-    notes = [_of_gaps(table, name, gap, "a category of its own")] if any(gap) else []
-    unseen = [row for row, code in enumerate(codes) if code == width and not gap[row]]
+def _of_categories(table: Table, column: CategoryColumn, gap: Sequence[bool]) -> Iterator[str]:
+    """Yield what has to be said of a column of categories."""
+    name, values = column.name, table.columns[column.name]
+    if any(gap):
+        yield _of_gaps(table, name, gap, "a category of its own")
+    known = set(column.values)
+    unseen = [row for row, value in enumerate(values) if value not in known and not gap[row]]
     if unseen:
         few_values = few(sorted({repr(values[row]) for row in unseen}))
-        notes.append(
+        yield (
             f"{name}: {len(unseen)} rows outside of the training split have a value that no training row has "
-            f"({few_values}; the first in {table.unit} {table.lines[unseen[0]]}); all its columns are 0 there."
+            f"({few_values}; the first in {table.line(unseen[0])}); all its columns are 0 there."
         )
-    return F.one_hot(torch.tensor(codes), width + 1)[:, :width].float(), notes
 
 
 def _of_gaps(table: Table, name: str, gap: Sequence[bool], what: str) -> str:
-    first = f"the first in {table.unit} {table.lines[list(gap).index(True)]}"
+    first = f"the first in {table.line(list(gap).index(True))}"
     return f"{name}: missing in {sum(gap)} of {len(gap)} rows ({first}), {what}."
 
 

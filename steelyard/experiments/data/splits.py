@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
+from steelyard.experiments.data.encoding import Encoding
 
 __all__ = ["Splits", "deal", "pictures"]
 
@@ -39,6 +40,9 @@ class Splits:
             resumed on others.
         target_scale: of a regression, the mean and the standard deviation by which the targets were standardised;
             there are then no classes. None: classification.
+        rows: the row of the user's table (from 0) that each sample of each split is, under "train", "validation" and
+            "test"; empty where there is no table.
+        encoding: how the columns of the user's table became the inputs; None where there is no table.
 
     Raises:
         ValueError: a split is empty, an environment has no sample in training or validation, ids do not fit.
@@ -56,6 +60,8 @@ class Splits:
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     target_scale: tuple[float, float] | None = None
+    rows: Mapping[str, Int[Tensor, " n"]] = field(default_factory=lambda: MappingProxyType({}))
+    encoding: Encoding | None = None
 
     def __post_init__(self) -> None:
         if self.ids and len(self.ids) != len(self.train):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
@@ -32,15 +33,51 @@ class Table:
         columns: the values of each column, as text.
         lines: the line of the file (from 1) that each row stands in, or what else names its place.
         unit: what `lines` counts, for messages.
+        more: tables whose rows were appended, see `followed_by`: where each begins, and what it was.
     """
 
     path: Path
     columns: Mapping[str, Sequence[str]]
     lines: Sequence[int | str]
     unit: str = "line"
+    more: tuple[tuple[int, Table], ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def place(self, row: int) -> str:
+        """Return the file and the line of `row` (from 0), for messages."""
+        path = next((table.path for start, table in reversed(self.more) if row >= start), self.path)
+        return f"{path}, {self.line(row)}"
+
+    def line(self, row: int) -> str:
+        """Return the line of `row`, with the file's name where rows are of more than one file."""
+        found = next(((start, table) for start, table in reversed(self.more) if row >= start), None)
+        if found is None:
+            return f"{self.unit} {self.lines[row]}"
+        start, table = found
+        return f"{table.unit} {table.lines[row - start]}"
+
+    def with_column(self, name: str, values: Sequence[str]) -> Table:
+        """Return the table with the column `name` alone, and these values in it."""
+        return replace(self, columns={name: values})
+
+    def followed_by(self, other: Table, absent: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Table:
+        """Return the rows of this table and then those of `other`; messages name the file of each.
+
+        Args:
+            other: a table with this one's columns.
+            absent: values for columns that it lacks.
+
+        Raises:
+            DataError: it lacks another column.
+        """
+        known = {**other.columns, **{name: values for name, values in absent.items() if name not in other.columns}}
+        head = f"{other.path}, line 1" if other.unit == "line" else str(other.path)
+        check_columns(head, list(known), self.columns)
+        columns = {name: [*values, *known[name]] for name, values in self.columns.items()}
+        lines = [*self.lines, *other.lines]
+        return replace(self, columns=columns, lines=lines, more=(*self.more, (len(self), other)))
 
     def codes(self, column: str, ids: Mapping[str, int]) -> Int[Tensor, " n"]:
         """Return the id of each row's value; DataError for a value that has none."""
@@ -74,7 +111,7 @@ class Table:
     def error(self, row: int, column: str, expected: str) -> DataError:
         """Return the error for the value in `row` (from 0) of `column`."""
         value = shown(self.columns[column][row])
-        return DataError(f"{self.path}, {self.unit} {self.lines[row]}: {column!r} is {value}, expected {expected}")
+        return DataError(f"{self.place(row)}: {column!r} is {value}, expected {expected}")
 
 
 def read_csv(

@@ -20,8 +20,10 @@ from steelyard.experiments.methods.kl_dro import KLDRO
 from steelyard.experiments.methods.lff import LfF
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.methods.mrm import MRM
+from steelyard.experiments.methods.online import Online
 from steelyard.experiments.methods.ordered_sgd import OrderedSGD
 from steelyard.experiments.methods.pde import PDE
+from steelyard.experiments.methods.self_cleaning import SelfCleaning
 from steelyard.experiments.methods.sparse_irm import SparseIRM
 from steelyard.experiments.methods.subset import Subset
 from steelyard.experiments.methods.upweighting import UpWeighting
@@ -43,7 +45,9 @@ __all__ = [
     "LfF",
     "Maple",
     "Method",
+    "Online",
     "OrderedSGD",
+    "SelfCleaning",
     "SparseIRM",
     "Subset",
     "UpWeighting",
@@ -72,6 +76,8 @@ Method = (
     | InvRat
     | MRM
     | Subset
+    | Online
+    | SelfCleaning
 )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+import torch
+
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
@@ -32,6 +34,7 @@ class GroupDRO(TrainedMethod):
         adjustment: C, the generalisation adjustment; 0 is none.
         by: the labels that make the groups.
         balanced: draw batches with every group as likely (needs a batch size), as published.
+        weighed: end with a weight for each training sample: that of its group at the last step, q_g n / n_g.
     """
 
     regression: ClassVar[bool] = True
@@ -40,6 +43,7 @@ class GroupDRO(TrainedMethod):
     adjustment: Annotated[float, FIXED] = 0.0
     by: group_labels.Field = "group"
     balanced: bool = False
+    weighed: bool = False
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -63,4 +67,10 @@ class GroupDRO(TrainedMethod):
         if self.balanced:
             chance = reweight.GroupWeights(counts, self.by).of(everything)
             rows = sampled(self.training.batch_size, chance, problem.seed)
-        return Fitted(train(problem, self.training, observe, rule=rule, data=data, rows=rows))
+        model = train(problem, self.training, observe, rule=rule, data=data, rows=rows)
+        if not self.weighed:
+            return Fitted(model)
+        labels = everything.group if self.by == "group" else everything.environment
+        assert labels is not None  # counts refuses it
+        weights = (rule.q * counts.sum() / counts).float()[labels]
+        return Fitted(model, reweight.Reweighting(weights, torch.ones_like(weights), [], everything.index))

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from steelyard._support._files import write_text
 from steelyard._support._plain import plain
 from steelyard.experiments.compare.errors import ERRORS, errors_table
@@ -18,6 +16,7 @@ from steelyard.experiments.compare.rows import BEST_ON_TEST, BRIEF, GROUP_METRIC
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
 from steelyard.experiments.data import called
 from steelyard.experiments.report.learned import learned, svg_source
+from steelyard.experiments.report.templating import template_named
 from steelyard.experiments.runs.run import Run
 
 __all__ = ["render", "write_report"]
@@ -35,13 +34,7 @@ def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
         runs: the runs, in any order; seeds of one recipe are averaged.
         data_root: where data sets lie that are not installed; without the data the gallery is left out.
     """
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
+    template = template_named("report.html.j2")
     names = list(dict.fromkeys(called(run.recipe.data) for run in runs))
     sections = [_section([run for run in runs if called(run.recipe.data) == name], data_root) for name in names]
     return template.render(title=" and ".join(names), sections=sections, environment=runs[0].environment)

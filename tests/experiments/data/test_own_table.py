@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from steelyard.experiments.data import OwnTable, Splits
+from steelyard.experiments.data.encoding import Encoding
+from steelyard.experiments.data.groups import PARTS
 from steelyard.experiments.errors import DataError
 from tests.experiments.own import patients, write_patients
 
@@ -336,3 +339,76 @@ def test_empty_cells_of_parquet_are_missing(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "p.parquet")
     with pytest.raises(DataError, match="row 4: 'age' is"):
         table(tmp_path / "p.parquet").load(0)
+
+
+def test_clean_rows_of_a_second_file_are_the_validation_split(file: Path, tmp_path: Path) -> None:
+    clean = tmp_path / "clean.csv"
+    patients().head(12).drop(columns=["patient", "part", "beds"]).to_csv(clean, index=False)
+    splits = table(file, clean=str(clean), split="", drop=("beds", "part"), test_share=0.25).load(0)
+    assert [len(part) for part in parts(splits)] == [180, 12, 60]
+    assert splits.rows["validation"].tolist() == list(range(240, 252))
+    assert splits.validation.targets.tolist() == [row % 2 for row in range(12)]
+    assert set(splits.sources) == {str(file), str(clean)}
+    assert len(splits.ids) == 180
+
+
+def test_the_encoding_makes_the_inputs_again_to_the_bit(file: Path) -> None:
+    edit(file, 2, put("dose", "NA"))
+    own = table(file, missing="category")
+    splits = own.load(0)
+    assert splits.encoding is not None
+    again = Encoding.of_plain(json.loads(json.dumps(splits.encoding.plain()))).inputs(own.read())
+    assert splits.encoding.width == again.shape[1]
+    for part, name in zip(parts(splits), PARTS, strict=True):
+        assert torch.equal(part.inputs, again[splits.rows[name]])
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        ((3, "age", "old"), "clean.csv, line 3: 'age' is 'old', expected a number"),
+        ((4, "ill", ""), "clean.csv, line 4: 'ill' is '', expected a value"),
+        ((1, "age", "years"), "clean.csv, line 1: there is no column 'age'"),
+    ],
+    ids=["word", "label", "column"],
+)
+def test_what_is_wrong_with_a_clean_row_is_said_of_its_own_file(
+    edits: tuple, said: str, file: Path, tmp_path: Path
+) -> None:
+    clean = write_patients(tmp_path / "clean.csv", 40)
+    line, column, value = edits
+    edit(clean, line, put(column, value))
+    with pytest.raises(DataError, match=said):
+        table(file, clean=str(clean), split="", drop=("beds", "part")).load(0)
+
+
+def test_a_class_that_no_clean_row_has(file: Path, tmp_path: Path) -> None:
+    clean = tmp_path / "clean.csv"
+    patients()[::2].to_csv(clean, index=False)
+    with pytest.raises(
+        DataError, match=r"the class 'yes' has no sample in the validation split .* add some to .*clean"
+    ):
+        table(file, clean=str(clean), split="", drop=("beds", "part")).load(0)
+
+
+def test_groups_that_are_told_outside_of_training_alone(file: Path) -> None:
+    frame = patients()
+    frame.loc[frame["part"] == "train", "sex"] = ""
+    frame.to_csv(file, index=False)
+    with pytest.raises(DataError, match="labels may not be missing"):
+        table(file).load(0)
+    splits = table(file, groups_on="validation").load(0)
+    assert splits.train.group is None
+    assert splits.groups == ("no, F", "no, M", "yes, F", "yes, M")
+    assert splits.validation.group is not None
+    male = torch.tensor((frame["sex"] == "M").to_numpy())[splits.rows["validation"]]
+    assert torch.equal(splits.validation.group, 2 * splits.validation.targets + male)
+    dealt = table(file, groups_on="validation", split="", drop=("beds", "part"), environment="").load(0)
+    assert [len(part) for part in parts(dealt)] == [128, 56, 56]
+    assert all(not frame["sex"][row] for row in dealt.rows["train"].tolist())
+
+
+def test_a_validation_row_without_its_group(file: Path) -> None:
+    edit(file, 19, put("sex", ""))
+    with pytest.raises(DataError, match=r"line 19: 'sex' is '', expected a value: the row is of the validation split"):
+        table(file, groups_on="validation").load(0)

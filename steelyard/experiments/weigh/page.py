@@ -1,0 +1,163 @@
+"""The page of `steelyard weigh`: one file, nothing loaded from elsewhere, every string escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steelyard._support._text import printable
+from steelyard.experiments.compare.plots import accuracy_curves
+from steelyard.experiments.data import OwnTable, Splits
+from steelyard.experiments.data.table import Table
+from steelyard.experiments.report.learned import svg_source
+from steelyard.experiments.report.templating import template_named
+from steelyard.experiments.weigh import plots
+from steelyard.experiments.weigh.figures import Figures
+from steelyard.experiments.weigh.listed import Suspect, listed, trusted_rows
+from steelyard.experiments.weigh.plan import PLAIN
+from steelyard.experiments.weigh.spread import spreads
+from steelyard.experiments.weigh.work import Outcome
+from steelyard.experiments.weigh.written import MODEL, WEIGHTS, suspects
+
+__all__ = ["CALLED", "OPEN", "PAGE", "SUSPECTS", "TEMPLATES", "render", "shown_columns"]
+
+PAGE = "page.html"
+TEMPLATES = Path(__file__).parent / "templates"
+SUSPECTS = 20  # rows that the page shows
+OPEN = 10  # of them, without a click
+_COLUMNS = 10  # of the user's table that are shown beside a suspect
+
+CALLED = {
+    PLAIN: "plain training",
+    "online": "weighed online",
+    "self_cleaning": "weighed by label",
+    "maple": "weighed by MAPLE",
+    "group_dro": "Group DRO",
+    "upweighting": "up-weighting",
+    "dfr": "DFR",
+}
+
+
+def render(outcome: Outcome, figures: Figures, folder: Path, command: str) -> str:
+    """Return the page.
+
+    Args:
+        outcome: what was carried out.
+        figures: see `figures_of`.
+        folder: where weights and models lie, as a reader of the page names it.
+        command: what makes it again.
+    """
+    run = outcome.runs[outcome.plan.weighed][0]
+    columns = shown_columns(outcome.splits, outcome.table)
+    others = [model for model in figures.models if model.name not in (PLAIN, figures.weighed.name)]
+    return template_named("weigh.html.j2", TEMPLATES).render(
+        title=printable(Path(outcome.data.source).name),
+        target=outcome.data.target,
+        plan=outcome.plan,
+        clean=outcome.clean,
+        figures=figures,
+        models=[figures.weighed, figures.plain, *others],
+        called=CALLED,
+        seeds=_seeds(outcome),
+        notes=outcome.splits.notes,
+        calibration=svg_source(
+            plots.calibration([(CALLED[m.name], m.calibration) for m in (figures.weighed, figures.plain)])
+        ),
+        histograms=svg_source(plots.histograms(outcome.reweighting.weights, outcome.reweighting.probabilities)),
+        curves=[(title, svg_source(plot)) for title, plot in _curves(outcome)],
+        spreads=spreads(outcome),
+        suspects=_listed(outcome, columns),
+        open=OPEN,
+        columns=columns,
+        all_columns=len(outcome.splits.encoding.columns) if outcome.splits.encoding else 0,
+        lines=_lines(outcome, folder),
+        model_lines=_model_lines(outcome, folder),
+        weights_file=folder / WEIGHTS,
+        command=command,
+        environment=run.environment,
+    )
+
+
+def shown_columns(splits: Splits, table: Table | None) -> tuple[str, ...]:
+    """Return the columns of the user's table that are shown beside a suspect."""
+    if splits.encoding is None or table is None:
+        return ()
+    seen = set(splits.encoding.columns)
+    return tuple(name for name in table.columns if name in seen)[:_COLUMNS]
+
+
+def _listed(outcome: Outcome, columns: tuple[str, ...]) -> tuple[Suspect, ...]:
+    order = suspects(outcome)[:SUSPECTS]
+    batch = outcome.splits.train.take(order)
+    with torch.no_grad():
+        probabilities = outcome.models[outcome.plan.weighed](batch.inputs).softmax(1)
+    names = [outcome.name_of(row) for row in outcome.splits.rows["train"][order].tolist()]
+    trusted = trusted_rows(outcome.splits, outcome.suspicion, outcome.clean)
+    return listed(outcome.splits, names, order, probabilities, trusted, outcome.table, columns)
+
+
+def _seeds(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the test accuracy of each seed and method, where there is more than one seed."""
+    found = [
+        {"name": CALLED[name], "accuracies": [(run.recipe.seed, run.history[-1].test.accuracy) for run in runs]}
+        for name, runs in outcome.runs.items()
+    ]
+    return found if len(found[0]["accuracies"]) > 1 else []
+
+
+def _curves(outcome: Outcome) -> list[tuple[str, str]]:
+    """Return accuracy over the course of the runs on the training and on the test rows."""
+    found = []
+    for title, split in (("training rows", "train"), ("test rows", "test")):
+        curves: Mapping[str, Sequence[Any]] = {
+            CALLED[name]: [
+                (
+                    [one.visible.step for one in run.history],
+                    [(one.test if split == "test" else one.visible.train).accuracy for one in run.history],
+                )
+                for run in runs
+            ]
+            for name, runs in outcome.runs.items()
+        }
+        found.append((title, accuracy_curves(curves, f"Accuracy on the {title}", "accuracy", band=len(curves) <= 2)))
+    return found
+
+
+def _lines(outcome: Outcome, folder: Path) -> str:
+    """Return a few lines of Python that train a model of another library under the weights."""
+    data, encoding = outcome.data, outcome.splits.encoding
+    if not isinstance(data, OwnTable) or encoding is None or Path(data.file).suffix == ".npz":
+        return (
+            "import pandas\n\n"
+            f"weights = pandas.read_csv({str(folder / WEIGHTS)!r})\n"
+            'train = weights["split"] == "train"\n'
+            'sample_weight = (weights["weight"] * weights["keep_probability"])[train]\n'
+        )
+    read = "read_parquet" if Path(data.file).suffix in (".parquet", ".pq") else "read_csv"
+    more = "" if read == "read_parquet" else ", skipinitialspace=True"
+    more += f", sep={data.separator!r}" if data.separator != "," else ""
+    return (
+        "import pandas\n"
+        "from sklearn.ensemble import HistGradientBoostingClassifier\n\n"
+        f"weights = pandas.read_csv({str(folder / WEIGHTS)!r})\n"
+        f"table = pandas.{read}({data.file!r}{more})\n"
+        'train = weights["split"] == "train"\n'
+        'sample_weight = (weights["weight"] * weights["keep_probability"])[train]\n'
+        f"features = pandas.get_dummies(table[{list(encoding.columns)!r}])\n"
+        "model = HistGradientBoostingClassifier()\n"
+        f"model.fit(features[train], table.loc[train, {data.target!r}].astype(str), sample_weight=sample_weight)\n"
+    )
+
+
+def _model_lines(outcome: Outcome, folder: Path) -> str:
+    """Return lines that use the written model."""
+    if outcome.splits.encoding is None:
+        return ""
+    return (
+        "from steelyard.experiments.weigh import Predictor\n\n"
+        f"model = Predictor.load({str(folder / MODEL)!r})\n"
+        f"classes = model.predict({outcome.data.source!r})\n"
+    )
