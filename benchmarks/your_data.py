@@ -39,6 +39,7 @@ from steelyard.experiments.weigh import Predictor
 
 RESULTS = _measure.ROOT / "results" / "your_data"
 FILE = RESULTS / "your_data.jsonl"
+CASES = ("suspects", "nothing", "clean rows")
 CLEAN, TARGET, CLASSES = 200, "c14", ("<=50K", ">50K")
 
 
@@ -75,8 +76,8 @@ def quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return get_label_quality_scores(labels, probabilities)
 
 
-def measured(seed: int, flipped: float, count: int | None) -> list[dict]:
-    """Return the rows of one seed: suspects, and weigh with nothing and with clean rows."""
+def measured(seed: int, flipped: float, count: int | None, cases: list[str]) -> list[dict]:
+    """Return the rows of one seed: suspects, and weigh with nothing and with clean rows, as far as asked for."""
     table = rows(seed, count)
     clean, own = table[:CLEAN], table[CLEAN:]
     truth = np.array([CLASSES.index(row[14]) for row in own])
@@ -90,23 +91,29 @@ def measured(seed: int, flipped: float, count: int | None) -> list[dict]:
         try:
             write(Path("people.csv"), [[*row[:14], CLASSES[label]] for row, label in zip(own, labels, strict=True)])
             write(Path("clean.csv"), clean)
-            seconds = command("suspects", "people.csv", "--target", TARGET, "--no-check", "--seed", str(seed))
-            listed = _read("runs/suspects/people/suspects.csv")
-            place = np.array([int(row["row"]) for row in listed])
-            given = np.empty(len(own))
-            given[place] = [float(row["label_probability"]) for row in listed]
-            both = np.where(labels[:, None] == np.arange(2), given[:, None], 1 - given[:, None])
-            score = np.empty(len(own))
-            score[place] = [float(row["suspicion"]) for row in listed]
-            if flipped:
-                ours, theirs = roc_auc_score(wrong, score), roc_auc_score(wrong, -quality(labels, both))
-                found.append({**shared, "case": "suspects", "auroc": ours, "cleanlab": theirs, "seconds": seconds})
+            if "suspects" in cases:
+                seconds = command("suspects", "people.csv", "--target", TARGET, "--no-check", "--seed", str(seed))
+                found.append({**shared, "case": "suspects", **_of_suspects(labels, wrong), "seconds": seconds})
             for case, more in (("nothing", []), ("clean rows", ["--clean", "clean.csv"])):
+                if case not in cases:
+                    continue
                 seconds = command("weigh", "people.csv", "--target", TARGET, "--seeds", str(seed), "--overwrite", *more)
                 found.append({**shared, "case": case, **_of_weigh(truth, wrong), "seconds": seconds})
         finally:
             os.chdir(here)
     return found
+
+
+def _of_suspects(labels: np.ndarray, wrong: np.ndarray) -> dict:
+    listed = _read("runs/suspects/people/suspects.csv")
+    place = np.array([int(row["row"]) for row in listed])
+    given, score = np.empty(len(labels)), np.empty(len(labels))
+    given[place] = [float(row["label_probability"]) for row in listed]
+    score[place] = [float(row["suspicion"]) for row in listed]
+    both = np.where(labels[:, None] == np.arange(2), given[:, None], 1 - given[:, None])
+    if not wrong.any():
+        return {}
+    return {"auroc": roc_auc_score(wrong, score), "cleanlab": roc_auc_score(wrong, -quality(labels, both))}
 
 
 def _of_weigh(truth: np.ndarray, wrong: np.ndarray) -> dict:
@@ -140,7 +147,7 @@ def text() -> str:
         out.append(f"\n{100 * flipped:g} % of {count:,} labels wrong:\n")
         out.append("| what was known | seeds | plain | weighed | paired difference | AUROC | cleanlab | CPU seconds |")
         out.append("|---|---|---|---|---|---|---|---|")
-        for case in ("suspects", "nothing", "clean rows"):
+        for case in CASES:
             if some := [one for one in own if one["case"] == case]:
                 out.append(_row(case, some))
     return "\n".join(out)
@@ -166,11 +173,12 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--flipped", type=float, default=0.2)
     parser.add_argument("--rows", type=int, help="rows of the table (default: all)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     given = parser.parse_args()
     if not given.table:
         for seed in given.seeds:
-            for one in measured(seed, given.flipped, given.rows):
+            for one in measured(seed, given.flipped, given.rows, given.cases):
                 with open(FILE, "a", encoding="utf-8") as file:
                     file.write(json.dumps(one) + "\n")
     print(text())

@@ -262,7 +262,9 @@ def suspects(
     checkpoint_every: int = 200,
     threads: int = 1,
 ) -> None:
-    """Rank the rows of a table by how suspect their labels are; nothing but the table is needed.
+    """Rank the rows of a table by how suspect their labels are.
+
+    Nothing but the table is needed:
 
         steelyard suspects patients.csv --target ill
 

@@ -23,6 +23,8 @@ from steelyard.experiments.training.trainer import Training, train
 
 __all__ = ["SelfCleaning"]
 
+_SCORING = Fixed("scores are chosen, not drawn")
+
 
 @dataclass(frozen=True)
 class SelfCleaning(TrainedMethod):

@@ -384,31 +384,28 @@ def test_what_is_wrong_with_a_clean_row_is_said_of_its_own_file(
 
 def test_a_class_that_no_clean_row_has(file: Path, tmp_path: Path) -> None:
     clean = tmp_path / "clean.csv"
-    patients()[::2].to_csv(clean, index=False)
+    patients()[::2].assign(patient=range(120)).to_csv(clean, index=False)
     with pytest.raises(
         DataError, match=r"the class 'yes' has no sample in the validation split .* add some to .*clean"
     ):
         table(file, clean=str(clean), split="", drop=("beds", "part")).load(0)
 
 
-def test_groups_that_are_told_outside_of_training_alone(file: Path) -> None:
+def test_groups_that_some_rows_tell_are_those_of_validation_and_test(file: Path) -> None:
     frame = patients()
     frame.loc[frame["part"] == "train", "sex"] = ""
     frame.to_csv(file, index=False)
+    own = table(file, split="", drop=("beds", "part"), environment="")
     with pytest.raises(DataError, match="labels may not be missing"):
-        table(file).load(0)
-    splits = table(file, groups_on="validation").load(0)
-    assert splits.train.group is None
-    assert splits.groups == ("no, F", "no, M", "yes, F", "yes, M")
-    assert splits.validation.group is not None
-    male = torch.tensor((frame["sex"] == "M").to_numpy())[splits.rows["validation"]]
-    assert torch.equal(splits.validation.group, 2 * splits.validation.targets + male)
-    dealt = table(file, groups_on="validation", split="", drop=("beds", "part"), environment="").load(0)
+        own.load(0)
+    dealt = replace(own, groups_on="validation").load(0)
     assert [len(part) for part in parts(dealt)] == [128, 56, 56]
+    assert dealt.groups_hidden
     assert all(not frame["sex"][row] for row in dealt.rows["train"].tolist())
-
-
-def test_a_validation_row_without_its_group(file: Path) -> None:
-    edit(file, 19, put("sex", ""))
-    with pytest.raises(DataError, match=r"line 19: 'sex' is '', expected a value: the row is of the validation split"):
-        table(file, groups_on="validation").load(0)
+    assert dealt.validation.group is not None
+    male = torch.tensor((frame["sex"] == "M").to_numpy())[dealt.rows["validation"]]
+    assert torch.equal(dealt.validation.group, 2 * dealt.validation.targets + male)
+    frame["sex"] = ""
+    frame.to_csv(file, index=False)
+    with pytest.raises(DataError, match="the column 'sex' has no value that tells a group"):
+        replace(own, groups_on="validation").load(0)

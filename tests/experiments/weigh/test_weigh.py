@@ -85,10 +85,10 @@ def test_every_figure_is_one_of_the_weights_the_models_and_the_table(
     written = Written(folder / known, folder / "patients.csv", clean)
     test, train = written.rows("test"), written.rows("train")
     groups, spreads = _groups(known, test), [(train["ill"], ["no", "yes"])]
-    if known == "groups":
+    if known in ("groups", "validation"):
         spreads.append((train["ill"] + ", " + train["sex"], ["no, F", "no, M", "yes, F", "yes, M"]))
-    if known in ("groups", "environments"):
-        by = "sex" if known == "groups" else "hospital"
+    if known in ("groups", "validation", "environments"):
+        by = "hospital" if known == "environments" else "sex"
         spreads.append((train[by], sorted(train[by].unique())))
     spreads += _columns(written, known)
     ours = written.figures(MODELS[known], groups, spreads)
