@@ -93,7 +93,7 @@ def test_the_confusion_of_labels_is_found(flips: tuple[float, float]) -> None:
     found = label_noise((eta @ confusion).float(), given)
     clean = label_noise_by_clean((eta @ confusion).float(), given, (eta @ confusion).float()[:200], true[:200])
     assert torch.allclose(found.confusion, confusion, atol=0.1)
-    assert torch.allclose(clean.confusion, confusion, atol=0.1)
+    assert torch.allclose(clean.confusion, confusion, atol=0.15)  # drawn to anchors, from 200 samples
     wrong = given != true
     for one in (found, clean):
         assert abs(one.share - float(wrong.double().mean())) < 0.06
