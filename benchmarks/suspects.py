@@ -2,10 +2,10 @@
 
     STEELYARD_DATA=DATA python -m benchmarks.suspects                  # Adult and COMPAS too; without it two data sets
 
-Training rows (2,500 at most) of scikit-learn's breast cancer and digits, of Adult and COMPAS; a fifth of the labels made
-wrong: "uniform": at random; "class": two fifths of every second class; "region": mostly where the column of the largest
-variance is above its median. AUROC of the wrong labels, two seeds. Only training rows are looked at. "within": the rank
-among the rows with the same label.
+Training rows (2,500 at most) of scikit-learn's breast cancer and digits, of Adult and COMPAS; a fifth of the labels
+made wrong: "uniform": at random; "class": two fifths of every second class; "region": mostly where the column of the
+largest variance is above its median. AUROC of the wrong labels, two seeds. Only training rows are looked at. "within":
+the rank among the rows with the same label.
 """
 
 from __future__ import annotations
