@@ -20,6 +20,8 @@ from steelyard.experiments.priors.aum import AUM
 from steelyard.experiments.priors.computed import PRIOR, ComputedPrior, ComputedScore
 from steelyard.experiments.priors.el2n import EL2N
 from steelyard.experiments.priors.ensemble import EnsembleTerm, train_ensemble
+from steelyard.experiments.priors.forgetting import Forgetting
+from steelyard.experiments.priors.label_quality import NormalisedMargin, SelfConfidence
 from steelyard.experiments.priors.lhd import LHD
 from steelyard.experiments.priors.rank_disagreement import RankDisagreement
 from steelyard.experiments.priors.score_file import ScoreFile
@@ -33,9 +35,12 @@ __all__ = [
     "ComputedPrior",
     "ComputedScore",
     "EnsembleTerm",
+    "Forgetting",
+    "NormalisedMargin",
     "PriorSettings",
     "RankDisagreement",
     "Score",
     "ScoreFile",
+    "SelfConfidence",
     "train_ensemble",
 ]

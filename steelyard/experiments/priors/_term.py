@@ -12,8 +12,9 @@ from steelyard._support import _check
 from steelyard._support._modules import evaluating, inputs_of_last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
+from steelyard.selectors import Direction, direction_of
 
-__all__ = ["CHUNK", "Term", "adam", "class_logits", "read"]
+__all__ = ["CHUNK", "Term", "adam", "class_logits", "kept", "read"]
 
 CHUNK = 8192  # samples a forward pass
 
@@ -40,6 +41,11 @@ class Term:
     def source(self) -> bytes:
         """Return what the scores depend on beyond the settings, the model, the seed and the training samples."""
         return b""
+
+
+def kept(score: str) -> Literal["high", "low"]:
+    """Return which samples of that score of `steelyard.selectors` are worth more, by its table of directions."""
+    return "low" if direction_of(score) is Direction.HARD else "high"
 
 
 def adam(steps: int, evaluate_every: int = 10) -> Training:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard import selectors
-from steelyard.experiments.priors._term import CHUNK, Term, adam, read
+from steelyard.experiments.priors._term import CHUNK, Term, adam, kept, read
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import Training, train
 
@@ -29,6 +29,7 @@ class AUM(Term):
         Pleiss et al., Identifying mislabeled data using the area under the margin ranking, NeurIPS 2020.
     """
 
+    keep: Literal["high", "low"] = kept("aum")
     name: Literal["aum"] = "aum"
     training: Training = field(default_factory=lambda: adam(50, evaluate_every=5))
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import selectors
-from steelyard.experiments.priors._term import CHUNK, class_logits
+from steelyard.experiments.priors._term import CHUNK, class_logits, kept
 from steelyard.experiments.priors.ensemble import EnsembleTerm
 from steelyard.experiments.training.problem import Problem
 
@@ -25,7 +25,7 @@ class EL2N(EnsembleTerm):
         Paul et al., Deep learning on a data diet, NeurIPS 2021 (who keep the high ones, of clean data).
     """
 
-    keep: Literal["high", "low"] = "low"
+    keep: Literal["high", "low"] = kept("el2n")
     name: Literal["el2n"] = "el2n"
 
     def of(self, problem: Problem, ensemble: selectors.Ensemble) -> Float[Tensor, " n"]:

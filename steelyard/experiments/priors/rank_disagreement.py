@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steelyard import selectors
 from steelyard._support import _check
-from steelyard.experiments.priors._term import CHUNK
+from steelyard.experiments.priors._term import CHUNK, kept
 from steelyard.experiments.priors.ensemble import EnsembleTerm, sample_losses
 from steelyard.experiments.training.problem import Problem
 
@@ -37,6 +37,7 @@ class RankDisagreement(EnsembleTerm):
     """
 
     fewest: ClassVar[int] = 2
+    keep: Literal["high", "low"] = kept("rank_disagreement")
     name: Literal["rank_disagreement"] = "rank_disagreement"
     delta: float = 0.05
 

@@ -15,6 +15,8 @@ from steelyard.experiments.priors.aum import AUM
 from steelyard.experiments.priors.computed import PRIOR, ComputedPrior, ComputedScore, digest
 from steelyard.experiments.priors.el2n import EL2N
 from steelyard.experiments.priors.ensemble import EnsembleTerm, train_ensemble
+from steelyard.experiments.priors.forgetting import Forgetting
+from steelyard.experiments.priors.label_quality import NormalisedMargin, SelfConfidence
 from steelyard.experiments.priors.lhd import LHD
 from steelyard.experiments.priors.rank_disagreement import RankDisagreement
 from steelyard.experiments.priors.score_file import ScoreFile
@@ -24,7 +26,7 @@ from steelyard.experiments.training.trainer import OptimizerSettings, Training, 
 
 __all__ = ["PriorSettings", "Score"]
 
-Score: TypeAlias = LHD | RankDisagreement | EL2N | AUM | ScoreFile
+Score: TypeAlias = LHD | RankDisagreement | EL2N | AUM | Forgetting | SelfConfidence | NormalisedMargin | ScoreFile
 
 
 def _identification() -> Training:

@@ -21,9 +21,12 @@ from steelyard.experiments.priors import (
     AUM,
     EL2N,
     LHD,
+    Forgetting,
+    NormalisedMargin,
     PriorSettings,
     RankDisagreement,
     ScoreFile,
+    SelfConfidence,
     train_ensemble,
 )
 from steelyard.experiments.runs.recipe import load_recipe
@@ -58,6 +61,8 @@ QUICK = {
     "aum": AUM(training=Training(steps=10, evaluate_every=2, optimizer=SGD)),
     "rank_disagreement": RankDisagreement(models=3, training=Training(steps=5, batch_size=32, optimizer=SGD)),
     "el2n": EL2N(models=3, training=Training(steps=5, optimizer=SGD)),
+    "self_confidence": SelfConfidence(folds=3, training=Training(steps=5, optimizer=SGD)),
+    "normalised_margin": NormalisedMargin(folds=2, training=Training(steps=5, optimizer=SGD)),
 }
 
 
@@ -100,6 +105,39 @@ def test_aum_is_the_mean_margin_of_the_plain_loop():
     torch.testing.assert_close(QUICK["aum"].scores(PROBLEM), torch.stack(margins).mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_forgetting_is_counted_over_the_plain_loop():
+    data, fast = PROBLEM.splits.train, OptimizerSettings("sgd", 0.5, momentum=0.5)
+    predictions = [model(data.inputs).detach().argmax(1) for model in by_hand(PROBLEM, 9)]
+    found = Forgetting(training=Training(steps=9, evaluate_every=1, optimizer=fast)).scores(PROBLEM)
+    assert torch.equal(found, selectors.forgetting_events(torch.stack(predictions), data.targets))
+    assert found.unique().numel() > 1
+
+
+def test_a_fold_is_judged_by_a_model_that_has_not_seen_it():
+    """Other labels in one fold change the outputs of all folds but that one."""
+    term, data = QUICK["self_confidence"], PROBLEM.splits.train
+    fold = torch.randperm(300, generator=torch.Generator().manual_seed(PROBLEM.seed)).tensor_split(3)[1]
+    targets = data.targets.clone()
+    targets[fold] = (targets[fold] + 1) % 3
+    other = replace(PROBLEM, splits=replace(PROBLEM.splits, train=replace(data, targets=targets)))
+    same = (term.probabilities(PROBLEM) == term.probabilities(other)).all(1)
+    assert same[fold].all()
+    assert int(same.sum()) == len(fold)
+    p = term.probabilities(PROBLEM)
+    assert torch.equal(term.scores(PROBLEM), p.gather(1, data.targets[:, None])[:, 0])
+
+
+def test_which_samples_a_score_keeps_is_the_tables():
+    keeps = {term.name: term.keep for term in (AUM(), EL2N(), Forgetting(), NormalisedMargin(), SelfConfidence())}
+    assert keeps == {
+        "aum": "high",
+        "el2n": "low",
+        "forgetting_events": "low",
+        "normalised_margin": "high",
+        "self_confidence": "high",
+    }
+
+
 @pytest.mark.parametrize("size", [0, 40, 10_000])
 def test_each_proxy_trains_as_if_alone(size):
     training = Training(steps=9, batch_size=size, l2=0.01, optimizer=SGD)
@@ -128,7 +166,11 @@ def test_disagreement_and_el2n_are_of_that_ensemble():
 
 
 @pytest.mark.parametrize(("classes", "head"), [(3, "softmax"), (2, "softmax"), (2, "one_logit")])
-@pytest.mark.parametrize("score", [AUM(training=CONFIDENT), EL2N(models=3, training=CONFIDENT)])
+@pytest.mark.parametrize(
+    "score",
+    [AUM(training=CONFIDENT), EL2N(models=3, training=CONFIDENT), NormalisedMargin(folds=3, training=CONFIDENT)],
+    ids=lambda score: score.name,
+)
 def test_wrong_labels_are_worth_less(score, classes, head):
     problem, wrong = noisy(classes=classes, head=head)
     prior = PriorSettings((score,)).build(problem, 150)
@@ -275,6 +317,8 @@ def test_maple_starts_at_the_prior_and_is_anchored():
         (lambda: LHD(weight=-1.0), "weight must be"),
         (lambda: RankDisagreement(models=1), "models must be"),
         (lambda: EL2N(models=0), "models must be"),
+        (lambda: SelfConfidence(folds=1), "folds must be"),
+        (lambda: NormalisedMargin(folds=301).scores(PROBLEM), r"folds must be in \[2, 300\]"),
         (lambda: ScoreFile(path="scores.npy"), "must name a .csv or .parquet file"),
         (lambda: Maple(9, learn="weights", prior=PriorSettings((AUM(),), anchor=1.0)), "learn = 'weights' holds them"),
     ],
