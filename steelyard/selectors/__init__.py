@@ -1,7 +1,7 @@
 """Score and pick samples: uncertainty, diversity, model movement, rank disagreement, training dynamics.
 
-Two contracts: a score is one number per sample, a selection k different indices in the order picked. `DIRECTIONS` says
-what a high score means, by the score's name. Everything takes tensors on any device and knows nothing of training loops.
+Two contracts: a score is one number per sample, a selection k different indices in the order picked. `DIRECTIONS` has
+what a high score means, by its name. Everything takes tensors on any device and knows nothing of training loops.
 """
 
 from steelyard.selectors.badge import badge
