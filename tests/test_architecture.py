@@ -14,7 +14,7 @@ ROOT = Path(steelyard.__file__).parent
 ORDER = (  # from the ground up; rooms of one floor do not know each other
     ("bilevel", "selectors", "theory"),
     ("reweight",),
-    ("__init__",),  # the front door to the rooms above
+    ("__init__", "estimators"),  # the front door to the rooms above; scikit-learn's form of them
     ("experiments.errors",),
     ("experiments.models",),
     ("experiments.data",),
