@@ -195,7 +195,7 @@ def certified_sides(
         ValueError: too few proxies, ranks outside of [0, 1], delta outside of (0, 1).
 
     Example:
-        >>> ranks = block_ranks([1, 1, 30], 400, torch.Generator().manual_seed(0))
+        >>> ranks = block_ranks([1, 1, 30], 2000, torch.Generator().manual_seed(0))
         >>> sides = certified_sides(ranks, 0.1, 0.05)
         >>> sides.below[:2].tolist(), sides.above[2:].float().mean().item()
         ([True, True], 1.0)

@@ -17,6 +17,7 @@ from steelyard._support._text import printable
 from steelyard.bilevel.batch import Batch
 from steelyard.checkpoint import Journal
 from steelyard.experiments.active.choosing import SELECTORS
+from steelyard.experiments.active.finetuning import FineTuning
 from steelyard.experiments.active.fitting import Learned, first_round_shared
 from steelyard.experiments.active.loop import Pool, Round, active_learning
 from steelyard.experiments.active.moons import NOISY_MOON, FourMoons
@@ -96,7 +97,8 @@ def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = Fal
 def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str, float]:
     """Return accuracies of the main model (validation, test) and of the average (average_validation, average_test).
 
-    Where other models select than are measured, also selecting_validation and selecting_test, of the main one of those.
+    Where fine-tuning leaves another model to select than to measure, also selecting_validation and selecting_test, of its
+    main one.
     On Four-Moons also test_learnable: the test accuracy on the three moons whose labels are no noise. Where the recipe
     measures under an attack, also robust_validation and robust_test, of the main model.
     """
@@ -104,7 +106,8 @@ def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str
     for part in ("validation", "test"):
         data: Batch = getattr(splits, part)
         models = {"": learned.result.model, "average_": learned.result.average}
-        models |= {"selecting_": learned.model} if learned.measured is not None else {}
+        two = recipe.fine_tune and isinstance(recipe.fine_tuning, FineTuning)
+        models |= {"selecting_": learned.model} if two else {}
         for prefix, model in models.items():
             right = (read(model, data.inputs)[0].argmax(1) == data.targets).double()
             figures[f"{prefix}{part}"] = float(right.mean())
