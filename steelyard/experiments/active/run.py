@@ -97,8 +97,8 @@ def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = Fal
 def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str, float]:
     """Return accuracies of the main model (validation, test) and of the average (average_validation, average_test).
 
-    Where fine-tuning leaves another model to select than to measure, also selecting_validation and selecting_test, of its
-    main one.
+    Where fine-tuning leaves another model to select than to measure, also selecting_validation and selecting_test, of
+    its main one.
     On Four-Moons also test_learnable: the test accuracy on the three moons whose labels are no noise. Where the recipe
     measures under an attack, also robust_validation and robust_test, of the main model.
     """
