@@ -77,12 +77,15 @@ def middle(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
+def processor() -> str:
+    """Return the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
 def machine() -> str:
     """Return what a table says of where it was measured, the load of the moment included."""
-    name = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x),
-        platform.processor(),
-    )
+    name = processor()
     load = os.getloadavg()[1]
     busy = "busy machine, " if load > 1.5 else ""
     return f"{name}, {os.cpu_count()} cores, {busy}load {load:.1f}; one thread; torch {torch.__version__}"

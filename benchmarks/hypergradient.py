@@ -7,8 +7,10 @@
 A cell is MODEL/BATCH/T/OPTIMIZER. Every figure is of a fresh process on one thread that warms up (the method on four
 samples) and runs a plain step, the method, a plain step (small nets: the median of 21 such). Ours has run twice before
 on the same model: the first calls are checked by further backward passes (`first call`). `ratio` is the CPU time of
-{T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods take turns. Memory is
-the peak above what was resident before, in a process of its own. Error is relative, in float32, to `Truncated` in
+{T training steps, the outer gradient, the hypergradient} over that of T + 1 plain steps; methods take turns. The
+process keeps what it frees, as the command `steelyard` has it (`keep_freed_memory`); with `--what returned` it does
+not, and every method pays for pages that the system fills with zeros. Memory is the peak above what was resident
+before, in a process of its own. Error is relative, in float32, to `Truncated` in
 float64, which the tests compare with finite differences: of the same recorded run, its parameters, moments and data
 cast to float64 (`error`), and of a run in float64 from the start (`other run`), which ends elsewhere.
 """
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import _measure
+from steelyard._support._heap import keep_freed_memory
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
 from tests.bilevel.widened import widened
 
@@ -40,7 +43,7 @@ CELLS = [
 ]
 FLOORS = {"reuse": 8 / 6, "reuse, no BatchNorm": 7 / 6, "truncated": 9 / 6, "difference": 8 / 6}
 CHECKED = 2  # calls that the engine checks more dearly, before the one that is measured; see `benchmarks.checks`
-WHAT = ["time", "memory", "error"]
+WHAT = ["time", "returned", "memory", "error"]
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 SPREAD = WeightedLoss(CROSS_ENTROPY)
 RAW = _measure.RESULTS / "hypergradient_raw.json"
@@ -223,10 +226,12 @@ def worker(cell: str, method: str, what: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     if what == "error":
         return errors(cell, method.split(","))
-    if what == "time":
+    if what in ("time", "returned"):
+        kept = what == "time" and keep_freed_memory()
         METHODS[method](Problem.of(small(cell), torch.float32))
         pairs = sorted(_pair(cell, method) for _ in range(21 if cell.startswith("mlp") else 1))
-        return dict(zip(("ratio", "plain", "first"), pairs[len(pairs) // 2], strict=True))
+        found = dict(zip(("ratio", "plain", "first"), pairs[len(pairs) // 2], strict=True))
+        return {**found, "memory kept": kept, "processor": _measure.processor()}
     problem = Problem.of(cell, torch.float32)
     METHODS[method](Problem.of(small(cell), torch.float32))  # libraries and kernels load
     before_bytes = _measure.resident()
@@ -241,9 +246,9 @@ def measure(cell: str, wanted: list[str], runs: int, what: list[str]) -> None:
     methods = [name for name in wanted if steps == 1 or name != "reuse"]
     if cell.endswith("warm"):  # the others' optimizers start from nothing
         methods = [name for name in methods if name in FLOORS]
-    for _ in range(runs if "time" in what else 0):
-        for name in methods:
-            got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "time")
+    for number, way in ((number, way) for number in range(runs) for way in what if way in ("time", "returned")):
+        for name in methods[:: -1 if number % 2 else 1]:
+            got = _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, way)
             _keep(cell, name, {"failed": got["failed"]} if "failed" in got else {"ratios": [got]})
     for name in methods if "memory" in what else []:
         _keep(cell, name, _measure.fresh("benchmarks.hypergradient", "--worker", cell, name, "memory"))
@@ -275,27 +280,33 @@ def report() -> None:
     for one in json.loads(RAW.read_text()):
         name, batch, steps, kind = one["cell"].split("/")
         floor = FLOORS.get("reuse, no BatchNorm" if one["method"] == "reuse" and name != "resnet18" else one["method"])
-        got = _measure.middle([pair["ratio"] for pair in one["ratios"]]) if one["ratios"] else {}
-        firsts = [pair["first"] for pair in one["ratios"] if "first" in pair]
-        rows.append(
-            {
-                "model": name,
-                "batch": int(batch),
-                "T": int(steps),
-                "optimizer": kind,
-                "method": one["method"],
-                "ratio": got.get("median"),
-                "low": got.get("low"),
-                "high": got.get("high"),
-                "runs": got.get("runs"),
-                "first call": _measure.middle(firsts)["median"] if firsts else None,
-                "floor": floor if steps == "1" else None,
-                "memory MiB": one.get("memory"),
-                "error": one.get("error"),
-                "other run": one.get("other run"),
-                "note": one.get("failed") or one.get("note", ""),
-            }
-        )
+        groups: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        for pair in one["ratios"]:
+            groups.setdefault((pair["processor"], pair["memory kept"]), []).append(pair)
+        for (processor, kept), pairs in groups.items() or [(("", False), [])]:
+            got = _measure.middle([pair["ratio"] for pair in pairs]) if pairs else {}
+            firsts = [pair["first"] for pair in pairs if "first" in pair]
+            rows.append(
+                {
+                    "model": name,
+                    "batch": int(batch),
+                    "T": int(steps),
+                    "optimizer": kind,
+                    "method": one["method"],
+                    "processor": processor,
+                    "freed memory": "kept" if kept else "returned",
+                    "ratio": got.get("median"),
+                    "low": got.get("low"),
+                    "high": got.get("high"),
+                    "runs": got.get("runs"),
+                    "first call": _measure.middle(firsts)["median"] if firsts else None,
+                    "floor": floor if steps == "1" else None,
+                    "memory MiB": one.get("memory"),
+                    "error": one.get("error"),
+                    "other run": one.get("other run"),
+                    "note": one.get("failed") or one.get("note", ""),
+                }
+            )
     missing = [
         cell for cell in dict.fromkeys(CELLS) if cell not in {one["cell"] for one in json.loads(RAW.read_text())}
     ]
@@ -305,10 +316,25 @@ def report() -> None:
         "units over 6, for T = 1. `reuse`, `truncated`, `difference` are Steelyard's. `error` is relative to float64",
         "at the recorded float32 steps, `other run` to a run in float64 from the start. `adam` starts cold,",
         "`adam-warm` from moments of a later step (Steelyard's only).",
+        "Freed memory `kept`: by the process, as the command `steelyard` has it; `returned`: to the system, malloc's",
+        "default, where each method pays for fresh pages. Processors are as they name themselves to a guest.",
         "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
-    columns = ["model", "batch", "T", "optimizer", "method", "ratio", "low", "high", "runs", "first call", "floor"]
+    columns = [
+        "model",
+        "batch",
+        "T",
+        "optimizer",
+        "method",
+        "processor",
+        "freed memory",
+        "ratio",
+        "low",
+        "high",
+        "runs",
+    ]
+    columns += ["first call", "floor"]
     columns += ["memory MiB", "error", "other run", "note"]
     _measure.write("hypergradient", "Hypergradient of sample weights", notes, rows, columns)
 

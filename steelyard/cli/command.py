@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import steelyard
 from steelyard._support._errors import UserError
+from steelyard._support._heap import keep_freed_memory
 from steelyard._support._packages import EXPERIMENTS, MissingPackage, needed_by
 from steelyard._support._text import printable
 from steelyard.cli.moved import moved_to
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: another process of the same run failed or ended. 2: something the user gave is wrong, or a package is
     not installed, said in one line. 130: interrupted. 143: terminated.
     """
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a figure's "±", or a file's name, may have no place in its encoding
             stream.reconfigure(errors="replace")
