@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -40,37 +41,49 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
     Versions do not see every write: fused optimizers and ``p.data`` leave them alone. The sum sees any write to one
     entry, and entries that change places; it takes two reads at full speed, and compares where the values are NaN.
     """
-    sums = [_bits(tensor.detach()).cpu() for tensor in tensors]
-    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+    sums: list[Tensor] = []
+    ends: list[int] = []
+    for tensor in tensors:
+        sums += _sums(tensor.detach())
+        ends.append(len(sums))
+    if not sums:
+        return torch.zeros(0, dtype=torch.int64)
+    # One number for each place among all the sums: a tensor's share is the difference of two running totals.
+    devices = {one.device for one in sums}
+    flat = torch.cat(sums if len(devices) == 1 else [one.cpu() for one in sums])
+    totals = torch.cat([flat.new_zeros(1), (flat * _odd(len(flat), flat.device)).cumsum(0)])
+    borders = list(accumulate((len(one) for one in sums), initial=0))
+    return totals[[borders[end] for end in ends]].cpu().diff(prepend=torch.zeros(1, dtype=torch.int64))
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def _sums(tensor: Tensor) -> list[Tensor]:
+    """Return sums of the bits of a tensor: of the rows and of the columns of a table of them, and what is left over.
+
+    (That is what takes a read at full speed: a product with a number for each entry does not.)
+    """
     flat = tensor.contiguous().view(-1)
     each = 8 // flat.element_size() if flat.element_size() < 8 else 1
     if flat.data_ptr() % 8 or flat.storage_offset() % each:
         flat = flat.clone()
     whole = flat.numel() // each * each
-    total = _weighed(flat[:whole].view(torch.int64))
+    found = []
     if whole < flat.numel():
-        total = total + flat[whole:].view(torch.uint8).sum()
-    return total
+        flat, rest = flat[:whole], flat[whole:]
+        found.append(rest.view(torch.uint8).sum().view(1))
+    bits = flat.view(torch.int64)
+    rows = len(bits) // _WIDTH
+    if rows:
+        table = bits[: rows * _WIDTH].view(rows, _WIDTH)
+        found += [table.sum(0), table.sum(1)]
+        bits = bits[rows * _WIDTH :]
+    found.append(bits)
+    return found
 
 
 _WIDTH = 4096
 
 
-def _weighed(bits: Tensor) -> Tensor:
-    """Return the sum of integers ``(n,)`` times odd numbers, another for each of their rows and columns of `_WIDTH`."""
-    rows = len(bits) // _WIDTH
-    table, rest = bits[: rows * _WIDTH].view(rows, _WIDTH), bits[rows * _WIDTH :]
-    total = (rest * _odd(len(rest), bits.device)).sum()
-    if rows:
-        total = (
-            total + (table.sum(0) * _odd(_WIDTH, bits.device)).sum() + (table.sum(1) * _odd(rows, bits.device)).sum()
-        )
-    return total
-
-
+@lru_cache(maxsize=8)
 def _odd(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * -7046029254386353130 + 2862933555777941757
 

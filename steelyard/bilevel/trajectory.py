@@ -29,13 +29,18 @@ def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     Every place of a tensor, under whatever name. (`torch.func.functional_call` in torch 2.13 does not give a module
     that stands in two places its parameters back: `tests/bilevel/test_torch_facts.py`.)
     """
-    named = {**dict(module.named_buffers()), **dict(module.named_parameters())}
-    instead = {id(named[name]): tensor for name, tensor in tensors.items() if name in named}
-    held: list[tuple[dict[str, Any], str, Any]] = []
-    for one in module.modules():
+    instead: dict[int, Tensor] = {}
+    places: list[tuple[dict[str, Any], str, Any]] = []
+    for prefix, one in module.named_modules():
         stores: tuple[dict[str, Any], ...] = (one._parameters, one._buffers)
         for store in stores:
-            held += [(store, key, value) for key, value in store.items() if id(value) in instead]
+            for key, value in store.items():
+                name = f"{prefix}.{key}" if prefix else key
+                if value is not None:
+                    places.append((store, key, value))
+                    if name in tensors:
+                        instead[id(value)] = tensors[name]
+    held = [(store, key, value) for store, key, value in places if id(value) in instead]
     try:
         for store, key, value in held:
             store[key] = instead[id(value)]
@@ -89,11 +94,15 @@ class Trajectory:
         live = dict(self.module.named_parameters())
         return {name: live[name] for name in self.names}
 
-    def check(self) -> None:
-        """Raise RuntimeError if anything that the record refers to was changed since; every estimator calls it."""
-        now = fingerprint(self.final().values())
-        moved = now != self.fingerprint
-        if moved.any():
+    def check(self) -> Tensors:
+        """Return `final`; RuntimeError if anything that the record refers to was changed since.
+
+        Every estimator calls it.
+        """
+        final = self.final()
+        now = fingerprint(final.values())
+        if not torch.equal(now, self.fingerprint):
+            moved = now != self.fingerprint
             first = self.names[int(moved.nonzero()[0])]
             raise RuntimeError(
                 f"parameter {first!r} was changed after the last recorded step ({int(moved.sum())} in all): ask for "
@@ -114,6 +123,7 @@ class Trajectory:
                     f"{broken[0]} of a recorded step was written to after the step; the record holds a reference: ask "
                     "for the hypergradient first, or give the recorder a tensor of its own (clone it)"
                 )
+        return final
 
     def inner_loss(self, step: Step, module: nn.Module, weight: Tensor | None = None) -> Tensor:
         """Return the inner loss of `step`, for use inside of `replay`; under another `weight` where one is given.

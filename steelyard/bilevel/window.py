@@ -75,9 +75,9 @@ def outer_gradient(
         FloatingPointError: `outer` is NaN or infinite.
         ValueError: `outer` depends on no optimised parameter (and nothing else is asked for).
     """
-    run.check()
-    leaves = {name: p.detach().requires_grad_() for name, p in run.final().items()}
-    live = {id(p): name for name, p in run.final().items()}
+    final = run.check()
+    leaves = {name: p.detach().requires_grad_() for name, p in final.items()}
+    live = {id(p): name for name, p in final.items()}
     nothing: Tensors = {}
     wrapped: AbstractContextManager[Tensors] = (
         differentiable_statistics(run.module) if statistics else nullcontext(nothing)
@@ -144,7 +144,7 @@ def _apart(gradients: Tensors) -> Tensors:
 
 
 def _check_outer(value: Tensor) -> None:
-    if not bool(torch.isfinite(value)):
+    if not math.isfinite(float(value.detach())):
         raise FloatingPointError(
             f"outer is {float(value.detach())} at the final parameters; the inner run has diverged or a batch is empty"
         )

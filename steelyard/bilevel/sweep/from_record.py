@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steelyard._support._finite import all_finite
 from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.forward_rules import Call
 from steelyard.bilevel.sweep.graph_record import ForwardRecord, Held, Link, Note, Unusable
@@ -55,10 +56,10 @@ def row_products(forward_record: ForwardRecord, at: Tensors, direction: Tensors)
             or some c_i is 0.
     """
     scale = _gradient(forward_record, forward_record.losses)
-    if not bool((torch.isfinite(scale) & (scale != 0)).all()):
+    if not (bool(scale.all()) and all_finite([scale])):
         raise Unusable("a sample of weight 0 has left no trace in the gradient")
     state, total = _Pass(forward_record, at, direction), torch.zeros_like(scale)
-    read = {slot for note in forward_record.notes for slot in note.reads()} | {forward_record.losses}
+    read = {slot for note in forward_record.notes for slot in note.reads} | {forward_record.losses}
     for note in forward_record.notes:
         if note.parametric:
             state.take(note)
@@ -84,7 +85,7 @@ class _Pass:
 
     def __post_init__(self) -> None:
         for note in self.forward_record.notes:
-            self.left.update(note.reads())
+            self.left.update(note.reads)
         for slot, name in self.forward_record.names.items():
             self.values[slot], self.moved[slot] = self.at[name], self.direction[name]
             self.left[slot] += 1  # they are the caller's: never given up, never written over
@@ -93,7 +94,7 @@ class _Pass:
     def take(self, note: Note) -> None:
         """Enter the tangents of the outputs of `note`."""
         outputs = self.of(note)
-        for slot in note.reads():
+        for slot in note.reads:
             self.left[slot] -= 1
             if not self.left[slot] and slot in self.moved:
                 self.memory[_memory(self.moved.pop(slot))] -= 1

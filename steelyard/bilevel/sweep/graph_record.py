@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -78,6 +79,7 @@ class Note:
         shapes: of its outputs.
         parametric: it reads parameters (and what was made of them) only.
         view: a view of a parameter, which is taken anew because the parameter has moved on since.
+        reads: the slots of its arguments.
     """
 
     op: Any
@@ -89,10 +91,7 @@ class Note:
     shapes: tuple[torch.Size, ...]
     parametric: bool
     view: bool
-
-    def reads(self) -> list[int]:
-        """Return the slots of its arguments."""
-        return [one.slot for one in _flat(self.args) if isinstance(one, Link)]
+    reads: tuple[int, ...]
 
 
 @dataclass
@@ -199,9 +198,8 @@ class Recording(TorchDispatchMode):
         for kind in types:
             if kind is not Tensor and kind is not nn.Parameter:
                 raise Unusable(f"a tensor subclass, {types}")
-        written = _written(func, args, kwargs)
-        if any(one.layout is not torch.strided for one in written):
-            raise Unusable("a write to a tensor without a storage")
+        places = _written_places(func)
+        written = _written(places, args, kwargs) if places else []
         if func is _DETACH:
             return func(*args, **kwargs)
         tensors = [one for one in _flat(args) if isinstance(one, Tensor)]
@@ -211,7 +209,8 @@ class Recording(TorchDispatchMode):
             if any(one.requires_grad for one in written):
                 raise Unusable("a write in place without gradients")
             result = func(*args, **kwargs)
-            self._wrote(written)
+            if written:
+                self._wrote(written)
             return result
         if named:
             raise Unusable(f"{func} has tensors in keyword arguments")
@@ -239,7 +238,8 @@ class Recording(TorchDispatchMode):
         keep = rule.keep(args)
         links = tuple([self._link(one, slots, place in keep, bool(written)) for place, one in enumerate(args)])
         result = func(*args, **kwargs)
-        self._wrote(written)
+        if written:
+            self._wrote(written)
         outputs = tuple(result) if isinstance(result, _LISTS) else (result,)
         try:
             made = [self._take(one, parametric, place in rule.outputs) for place, one in enumerate(outputs)]
@@ -249,7 +249,8 @@ class Recording(TorchDispatchMode):
         if not made:
             return result
         slot, held, shape, views = zip(*made, strict=True)
-        note = Note(func, rule, links, kwargs, slot, held, shape, parametric, any(views))
+        reads = tuple([one.slot for one in _flat(links) if isinstance(one, Link)])
+        note = Note(func, rule, links, kwargs, slot, held, shape, parametric, any(views), reads)
         if note.view and (written or not parametric):
             self._give_up("a parameter was written to in the forward pass")
             return result
@@ -331,7 +332,7 @@ class Recording(TorchDispatchMode):
         needed, notes = {last}, []
         for note in reversed(self._notes):
             if any(slot in needed for slot in note.slots):
-                needed.update(note.reads())
+                needed.update(note.reads)
                 notes.append(note)
         for note in notes:
             for held in chain(note.outputs, (one.held if isinstance(one, Link) else one for one in _flat(note.args))):
@@ -348,15 +349,27 @@ class Recording(TorchDispatchMode):
         return forward_record
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+@lru_cache(maxsize=4096)
+def _written_places(func: Any) -> tuple[tuple[int, str], ...]:
+    """Return position and name of the arguments that an operator writes to."""
     schema = func._schema
     if not schema.is_mutable:
-        return []
-    found: list[Tensor] = []
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += [one for one in _flat([value]) if isinstance(one, Tensor)]
+        return ()
+    return tuple(
+        [
+            (position, argument.name)
+            for position, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+    )
+
+
+def _written(places: Iterable[tuple[int, str]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that a call writes to; `Unusable` if one of them has no storage."""
+    values = [args[position] if position < len(args) else kwargs.get(name) for position, name in places]
+    found = [one for one in _flat(values) if isinstance(one, Tensor)]
+    if any(one.layout is not torch.strided for one in found):
+        raise Unusable("a write to a tensor without a storage")
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._finite import all_finite
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
@@ -158,13 +159,13 @@ class Ladder:
             return torch.cat([_answer(rung, piece) for piece in in_pieces().pieces()])
 
         def fault(rung: Rung, found: Tensor) -> str | None:
-            bad = ~torch.isfinite(found)
-            if bool(bad.any()):
+            if not all_finite([found]):
+                bad = ~torch.isfinite(found)
                 return None if rung.ordinary or not _finite_losses(in_pieces(), bad) else "not finite"
             return checks.signs(in_pieces(), found, known.generator) if due and len(found) else None
 
         def objection_to_finite(found: Tensor) -> str | None:
-            if run.ranks.any(not bool(torch.isfinite(found).all())):
+            if run.ranks.any(not all_finite([found])):
                 return None  # a diverged run, or a sample of which no loss is finite
             return objection(found)
 
@@ -202,7 +203,7 @@ class Ladder:
         due = run.ranks.any(known.due())
 
         def fault(rung: Rung, found: Curved) -> str | None:
-            if not all(bool(torch.isfinite(one).all()) for one in (*found.product.values(), found.tangents)):
+            if not all_finite([*found.product.values(), found.tangents]):
                 return "not finite"
             if not due:
                 return None

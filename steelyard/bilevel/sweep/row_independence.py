@@ -24,19 +24,19 @@ Fits = Callable[[Note, Sequence[torch.Size]], bool]
 def separate(forward_record: ForwardRecord) -> bool:
     """Return whether every operator after the parameters keeps row i to row i; False where one is not known."""
     parametric = set(forward_record.names).union(*(note.slots for note in forward_record.notes if note.parametric))
-    read = {slot for note in forward_record.notes for slot in note.reads()} | {forward_record.losses}
+    read = {slot for note in forward_record.notes for slot in note.reads} | {forward_record.losses}
     rows: dict[int, torch.Size] = {}
     for note in forward_record.notes:
         if note.parametric:
             continue
-        if any(slot not in parametric and slot not in rows for slot in note.reads()):
+        if any(slot not in parametric and slot not in rows for slot in note.reads):
             return False  # a leaf that is not optimised, or made of one: its rows are not known
         places = {
             place: rows[one.slot]
             for place, one in enumerate(note.args)
             if isinstance(one, Link) and one.slot not in parametric
         }
-        if len(places) < sum(slot not in parametric for slot in note.reads()):  # rows in a list
+        if len(places) < sum(slot not in parametric for slot in note.reads):  # rows in a list
             return False
         if places:
             allowed, fits = _KNOWN.get(note.op, ((), _never))
