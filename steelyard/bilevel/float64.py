@@ -19,12 +19,21 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
-from steelyard.bilevel.step import Findings, MicroBatch, Step, Tensors
+from steelyard.bilevel.step import Conditions, Findings, MicroBatch, Step, Tensors
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["GradientInFloat64", "batch_in_float64", "gradient_in_float64", "in_float32", "step_in_float64"]
+__all__ = [
+    "GradientInFloat64",
+    "batch_in_float64",
+    "eps_of",
+    "gradient_in_float64",
+    "in_float32",
+    "in_float64",
+    "step_in_float64",
+]
 
-_AGREE = 1e-2  # of a parameter's gradient, and a hundredth of that of all: a bias before BatchNorm has noise only
+_AGREE = 1e-2, 0.01  # of a parameter's gradient, and a share of that of all: a bias before BatchNorm has noise only
+_AGREE_UNDER_AUTOCAST = 0.2, 2.0  # (in eight bits the noise of such a bias is as large as other gradients)
 
 
 _ROUGH = 1e-4
@@ -39,7 +48,8 @@ class GradientInFloat64(NamedTuple):
     Attributes:
         gradients: by the names asked for, as the optimizer would have used them.
         step: the step in float64, where the recorded gradient is off by more than `_ROUGH`; else None. What the module
-            holds of parameters that are not trained is among its buffers.
+            holds of parameters that are not trained is among its buffers. (Of a step under autocast that does not
+            replay in float64: the step in float32.)
     """
 
     gradients: Tensors
@@ -47,8 +57,18 @@ class GradientInFloat64(NamedTuple):
 
 
 def in_float32(step: Step) -> bool:
-    """Whether the step was taken in float32: autocast has another precision to replay, float64 none above it."""
+    """Whether all of the step was taken in float32: autocast takes a part in less, float64 has none above it."""
     return step.conditions.autocast is None and all(p.dtype == torch.float32 for p in step.parameters.values())
+
+
+def eps_of(step: Step) -> float | None:
+    """Return the relative precision of the step's forward pass; None where there is nothing more exact to replay it in.
+
+    That of float32, or under autocast that of what autocast casts to, which replays in float64 as well.
+    """
+    if any(p.dtype != torch.float32 for p in step.parameters.values()):
+        return None
+    return torch.finfo(step.conditions.autocast[1] if step.conditions.autocast else torch.float32).eps
 
 
 def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> GradientInFloat64 | None:
@@ -58,16 +78,20 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
     cancel it. On several ranks all must ask, and all get the same answer.
 
     Args:
-        run, step: the step, for which `in_float32` holds.
+        run, step: the step, for which `eps_of` knows a precision.
         recorded: the gradient that the optimizer used, by the names asked for.
     """
     wide = step_in_float64(run, step)
     found = _replayed(run, step, wide, recorded)
+    if run.ranks.any(found is None) and step.conditions.autocast:  # float32 is a good deal better than eight bits
+        wide = _without_autocast(step)
+        found = _replayed(run, step, wide, recorded)
     if run.ranks.any(found is None):
         return None
     assert found is not None
     mean = run.ranks.mean(found)
-    return _accepted({**mean, **clip_stages(step.clips, mean)[-1]}, recorded, wide)
+    agree = _AGREE_UNDER_AUTOCAST if step.conditions.autocast else _AGREE
+    return _accepted({**mean, **clip_stages(step.clips, mean)[-1]}, recorded, wide, *agree)
 
 
 def step_in_float64(run: Trajectory, step: Step) -> Step:
@@ -79,15 +103,28 @@ def step_in_float64(run: Trajectory, step: Step) -> Step:
         batch=batch_in_float64(step.batch),
         weight=step.weight.double(),
         parameters=in_float64(step.parameters),
-        conditions=replace(step.conditions, buffers=in_float64({n: one.detach() for n, one in held.items()})),
+        conditions=_conditions(step.conditions, {n: one.detach() for n, one in held.items()}),
         findings=_bare(step.findings),
         accumulated=tuple([_wide(one, held) for one in step.accumulated]),
     )
 
 
+def _without_autocast(step: Step) -> Step:
+    """Return `step` as it would have been without autocast, in the precision of its parameters."""
+
+    def bare(one: Step | MicroBatch) -> dict[str, Any]:
+        return {"conditions": replace(one.conditions, autocast=None), "findings": _bare(one.findings)}
+
+    return replace(step, **bare(step), accumulated=tuple([one._replace(**bare(one)) for one in step.accumulated]))
+
+
+def _conditions(conditions: Conditions, buffers: Tensors) -> Conditions:
+    return replace(conditions, buffers=in_float64(buffers), autocast=None)
+
+
 def _wide(one: MicroBatch, held: Tensors) -> MicroBatch:
-    buffers = in_float64({name: one.conditions.buffers.get(name, value).detach() for name, value in held.items()})
-    conditions = replace(one.conditions, buffers=buffers)
+    buffers = {name: one.conditions.buffers.get(name, value).detach() for name, value in held.items()}
+    conditions = _conditions(one.conditions, buffers)
     return MicroBatch(batch_in_float64(one.batch), one.weight.double(), conditions, _bare(one.findings), one.scale)
 
 
@@ -106,7 +143,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
     try:
         with torch.enable_grad():
             for one in wide.micro_batches:
-                at = {**wide.parameters, **in_float64(leaves)}
+                at = {**wide.parameters, **{n: leaf.to(wide.parameters[n].dtype) for n, leaf in leaves.items()}}
                 more: Tensors = run.replay(one, at, body, one)
                 found = {name: found[name] + g for name, g in more.items()} if found else more
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
@@ -119,7 +156,7 @@ def _cancels(step: Step, name: str) -> bool:
     return bool(group.get("weight_decay", True)) and not group.get("decoupled_weight_decay", False)
 
 
-def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> GradientInFloat64 | None:
+def _accepted(found: Tensors, recorded: Tensors, wide: Step, agree: float, share: float) -> GradientInFloat64 | None:
     """Return `found` where both are the same gradient up to rounding, parameter by parameter; None: they are not.
 
     A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
@@ -129,9 +166,9 @@ def _accepted(found: Tensors, recorded: Tensors, wide: Step) -> GradientInFloat6
     size = torch.stack([torch.linalg.vector_norm(g) for g in recorded.values()]).cpu()
     apart = torch.stack([_distance(found[name], g) for name, g in recorded.items()]).cpu()
     typical = torch.linalg.vector_norm(size) / counts.sum().sqrt()
-    if not bool((apart <= _AGREE * (size + 0.01 * typical * counts.sqrt())).all()):
+    if not bool((apart <= agree * (size + share * typical * counts.sqrt())).all()):
         return None
-    close = (apart <= _AGREE * size).tolist()
+    close = (apart <= agree * size).tolist()
     gradients = {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
     rough = bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
     return GradientInFloat64(gradients, wide if rough else None)

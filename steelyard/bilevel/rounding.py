@@ -46,20 +46,26 @@ class Rounding:
     and no sample's loss moves along it.
 
     Args:
-        noise: what rounding does to an entry of the gradient, by parameter (`noise_of`).
+        noise: what rounding does to an entry of the gradient, by parameter (`noise_of`). A parameter that is left out
+            counts in `size` alone: where its gradient is nothing but rounding its part of u may be so large that the
+            others', which decide the answer, would vanish beside it.
     """
 
     def __init__(self, noise: Mapping[str, Tensor]) -> None:
         self._noise = noise
-        self._size, self._bound = Norm(), Norm()
+        self._size, self._watched, self._bound = Norm(), Norm(), Norm()
 
     def watch(self, name: str) -> Callable[[ParameterUpdate, Pulled], None]:
         """Return what looks on while the parameter `name` is pulled back."""
-        noise = self._noise[name]
+        noise = self._noise.get(name)
 
         def look(update: ParameterUpdate, pulled: Pulled) -> None:
             assert update.gradient is not None
-            self._size.add(torch.linalg.vector_norm(update.gradient.sign().mul_(pulled.gradient)))
+            size = torch.linalg.vector_norm(update.gradient.sign().mul_(pulled.gradient))
+            self._size.add(size)
+            if noise is None:
+                return
+            self._watched.add(size)
             self._bound.add(None if pulled.sensitivity is None else pulled.sensitivity * noise)
 
         return look
@@ -69,28 +75,26 @@ class Rounding:
         return self._size.value()
 
     def exceeds(self, tolerance: float, moved: Callable[[], float]) -> bool:
-        """Whether the noise moves u by more than `tolerance`, relative to its norm.
+        """Whether the noise moves u by more than `tolerance`, relative to its norm (of the parameters with a noise).
 
         `moved` returns by how much the noise does so, by putting it in. It is asked only where the bound, which was 6
         to 100 times too large in what was measured, leaves that open.
         """
-        allowed, bound = tolerance * self.size(), self._bound.value()
+        allowed, bound = tolerance * self._watched.value(), self._bound.value()
         if bound <= allowed:
             return False
         return allowed * _LOOSE < bound < float("inf") or moved() > allowed
 
 
-def noise_of(gradient: Tensor) -> Tensor:
-    """Return what rounding does to an entry of a gradient, as a scalar: twice its precision times its size."""
-    size = torch.linalg.vector_norm(gradient) / max(1, gradient.numel()) ** 0.5
-    return 2 * torch.finfo(gradient.dtype).eps * size
+def noise_of(gradient: Tensor, eps: float) -> Tensor:
+    """Return what rounding does to an entry of a gradient, as a scalar: twice the precision `eps` times its size."""
+    return 2 * eps * torch.linalg.vector_norm(gradient) / max(1, gradient.numel()) ** 0.5
 
 
-def typical_noise(gradients: Mapping[str, Tensor]) -> float:
-    """Return what float32 does to an entry of the whole gradient: an entry that is only noise is as large as that."""
+def typical_noise(gradients: Mapping[str, Tensor], eps: float) -> float:
+    """Return what rounding does to an entry of the whole gradient: an entry that is only noise is as large as that."""
     count = sum(g.numel() for g in gradients.values())
-    size = norm_of(gradients)
-    return 2 * torch.finfo(torch.float32).eps * size / max(1, count) ** 0.5
+    return 2 * eps * norm_of(gradients) / max(1, count) ** 0.5
 
 
 def norm_of(tensors: Mapping[str, Tensor]) -> float:

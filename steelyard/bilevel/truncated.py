@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.float64 import gradient_in_float64, in_float64, step_in_float64
+from steelyard.bilevel.float64 import gradient_in_float64, step_in_float64
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.rounding import norm_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.storage import newest_first
-from steelyard.bilevel.sweep.ladder import Ladder, NoDerivative
+from steelyard.bilevel.sweep.ladder import ROUNDS_AWAY, Ladder, NoDerivative
 from steelyard.bilevel.sweep.rungs import Curved, Differences
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
@@ -70,8 +70,9 @@ class Truncated:
     Adam's update moves by e eps / (|g| + eps)^2), the step's gradient is taken once more in float64, one reverse
     pass, and rounded. Where it then is more than 1e-4 away from the recorded one (the first step of a ResNet), the
     float32 forward pass is too rough for derivatives along u, and those of the step's own samples are taken in
-    float64, too (not those of `samples`, nor in `tensors`). Left as recorded: under autocast; where module, loss or
-    device do not take float64, or give another gradient there (noise that depends on the precision); a parameter whose
+    float64, too (not those of `samples`, nor in `tensors`). Under autocast the same is done from 5 % on; what does not
+    replay to the recorded gradient is refused there. Left as recorded in float32: where module, loss or device do not
+    take float64, or give another gradient there (noise that depends on the precision); a parameter whose
     gradient is nothing but rounding. On a GPU with slow float64 these passes can be the longest of all. (`Unrolled`
     knows nothing of this.)
 
@@ -242,19 +243,27 @@ class Truncated:
         In float64 if that is wanted.
         """
         slope = gradient(run, one, one.parameters) if step.accumulated and not curvature else {}
-        found = self._derivatives_at(run, one, one, update.direction, curvature, slope)
-        wide = update.in_float64
-        if wide is None and run.ranks.any(self._is_blurred(run, one, update, found[1])):
-            assert update.gradients is not None
-            same = gradient_in_float64(run, step, update.gradients) is not None
-            wide = step_in_float64(run, step) if same else None
+        found, wide = None, update.in_float64
         if wide is None:
+            try:
+                found = self._derivatives_at(run, one, one, update.direction, curvature, slope)
+            except NoDerivative:
+                if update.gradients is None or not one.conditions.autocast:
+                    raise
+        if wide is None and (found is None or run.ranks.any(self._is_blurred(run, one, update, found[1]))):
+            assert update.gradients is not None
+            same = gradient_in_float64(run, step, update.gradients)
+            wide = None if same is None else same.step or step_in_float64(run, step)
+            if wide is None and one.conditions.autocast:
+                raise NoDerivative(ROUNDS_AWAY)
+        if wide is None:
+            assert found is not None
             return found
-        direction = in_float64(update.direction)
+        direction = {name: u.to(wide.parameters[name].dtype) for name, u in update.direction.items()}
         return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
-        """Whether float32's rounding may move the t_i of the step by `_BLURRED` of the largest.
+        """Whether rounding may move the t_i of the step by `_BLURRED` of the largest (more under autocast).
 
         Where the step's gradient is exactly 0, u can be as large as it gets. Mostly no sample's loss moves along it
         there (a dead unit); where samples' derivatives are not 0 but cancel, what is left of them, and of what is added
@@ -263,7 +272,7 @@ class Truncated:
         """
         if update.gradients is None:
             return False
-        allowed = _BLURRED * _size(tangents)
+        allowed = (_BLURRED_UNDER_AUTOCAST if step.conditions.autocast else _BLURRED) * _size(tangents)
         blurred = update.noise > allowed
         if run.ranks.any(blurred) or not run.ranks.any(allowed < update.rounding * norm_of(update.direction)):
             return blurred
@@ -279,12 +288,12 @@ class Truncated:
     ) -> tuple[Tensors, Tensor, Tensors]:
         """Do so in the precision of `there`, which is `step` or the same in float64."""
         if not curvature:
-            objection = objection_to(run, step, direction, slope or None)
+            objection = objection_to(run, step, direction, slope or None, there is not step)
             return {}, self.ladder.losses(run, there, there.parameters, direction, there.batch, objection), slope
 
         def object_to(curved: Curved) -> str | None:
             other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale))
-            return other or objection_to(run, step, direction, curved.gradient)(curved.tangents)
+            return other or objection_to(run, step, direction, curved.gradient, there is not step)(curved.tangents)
 
         found = self.ladder.curvature_and_losses(run, there, there.parameters, direction, object_to)
         rounded = {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}
@@ -366,6 +375,7 @@ def _where_zero(step: Step, update: Update, seen: bool = False) -> Tensors:
 
 _BLURRED = 1e-4
 """What rounding may do to a t_i, relative to the largest, before a step is taken in float64."""
+_BLURRED_UNDER_AUTOCAST = 0.01
 
 
 def _size(tangents: Tensor) -> float:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.clipping import clip_stages, pull_through_clips, unclipped
-from steelyard.bilevel.float64 import gradient_in_float64, in_float32
+from steelyard.bilevel.float64 import eps_of, gradient_in_float64
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, Pullback
 from steelyard.bilevel.optimizers._pieces import pieces_of, pull_in_pieces
 from steelyard.bilevel.optimizers.sgd import SGDPullback
 from steelyard.bilevel.replay import step_gradient
 from steelyard.bilevel.rounding import Norm, Rounding, noise_of, typical_noise
 from steelyard.bilevel.step import Step, Tensors
+from steelyard.bilevel.sweep.ladder import ROUNDS_AWAY, NoDerivative
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["TOLERANCE", "FlatUpdateWarning", "Update", "pull_update"]
@@ -29,6 +30,9 @@ __all__ = ["TOLERANCE", "FlatUpdateWarning", "Update", "pull_update"]
 TOLERANCE = 1e-5
 """How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error (entries of
 which the gradient is exactly 0 left out of both)."""
+
+_UNDER_AUTOCAST = 0.05
+"""The same under autocast, where a few per cent are what eight bits get."""
 
 
 class FlatUpdateWarning(UserWarning):
@@ -45,7 +49,7 @@ class Update(NamedTuple):
         factor: what u is a multiple of `direction` by; 1 but for a last step, where all that follows is in proportion
             to u.
         in_float64: the step in float64, where its derivatives along u should be taken there.
-        rounding: what rounding does, in float32, to an entry of the gradient.
+        rounding: what rounding does to an entry of the gradient.
         noise: about how far that may move a derivative along u.
         gradients: the gradient that the step used, where the update reads it.
     """
@@ -77,7 +81,8 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         # With one number for all, a pass over all parameters less.
         return back({}) if factor is None else Update(adjoint, {}, {}, factor)
     gradients = _trained(step, _gradient_of(run, step))
-    update = _exact_enough(run, back, gradients) if in_float32(step) else back(gradients)
+    eps = eps_of(step)
+    update = back(gradients) if eps is None else _exact_enough(run, back, gradients, eps)
     if run.differences is not None and run.ranks.any(not any(bool(u.any()) for u in update.direction.values())):
         warnings.warn(
             f"no gradient moves the update of {run.optimizer.__name__} in this step, to first order (it takes signs, "
@@ -93,11 +98,11 @@ def _clipped(run: Trajectory, back: _PullBack) -> Update:
     step = back.step
     stages = clip_stages(step.clips, _gradient_of(run, step))
     used = _trained(step, stages[-1])
-    rounds = in_float32(step) and not back.pullback.linear
-    update = _exact_enough(run, back, used) if rounds else back({} if back.pullback.linear else used)
-    rounding = (
-        typical_noise(_trained(step, stages[0])) if update.rounding else 0.0
-    )  # (the sweep's gradient is unclipped)
+    eps = None if back.pullback.linear else eps_of(step)
+    if eps is None:
+        update, rounding = back({} if back.pullback.linear else used), 0.0
+    else:  # (the sweep's gradient is unclipped)
+        update, rounding = _exact_enough(run, back, used, eps), typical_noise(_trained(step, stages[0]), eps)
     return update._replace(direction=pull_through_clips(step.clips, update.direction, stages), rounding=rounding)
 
 
@@ -168,17 +173,23 @@ class _PullBack:
                 yield piece, noise[name]
 
 
-def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors) -> Update:
+def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors, eps: float) -> Update:
     """Pull back with the recorded gradient, or in float64 with that of a replay where its rounding moves u too far."""
-    noise = {name: noise_of(g) for name, g in gradients.items()}
+    typical, tolerance, seen = typical_noise(gradients, eps), TOLERANCE, gradients
+    if back.step.conditions.autocast:
+        tolerance = _UNDER_AUTOCAST
+        size = torch.stack([torch.linalg.vector_norm(g) / max(1, g.numel()) ** 0.5 for g in gradients.values()])
+        seen = {name: g for (name, g), own in zip(gradients.items(), size.tolist(), strict=True) if own > 4 * typical}
+    noise = {name: noise_of(g, eps) for name, g in seen.items()}
     rounding = Rounding(noise)
     update = back(gradients, rounding)
-    if run.ranks.any(rounding.exceeds(TOLERANCE, lambda: back.moved(gradients, noise))):
+    if run.ranks.any(rounding.exceeds(tolerance, lambda: back.moved(seen, noise))):
         exact = gradient_in_float64(run, back.step, gradients)
+        if exact is None and back.step.conditions.autocast:
+            raise NoDerivative(ROUNDS_AWAY)
         if exact is not None:
             rounding = Rounding(noise)
             update = back(exact.gradients, rounding, update.direction)._replace(in_float64=exact.step)
-    typical = typical_noise(gradients)
     return update._replace(rounding=typical, noise=typical * rounding.size(), gradients=gradients)
 
 

@@ -307,7 +307,7 @@ def _places(index: Tensor, wanted: Tensor) -> Tensor | None:
 
 
 def objection_to(
-    run: Trajectory, step: Step, direction: Tensors, slope: Tensors | None = None
+    run: Trajectory, step: Step, direction: Tensors, slope: Tensors | None = None, exact: bool = False
 ) -> Callable[[Tensor], str | None]:
     """Return what compares <u, g> with the weighted sum of the t_i = <u, grad l_i> of the step's batch.
 
@@ -318,6 +318,7 @@ def objection_to(
     Args:
         run, step, direction: the step (or one of its micro-batches), and u.
         slope: the gradient of a replay, where there is one, without the step's scale and clips.
+        exact: the t_i are of the step without the autocast that it was taken under.
 
     Raises (when it is called):
         RuntimeError: the optimizer's gradient is not that of the recorded loss.
@@ -352,7 +353,8 @@ def objection_to(
         if abs(used - expected) <= tolerance * max(scale, abs(used)):
             return None
         used = along_reference(dot)  # the disagreement may be one of rounding
-        noise = 32 * blur(reference, direction)
+        cast = step.conditions.autocast
+        noise = 32 * blur(reference, direction, torch.finfo(cast[1]).eps if cast and exact else 0.0)
         if abs(used - expected) <= tolerance * max(scale, abs(used)) + noise:
             return None
         if weighted.regulariser is not None:  # it may read what the forward pass has left in the module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, update
+from steelyard.bilevel import Batch, NoDerivative, Recorder, Trajectory, Truncated, WeightedLoss, float64, update
 from steelyard.bilevel.optimizers._adaptive import adaptive
 from tests.bilevel.problems import CROSS_ENTROPY, relative
 from tests.bilevel.widened import widened
@@ -152,11 +153,58 @@ def test_asked_for_at_a_cold_start_only(replays: list[bool]) -> None:
     assert replays == [True]
 
 
-def test_a_step_under_autocast_is_left_alone(replays: list[bool]) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        record = run()
-    Truncated()(record, outer)
-    assert replays == []
+def _under_autocast(kind: type[torch.optim.Optimizer], eps: float, loss: Any, steps: int = 1) -> Trajectory:
+    """A bias before BatchNorm: in eight bits its gradient is rounding, as large as other gradients."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    data, weight = Batch.of(torch.randn(32, 6), torch.randint(0, 3, (32,))), 0.5 + torch.rand(32)
+    optimizer = kind(model.parameters(), lr=1e-2, eps=eps)  # type: ignore[call-arg]
+    with Recorder(model, optimizer, WeightedLoss(loss), steps) as recorder:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                value = recorder.loss(data, weight)
+            value.backward()
+            optimizer.step()
+        return recorder.trajectory()
+
+
+def _judged(model: nn.Module) -> Tensor:
+    dtype = next(model.parameters()).dtype
+    inputs = torch.linspace(-2, 2, 96, dtype=dtype).view(16, 6).sin()
+    return F.cross_entropy(model.eval()(inputs), torch.arange(16) % 3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("eps", [1e-1, 1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop], ids=lambda kind: kind.__name__)
+def test_rounding_does_not_decide_under_autocast(kind: type[torch.optim.Optimizer], eps: float, steps: int) -> None:
+    record = _under_autocast(kind, eps, CROSS_ENTROPY, steps)
+    exact = widened(record)
+    for step in exact.steps:
+        step.conditions = replace(step.conditions, autocast=None)
+        step.findings.projected = None
+    assert relative(Truncated(steps)(record, _judged).double(), Truncated(steps)(exact, _judged)) < 0.05
+
+
+def test_what_float64_does_not_take_is_taken_in_float32_under_autocast(replays: list[bool]) -> None:
+    loss = partial(F.cross_entropy, weight=torch.linspace(0.5, 1.5, 3), reduction="none")
+    record = _under_autocast(torch.optim.AdamW, 1e-3, loss)
+    found = Truncated()(record, _judged)
+    assert replays == [True]
+    step = record.steps[0]
+    step.conditions, step.findings.gradient = replace(step.conditions, autocast=None), None
+    assert relative(found, Truncated()(record, _judged)) < 1e-3
+
+
+def test_noise_of_its_own_is_refused_under_autocast() -> None:
+    class Noisy(nn.CrossEntropyLoss):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().forward(outputs * (1 + torch.randn_like(outputs)), targets)
+
+    record = _under_autocast(torch.optim.AdamW, 1e-8, Noisy(reduction="none"))
+    with pytest.raises(NoDerivative, match="without autocast"):
+        Truncated()(record, _judged)
 
 
 def test_a_loss_that_cannot_be_cast_keeps_the_recorded_gradient(replays: list[bool]) -> None:

@@ -15,7 +15,6 @@ from steelyard.bilevel import (
     Batch,
     FiniteDifference,
     Implicit,
-    NoDerivative,
     Recorder,
     Storage,
     Truncated,
@@ -585,7 +584,7 @@ def test_losses_of_several_labels_and_of_numbers(loss: Callable[[Tensor, Tensor]
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_batch_norm_under_bfloat16(steps: int) -> None:
-    """As near to float64 as eight bits get, and refused where rounding alone decides: a bias before BatchNorm."""
+    """As near to float64 as eight bits get; a bias before BatchNorm, whose gradient is rounding: `test_float64.py`."""
 
     def train(make: Callable[[], nn.Module], dtype: torch.dtype, kind: type[torch.optim.Optimizer]):
         torch.manual_seed(0)
@@ -611,8 +610,6 @@ def test_batch_norm_under_bfloat16(steps: int) -> None:
     for make, kind in ((batch_norm, torch.optim.SGD), (without_bias, torch.optim.AdamW)):
         low, high = (train(make, dtype, kind) for dtype in (torch.float32, torch.float64))
         assert relative(Truncated(steps)(low, outer).double(), Truncated(steps)(high, outer)) < 0.2
-    with pytest.raises(NoDerivative, match="bias=False"):
-        Truncated(steps)(train(batch_norm, torch.float32, torch.optim.AdamW), outer)
 
 
 LOOPS = {

@@ -54,14 +54,15 @@ def widen(question: Question) -> Question | None:
     return replace(question, step=step, at=at, direction=in_float64(question.direction), batch=batch)
 
 
-def blur(slope: Tensors, direction: Tensors) -> float:
+def blur(slope: Tensors, direction: Tensors, eps: float = 0.0) -> float:
     """Return about how far rounding alone may move <slope, along>, `slope` a gradient.
 
     An entry of a gradient rounds by a few units of the size of the others (a bias before BatchNorm has nothing else).
-    One that is exactly 0 comes from a dead unit, and does not.
+    One that is exactly 0 comes from a dead unit, and does not. `eps` is the precision where that is less than the
+    gradient's own.
     """
     count = sum(g.numel() for g in slope.values())
-    eps = max(torch.finfo(g.dtype).eps for g in slope.values()) if slope else 0.0
+    eps = eps or max((torch.finfo(g.dtype).eps for g in slope.values()), default=0.0)
     size = float(dot(slope, slope)) ** 0.5 / max(1, count) ** 0.5
     reached = sum(float(torch.linalg.vector_norm((direction[n] * (g != 0)).double()) ** 2) for n, g in slope.items())
     return eps * size * reached**0.5

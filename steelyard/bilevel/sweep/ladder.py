@@ -38,7 +38,7 @@ from steelyard.bilevel.sweep.rungs import (
 from steelyard.bilevel.sweep.stopped import stops_gradients
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["Ladder", "NoDerivative", "StopGradientWarning"]
+__all__ = ["ROUNDS_AWAY", "Ladder", "NoDerivative", "StopGradientWarning"]
 
 Answer = TypeVar("Answer")
 Objection = Callable[[Any], str | None]
@@ -305,7 +305,7 @@ class Ladder:
             if lasting:
                 barred[rung.name] = reasons[rung.name]
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-        remedy = _UNDER_AUTOCAST if question.step.conditions.autocast else _REMEDY
+        remedy = ROUNDS_AWAY if question.step.conditions.autocast else _REMEDY
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
 
     def _size(self, question: Question, known: _Known, due: bool) -> int | None:
@@ -370,10 +370,12 @@ _REMEDY = (
 )
 
 
-_UNDER_AUTOCAST = (
-    "autocast rounds it away: a gradient that is nothing but rounding (of a bias before BatchNorm) decides an adaptive "
-    "update; leave such a bias out, bias=False, or record without autocast"
+ROUNDS_AWAY = (
+    "autocast rounds it away: the rounding of the gradient (of a bias before BatchNorm it is nothing else) decides an "
+    "adaptive update, and the step does not replay to the same gradient in float64 or float32; leave such a bias out, "
+    "bias=False, or record without autocast"
 )
+"""Why a step under autocast has no derivative."""
 
 
 def _check_second_derivative(question: Question, known: _Known) -> None:
