@@ -37,8 +37,8 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 # row -> (recipe, overrides, outer iterations; None: as many as asked for)
 ROWS: dict[str, tuple[str, list[str], int | None]] = {
     "Steelyard, float32": ("maple_100", ["method.inner.bfloat16=false", "method.folds=1"], None),
-    "Steelyard, bfloat16": ("maple_100", ["method.folds=1"], None),
-    f"Steelyard, bfloat16, {KEEPS}": ("maple_100", ["method.folds=1"], None),
+    "Steelyard, bfloat16": ("maple_100", ["method.inner.bfloat16=true", "method.folds=1"], None),
+    f"Steelyard, bfloat16, {KEEPS}": ("maple_100", ["method.inner.bfloat16=true", "method.folds=1"], None),
     "Steelyard, maple_100, cross-fitted": ("maple_100", [], 20),
     "Steelyard, maple, cross-fitted": ("maple", [], 16),
 }

@@ -17,6 +17,7 @@ from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
 from steelyard.experiments.methods.shuffled_hypergradient import ShuffledHypergradient
 from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.precision import Bfloat16, takes_bfloat16
 from steelyard.experiments.training.problem import Fitted, Latest, Observer, Problem
 from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Fixed, Range, Within
 from steelyard.experiments.training.trainer import OptimizerSettings
@@ -38,7 +39,8 @@ class InnerSettings:
         steps: optimizer steps.
         batch_size: samples a step; 0 takes all that are kept.
         restart: start every inner run from the same initial parameters (the paper); false goes on from the last one.
-        bfloat16: autocast to bfloat16.
+        bfloat16: autocast to bfloat16; "auto": where that is faster, which is measured when a run begins and written
+            into it.
         schedule: of the learning rate over an inner run: "constant", or "cosine" down to 2%.
         optimizer: the optimizer.
     """
@@ -46,7 +48,7 @@ class InnerSettings:
     steps: int = 100
     batch_size: Annotated[int, Range.log2(6, 6.75, SUBPOPBENCH, whole=True, off=0)] = 0
     restart: bool = True
-    bfloat16: bool = False
+    bfloat16: Bfloat16 = False
     schedule: Literal["constant", "cosine"] = "constant"
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings("sgd", 0.1, 0.9))
 
@@ -173,7 +175,7 @@ class Maple:
             self.inner.steps,
             batch_size=self.inner.batch_size or None,
             restart=self.inner.restart,
-            autocast=torch.bfloat16 if self.inner.bfloat16 else None,
+            autocast=torch.bfloat16 if takes_bfloat16(self.inner.bfloat16, problem.splits.train.index.device) else None,
             seed=problem.seed,
             schedule=reweight.CosineDecay() if self.inner.schedule == "cosine" else None,
         )

@@ -12,6 +12,7 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.errors import RunError, UserError
 from steelyard.experiments.runs.folder import CONFIG, holding, is_finished
 from steelyard.experiments.runs.run_folder import RunFolder, blamed_on, check_device
+from steelyard.experiments.runs.settled import settled
 
 __all__ = ["Work", "carried_out"]
 
@@ -91,8 +92,9 @@ def carried_out(
         RunError: the directory cannot be written, holds something else, or is in use; the device is not there; the
             recipe's settings do not fit the data, or training failed. And what the work's own methods raise.
     """
+    check_device(work.recipe.device)
+    work.recipe = settled(work.recipe, directory, resume, ranks)
     recipe, first = work.recipe, ranks.rank == 0
-    check_device(recipe.device)
     if overwrite and resume:
         raise RunError(
             "--overwrite and --resume exclude each other: the one begins anew, the other goes on; give one of them"

@@ -66,7 +66,7 @@ def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
             return value
         hint = float  # for the words
     if origin is Literal:
-        if value not in arguments:
+        if not any(type(value) is type(one) and value == one for one in arguments):  # (1 == True)
             raise RecipeError(
                 f"{source}: {path} must be one of {', '.join(map(repr, arguments))}, got {shown(value)}"
                 f"{_near(value, map(str, arguments))}"

@@ -23,6 +23,7 @@ from steelyard.checkpoint import Stateful
 from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.training.batch_shards import BatchShard, batch_shards
 from steelyard.experiments.training.batches import shuffled
+from steelyard.experiments.training.precision import Bfloat16, takes_bfloat16
 from steelyard.experiments.training.problem import Observer, Problem
 from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Fixed, Range
 from steelyard.reweight import Risk
@@ -68,8 +69,9 @@ class Training:
         batch_size: samples a step, drawn without replacement and reshuffled each epoch; 0 takes all of them.
         l2: the coefficient of the sum of squares of all parameters in the loss.
         evaluate_every: steps between two evaluations; the last step is always evaluated.
-        bfloat16: run the model's forward pass under autocast to bfloat16. Parameters, losses and penalties stay in
-            single precision; evaluation does not use it.
+        bfloat16: run the model's forward pass under autocast to bfloat16; "auto": where that is faster, which is
+            measured when a run begins and written into it. Parameters, losses and penalties stay in single precision;
+            evaluation does not use it.
         optimizer: the optimizer.
     """
 
@@ -77,7 +79,7 @@ class Training:
     batch_size: Annotated[int, Range.log2(6, 6.75, SUBPOPBENCH, whole=True, off=0)] = 0
     l2: Annotated[float, Fixed("weight_decay is drawn")] = 0.0
     evaluate_every: Annotated[int, FIXED] = 10
-    bfloat16: bool = False
+    bfloat16: Bfloat16 = False
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -156,7 +158,8 @@ class Learner:
     ) -> None:
         if (penalty is None) != (anneal is None):
             raise ValueError("penalty and anneal come together: a penalty needs its weight")
-        self.model, self.loss, self.l2, self.bfloat16 = model, loss, settings.l2, settings.bfloat16
+        self.model, self.loss, self.l2 = model, loss, settings.l2
+        self.bfloat16 = takes_bfloat16(settings.bfloat16, next(model.parameters()).device)
         self.rule = Uniform() if rule is None else rule
         self.penalty, self.anneal = penalty, anneal
         self.optimizer = settings.optimizer.build(model.parameters()) if optimizer is None else optimizer
