@@ -27,6 +27,7 @@ from steelyard.bilevel.window import (
     add_scaled,
     check_alone,
     check_detached,
+    check_tensors,
     derivatives_as_rows,
     ids_of,
     outer_gradient,
@@ -151,6 +152,7 @@ class Implicit:
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
         check_alone(trajectory, "Implicit")
+        check_tensors(tensors)
         check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, bool(tracking_layers(trajectory.module)))
         at = _trained(trajectory)

@@ -227,8 +227,10 @@ class Trajectory:
 
 
 def scalar(value: Any) -> Tensor:
-    """Return what an outer loss returned as a tensor without dimensions; ValueError if it is no scalar."""
+    """Return what an outer loss returned as a tensor without dimensions; ValueError if it is no real scalar."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"outer must return a scalar tensor, got {got}")
+    if value.is_complex():
+        raise ValueError(f"outer must return a real number, got {value.dtype}: return its abs(), or its .real")
     return value.reshape(())

@@ -28,6 +28,7 @@ from steelyard.bilevel.window import (
     check_alone,
     check_detached,
     check_replayed,
+    check_tensors,
     derivatives_as_rows,
     ids_of,
     objection_to,
@@ -187,8 +188,13 @@ class Truncated:
 
         Returns:
             One tensor for each of `tensors`, of its shape; zeros where nothing depends on it.
+
+        Raises:
+            ValueError: one of `tensors` requires no gradient; recorded weights that carry a graph.
+            TypeError: one is complex.
         """
         check_alone(trajectory, "the general path, estimator.tensors(...),")
+        check_tensors(tensors)
         steps = self._window(trajectory)
         check_detached(trajectory)
         found = outer_gradient(trajectory, outer, tensors, _tracks(trajectory, steps))

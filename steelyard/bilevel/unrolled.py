@@ -22,7 +22,15 @@ from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import Ladder
 from steelyard.bilevel.trajectory import Trajectory, swapped
 from steelyard.bilevel.truncated import MEMORY, Outer
-from steelyard.bilevel.window import add_by_id, check_alone, check_detached, check_recorded, ids_of, outer_gradient
+from steelyard.bilevel.window import (
+    add_by_id,
+    check_alone,
+    check_detached,
+    check_recorded,
+    check_tensors,
+    ids_of,
+    outer_gradient,
+)
 
 __all__ = ["Unrolled"]
 
@@ -97,6 +105,7 @@ class Unrolled:
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return d outer / d tensor for any tensors that the losses read; see `Truncated.tensors`."""
         steps = self._window(trajectory)
+        check_tensors(tensors)
         check_detached(trajectory)
         value = self._unroll(trajectory, outer, steps, [step.weight for step in steps])
         return _derivatives(trajectory, value, tensors)

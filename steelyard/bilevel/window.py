@@ -40,6 +40,7 @@ __all__ = [
     "check_detached",
     "check_recorded",
     "check_replayed",
+    "check_tensors",
     "derivatives_as_rows",
     "ids_of",
     "objection_to",
@@ -261,6 +262,26 @@ def check_detached(run: Trajectory) -> None:
             "the recorded weights carry a graph of their own: compute them inside the objective, or pass the "
             "sample weights' hypergradient on yourself, weight.backward(estimator(trajectory, outer, index))"
         )
+
+
+def check_tensors(tensors: Sequence[Tensor]) -> None:
+    """Raise TypeError or ValueError unless a derivative by each of `tensors` can be asked for.
+
+    Raises:
+        TypeError: one that is complex.
+        ValueError: one that requires no gradient.
+    """
+    for number, tensor in enumerate(tensors):
+        if tensor.is_complex():
+            raise TypeError(
+                f"tensors[{number}] is complex ({tensor.dtype}): hold it as a real tensor with a last axis of 2, and "
+                "use torch.view_as_complex where the loss reads it"
+            )
+        if not tensor.requires_grad:
+            raise ValueError(
+                f"tensors[{number}], {tensor.dtype} {tuple(tensor.shape)}, requires no gradient: call requires_grad_() "
+                "on it before the loss that reads it is recorded"
+            )
 
 
 def ids_of(run: Trajectory, index: Tensor | Numbers | None) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, Unrolled, WeightedLoss
+from steelyard.bilevel import Batch, Implicit, Recorder, Trajectory, Truncated, Unrolled, WeightedLoss
 from tests.bilevel.problems import CROSS_ENTROPY, Problem, batch_norm, mlp, relative
 
 CASE = Problem()
@@ -120,3 +121,28 @@ def test_sample_weights_by_the_general_path_agree_with_the_fast_one() -> None:
         Truncated()(record, CASE.outer)
     record.objective = fast
     assert torch.allclose(general, Truncated()(record, CASE.outer), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error", "message"),
+    [
+        (torch.tensor(0.3), ValueError, r"tensors\[1\], torch.float32 \(\), requires no gradient: call requires_grad_"),
+        (torch.zeros(2, dtype=torch.complex64), TypeError, r"tensors\[1\] is complex \(torch.complex64\)"),
+    ],
+    ids=["without gradient", "complex"],
+)
+@pytest.mark.parametrize("estimator", [Truncated(), Implicit(), Unrolled()], ids=lambda one: type(one).__name__)
+def test_tensors_that_no_derivative_can_be_by(
+    estimator: Any, tensor: Any, error: type[Exception], message: str
+) -> None:
+    model, scale = nn.Linear(3, 2), torch.tensor(0.3, requires_grad=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = Batch.of(torch.randn(4, 3), torch.arange(4) % 2)
+    with Recorder(model, optimizer, temperature([scale]), full_state=True) as recorder:
+        recorder.loss(data, torch.ones(4)).backward()
+        optimizer.step()
+        record = recorder.trajectory()
+    with pytest.raises(error, match=message):
+        estimator.tensors(record, lambda model: model.weight.sum(), [scale, tensor])
+    with pytest.raises(ValueError, match="outer must return a real number, got torch.complex64: return its abs"):
+        estimator.tensors(record, lambda model: model.weight.sum() * 1j, [scale])
