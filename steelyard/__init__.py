@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steelyard import bilevel, checkpoint, distributed, reweight, selectors, theory
+    from steelyard._support._report import report
     from steelyard.bilevel import (
         Batch,
         FiniteDifference,
@@ -87,6 +88,7 @@ __all__ = [
     "bilevel",
     "checkpoint",
     "distributed",
+    "report",
     "reweight",
     "selectors",
     "theory",
@@ -103,6 +105,7 @@ _ROOMS = {
     ),
     "checkpoint": ("Journal",),
     "distributed": ("Processes",),
+    "_support._report": ("report",),
     "selectors": (),
     "theory": (),
 }

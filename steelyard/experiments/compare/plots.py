@@ -20,6 +20,7 @@ __all__ = [
     "STYLE",
     "accuracy_curves",
     "distributions",
+    "histograms",
     "legend_below",
     "outer_steps",
     "plain_number",
@@ -110,6 +111,22 @@ def distributions(samples: pandas.DataFrame, fact: str, names: Mapping[bool, str
         _histogram(right, samples, "weight", "weight", (0.0, top), fact, names)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        return svg(figure)
+
+
+def histograms(weights: Sequence[float], probabilities: Sequence[float]) -> str:
+    """Draw how many samples have each keep-probability, and each weight."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.0))
+        left, right = figure.subplots(1, 2)
+        share = [100 / max(len(weights), 1)] * len(weights)
+        top = max(*weights, 1.0) * 1.02
+        for axes, values, name, high in (
+            (left, probabilities, "keep-probability", 1.0),
+            (right, weights, "weight", top),
+        ):
+            axes.hist(values, bins=25, range=(0, high), weights=share, color=COLOURS[0], alpha=0.75)
+            axes.set(xlabel=name, ylabel="share of the samples (%)", xlim=(0, high))
         return svg(figure)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from steelyard._support._text import printable
-from steelyard.experiments.compare.plots import accuracy_curves
+from steelyard.experiments.compare.plots import accuracy_curves, histograms
 from steelyard.experiments.data import OwnTable, Splits
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.report.learned import svg_source
@@ -66,7 +66,9 @@ def render(outcome: Outcome, figures: Figures, folder: Path, command: str) -> st
         calibration=svg_source(
             plots.calibration([(CALLED[m.name], m.calibration) for m in (figures.weighed, figures.plain)])
         ),
-        histograms=svg_source(plots.histograms(outcome.reweighting.weights, outcome.reweighting.probabilities)),
+        histograms=svg_source(
+            histograms(outcome.reweighting.weights.tolist(), outcome.reweighting.probabilities.tolist())
+        ),
         curves=[(title, svg_source(plot)) for title, plot in _curves(outcome)],
         spreads=spreads(outcome),
         suspects=_listed(outcome, columns),

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib
-import torch
-from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from steelyard.experiments.compare.plots import COLOURS, STYLE, legend_below, svg
 from steelyard.experiments.weigh.figures import Calibration
 
-__all__ = ["calibration", "histograms"]
+__all__ = ["calibration"]
 
 
 def calibration(named: Sequence[tuple[str, Calibration]]) -> str:
@@ -31,20 +28,4 @@ def calibration(named: Sequence[tuple[str, Calibration]]) -> str:
         axes.set(xlabel="how sure the model is", ylabel="share of right answers")
         axes.set(xlim=(max(0, low - 0.05), 1), ylim=(0, 1))
         legend_below(figure, axes)
-        return svg(figure)
-
-
-def histograms(weights: Float[Tensor, " n"], probabilities: Float[Tensor, " n"]) -> str:
-    """Draw how many rows have each keep-probability, and each weight."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 3.0))
-        left, right = figure.subplots(1, 2)
-        share = torch.full((len(weights),), 100 / max(len(weights), 1)).tolist()
-        top = max(float(weights.max()), 1.0) * 1.02
-        for axes, values, name, high in (
-            (left, probabilities, "keep-probability", 1.0),
-            (right, weights, "weight", top),
-        ):
-            axes.hist(values.tolist(), bins=25, range=(0, high), weights=share, color=COLOURS[0], alpha=0.75)
-            axes.set(xlabel=name, ylabel="share of the training rows (%)", xlim=(0, high))
         return svg(figure)
