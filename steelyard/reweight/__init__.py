@@ -4,6 +4,8 @@ from steelyard.reweight.bayesian import BayesianIRM
 from steelyard.reweight.clean import Balanced
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.cross_fit import CrossFit
+from steelyard.reweight.groups import FoundGroups, OneHumpError, balance, find_groups
+from steelyard.reweight.humps import TwoMeans, Valley, adjusted_rand, two_means, valley
 from steelyard.reweight.influence import influence
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.learning_to_reweight import LearningToReweight
@@ -44,6 +46,7 @@ __all__ = [
     "CrossFit",
     "CubicBudget",
     "Custom",
+    "FoundGroups",
     "GeneralisedCrossEntropy",
     "GroupDRO",
     "GroupWeights",
@@ -57,6 +60,7 @@ __all__ = [
     "Mask",
     "MeanRisk",
     "MetaWeightNet",
+    "OneHumpError",
     "Online",
     "OnlineStep",
     "OuterRisk",
@@ -72,16 +76,23 @@ __all__ = [
     "SoftGroupWorst",
     "Sqrt",
     "TopQ",
+    "TwoMeans",
     "Uniform",
     "VREx",
+    "Valley",
     "WeightNet",
     "WeightedSum",
+    "adjusted_rand",
+    "balance",
     "bernoulli_kl",
     "bernoulli_kl_gradient",
     "budget_of",
+    "find_groups",
     "influence",
     "keep_probabilities",
     "pool",
     "project_ball",
     "project_box_simplex",
+    "two_means",
+    "valley",
 ]

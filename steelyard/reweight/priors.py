@@ -7,7 +7,7 @@ one sigmoid whose threshold is solved for, so that the probabilities sum to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard._support._text import few
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
@@ -31,7 +32,7 @@ _MOST = 0.9  # of a stratum: were it all kept, its scores would not count
 
 def keep_probabilities(
     scores: Float[Tensor, " n"] | Numbers,
-    budget: float | int | None,
+    budget: float | int | Mapping[int, float | int] | None,
     *,
     temperature: float | int = 0.2,
     strata: Int[Tensor, " n"] | Numbers | None = None,
@@ -47,7 +48,9 @@ def keep_probabilities(
 
     Args:
         scores: ``(n,)``, higher = more worth keeping (with `of`: as that score gives them).
-        budget: K in [0, n], which need not be whole; in (0, 1) it is a share of the samples (see `budget_of`).
+        budget: K in [0, n], which need not be whole; in (0, 1) it is a share of the samples (see `budget_of`). With
+            `strata` also one for each: a mapping from a stratum to the number of its samples that are kept (a number
+            in any case, never a share).
         temperature: T. The log-odds of the best and the worst sample differ by 1 / T; by default 5, so that no
             sample is certain (with K = n / 2 the ends are at 0.92 and 0.08). T -> 0 keeps the K best.
         strata: ``(n,)`` where samples can be compared only with their like: ranks are taken within each stratum, and
@@ -64,7 +67,8 @@ def keep_probabilities(
 
     Raises:
         ValueError: no scores, a budget outside [0, n], temperature <= 0, strata of another length, an unknown name in
-            `of`, or one of a score of unlabelled samples, which says nothing of what to keep.
+            `of`, or one of a score of unlabelled samples, which says nothing of what to keep; budgets of strata without
+            `strata` or with `balanced`, for a stratum none, or one above the number of its samples.
 
     Example:
         >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
@@ -76,15 +80,21 @@ def keep_probabilities(
             f"anyway leave `of` out, to keep the lowest pass -scores"
         )
     values = turned(_check.floats("scores", scores, ("n",)), of)
-    kept = _resolved(budget, len(values))
     width = _check.in_range("temperature", temperature, low=0.0, open_low=True)
+    if isinstance(budget, Mapping) and (strata is None or balanced):
+        raise ValueError("budget is given for each stratum: that needs strata, and balanced=False")
     if strata is None:
-        return _ranked(values, kept, width)
+        assert not isinstance(budget, Mapping)
+        return _ranked(values, _resolved(budget, len(values)), width)
     groups = _check.integers("strata", strata).to(values.device)
     _check.same_length(scores=values, strata=groups)
     result = torch.empty(len(values), dtype=torch.float64, device=values.device)
     ids, sizes = groups.unique(return_counts=True)
-    for stratum, share in zip(ids, _stratum_budgets(sizes.tolist(), kept, balanced), strict=True):
+    if isinstance(budget, Mapping):
+        shares = _given_budgets(budget, dict(zip(ids.tolist(), sizes.tolist(), strict=True)))
+    else:
+        shares = _stratum_budgets(sizes.tolist(), _resolved(budget, len(values)), balanced)
+    for stratum, share in zip(ids, shares, strict=True):
         member = groups == stratum
         result[member] = _ranked(values[member], share, width)
     return result
@@ -265,6 +275,14 @@ def _stratum_budgets(sizes: Sequence[int], budget: float, balanced: bool) -> lis
         shares[place] = min(budget / left, _MOST * sizes[place])
         budget, left = budget - shares[place], left - 1
     return shares
+
+
+def _given_budgets(budget: Mapping[int, float | int], sizes: Mapping[int, int]) -> list[float]:
+    """Return the budget of each stratum in the order of `sizes`; ValueError where one has none, or too much."""
+    missing = [stratum for stratum in sizes if stratum not in budget]
+    if missing:
+        raise ValueError(f"budget has no entry for the strata [{few(missing)}], which have samples; give each one")
+    return [_check.in_range(f"budget[{stratum}]", budget[stratum], low=0, high=size) for stratum, size in sizes.items()]
 
 
 def _resolved(budget: float | int | None, count: int) -> float:

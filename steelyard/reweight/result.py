@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from steelyard._support import _check, _files, _state, _text
 from steelyard._support._check import Numbers
 from steelyard._support._packages import needed_by
+from steelyard.reweight.groups import FoundGroups, find_groups
 from steelyard.reweight.mask import Mask, check_probabilities
 
 if TYPE_CHECKING:
@@ -148,6 +149,27 @@ class Reweighting:
         assert self.index is not None  # set in __post_init__
         order = self.probabilities.detach().argsort(stable=True)
         return self.index[order[self.expected_weights.detach()[order].argsort(stable=True)[:k]]]
+
+    def groups(
+        self, targets: Int[Tensor, " n"] | Numbers | None = None, repeats: Sequence[Reweighting] = (), **options: Any
+    ) -> FoundGroups:
+        """Cut the keep-probabilities into two groups; see `find_groups`, whose arguments these are.
+
+        Args:
+            targets: ``(n,)`` class ids in the order of `index`, for the cells.
+            repeats: results of the same samples in the same order, with other seeds or another budget.
+            options: of `find_groups`.
+
+        Raises:
+            OneHumpError: there are no two groups.
+            ValueError: `repeats` of other samples; see `find_groups`.
+        """
+        assert self.index is not None  # set in __post_init__
+        for number, other in enumerate(repeats):
+            _check.instance(f"repeats[{number}]", other, Reweighting, "a Reweighting")
+            if other.index is None or not torch.equal(other.index.cpu(), self.index.cpu()):
+                raise ValueError(f"repeats[{number}] is of other samples, or in another order: its index differs")
+        return find_groups(self.probabilities, targets, repeats=[one.probabilities for one in repeats], **options)
 
     def to_frame(self, **columns: Tensor | Numbers) -> pandas.DataFrame:
         """Return a table: a row a sample with its id (index), w (weight), s (probability) and s w (expected_weight).

@@ -27,6 +27,21 @@ def spurious(n=200, seed=0, dtype=torch.float64):
     return Batch.of(inputs, (sign > 0).long(), environment=environment), agrees
 
 
+def shortcut(n=800, seed=0):
+    """Two environments, as Colored MNIST: feature 0 has the label's sign for 75%, 1 for 90% and for 80%, little noise.
+
+    Returns:
+        The samples, and a ``(n,)`` bool tensor: the shortcut agrees with the label.
+    """
+    g = torch.Generator().manual_seed(seed)
+    environment = torch.arange(n) % 2
+    sign = torch.where(torch.rand(n, generator=g) < 0.5, 1.0, -1.0)
+    core = torch.where(torch.rand(n, generator=g) < 0.75, sign, -sign)
+    agrees = torch.rand(n, generator=g) < torch.where(environment == 0, 0.9, 0.8)
+    inputs = torch.stack([core, torch.where(agrees, sign, -sign)], 1) + 0.1 * torch.randn(n, 2, generator=g)
+    return Batch.of(inputs.double(), (sign > 0).long(), environment=environment), agrees
+
+
 def linear_run(steps=30, dtype=torch.float64, lr=1.0, **options):
     """Logistic regression by SGD with momentum from one random start."""
     return InnerRun(
