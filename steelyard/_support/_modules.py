@@ -1,4 +1,4 @@
-"""A module in evaluation mode for a while, and its last linear layer."""
+"""A module in evaluation mode for a while, its last linear layer, and its outputs as a logit for each class."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "inputs_of_last_linear", "last_linear"]
+__all__ = ["class_logits", "evaluating", "inputs_of_last_linear", "last_linear"]
 
 
 @contextmanager
@@ -48,3 +49,8 @@ def inputs_of_last_linear(model: nn.Module) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
+
+
+def class_logits(outputs: Tensor) -> Tensor:
+    """Return a logit per class: one logit, the log-odds of class 1, becomes the pair (0, logit)."""
+    return torch.cat([torch.zeros_like(outputs), outputs], dim=-1) if outputs.shape[-1] == 1 else outputs

@@ -4,6 +4,7 @@ from steelyard.reweight.bayesian import BayesianIRM
 from steelyard.reweight.clean import Balanced
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.cross_fit import CrossFit
+from steelyard.reweight.cross_scores import CrossFitScores, cross_fit_scores
 from steelyard.reweight.groups import FoundGroups, OneHumpError, balance, find_groups
 from steelyard.reweight.humps import TwoMeans, Valley, adjusted_rand, two_means, valley
 from steelyard.reweight.influence import influence
@@ -18,6 +19,7 @@ from steelyard.reweight.outer_settings import OuterSettings
 from steelyard.reweight.outer_state import OuterState, OuterStep
 from steelyard.reweight.priors import Prior, bernoulli_kl, bernoulli_kl_gradient, keep_probabilities, pool
 from steelyard.reweight.projections import project_ball, project_box_simplex
+from steelyard.reweight.refine import Refine
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import Log, MeanRisk, Risk, Sqrt, WeightedSum
 from steelyard.reweight.risks import GroupWorst, IRMv1, SoftGroupWorst, VREx
@@ -44,6 +46,7 @@ __all__ = [
     "ConstraintSet",
     "CosineDecay",
     "CrossFit",
+    "CrossFitScores",
     "CubicBudget",
     "Custom",
     "FoundGroups",
@@ -68,6 +71,7 @@ __all__ = [
     "OuterState",
     "OuterStep",
     "Prior",
+    "Refine",
     "RelativeDifficulty",
     "Reweighting",
     "Risk",
@@ -87,6 +91,7 @@ __all__ = [
     "bernoulli_kl",
     "bernoulli_kl_gradient",
     "budget_of",
+    "cross_fit_scores",
     "find_groups",
     "influence",
     "keep_probabilities",

@@ -115,13 +115,20 @@ class InnerRun:
         """The processes that train together: those of the objective."""
         return self.objective.ranks
 
-    def __call__(self, train: Batch, weight: Float[Tensor, " n"] | Numbers) -> tuple[nn.Module, Trajectory]:
+    def __call__(
+        self,
+        train: Batch,
+        weight: Float[Tensor, " n"] | Numbers,
+        after_step: Callable[[int, nn.Module], None] | None = None,
+    ) -> tuple[nn.Module, Trajectory]:
         """Run on the samples of `train` with weight > 0, gathered once, or batch by batch from a `Streamed`.
 
         Args:
             train: ``n`` samples, on several ranks this one's share. Of a `Streamed`, without a batch size (or with one
                 as large as the kept set), the kept samples are in memory as a whole.
             weight: ``(n,)`` >= 0.
+            after_step: called after each optimizer step with the number of steps taken, from 1, and the model, which it
+                may read and run but not change.
 
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
@@ -145,11 +152,13 @@ class InnerRun:
                 self._set_rates(optimizer, step / self.steps)
                 loss = recorder.loss if step >= self.steps - self.window else plain
                 self._train_step(model, optimizer, loss, *next(batches))
+                if after_step is not None:
+                    after_step(step + 1, model)
             trajectory = recorder.trajectory()
         return trajectory.module, trajectory
 
-    def fresh(self) -> InnerRun:
-        """Return a run of the same settings that builds its own model and shares no state with this one."""
+    def fresh(self, seed: int | None = None) -> InnerRun:
+        """Return a run of the same settings (or of another seed) that builds its own model and shares no state."""
         return InnerRun(
             self._make_model,
             self._make_optimizer,
@@ -158,7 +167,7 @@ class InnerRun:
             self.batch_size,
             self.restart,
             self.autocast,
-            self.seed,
+            self.seed if seed is None else seed,
             self.window,
             self.storage,
             self.schedule,

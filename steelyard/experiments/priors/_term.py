@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
-from steelyard._support._modules import evaluating, inputs_of_last_linear
+from steelyard._support._modules import class_logits, evaluating, inputs_of_last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from steelyard.selectors import Direction, direction_of
 
-__all__ = ["CHUNK", "Term", "adam", "class_logits", "kept", "read"]
+__all__ = ["CHUNK", "Term", "adam", "kept", "read"]
 
 CHUNK = 8192  # samples a forward pass
 
@@ -59,8 +59,3 @@ def read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     with evaluating(model), inputs_of_last_linear(model) as hidden:
         logits = class_logits(model(batch.inputs))
     return logits, hidden[0]
-
-
-def class_logits(outputs: Tensor) -> Tensor:
-    """Return a logit per class: one logit, the log-odds of class 1, becomes the pair (0, logit)."""
-    return torch.cat([torch.zeros_like(outputs), outputs], dim=-1) if outputs.shape[-1] == 1 else outputs

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steelyard import selectors
-from steelyard.experiments.priors._term import CHUNK, class_logits, kept
+from steelyard._support._modules import class_logits
+from steelyard.experiments.priors._term import CHUNK, kept
 from steelyard.experiments.priors.ensemble import EnsembleTerm
 from steelyard.experiments.training.problem import Problem
 
