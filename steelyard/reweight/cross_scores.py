@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steelyard import selectors
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._modules import class_logits, evaluating, inputs_of_last_linear
@@ -157,6 +156,8 @@ class Scoring:
         mean.pop("loss")
         disagreement = torch.full_like(losses[0], math.nan)
         if self.repeats > 1 and bool(losses.isfinite().all()):
+            from steelyard import selectors  # a room that who asks for `Maple` alone does not need
+
             disagreement = selectors.rank_disagreement(losses)
         return CrossFitScores(**mean, rank_disagreement=disagreement, losses=losses)
 
@@ -184,10 +185,14 @@ class _Watch:
 
     def __call__(self, step: int, model: nn.Module) -> None:
         if self._average is None:
+            from steelyard import selectors
+
             self._linear = any(isinstance(module, nn.Linear) for module in model.modules())
             self._average = selectors.ema(model, self._decay, bias_corrected=True)
         self._average.update_parameters(model)
         if step in self._reads:
+            from steelyard import selectors
+
             logits, _ = self._outputs(model)
             targets = self._targets(logits)
             self._margins.append(selectors.aum(logits[None], targets))
@@ -203,6 +208,8 @@ class _Watch:
         loss = nn.functional.cross_entropy(logits.double(), targets, reduction="none")
         lhd = torch.full_like(loss, math.nan)
         if self._linear:
+            from steelyard import selectors
+
             other, other_hidden = self._outputs(self._average.module)
             difference = selectors.state_difference(logits, other, hidden, other_hidden, labels=targets)
             lhd = torch.linalg.vector_norm(difference.double(), dim=1)
