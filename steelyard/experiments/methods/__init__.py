@@ -23,6 +23,7 @@ from steelyard.experiments.methods.mrm import MRM
 from steelyard.experiments.methods.online import Online
 from steelyard.experiments.methods.ordered_sgd import OrderedSGD
 from steelyard.experiments.methods.pde import PDE
+from steelyard.experiments.methods.refined_maple import RefinedMaple
 from steelyard.experiments.methods.self_cleaning import SelfCleaning
 from steelyard.experiments.methods.sparse_irm import SparseIRM
 from steelyard.experiments.methods.subset import Subset
@@ -47,6 +48,7 @@ __all__ = [
     "Method",
     "Online",
     "OrderedSGD",
+    "RefinedMaple",
     "SelfCleaning",
     "SparseIRM",
     "Subset",
@@ -61,6 +63,7 @@ Method = (
     | IRMv1
     | VREx
     | Maple
+    | RefinedMaple
     | UpWeighting
     | CVaRDRO
     | GroupDRO

@@ -14,6 +14,7 @@ from steelyard._support._modules import evaluating, inputs_of_last_linear, last_
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.methods.erm import ERM
+from steelyard.experiments.methods.found_groups import Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import group_balanced_subset
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -39,6 +40,8 @@ class DFR(TrainedMethod):
         strengths: values of C, scikit-learn's inverse strength, to choose from.
         retrains: fits that are averaged.
         by: the labels that are balanced.
+        groups: where the groups come from, if `by` is "group": the data, or found (`found_groups`). Found ones are of
+            training samples alone: the strength is then chosen by one half of these, the layer fitted on the other.
         training: of the ERM model, which is not observed; the result is, once, as the last step.
     """
 
@@ -47,9 +50,14 @@ class DFR(TrainedMethod):
     strengths: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
     retrains: Annotated[int, FIXED] = 20
     by: group_labels.Field = "group"
+    groups: GroupSource = field(default_factory=Given)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.groups, Given) and (self.by != "group" or self.fit_on != "train"):
+            raise ValueError(
+                f"groups.name = {self.groups.name!r} finds groups of training samples: take fit_on = 'train'"
+            )
         _check.integer("retrains", self.retrains, low=1)
         if not self.strengths:
             raise ValueError("strengths needs at least one value of C, got none")
@@ -59,7 +67,7 @@ class DFR(TrainedMethod):
     @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
-        return self.by == "group" and self.fit_on == "train"
+        return self.by == "group" and self.fit_on == "train" and isinstance(self.groups, Given)
 
     @property
     def needs_validation_groups(self) -> bool:
@@ -70,7 +78,10 @@ class DFR(TrainedMethod):
         """Train by ERM, fit the last layer anew, and return that model."""
         model = ERM(training=self.training).fit(problem, lambda step, model, extra: None).model
         train, validation = problem.splits.train, problem.splits.validation
-        if self.by == "group":
+        found = not isinstance(self.groups, Given)
+        if found:
+            train = self.groups.label(problem)
+        elif self.by == "group":
             validation = group_labels.with_groups(validation)
             train = group_labels.with_groups(train) if self.needs_training_groups else train
         seen = features(model, train)
@@ -83,10 +94,12 @@ class DFR(TrainedMethod):
             group_labels.counts(data, self.by)
             return _Samples((features(model, data) - mean) / deviation, data.targets, labels)
 
-        held_out, generator = samples(validation), torch.Generator().manual_seed(problem.seed)
-        halves = torch.randperm(len(validation), generator=generator).chunk(2)
+        held_out, generator = samples(train if found else validation), torch.Generator().manual_seed(problem.seed)
+        halves = torch.randperm(len(held_out.targets), generator=generator).chunk(2)
         judge = held_out.take(halves[0])
-        if self.fit_on == "validation":
+        if found:
+            chosen_on = fitted_on = held_out.take(halves[1])
+        elif self.fit_on == "validation":
             chosen_on, fitted_on = held_out.take(halves[1]), held_out
         else:
             chosen_on = fitted_on = samples(train)

@@ -10,6 +10,7 @@ import torch
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.methods.found_groups import Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -33,6 +34,7 @@ class GroupDRO(TrainedMethod):
         step: size of the exponentiated step.
         adjustment: C, the generalisation adjustment; 0 is none.
         by: the labels that make the groups.
+        groups: where they come from, if `by` is "group": the data, or found (`found_groups`).
         balanced: draw batches with every group as likely (needs a batch size), as published.
         weighed: end with a weight for each training sample: that of its group at the last step, q_g n / n_g.
     """
@@ -44,6 +46,7 @@ class GroupDRO(TrainedMethod):
     by: group_labels.Field = "group"
     balanced: bool = False
     weighed: bool = False
+    groups: GroupSource = field(default_factory=Given)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -55,11 +58,11 @@ class GroupDRO(TrainedMethod):
     @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
-        return self.by == "group"
+        return self.by == "group" and isinstance(self.groups, Given)
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
-        data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        data = self.groups.label(problem) if self.by == "group" else problem.splits.train
         everything = problem.of_all(data)
         counts = group_labels.counts(everything, self.by)
         rule = reweight.GroupDRO(counts, self.step, self.adjustment, self.by)

@@ -166,9 +166,9 @@ class Maple:
         """Whether it reads the groups of validation samples."""
         return self.risk.penalty == "group_worst" and self.outer_split == "validation"
 
-    def fit(self, problem: Problem, observe: Observer) -> Fitted:
-        """Learn weights and probabilities, and return them with the inner model of the last outer step."""
-        inner = reweight.InnerRun(
+    def inner_run(self, problem: Problem) -> reweight.InnerRun:
+        """Return the inner run."""
+        return reweight.InnerRun(
             problem.model,
             self.inner.optimizer.build,
             WeightedLoss(problem.loss, ranks=problem.ranks),
@@ -179,6 +179,10 @@ class Maple:
             seed=problem.seed,
             schedule=reweight.CosineDecay() if self.inner.schedule == "cosine" else None,
         )
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Learn weights and probabilities, and return them with the inner model of the last outer step."""
+        inner = self.inner_run(problem)
         maple = reweight.Maple(
             inner,
             self.risk.build(),

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.methods.found_groups import Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -26,6 +27,7 @@ class UpWeighting(TrainedMethod):
 
     Attributes:
         by: the labels that are balanced.
+        groups: where the groups come from, if `by` is "group": the data, or found (`found_groups`).
         balance: "loss" weighs the losses, "batches" draws the batches with replacement (needs a batch size).
     """
 
@@ -33,6 +35,7 @@ class UpWeighting(TrainedMethod):
     name: Literal["upweighting"] = "upweighting"
     by: group_labels.Field = "group"
     balance: Literal["loss", "batches"] = "loss"
+    groups: GroupSource = field(default_factory=Given)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -42,11 +45,11 @@ class UpWeighting(TrainedMethod):
     @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
-        return self.by == "group"
+        return self.by == "group" and isinstance(self.groups, Given)
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
-        data = group_labels.with_groups(problem.splits.train) if self.by == "group" else problem.splits.train
+        data = self.groups.label(problem) if self.by == "group" else problem.splits.train
         everything = problem.of_all(data)
         rule = reweight.GroupWeights(group_labels.counts(everything, self.by), self.by)
         if self.balance == "loss":

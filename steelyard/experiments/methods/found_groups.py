@@ -1,0 +1,234 @@
+"""Groups of training samples for the methods that need them: the data's, or found without any group label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from steelyard._support import _check
+from steelyard._support._modules import class_logits, evaluating
+from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.objective import SampleLoss
+from steelyard.experiments.methods.maple import Maple
+from steelyard.experiments.training import group_labels
+from steelyard.experiments.training.misclassified import misclassified
+from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
+
+__all__ = ["EIIL", "XRM", "ErrorGroups", "Given", "GroupSource", "MapleGroups", "invariance_split"]
+
+
+def _identification() -> Training:
+    return Training(steps=30, optimizer=OptimizerSettings("adam", 1e-2))
+
+
+@dataclass(frozen=True)
+class Given:
+    """The group ids of the data, or label x colour of coloured images (`group_labels.with_groups`)."""
+
+    name: Literal["given"] = "given"
+
+    def label(self, problem: Problem) -> Batch:
+        """Return the training samples with group ids."""
+        return group_labels.with_groups(problem.splits.train)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Label x a group that is found without group labels, in one process."""
+
+    def label(self, problem: Problem) -> Batch:
+        """Return the training samples with group ids 0, 1, ...: 2 label + rare, those without a sample left out.
+
+        Raises:
+            ValueError: several processes train together.
+        """
+        if problem.ranks.size > 1:
+            raise ValueError(f"groups are not found by {problem.ranks.size} processes; carry the recipe out in one")
+        data = problem.splits.train
+        cells = 2 * data.targets + self.rare(problem).to(data.targets.device).long()
+        return replace(data, group=cells.unique(return_inverse=True)[1])
+
+    def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
+        """Return which training samples are of the rare group."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MapleGroups(_Found):
+    """The samples above the valley of MAPLE's keep-probabilities (`reweight.find_groups`).
+
+    Attributes:
+        maple: the run, a stage of the journal; it is not observed.
+
+    Raises (at `label`):
+        OneHumpError: the keep-probabilities have one hump.
+    """
+
+    maple: Maple
+    name: Literal["maple"] = "maple"
+
+    def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
+        """Return which training samples are of the rare group."""
+        result = self.maple.fit(problem, silent).reweighting
+        assert result is not None  # MAPLE learns weights
+        return result.groups().high
+
+
+@dataclass(frozen=True)
+class ErrorGroups(_Found):
+    """The samples that a short ordinary run gets wrong: JTT's error set (Liu et al. 2021, arXiv:2107.09044).
+
+    Attributes:
+        identification: the run, a stage of the journal; it is not observed.
+    """
+
+    name: Literal["errors"] = "errors"
+    identification: Training = field(default_factory=_identification)
+
+    def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
+        """Return which training samples are of the rare group."""
+        return misclassified(problem, train(problem, self.identification, silent))
+
+
+@dataclass(frozen=True)
+class XRM(_Found):
+    """The samples whose label either of two nets gets wrong, each trained on its own random half.
+
+    At every step each net takes a step on its half, classes balanced; then the label of each sample becomes, with
+    probability (p - 1 / C) C / (C - 1), p the confidence of the net that is not trained on it, that net's prediction.
+    So each net is taught the other's shortcut, and in the end both get wrong who contradicts it (Pezeshki et al. 2023,
+    "Discovering environments with XRM", arXiv:2309.16748, Algorithm 1). Departure: all of a half in every step, and a
+    fixed number of steps where the paper chooses by the share of flipped labels.
+
+    Attributes:
+        steps: of both nets.
+        optimizer: of each.
+    """
+
+    name: Literal["xrm"] = "xrm"
+    steps: int = 50
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings("adam", 1e-2))
+
+    def __post_init__(self) -> None:
+        _check.integer("steps", self.steps, low=1)
+
+    def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
+        """Return which training samples are of the rare group."""
+        data = problem.splits.train
+        generator = torch.Generator().manual_seed(problem.seed)
+        seeds = torch.randint(2**31, (2,), generator=generator).tolist()
+        nets = [replace(problem, seed=seed).model() for seed in seeds]
+        optimizers = [self.optimizer.build(net.parameters()) for net in nets]
+        mine = torch.randperm(len(data), generator=generator).to(data.targets.device) < len(data) // 2
+        labels = data.targets.clone()
+        for _ in range(self.steps):
+            for net, optimizer, own in zip(nets, optimizers, (mine, ~mine), strict=True):
+                net.train()
+                loss = problem.loss(net(data.inputs[own]), labels[own])
+                weight = _balanced(labels[own])
+                optimizer.zero_grad()
+                ((weight * loss).sum() / weight.sum()).backward()
+                optimizer.step()
+            labels = _flipped(labels, _held_out(nets, data, mine), generator)
+        wrong = [_logits(net, data).argmax(1) != data.targets for net in nets]
+        return wrong[0] | wrong[1]
+
+
+@dataclass(frozen=True)
+class EIIL(_Found):
+    """One side of the split of the samples that makes a fixed model's IRM penalty greatest.
+
+    A model is trained by ERM; soft assignments q = sigmoid(e) to two environments then maximise the sum over them of
+    (sum q_i g_i / sum q_i)^2, g_i the derivative of sample i's loss for a factor of the outputs (Creager et al. 2021,
+    "Environment inference for invariant learning", arXiv:2010.07249, equation 6); the cut is at one half. The rare
+    group is the smaller side.
+
+    Attributes:
+        identification: the ERM run, a stage of the journal; it is not observed.
+        steps: of Adam on the assignments.
+        rate: its step size.
+    """
+
+    name: Literal["eiil"] = "eiil"
+    identification: Training = field(default_factory=_identification)
+    steps: int = 2000
+    rate: float = 1e-2
+
+    def __post_init__(self) -> None:
+        _check.integer("steps", self.steps, low=1)
+        _check.in_range("rate", self.rate, low=0.0, open_low=True)
+
+    def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
+        """Return which training samples are of the rare group."""
+        model = train(problem, self.identification, silent)
+        data = problem.splits.train
+        with evaluating(model), torch.no_grad():
+            outputs = torch.cat([model(part.inputs) for part in data.chunks(10_000)])
+        slopes = _slopes(problem.loss, outputs, data.targets)
+        generator = torch.Generator().manual_seed(problem.seed)
+        one = invariance_split(slopes, self.steps, self.rate, generator)
+        return one if int(one.sum()) * 2 <= len(one) else ~one
+
+
+GroupSource: TypeAlias = Given | MapleGroups | ErrorGroups | XRM | EIIL
+
+
+def invariance_split(
+    slopes: Float[Tensor, " n"], steps: int, rate: float, generator: torch.Generator
+) -> Bool[Tensor, " n"]:
+    """Return the split into two environments that makes the IRM penalty greatest, by Adam on soft assignments.
+
+    Args:
+        slopes: ``(n,)`` each sample's derivative of the loss for a factor of the outputs.
+        steps, rate: of Adam.
+        generator: of the start.
+    """
+    slopes = slopes.detach().double()
+    logits = 0.1 * torch.randn(len(slopes), dtype=torch.float64, generator=generator).to(slopes.device)
+    logits.requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=rate)
+    for _ in range(steps):
+        q = torch.sigmoid(logits)
+        penalty = ((q @ slopes) / q.sum()).square() + (((1 - q) @ slopes) / (1 - q).sum()).square()
+        optimizer.zero_grad()
+        (-penalty).backward()
+        optimizer.step()
+    return logits.detach() > 0
+
+
+def _slopes(loss: SampleLoss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return d loss(c outputs) / dc at c = 1 of every sample ``(n,)``."""
+    one = torch.ones((), dtype=outputs.dtype, device=outputs.device)
+    _, tangent = torch.func.jvp(lambda c: loss(outputs * c, targets), (one,), (one,))
+    return tangent
+
+
+def _balanced(labels: Tensor) -> Tensor:
+    """Return weights under which every class has the same mass."""
+    _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
+    return 1 / sizes.double()[place].to(torch.get_default_dtype())
+
+
+@torch.no_grad()
+def _logits(net: nn.Module, data: Batch) -> Tensor:
+    with evaluating(net):
+        return torch.cat([class_logits(net(part.inputs)) for part in data.chunks(10_000)])
+
+
+def _held_out(nets: list[nn.Module], data: Batch, mine: Tensor) -> Tensor:
+    """Return the probabilities ``(n, classes)`` by the net that is not trained on the sample."""
+    first, second = (_logits(net, data).softmax(1) for net in nets)
+    return torch.where(mine[:, None], second, first)
+
+
+def _flipped(labels: Tensor, probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    confidence, predicted = probabilities.max(1)
+    classes = probabilities.shape[1]
+    chance = (confidence - 1 / classes) * classes / (classes - 1)
+    drawn = torch.rand(len(labels), generator=generator).to(labels.device)
+    return torch.where(drawn < chance, predicted, labels)

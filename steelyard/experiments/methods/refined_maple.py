@@ -1,0 +1,96 @@
+"""MAPLE, the groups in what it learned, balance, cleaning within them, and a last training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from steelyard import reweight
+from steelyard._support import _check
+from steelyard.experiments.methods.maple import Maple
+from steelyard.experiments.training.problem import Fitted, Observer, Problem
+
+__all__ = ["RefinedMaple"]
+
+
+@dataclass(frozen=True)
+class RefinedMaple:
+    """MAPLE finds groups that no column names (`reweight.find_groups`), and `reweight.Refine` trains on them.
+
+    MAPLE's steps are observed as its own; then one more, the model trained under the refined weights, which is the
+    result. Labels needed: class and environment, in training. Where the keep-probabilities have one hump the run ends
+    with the figures that say so, or (``one_hump = "maple"``) trains on MAPLE's s w.
+
+    Attributes:
+        maple: MAPLE's settings.
+        rounds, score, folds, repeats, shares, calibrations, least_kept: of `reweight.Refine`.
+        steps: of the nets that score and of the last training; 0 takes those of MAPLE's inner run.
+        one_hump: "refuse" or "maple".
+    """
+
+    maple: Maple
+    name: Literal["refined_maple"] = "refined_maple"
+    rounds: int = 2
+    score: Literal["label_probability", "lhd", "aum", "el2n", "rank_disagreement"] = "label_probability"
+    folds: int = 4
+    repeats: int = 1
+    shares: Literal["equal", "calibrated"] = "equal"
+    calibrations: int = 4
+    least_kept: float = 0.1
+    steps: int = 0
+    one_hump: Literal["refuse", "maple"] = "refuse"
+
+    def __post_init__(self) -> None:
+        _check.integer("rounds", self.rounds, low=0)
+        _check.integer("folds", self.folds, low=2)
+        _check.integer("repeats", self.repeats, low=1 + (self.score == "rank_disagreement"))
+        _check.integer("calibrations", self.calibrations, low=1)
+        _check.integer("steps", self.steps, low=0)
+        _check.in_range("least_kept", self.least_kept, low=0.0, high=1.0, open_low=True)
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that is observed."""
+        return self.maple.last_step + 1
+
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether it reads the groups of training samples."""
+        return self.maple.needs_training_groups
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Learn weights by MAPLE, refine them, and return them with the model trained under them.
+
+        Raises:
+            OneHumpError: there are no two groups, and `one_hump` is "refuse".
+        """
+        learned = self.maple.fit(problem, observe).reweighting
+        assert learned is not None  # MAPLE learns weights
+        train = problem.splits.train
+        settings = replace(self.maple.inner, steps=self.steps or self.maple.inner.steps)
+        inner = replace(self.maple, inner=settings).inner_run(problem)
+        try:
+            found = learned.groups(train.targets)
+        except reweight.OneHumpError as error:
+            if self.one_hump == "refuse":
+                raise
+            figures = {**error.found.figures(), "refined": 0.0}
+        else:
+            history = learned.history
+            learned = self._refine(inner).fit(train, found, history=history, journal=problem.journal)
+            figures = {**found.figures(), "refined": 1.0}
+        model, _ = inner.fresh()(train, learned.expected_weights)
+        observe(self.last_step, model, figures)
+        return Fitted(model, learned)
+
+    def _refine(self, inner: reweight.InnerRun) -> reweight.Refine:
+        return reweight.Refine(
+            inner,
+            rounds=self.rounds,
+            score=self.score,
+            folds=self.folds,
+            repeats=self.repeats,
+            shares=self.shares,
+            calibrations=self.calibrations,
+            least_kept=self.least_kept,
+        )

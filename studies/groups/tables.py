@@ -1,0 +1,154 @@
+"""The study: its cases one after another, each filed when it is done, and the tables of those that are there."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from steelyard._support import _files
+from steelyard._support._text import parse_json
+from steelyard.experiments.compare.table import Table
+from steelyard.experiments.errors import RecipeError, RunError
+from studies.groups.case import CASES, GROUPED, carry_out
+
+__all__ = ["study"]
+
+_TRAINED = (
+    "ERM",
+    "MAPLE, last step",
+    "MAPLE, s w",
+    "found groups, balanced",
+    "calibrated share",
+    "Refine",
+    "known groups, balanced",
+)
+
+
+def study(
+    out: Path,
+    runs: Path,
+    cases: Sequence[str],
+    seeds: Sequence[int],
+    data_root: Path | None = None,
+    told: Callable[[str], None] = lambda said: None,
+) -> list[dict[str, Any]]:
+    """Carry out what is not there yet, write the tables to `out`, and return the rows of all that is there.
+
+    Args:
+        out: folder for `recovery.md`, `accuracy.md`, `cases.json` and `summary.json`.
+        runs: folder of a JSON file for each case and seed.
+        cases: names of `CASES` to carry out.
+        seeds: of each.
+        data_root: where data sets lie.
+        told: is told of each case that is done.
+
+    Raises:
+        RecipeError: an unknown case. DataError: data that are not there. RunError: nothing to tabulate, or a damaged
+            file.
+    """
+    if unknown := set(cases) - set(CASES):
+        raise RecipeError(f"unknown case {min(unknown)!r}; there are {', '.join(CASES)}")
+    for name in cases:
+        for seed in seeds:
+            path = _place(runs, name, seed)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _files.write_text(path, json.dumps(carry_out(name, seed, data_root), indent=1) + "\n")
+                told(f"{name}, seed {seed}")
+    rows = [row for name in CASES for row in _read(runs, name)]
+    if not rows:
+        raise RunError(f"no case under {runs} is carried out; --cases names some")
+    _files.write_text(out / "recovery.md", recovery(rows).markdown())
+    _files.write_text(out / "accuracy.md", accuracy(rows).markdown())
+    _files.write_text(out / "cases.json", json.dumps(rows, indent=1) + "\n")
+    _files.write_text(out / "summary.json", json.dumps(summary(rows), indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+def recovery(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of tests and recovery, a line for each case; spreads are sample deviations over seeds."""
+    lines = []
+    for name in CASES:
+        own = [row for row in rows if row["case"] == name]
+        if not own:
+            continue
+        line = [name, str(len(own)), f"{sum(row['accepted'] for row in own)} of {len(own)}"]
+        line += [_range(own, "share_between", "{:.2f}"), _range(own, "valley_ratio", "{:.2g}")]
+        for cut in ("valley", "two_means"):
+            line += [_mean(own, f"{cut} {figure}", 2) for figure in ("precision", "recall", "adjusted Rand")]
+        lines.append(line)
+    head = ["case", "seeds", "accepted", "share of variance", "valley ratio"]
+    head += [f"{cut}: {figure}" for cut in ("valley", "two-means") for figure in ("precision", "recall", "Rand")]
+    return Table(head, lines)
+
+
+def accuracy(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of test accuracies and of wrong labels among what is trained on, in per cent."""
+    head = ["case", "trained on", "seeds", "test accuracy", "wrong labels"]
+    lines = []
+    for name in GROUPED:
+        own = [row for row in rows if row["case"] == name]
+        for method in _TRAINED:
+            having = [row for row in own if f"{method} accuracy" in row]
+            if having:
+                figures = [_mean(having, f"{method} {figure}", 1, 100) for figure in ("accuracy", "wrong labels")]
+                lines.append([name, method, str(len(having)), *figures])
+    return Table(head, lines)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return mean and sample deviation of each test accuracy, as every results folder has them."""
+    found = []
+    for name in GROUPED:
+        for method in _TRAINED:
+            having = [row for row in rows if row["case"] == name and f"{method} accuracy" in row]
+            values = [row[f"{method} accuracy"] for row in having]
+            if values:
+                found.append(
+                    {
+                        "recipe": CASES[name][0],
+                        "dataset": name,
+                        "method": method,
+                        "metric": "test accuracy",
+                        "selection": "last",
+                        "mean": statistics.fmean(values),
+                        "std": statistics.stdev(values) if len(values) > 1 else None,
+                        "seeds": [row["seed"] for row in having],
+                        "command": "python -m studies.groups",
+                    }
+                )
+    return found
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str, digits: int, scale: float = 1.0) -> str:
+    values = [scale * row[key] for row in rows if key in row]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def _range(rows: Sequence[dict[str, Any]], key: str, form: str) -> str:
+    values = [row[key] for row in rows]
+    return f"{form.format(min(values))} to {form.format(max(values))}"
+
+
+def _place(runs: Path, name: str, seed: int) -> Path:
+    words = "".join(one if one.isalnum() else "_" for one in name).strip("_").lower()
+    return runs / f"{words}_seed{seed}.json"
+
+
+def _read(runs: Path, name: str) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(runs.glob(_place(runs, name, 0).name.replace("_seed0", "_seed[0-9]*"))):
+        try:
+            row = parse_json(_files.read_bytes(path))
+            if not isinstance(row, dict) or row.get("case") != name:
+                raise ValueError(f"it is not of the case {name!r}")
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} cannot be read ({error}); remove it and the case is carried out again") from error
+        found.append(row)
+    return found
