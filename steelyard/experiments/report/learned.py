@@ -17,6 +17,7 @@ from steelyard.experiments.compare import plots
 from steelyard.experiments.data import OwnData, Splits, called
 from steelyard.experiments.data.splits import pictures
 from steelyard.experiments.errors import DataError, RunError
+from steelyard.experiments.report.found_groups import groups_section
 from steelyard.experiments.report.priors import prior_section
 from steelyard.experiments.runs.folder import REMEDY, RESULT
 from steelyard.experiments.runs.run import Run
@@ -47,8 +48,10 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
         if fact in samples
     ]
     first = group[0]
+    groups = groups_section(first, FACTS)
+    high = None if groups is None or groups["refused"] else groups["high"]
     try:
-        gallery, missing = _gallery(first, _data(first, data_root)) if _has_pictures(first) else [], ""
+        gallery, missing = _gallery(first, _data(first, data_root), high) if _has_pictures(first) else [], ""
     except DataError as error:
         gallery, missing = [], str(error)
     return {
@@ -58,6 +61,8 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
         "count": len(samples) // len(group),
         "facts": facts,
         "prior": prior_section(group, FACTS),
+        "groups": groups,
+        "groups_plot": None if groups is None else svg_source(groups["plot"]),
         "steps": _outer_steps(group, len(samples) // len(group)),
         "colours": "colour_agrees" in samples,
         "coloured": not first.recipe.data.grayscale,
@@ -101,13 +106,16 @@ def _data(run: Run, root: Path | None) -> Splits:
         raise DataError(f"{called(run.recipe.data)} cannot be loaded as the run's recipe says: {error}") from error
 
 
-def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
-    """Return the most and the least kept images of one run, best and worst first."""
+def _gallery(run: Run, splits: Splits, high: list[bool] | None = None) -> list[dict[str, Any]]:
+    """Return the most and the least kept images of one run, best and worst first; of found groups some of each."""
     assert run.samples is not None
     if splits.train.inputs.ndim != 4:  # rows of a table and features have no picture
         return []
     order = run.samples.sort_values(["probability", "weight", "index"], ascending=[False, False, True])
     rows = {"Most kept": order.head(GALLERY), "Least kept": order.tail(GALLERY).iloc[::-1]}
+    if high is not None:
+        rows |= {"Found group: above the cut": _some(run.samples[high])}
+        rows |= {"The rest: below the cut": _some(run.samples[[not one for one in high]])}
     position = {int(identity): k for k, identity in enumerate(splits.train.index.tolist())}
     shown = pandas.concat(rows.values())
     if not (shown["index"].isin(list(position)) & (shown["target"] < len(splits.classes))).all():
@@ -132,6 +140,11 @@ def _gallery(run: Run, splits: Splits) -> list[dict[str, Any]]:
         }
         for title, table in rows.items()
     ]
+
+
+def _some(samples: pandas.DataFrame) -> pandas.DataFrame:
+    """Return some samples, drawn at random but the same ones each time."""
+    return samples.sample(min(GALLERY, len(samples)), random_state=0)
 
 
 def _picture(splits: Splits, position: int) -> torch.Tensor:

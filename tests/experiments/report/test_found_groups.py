@@ -1,0 +1,63 @@
+"""The page shows the two groups of a run where there are two, and says so where there are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steelyard.experiments.report.found_groups import groups_section
+from steelyard.experiments.report.learned import FACTS, GALLERY
+from steelyard.experiments.report.page import render
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.run import Run, execute
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    sets = ["method.steps=1", "method.folds=1", "method.inner.steps=2"]
+    place: Path = tmp_path_factory.mktemp("run") / "seed0"
+    return execute(load_recipe("coloured_digits/maple", sets, 0), place, name="coloured_digits/maple")
+
+
+def with_probabilities(run: Run, probability: np.ndarray) -> Run:
+    assert run.samples is not None
+    return replace(run, samples=run.samples.assign(probability=probability))
+
+
+def test_groups_are_shown_with_what_is_known_of_them(run: Run) -> None:
+    assert run.samples is not None
+    rare = ~run.samples["colour_agrees"].to_numpy()
+    noise = np.random.default_rng(0).random(len(rare)) * 0.2
+    split = with_probabilities(run, np.where(rare, 0.8 + noise, noise))
+    section = groups_section(split, FACTS)
+    assert section is not None
+    assert not section["refused"]
+    assert section["high"] == rare.tolist()
+    best = section["lines"][0]
+    assert best["name"] == "colour disagrees"
+    assert (best["count"], best["of_high"], best["of_low"], best["in_high"]) == (int(rare.sum()), 1.0, 0.0, 1.0)
+    assert {line["name"] for line in section["lines"]} > {"target 0", "target 1", "environment 0", "label right"}
+    page = render([split])
+    assert "have two humps" in page
+    assert page.count('class="tile') == 4 * GALLERY  # most and least kept, above and below the cut
+    assert page == render([split])
+
+
+def test_one_hump_is_said(run: Run) -> None:
+    assert run.samples is not None
+    flat = with_probabilities(run, np.linspace(0, 1, len(run.samples)))
+    section = groups_section(flat, FACTS)
+    assert section is not None
+    assert "no two humps" in section["refused"]
+    assert section["lines"] == []
+    page = render([flat])
+    assert "No groups are shown: probabilities have no two humps" in page
+    assert page.count('class="tile') == 2 * GALLERY
+
+
+def test_a_run_without_a_spread_has_no_section(run: Run) -> None:
+    assert run.samples is not None
+    assert groups_section(with_probabilities(run, np.full(len(run.samples), 0.5)), FACTS) is None

@@ -1,0 +1,59 @@
+"""The study of found groups: what it files, what it tabulates, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steelyard.experiments.errors import RecipeError, RunError
+from studies.groups import tables
+from studies.groups.case import CASES
+from studies.groups.tables import study
+
+
+def row(name: str, seed: int, accepted: bool) -> dict[str, object]:
+    figures = {f"{cut} {figure}": 0.5 for cut in ("valley", "two_means") for figure in ("precision", "recall")}
+    accuracies = {"ERM accuracy": 0.4 + 0.01 * seed, "ERM wrong labels": 0.25}
+    return {"case": name, "seed": seed, "accepted": accepted, "share_between": 0.8, "valley_ratio": 7.0} | (
+        {**figures, **accuracies} if name == "digits" else {}
+    )
+
+
+def test_tables_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def carry_out(name: str, seed: int, root: Path | None) -> dict[str, object]:
+        asked.append((name, seed))
+        return row(name, seed, name == "digits")
+
+    monkeypatch.setattr(tables, "carry_out", carry_out)
+    for _ in range(2):  # the second time all is there
+        found = study(tmp_path / "out", tmp_path / "runs", ["Adult", "digits"], [1, 2])
+    assert asked == [("Adult", 1), ("Adult", 2), ("digits", 1), ("digits", 2)]
+    assert [one["case"] for one in found] == ["digits", "digits", "Adult", "Adult"]
+    recovery = (tmp_path / "out" / "recovery.md").read_text()
+    assert "| digits | 2 | 2 of 2 | 0.80 to 0.80 | 7 to 7 | 0.50 ± 0.00 | 0.50 ± 0.00 |" in recovery
+    assert "| Adult | 2 | 0 of 2 |" in recovery
+    assert "| digits | ERM | 2 | 41.5 ± 0.7 | 25.0 ± 0.0 |" in (tmp_path / "out" / "accuracy.md").read_text()
+    (summary,) = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["seeds"] == [1, 2]
+    assert summary["mean"] == pytest.approx(0.415)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown case 'digit'; there are digits, "):
+        study(tmp_path / "out", tmp_path / "runs", ["digit"], [1])
+    with pytest.raises(RunError, match="no case under"):
+        study(tmp_path / "out", tmp_path / "runs", [], [1])
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "adult_seed1.json").write_text("[]")
+    with pytest.raises(RunError, match="remove it and the case is carried out again"):
+        study(tmp_path / "out", tmp_path / "runs", [], [1])
+
+
+def test_cases_are_of_recipes_that_ship() -> None:
+    from steelyard.experiments import load_recipe
+
+    assert all(load_recipe(name, sets, 0).method.name == "maple" for name, sets in CASES.values())
