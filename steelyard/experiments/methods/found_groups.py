@@ -202,10 +202,11 @@ def invariance_split(
 
 
 def _slopes(loss: SampleLoss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return d loss(c outputs) / dc at c = 1 of every sample ``(n,)``."""
-    one = torch.ones((), dtype=outputs.dtype, device=outputs.device)
-    _, tangent = torch.func.jvp(lambda c: loss(outputs * c, targets), (one,), (one,))
-    return tangent
+    """Return d loss(c outputs) / dc at c = 1 of every sample ``(n,)``: its outputs times their gradient."""
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, targets).sum(), leaf)
+    return (gradient * outputs).flatten(1).sum(1)
 
 
 def _balanced(labels: Tensor) -> Tensor:
