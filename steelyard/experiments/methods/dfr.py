@@ -14,7 +14,7 @@ from steelyard._support._modules import evaluating, inputs_of_last_linear, last_
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods._base import TrainedMethod
 from steelyard.experiments.methods.erm import ERM
-from steelyard.experiments.methods.found_groups import Given, GroupSource
+from steelyard.experiments.methods.found_groups import FOUND, Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import group_balanced_subset
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -50,7 +50,7 @@ class DFR(TrainedMethod):
     strengths: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
     retrains: Annotated[int, FIXED] = 20
     by: group_labels.Field = "group"
-    groups: GroupSource = field(default_factory=Given)
+    groups: Annotated[GroupSource, FOUND] = field(default_factory=Given)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class DFR(TrainedMethod):
     @property
     def needs_validation_groups(self) -> bool:
         """Whether it reads the groups of validation samples."""
-        return self.by == "group"
+        return self.by == "group" and isinstance(self.groups, Given)
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train by ERM, fit the last layer anew, and return that model."""

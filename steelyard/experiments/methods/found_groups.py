@@ -17,9 +17,13 @@ from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.training.ranges import Fixed
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
-__all__ = ["EIIL", "XRM", "ErrorGroups", "Given", "GroupSource", "MapleGroups", "invariance_split"]
+__all__ = ["EIIL", "FOUND", "XRM", "ErrorGroups", "Given", "GroupSource", "MapleGroups", "invariance_split"]
+
+FOUND = Fixed("groups are found before the search")
+"""What a method's field of a `GroupSource` is annotated with."""
 
 
 def _identification() -> Training:

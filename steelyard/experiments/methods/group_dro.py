@@ -10,7 +10,7 @@ import torch
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
-from steelyard.experiments.methods.found_groups import Given, GroupSource
+from steelyard.experiments.methods.found_groups import FOUND, Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -46,7 +46,7 @@ class GroupDRO(TrainedMethod):
     by: group_labels.Field = "group"
     balanced: bool = False
     weighed: bool = False
-    groups: GroupSource = field(default_factory=Given)
+    groups: Annotated[GroupSource, FOUND] = field(default_factory=Given)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:

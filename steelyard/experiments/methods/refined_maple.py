@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
+from steelyard.experiments.training.ranges import FIXED
 
 __all__ = ["RefinedMaple"]
 
@@ -28,16 +29,17 @@ class RefinedMaple:
         one_hump: "refuse" or "maple".
     """
 
+    regression: ClassVar[bool] = False
     maple: Maple
     name: Literal["refined_maple"] = "refined_maple"
-    rounds: int = 2
+    rounds: Annotated[int, FIXED] = 2
     score: Literal["label_probability", "lhd", "aum", "el2n", "rank_disagreement"] = "label_probability"
-    folds: int = 4
-    repeats: int = 1
+    folds: Annotated[int, FIXED] = 4
+    repeats: Annotated[int, FIXED] = 1
     shares: Literal["equal", "calibrated"] = "equal"
-    calibrations: int = 4
-    least_kept: float = 0.1
-    steps: int = 0
+    calibrations: Annotated[int, FIXED] = 4
+    least_kept: Annotated[float, FIXED] = 0.1
+    steps: Annotated[int, FIXED] = 0
     one_hump: Literal["refuse", "maple"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -57,6 +59,11 @@ class RefinedMaple:
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
         return self.maple.needs_training_groups
+
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether it reads the groups of validation samples."""
+        return self.maple.needs_validation_groups
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Learn weights by MAPLE, refine them, and return them with the model trained under them.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard.experiments.methods._base import TrainedMethod
-from steelyard.experiments.methods.found_groups import Given, GroupSource
+from steelyard.experiments.methods.found_groups import FOUND, Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -35,7 +35,7 @@ class UpWeighting(TrainedMethod):
     name: Literal["upweighting"] = "upweighting"
     by: group_labels.Field = "group"
     balance: Literal["loss", "batches"] = "loss"
-    groups: GroupSource = field(default_factory=Given)
+    groups: Annotated[GroupSource, FOUND] = field(default_factory=Given)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
