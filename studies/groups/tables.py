@@ -94,7 +94,7 @@ def accuracy(rows: Sequence[dict[str, Any]]) -> Table:
         for method in _TRAINED:
             having = [row for row in own if f"{method} accuracy" in row]
             if having:
-                figures = [_mean(having, f"{method} {figure}", 1, 100) for figure in ("accuracy", "wrong labels")]
+                figures = [_mean(having, f"{method} {figure}", 1, 100.0) for figure in ("accuracy", "wrong labels")]
                 lines.append([name, method, str(len(having)), *figures])
     return Table(head, lines)
 
