@@ -12,6 +12,8 @@ from steelyard.selectors import _inputs
 
 __all__ = ["density_weighted"]
 
+_ROWS = 8192  # at a time: their float64 copies are then small
+
 
 def density_weighted(
     score: Float[Tensor, " n"] | Numbers, embeddings: Float[Tensor, "n features"] | Numbers, *, beta: float | int = 1.0
@@ -26,7 +28,7 @@ def density_weighted(
         beta: >= 0, how much the density counts; 0: not at all.
 
     Returns:
-        ``(n,)``. A mean similarity below 0 (embeddings of both signs) counts as 0. O(n features).
+        ``(n,)``. A mean similarity below 0 (embeddings of both signs) counts as 0. O(n features) time, O(n) memory.
 
     Raises:
         ValueError: NaN, negative scores, another n in `embeddings`, beta < 0. TypeError: integers.
@@ -49,8 +51,13 @@ def density_weighted(
             f"score must be >= 0, its least entry is {float(worth.min()):.6g}: a density times a negative score "
             f"prefers outliers; shift it first"
         )
-    largest = h.abs().amax(1, keepdim=True)
-    scaled = (h / torch.where(largest > 0, largest, 1)).double()  # their squares neither overflow nor vanish
-    direction = scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1)
-    density = (direction @ direction.mean(0)).clamp_min(0)
+    mean = sum(_directions(part).sum(0) for part in h.split(_ROWS)) / len(h)
+    density = torch.cat([_directions(part) @ mean for part in h.split(_ROWS)]).clamp_min(0)
     return (worth.double() * density**beta).to(worth.dtype)
+
+
+def _directions(h: Tensor) -> Tensor:
+    """Return the rows at length 1 in float64, rows of zeros as they are; squares neither overflow nor vanish."""
+    largest = h.abs().amax(1, keepdim=True)
+    scaled = (h / torch.where(largest > 0, largest, 1)).double()
+    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1)

@@ -7,6 +7,8 @@ never formed: <a x h, b x g> = <a, b> <h, g>. For gradients of all layers throug
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +18,8 @@ from steelyard._support._check import Numbers
 from steelyard.selectors import _inputs
 
 __all__ = ["cross_entropy_gradients", "self_influence", "tracin"]
+
+_ROWS = 8192
 
 
 def cross_entropy_gradients(
@@ -88,8 +92,11 @@ def tracin(
         )
     score = torch.zeros(a.shape[1], dtype=torch.float64, device=a.device)
     for a_c, h_c, b_c, g_c, rate in zip(a, h, b.to(a.device), g.to(a.device), steps, strict=True):
-        mean = b_c.double().T @ g_c.double() / len(b_c)  # (classes, features)
-        score += rate * torch.einsum("nc,nc->n", h_c.double() @ mean.T, a_c.double())
+        mean = torch.zeros(b.shape[2], g.shape[2], dtype=torch.float64, device=a.device)  # (classes, features)
+        for b_rows, g_rows in _pieces(b_c, g_c):
+            mean += b_rows.double().T @ g_rows.double() / len(b_c)
+        products = [((h_rows.double() @ mean.T) * a_rows.double()).sum(1) for a_rows, h_rows in _pieces(a_c, h_c)]
+        score += rate * torch.cat(products)
     return score.to(a.dtype)
 
 
@@ -120,8 +127,15 @@ def self_influence(
     a, h, steps = _checkpoints("", gradients, embeddings, rates)
     score = torch.zeros(a.shape[1], dtype=torch.float64, device=a.device)
     for a_c, h_c, rate in zip(a, h, steps, strict=True):
-        score += rate * a_c.double().square().sum(1) * h_c.double().square().sum(1)
+        pieces = _pieces(a_c, h_c)
+        norms = [x.double().square().sum(1) * z.double().square().sum(1) for x, z in pieces]
+        score += rate * torch.cat(norms)
     return score.to(a.dtype)
+
+
+def _pieces(a: Tensor, h: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of both, a few at a time: their float64 copies are then small."""
+    return zip(a.split(_ROWS), h.split(_ROWS), strict=True)
 
 
 def _checkpoints(

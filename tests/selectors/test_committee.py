@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 
 import pytest
@@ -66,6 +67,13 @@ def test_density_depends_on_no_scale(size) -> None:
     torch.testing.assert_close(
         density_weighted(entropy(p), h * size), density_weighted(entropy(p), h), rtol=1e-4, atol=0
     )
+
+
+def test_density_comes_in_pieces(monkeypatch) -> None:
+    p, h = pool(20)
+    whole = density_weighted(entropy(p), h)
+    monkeypatch.setattr(sys.modules["steelyard.selectors.density"], "_ROWS", 3)
+    torch.testing.assert_close(density_weighted(entropy(p), h), whole)
 
 
 def test_density_of_zeros_and_of_what_points_away() -> None:

@@ -33,6 +33,10 @@ OF_PROBABILITIES = {
     "badge": lambda p: selectors.badge(p, EMBEDDINGS, 1, generator=generator()),
     "egl": lambda p: selectors.expected_gradient_length(p, EMBEDDINGS),
     "el2n": lambda p: selectors.el2n(p, LABELS),
+    "self_confidence": lambda p: selectors.self_confidence(p, LABELS),
+    "normalised_margin": lambda p: selectors.normalised_margin(p, LABELS),
+    "bait": lambda p: selectors.bait(p, EMBEDDINGS, 1),
+    "cross_entropy_gradients": lambda p: selectors.cross_entropy_gradients(p, LABELS),
 }
 
 
@@ -120,6 +124,9 @@ def test_errors(name) -> None:
         lambda g: selectors.dre(GOOD, 1, generator=g),
         lambda g: selectors.importance_draws(torch.tensor([0.0, 1.0]), 1, generator=g),
         lambda g: selectors.partitioned(lambda index, k: index[:k], 3, 1, parts=2, generator=g),
+        lambda g: selectors.kmeans(EMBEDDINGS, 1, generator=g),
+        lambda g: selectors.typiclust(EMBEDDINGS, 1, generator=g),
+        lambda g: selectors.prob_cover(EMBEDDINGS, 1, radius=1.0, generator=3 if g is None else g),
         lambda g: selectors.k_center(EMBEDDINGS, 1, generator=3 if g is None else g),
         lambda g: selectors.top_k(torch.ones(2), 1, generator=3 if g is None else g),
     ],
@@ -141,6 +148,15 @@ def test_half_precision_is_promoted() -> None:
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, selectors.entropy(p), rtol=0.02, atol=0.02)
     assert selectors.k_center(p.bfloat16(), 5).unique().numel() == 5
+    for select in (
+        lambda h: selectors.typiclust(h, 5, generator=generator()),
+        lambda h: selectors.prob_cover(h, 5, radius=0.1),
+        lambda h: selectors.craig(h, 5).index,
+        lambda h: selectors.grad_match(h, 5).index,
+        lambda h: selectors.bait(h, h[:, :3], 5),
+        lambda h: selectors.batch_bald(torch.stack([h, h.flip(1)]), 5, generator=generator()),
+    ):
+        assert select(p.bfloat16()).unique().numel() == 5
 
 
 def test_inputs_that_require_gradients_give_plain_scores() -> None:

@@ -106,6 +106,15 @@ def test_tracin_is_the_product_of_gradients(dtype) -> None:
     torch.testing.assert_close(tracin(a[:, order], h[:, order].to(dtype), b, g.to(dtype), rates), found[order])
 
 
+def test_samples_come_in_pieces(monkeypatch) -> None:
+    h, _, labels, p = checkpoints()
+    a, rates = cross_entropy_gradients(p, labels), torch.tensor([0.1, 0.02], dtype=torch.float64)
+    whole, own = tracin(a, h, a, h, rates), self_influence(a, h, rates)
+    monkeypatch.setattr(sys.modules["steelyard.selectors.tracin"], "_ROWS", 3)
+    torch.testing.assert_close(tracin(a, h, a, h, rates), whole)
+    torch.testing.assert_close(self_influence(a, h, rates), own)
+
+
 def test_the_gradient_of_a_confident_prediction_keeps_its_digits() -> None:
     q = torch.tensor([1e-9, 4e-8])
     found = cross_entropy_gradients(torch.stack([1 - q, q], 1), torch.zeros(2).long())
