@@ -29,7 +29,7 @@ def test_sequences_are_drawn_one_after_the_other_in_proportion(name, beta) -> No
     exact = {}
     for one, two in permutations(range(4), 2):
         exact[one, two] = mass[one] / sum(mass) * mass[two] / (sum(mass) - mass[one])
-    source, times = generator(3), 2000
+    source, times = generator(3), 600
     counts = Counter(tuple(draw(SCORE, 2, generator=source, beta=beta).tolist()) for _ in range(times))
     assert set(counts) <= set(exact)
     found = stats.chisquare([counts[pair] for pair in exact], [times * p for p in exact.values()])

@@ -21,10 +21,12 @@ from steelyard.experiments.priors.computed import PRIOR, ComputedPrior, Computed
 from steelyard.experiments.priors.el2n import EL2N
 from steelyard.experiments.priors.ensemble import EnsembleTerm, train_ensemble
 from steelyard.experiments.priors.forgetting import Forgetting
+from steelyard.experiments.priors.knn_shapley import KNNShapley
 from steelyard.experiments.priors.label_quality import NormalisedMargin, SelfConfidence
 from steelyard.experiments.priors.lhd import LHD
 from steelyard.experiments.priors.rank_disagreement import RankDisagreement
 from steelyard.experiments.priors.score_file import ScoreFile
+from steelyard.experiments.priors.self_influence import SelfInfluence
 from steelyard.experiments.priors.settings import PriorSettings, Score
 
 __all__ = [
@@ -36,11 +38,13 @@ __all__ = [
     "ComputedScore",
     "EnsembleTerm",
     "Forgetting",
+    "KNNShapley",
     "NormalisedMargin",
     "PriorSettings",
     "RankDisagreement",
     "Score",
     "ScoreFile",
     "SelfConfidence",
+    "SelfInfluence",
     "train_ensemble",
 ]

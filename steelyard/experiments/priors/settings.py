@@ -16,17 +16,30 @@ from steelyard.experiments.priors.computed import PRIOR, ComputedPrior, Computed
 from steelyard.experiments.priors.el2n import EL2N
 from steelyard.experiments.priors.ensemble import EnsembleTerm, train_ensemble
 from steelyard.experiments.priors.forgetting import Forgetting
+from steelyard.experiments.priors.knn_shapley import KNNShapley
 from steelyard.experiments.priors.label_quality import NormalisedMargin, SelfConfidence
 from steelyard.experiments.priors.lhd import LHD
 from steelyard.experiments.priors.rank_disagreement import RankDisagreement
 from steelyard.experiments.priors.score_file import ScoreFile
+from steelyard.experiments.priors.self_influence import SelfInfluence
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
 __all__ = ["PriorSettings", "Score"]
 
-Score: TypeAlias = LHD | RankDisagreement | EL2N | AUM | Forgetting | SelfConfidence | NormalisedMargin | ScoreFile
+Score: TypeAlias = (
+    LHD
+    | RankDisagreement
+    | EL2N
+    | AUM
+    | Forgetting
+    | SelfConfidence
+    | NormalisedMargin
+    | SelfInfluence
+    | KNNShapley
+    | ScoreFile
+)
 
 
 def _identification() -> Training:

@@ -22,11 +22,13 @@ from steelyard.experiments.priors import (
     EL2N,
     LHD,
     Forgetting,
+    KNNShapley,
     NormalisedMargin,
     PriorSettings,
     RankDisagreement,
     ScoreFile,
     SelfConfidence,
+    SelfInfluence,
     train_ensemble,
 )
 from steelyard.experiments.runs.recipe import load_recipe
@@ -63,6 +65,8 @@ QUICK = {
     "el2n": EL2N(models=3, training=Training(steps=5, optimizer=SGD)),
     "self_confidence": SelfConfidence(folds=3, training=Training(steps=5, optimizer=SGD)),
     "normalised_margin": NormalisedMargin(folds=2, training=Training(steps=5, optimizer=SGD)),
+    "self_influence": SelfInfluence(training=Training(steps=6, evaluate_every=2, optimizer=SGD)),
+    "knn_shapley": KNNShapley(neighbours=7, training=Training(steps=5, optimizer=SGD)),
 }
 
 
@@ -127,12 +131,37 @@ def test_a_fold_is_judged_by_a_model_that_has_not_seen_it():
     assert torch.equal(term.scores(PROBLEM), p.gather(1, data.targets[:, None])[:, 0])
 
 
+def test_self_influence_is_the_squared_gradient_over_the_plain_loop():
+    data, total = PROBLEM.splits.train, torch.zeros(300)
+    for step, model in enumerate(by_hand(PROBLEM, 6)):
+        if step % 2:
+            last = list(model.parameters())[-2]
+            for i in range(300):
+                loss = F.cross_entropy(model(data.inputs[i : i + 1]), data.targets[i : i + 1])
+                total[i] += torch.autograd.grad(loss, last)[0].square().sum()
+    torch.testing.assert_close(QUICK["self_influence"].scores(PROBLEM), total, rtol=1e-3, atol=1e-5)
+
+
+def test_each_half_is_valued_by_the_other():
+    data = PROBLEM.splits.train
+    *_, model = by_hand(PROBLEM, 5)
+    hidden = torch.relu(model[1](data.inputs)).detach()
+    one, two = torch.randperm(300, generator=torch.Generator().manual_seed(PROBLEM.seed)).tensor_split(2)
+    found = QUICK["knn_shapley"].scores(PROBLEM)
+    expected = selectors.knn_shapley(hidden[one], data.targets[one], hidden[two], data.targets[two], neighbours=7)
+    torch.testing.assert_close(found[one], expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="neighbours must be >= 1"):
+        KNNShapley(neighbours=0)
+
+
 def test_which_samples_a_score_keeps_is_the_tables():
-    keeps = {term.name: term.keep for term in (AUM(), EL2N(), Forgetting(), NormalisedMargin(), SelfConfidence())}
-    assert keeps == {
+    terms = (AUM(), EL2N(), Forgetting(), KNNShapley(), NormalisedMargin(), SelfConfidence(), SelfInfluence())
+    assert {term.name: term.keep for term in terms} == {
         "aum": "high",
         "el2n": "low",
         "forgetting_events": "low",
+        "knn_shapley": "high",
+        "self_influence": "low",
         "normalised_margin": "high",
         "self_confidence": "high",
     }
@@ -168,7 +197,13 @@ def test_disagreement_and_el2n_are_of_that_ensemble():
 @pytest.mark.parametrize(("classes", "head"), [(3, "softmax"), (2, "softmax"), (2, "one_logit")])
 @pytest.mark.parametrize(
     "score",
-    [AUM(training=CONFIDENT), EL2N(models=3, training=CONFIDENT), NormalisedMargin(folds=3, training=CONFIDENT)],
+    [
+        AUM(training=CONFIDENT),
+        EL2N(models=3, training=CONFIDENT),
+        NormalisedMargin(folds=3, training=CONFIDENT),
+        KNNShapley(training=CONFIDENT),
+        SelfInfluence(training=replace(CONFIDENT, evaluate_every=10)),
+    ],
     ids=lambda score: score.name,
 )
 def test_wrong_labels_are_worth_less(score, classes, head):
