@@ -1,6 +1,7 @@
 """TypiClust, ProbCover, BatchBALD, committees and label quality beside scikit-activeml and cleanlab; a million samples.
 
     python -m benchmarks.acquisition              # all rows
+    python -m benchmarks.acquisition --only CRAIG # the rows whose name has the word; the others stay as they are
     python -m benchmarks.acquisition --report
 
 Every figure is CPU time of one thread in a fresh process, medians. Both sides get the same arrays (extra `bench`). What
@@ -203,15 +204,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default="")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(worker(arguments.worker)))
         return
     if not arguments.report:
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
+        before = json.loads(RAW.read_text()) if arguments.only else {}
+        asked = [name for name in ROWS if arguments.only in name]
+        kept = {name: runs for name, runs in before.items() if name not in asked}
+        found: dict[str, list[dict[str, Any]]] = {name: kept.get(name, []) for name in ROWS}
         for _ in range(arguments.runs):
-            for name in ROWS:
+            for name in asked:
                 found[name].append(_measure.fresh("benchmarks.acquisition", "--worker", name))
         RAW.parent.mkdir(parents=True, exist_ok=True)
         RAW.write_text(json.dumps(found, indent=1) + "\n")

@@ -12,7 +12,7 @@ from steelyard.selectors import _inputs
 
 __all__ = ["bait"]
 
-_BLOCK = 1 << 22  # entries of one block of gains
+_BLOCK = 1 << 20  # entries of one block of gains
 
 
 def bait(

@@ -14,7 +14,7 @@ from steelyard.selectors.seeding import seed_points
 
 __all__ = ["kmeans"]
 
-_BLOCK = 1 << 22  # distances at once
+_BLOCK = 1 << 20  # distances at once
 
 
 def kmeans(

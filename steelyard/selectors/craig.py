@@ -13,7 +13,7 @@ from steelyard.selectors.pick import WeightedSelection
 
 __all__ = ["craig"]
 
-_BLOCK = 1 << 22  # distances at once
+_BLOCK = 1 << 20  # distances at once
 _AGAIN = 32  # candidates whose gain is computed again at a time
 
 

@@ -13,7 +13,7 @@ from steelyard.selectors._points import Points
 
 __all__ = ["knn_shapley"]
 
-_BLOCK = 1 << 22  # distances at once
+_BLOCK = 1 << 20  # distances at once
 
 
 def knn_shapley(

@@ -15,7 +15,7 @@ from steelyard.selectors._points import Points
 
 __all__ = ["prob_cover", "pure_radius"]
 
-_BLOCK = 1 << 22  # distances at once
+_BLOCK = 1 << 20  # distances at once
 
 
 def prob_cover(

@@ -14,7 +14,7 @@ from steelyard.selectors.clusters import kmeans
 
 __all__ = ["typicality", "typiclust"]
 
-_BLOCK = 1 << 22  # distances at once
+_BLOCK = 1 << 20  # distances at once
 
 
 def typicality(embeddings: Float[Tensor, "n features"] | Numbers, *, neighbours: int = 20) -> Float[Tensor, " n"]:
