@@ -33,6 +33,7 @@ class Accumulation:
         self._fault = ""
         self._in_backward = False
         self._norm: Tensor | None = None
+        self._left: list[tuple[int, int] | None] = []
 
     def __bool__(self) -> bool:
         return bool(self._passes)
@@ -105,15 +106,14 @@ class Accumulation:
         if not self._in_backward:
             self._norm = None
             earlier = [one for one in self._passes if one.arrival.factors]
-            if earlier and _cleared(self._parameters()):
+            if earlier and self._cleared():
                 arrival.factors.clear()
                 self._passes = [one for one in self._passes if not one.arrival.factors]
                 self.clips, self._fault = [], ""
             elif self.clips:
                 self._fault = _CLIPPED_BETWEEN
-            if len(self._passes) > 1 or isinstance(factor, Tensor) or factor != 1.0:  # (the usual case needs no look)
-                self._in_backward = True
-                torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+            self._in_backward = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
         arrival.factors.append(factor)
         arrival.rounding, arrival.settled = 4 * torch.finfo(gradient.dtype).eps, False
 
@@ -122,6 +122,7 @@ class Accumulation:
             self._in_backward = False
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
             return
+        self._left = _states(self._parameters())
         newest = [one.arrival.factors[-1] for one in self._passes if one.arrival.factors]
         if any(isinstance(one, Tensor) or one != 1.0 for one in newest):
             self._norm = _norm_of(self._parameters())
@@ -142,6 +143,19 @@ class Accumulation:
         step.clips, step.findings.fault = tuple(self.clips), self._fault
         self._passes = [newest]
         return step
+
+    def _cleared(self) -> bool:
+        """Whether the gradients that the last backward pass left were cleared since.
+
+        No gradient is a cleared one. Zeros alone do not say so: a micro-batch of weights 0, or of dead units, leaves
+        them too; somebody must have written to them.
+        """
+        parameters = self._parameters()
+        if all(p.grad is None for p in parameters):
+            return True
+        if any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+            return False
+        return _states(parameters) != self._left
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -226,9 +240,9 @@ def _one_over(factor: float, wholes: Iterable[int], tolerance: float) -> float |
     return next((1.0 / m for m in wholes if m and abs(factor * m - 1.0) <= tolerance), None)
 
 
-def _cleared(parameters: Iterable[Tensor]) -> bool:
-    """Whether no parameter has a gradient, or only zeros."""
-    return all(p.grad is None or not bool(p.grad.any()) for p in parameters)
+def _states(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:
+    """Return which tensor each gradient is, and its version."""
+    return [None if p.grad is None else (id(p.grad), p.grad._version) for p in parameters]
 
 
 def _norm_of(parameters: Iterable[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
-from steelyard._support._nested import Nested
+from steelyard._support._nested import Nested, named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.outputs import ModelCall, Outputs, call_model, chosen, outputs_to_choose
 from steelyard.distributed import ALONE, Ranks
@@ -136,7 +136,13 @@ class WeightedLoss:
         Raises:
             TypeError: the model returns no tensor, and `outputs` does not say what to take.
         """
-        return chosen(self.call(model, inputs), self.outputs)
+        try:
+            outputs = self.call(model, inputs)
+        except RuntimeError as error:
+            if said := _other_dtype(model, inputs):
+                raise TypeError(f"{said}: {error}") from error
+            raise
+        return chosen(outputs, self.outputs)
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
         """Return the unweighted loss of every sample ``(batch,)``, taken in float32 at least.
@@ -145,7 +151,12 @@ class WeightedLoss:
         """
         outputs = _at_least_float32(self.outputs_of(model, batch.inputs))
         check_rows(self.loss, outputs, batch.targets, self._matched)
-        losses = self.loss(outputs, batch.targets)
+        try:
+            losses = self.loss(outputs, batch.targets)
+        except IndexError as error:
+            if said := _no_such_class(outputs, batch):
+                raise ValueError(said) from error
+            raise
         if losses.shape != (len(batch),):
             raise ValueError(
                 f"loss must give one number a sample, shape ({len(batch)},), got {tuple(losses.shape)}; "
@@ -284,3 +295,29 @@ def _crosses_rows(loss: SampleLoss, outputs: Tensor, targets: Tensor) -> bool | 
     if not torch.allclose(together if single else together[few], torch.cat(apart), equal_nan=True):
         return True
     return False if unlike else None
+
+
+def _other_dtype(model: nn.Module, inputs: Nested) -> str:
+    """Return in what dtypes floating inputs and the model differ; empty where they do not."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for name, one in named_tensors("inputs", inputs):
+        if own is not None and one.is_floating_point() and one.dtype != own:
+            return f"{name} are {one.dtype}, the model's parameters {own}; convert one of them, x.to({own}) say"
+    return ""
+
+
+def _no_such_class(outputs: Any, batch: Batch) -> str:
+    """Return which target is no class of outputs ``(batch, classes)``; empty where all are."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or batch.targets.is_floating_point():
+        return ""
+    classes = outputs.shape[1]
+    wrong = ((batch.targets < 0) | (batch.targets >= classes)) & (batch.targets != -100)  # torch's ignore_index
+    wrong = wrong.flatten(1).any(1) if wrong.ndim > 1 else wrong
+    if not bool(wrong.any()):
+        return ""
+    row = int(wrong.nonzero()[0])
+    label = batch.targets[row].tolist()
+    return (
+        f"sample {int(batch.index[row])} has the label {label}, and the model has outputs for the classes 0 to "
+        f"{classes - 1}: give the model more outputs, or mend the label"
+    )

@@ -142,6 +142,7 @@ class Recorder:
         self._depth = 0
         self._agreed = False
         self._after: list[Guard] = []
+        self._state_after: list[tuple[Guard, Tensor, str]] = []
         self._mark = torch.zeros(0, dtype=torch.int64)
         self._written: list[int] = []
         self._handles: list[RemovableHandle] = []
@@ -212,6 +213,7 @@ class Recorder:
             divisor=_divisor_of_all(self._objective, weight),
         )
         versions = buffer_versions(modules)
+        self._note_moved(versions)
         pending = self._accumulation.newest
         if pending is not None:
             pending.findings.rewritten |= self._written != versions
@@ -359,8 +361,10 @@ class Recorder:
             )
         if not self._window:
             raise RuntimeError(
-                "no step was recorded: use recorder.loss(batch, weight) as the loss of the training loop"
+                "no step was recorded: use recorder.loss(batch, weight) as the loss of the training loop, once for "
+                "each optimizer.step() (a step without one empties the record)"
             )
+        self._note_moved(buffer_versions(list(self._module.modules())))
         steps = list(self._window)
         self._window.clear()
         names = tuple(steps[-1].parameters)
@@ -371,9 +375,15 @@ class Recorder:
             self._module, self._objective, steps, type(self._optimizer), names, mark, earlier, self._differences
         )
 
+    def _note_moved(self, versions: list[int]) -> None:
+        """Note where a forward pass that is not recorded has moved buffers since the newest step."""
+        if self._window and not self._accumulation:
+            self._window[-1].findings.moved |= self._written != versions
+
     def _check(self, batch: Batch, weight: Tensor) -> None:
         if not self._handles:
             raise RuntimeError("this recorder is closed")
+        _check.instance("batch", batch, Batch, "a Batch: Batch.of(inputs, targets) of all samples, then .take(rows)")
         if not isinstance(weight, Tensor) or weight.shape != (len(batch),) or not weight.is_floating_point():
             got = f"{weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
             raise ValueError(
@@ -392,9 +402,11 @@ class Recorder:
             self._window.clear()
             return
         self._check_between_steps()
+        self._drop_untrained()
         step = self._accumulation.gathered()
         findings = step.findings
-        findings.rewritten = self._written != buffer_versions(list(self._module.modules()))
+        versions = buffer_versions(list(self._module.modules()))
+        findings.rewritten, self._written = self._written != versions, versions
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):
             raise RuntimeError("no parameter has a gradient: call backward() on the recorded loss before step()")
@@ -421,6 +433,8 @@ class Recorder:
         step = self._accumulation.newest
         self._accumulation.forget()
         if step is None:
+            if self._window and self._steps > 1:  # skipped by a GradScaler: it has counted, and counted back
+                self._state_after = self._states()
             return
         if not step.parameters:
             raise RuntimeError(
@@ -432,6 +446,16 @@ class Recorder:
         self._storage.append(self._window, step, self._steps)
         self._after = guards((name, p) for p, name in self._names.items())
         self._mark = fingerprint(self._names)
+        self._state_after = self._states() if self._steps > 1 else []
+
+    def _states(self) -> list[tuple[Guard, Tensor, str]]:
+        """Note the tensors of the optimizer's state, with whose they are and their names in it."""
+        return [
+            (Guard(f"{key!r} of parameter {name!r}", value, value._version), p, key)
+            for p, name in self._names.items()
+            for key, value in self._optimizer.state.get(p, {}).items()
+            if isinstance(value, Tensor) and not value.is_inference()
+        ]
 
     def _check_repeats(self, differences: ElementwisePullback, step: Step) -> None:
         """Note a fault where the optimizer's step, taken again of what is recorded, leads elsewhere."""
@@ -447,6 +471,23 @@ class Recorder:
                     "by an optimizer of torch"
                 )
                 return
+            if said := differences.meets(one, len(self._window)):
+                step.findings.fault = (
+                    f"{said}, in a recorded step of the training: its update is not differentiated; train the steps of "
+                    "the window by an optimizer that is elementwise, SGD say"
+                )
+                return
+
+    def _drop_untrained(self) -> None:
+        """Forget parameters that have left the optimizer's groups."""
+        kept = {p for group in self._optimizer.param_groups for p in group["params"]}
+        gone = [name for p, name in self._names.items() if p not in kept]
+        if gone and self._window:
+            raise RuntimeError(
+                f"parameter {gone[0]!r} has left the optimizer's groups between two recorded steps, which is not part "
+                "of the record: set requires_grad_(False) on it, or record the steps after the change only"
+            )
+        self._names = {p: name for p, name in self._names.items() if p in kept}
 
     def _check_between_steps(self) -> None:
         """Raise if parameters were changed between two recorded steps: the pull-back would skip that change."""
@@ -463,6 +504,13 @@ class Recorder:
                 f"parameter {broken[0]!r} was changed between two recorded steps (a clamp, a loaded state): "
                 "that is not part of the record; record the steps after the change only"
             )
+        state = self._optimizer.state
+        for guard, p, key in self._state_after:
+            if state.get(p, {}).get(key) is not guard.tensor or guard.broken:
+                raise RuntimeError(
+                    f"the optimizer's state, {guard.what}, was changed between two recorded steps (cleared, loaded, "
+                    "damped): that is not part of the record; record the steps after the change only"
+                )
 
 
 _COUPLED = (

@@ -151,7 +151,9 @@ def _noted(module: nn.Module, step: Step) -> Iterator[list[_Call]]:
         momentum = layer.momentum
         if momentum is None:  # a cumulative average: 1 / the number of batches so far, this one included
             momentum = 1.0 / (int(step.conditions.buffers[_key(name, "num_batches_tracked")]) + counts[name])
-        calls.append(_Call(name, *_statistics(layer, args[0] if args else kwargs["input"]), momentum))
+        x = args[0] if args else kwargs["input"]
+        if len(x):  # a batch of nothing is counted, and moves nothing
+            calls.append(_Call(name, *_statistics(layer, x), momentum))
 
     handles = [
         layer.register_forward_pre_hook(

@@ -58,6 +58,7 @@ class Findings:
         stochastic: the forward pass drew random numbers (dropout).
         coupled: the forward pass mixed samples (BatchNorm in training mode).
         rewritten: the backward pass wrote to a buffer once more (a checkpoint around BatchNorm).
+        moved: after the step, and before the next, a forward pass that is not recorded wrote to a buffer.
         connected: the weights carried a graph when they were recorded.
         guards: what is held by reference, or read live, and must not change: inputs, targets, weights, and the
             parameters that this optimizer does not train.
@@ -70,6 +71,7 @@ class Findings:
     stochastic: bool = False
     coupled: bool = False
     rewritten: bool = False
+    moved: bool = False
     connected: bool = False
     guards: list[Guard] = field(default_factory=list)
     gradient: dict[str, tuple[Tensor, int]] | None = None

@@ -25,11 +25,11 @@ from steelyard.bilevel.replay import (
     quick_dot,
     step_gradient,
 )
-from steelyard.bilevel.statistics import differentiable_statistics
+from steelyard.bilevel.statistics import differentiable_statistics, tracking_layers
 from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.sweep.checks import blur, tolerance_in, tolerance_of
 from steelyard.bilevel.sweep.graph_record import nodes_of
-from steelyard.bilevel.sweep.ladder import Ladder
+from steelyard.bilevel.sweep.ladder import Ladder, NoDerivative
 from steelyard.bilevel.trajectory import Trajectory, scalar
 
 __all__ = [
@@ -77,11 +77,12 @@ def outer_gradient(
         ValueError: `outer` depends on no optimised parameter (and nothing else is asked for).
     """
     final = run.check()
+    moved = any(step.findings.moved for step in run.steps) and bool(tracking_layers(run.module))
     leaves = {name: p.detach().requires_grad_() for name, p in final.items()}
     live = {id(p): name for name, p in final.items()}
     nothing: Tensors = {}
     wrapped: AbstractContextManager[Tensors] = (
-        differentiable_statistics(run.module) if statistics else nullcontext(nothing)
+        differentiable_statistics(run.module) if statistics or moved else nullcontext(nothing)
     )
     direct: tuple[Tensor, ...] = ()
     own = dict(leaves)
@@ -109,11 +110,14 @@ def outer_gradient(
     if not tensors and all(one.grad is None for one in own.values()):
         raise ValueError(_INDEPENDENT)
     found = _apart({name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in own.items()})
-    return OuterGradient(
-        run.ranks.mean({name: found[name] for name in leaves}),
-        direct,
-        {name: found[name] for name in running if bool(found[name].any())},
-    )
+    read = {name: found[name] for name in running if bool(found[name].any())}
+    if moved and read:
+        raise NoDerivative(
+            f"outer reads running statistics ({next(iter(read))!r}), which a forward pass in training mode has "
+            "moved since a recorded step, by parameters that depend on the weights: call model.eval() before a pass "
+            "that only measures, or take no such pass between the recorded steps and the estimator"
+        )
+    return OuterGradient(run.ranks.mean({name: found[name] for name in leaves}), direct, read if statistics else {})
 
 
 def _check_path(live: dict[int, str], value: Tensor) -> None:

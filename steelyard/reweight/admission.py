@@ -10,12 +10,12 @@ from torch import Tensor
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._nested import named_tensors
-from steelyard.bilevel import Batch
+from steelyard.bilevel import Batch, Streamed
 from steelyard.checkpoint import Journal
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.outer_state import OuterState
 
-__all__ = ["admit", "agree_on_state"]
+__all__ = ["admit", "agree_on_state", "check_no_graph"]
 
 
 def admit(
@@ -60,9 +60,22 @@ def agree_on_state(state: OuterState) -> None:
     state.ranks.agree("the outer state", {"step": state.step, **settings})
 
 
+def check_no_graph(name: str, data: Batch | None) -> None:
+    """Raise ValueError where inputs require gradients: the model is trained on them many times."""
+    if data is None or isinstance(data, Streamed):
+        return
+    for what, one in named_tensors(f"{name}.inputs", data.inputs):
+        if one.requires_grad:
+            raise ValueError(
+                f"{what} require gradients (features of another model?), and are used in many steps: give x.detach(), "
+                "or make what computes them a part of the model"
+            )
+
+
 def _check_kinds(train: Batch, validation: Batch | None, journal: Journal | None) -> None:
     for name, data, optional in (("train", train, ()), ("validation", validation, (type(None),))):
         _check.instance(name, data, (Batch, *optional), "a Batch, as Batch.of(inputs, targets) makes it")
+        check_no_graph(name, data)
     _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
 
 

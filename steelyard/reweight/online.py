@@ -21,6 +21,7 @@ from steelyard._support._finite import broken_samples, some_ids
 from steelyard.bilevel import Batch, Outer, Streamed, WeightedLoss
 from steelyard.bilevel.trained_module import averaged_over
 from steelyard.checkpoint import Journal, Stateful
+from steelyard.reweight.admission import check_no_graph
 from steelyard.reweight.clean import Balanced, CleanSamples
 from steelyard.reweight.identity import described, samples
 from steelyard.reweight.outer_risk import OuterRisk
@@ -102,6 +103,7 @@ class Online(ABC):
         self.risk = _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
         self.seed = _check.seed("seed", seed)
         self.clean = CleanSamples(clean, clean_size, self.seed)
+        check_no_graph("clean", self.clean.samples)
         self.visits = Visits()
         self.steps = 0
         self.epochs = 0
@@ -196,6 +198,7 @@ class Online(ABC):
             CheckpointError: the journal has a training of other settings or samples; beside that, what `step` raises.
         """
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
+        check_no_graph("train", train)
         epochs, batch_size = _check.integer("epochs", epochs, low=1), _check.integer("batch_size", batch_size, low=1)
         if not len(train) or (ids := _check.distinct(train.index)) != len(train):
             raise ValueError(

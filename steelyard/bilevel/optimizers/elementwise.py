@@ -180,6 +180,31 @@ class ElementwisePullback:
                 )
             if isinstance(one, Tensor) and one.shape == parameter.shape and one.ndim and not one.is_floating_point():
                 raise TypeError(f"the state {key!r} of {name} is {one.dtype}, which has no derivative; {_REMEDY}")
+        if said := self._meets(group, parameter, gradient, state, generator):
+            raise TypeError(f"{said}; {_REMEDY}")
+        return after, state_after
+
+    def meets(self, update: ParameterUpdate, seed: int) -> str:
+        """Return how entries of one recorded update meet, as an error says it; empty where they do not.
+
+        The made-up updates before training (`_check`) do not see everything: a clip that bites, a warm-up that ends, a
+        rule for large matrices. At the recorded values, in float64.
+        """
+        assert update.gradient is not None
+        shape = update.parameter.shape
+        state = {key: one.double() if _moves(one, shape) else one for key, one in update.state.items()}
+        generator = torch.Generator().manual_seed(seed)
+        return self._meets(update.group, update.parameter.double(), update.gradient.double(), state, generator)
+
+    def _meets(
+        self,
+        group: Mapping[str, Any],
+        parameter: Tensor,
+        gradient: Tensor,
+        state: Mapping[str, Any],
+        generator: torch.Generator,
+    ) -> str:
+        after, state_after = self.step(group, parameter, gradient, state)
         moving = {
             "gradient": gradient,
             "parameter": parameter,
@@ -187,23 +212,25 @@ class ElementwisePullback:
         }
         for what, one in moving.items():
             chosen = (torch.rand(one.shape, generator=generator) < 0.5).to(one.device)
-            if one.numel() > 1:  # some, not all
+            if one.numel() > 1:  # some, not all; a single entry has no others
                 chosen.view(-1)[0], chosen.view(-1)[-1] = True, False
             values = {**moving, what: torch.where(chosen, one * 1.7 + 0.01 * (what != "parameter"), one)}
             held = {k: values.get(k, s) for k, s in state.items()}
             moved, state_moved = self.step(group, values["parameter"], values["gradient"], held)
             pairs = [("parameter", after, moved), *((k, s, state_moved[k]) for k, s in state_after.items())]
             for of, here, there in pairs:
-                if isinstance(here, Tensor) and here.shape == parameter.shape and here.ndim:
+                if of == "parameter" or (isinstance(here, Tensor) and here.shape == parameter.shape and here.ndim):
                     same = torch.equal(here[~chosen], there[~chosen])
+                elif not parameter.ndim and _moves(here, parameter.shape):
+                    same = True  # a state of its own, or a count, which needs no derivative; `pull` takes it as its own
                 else:
                     same = bool(torch.equal(here, there)) if isinstance(here, Tensor) else _alike(here, there)
                 if not same:
-                    raise TypeError(
-                        f"{name} is not elementwise: other entries of the {what} moved {of!r} of a parameter "
-                        f"{tuple(parameter.shape)}; {_REMEDY}"
+                    return (
+                        f"{self._kind.__name__} is not elementwise: other entries of the {what} moved {of!r} of a "
+                        f"parameter {tuple(parameter.shape)}"
                     )
-        return after, state_after
+        return ""
 
 
 _REMEDY = (
@@ -250,18 +277,21 @@ def _share_of_parameter(
     theta = given["parameter"]
     if not theta.numel() or not bool(theta.any()):
         return None
-    here, there = outputs(given), outputs({**given, "parameter": torch.zeros_like(theta)})
-    if any(not torch.equal(here[name], there[name]) for name in here if name != "parameter"):
-        return None
-    moved = here["parameter"] - there["parameter"]
-    share = float((moved.flatten() @ theta.flatten()) / (theta.flatten() @ theta.flatten()))
-    share = 1.0 if abs(share - 1) < 1e-13 else share
-    size = here["parameter"].abs().max() + theta.abs().max()
-    return (
-        share
-        if bool(((moved - share * theta).abs() <= 1e-15 * size + 1e-13 * theta.abs() * abs(share)).all())
-        else None
-    )
+    there, share = outputs({**given, "parameter": torch.zeros_like(theta)}), 0.0
+    # At a second point, too: with one entry, or equal ones, any function is some multiple of theta at one point.
+    for factor in (1.0, -0.61):
+        point = factor * theta
+        here = outputs({**given, "parameter": point})
+        if any(not torch.equal(here[name], there[name]) for name in here if name != "parameter"):
+            return None
+        moved = here["parameter"] - there["parameter"]
+        if factor == 1.0:
+            share = float((moved.flatten() @ theta.flatten()) / (theta.flatten() @ theta.flatten()))
+            share = 1.0 if abs(share - 1) < 1e-13 else share
+        size = here["parameter"].abs().max() + point.abs().max()
+        if not bool(((moved - share * point).abs() <= 1e-15 * size + 1e-13 * point.abs() * abs(share)).all()):
+            return None
+    return share
 
 
 def _derivative(value: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
