@@ -21,6 +21,7 @@ from steelyard.distributed import Processes
 from steelyard.reweight import InnerRun, Maple, Reweighting, Sqrt, VREx
 
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)  # torch 2.6, when the interpreter ends
 ROOMS = ("bilevel", "reweight", "selectors", "theory")
 ABSENT = ("torchvision", "torchopt", "higher", "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "rich", "tyro")
 ABSENT += ("PIL", "tomli", "beartype", "pytest")

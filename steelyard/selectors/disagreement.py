@@ -37,10 +37,10 @@ def normalised_ranks(losses: Float[Tensor, "models n"] | Numbers) -> Float[Tenso
         >>> normalised_ranks(torch.tensor([[3.0, 1.0, 1.0, 9.0]])).tolist()
         [[0.75, 0.375, 0.375, 1.0]]
     """
-    values = _inputs.matrix("losses", losses, ("models", "n"))
+    values = _inputs.matrix("losses", losses, ("models", "n")).contiguous()
     ordered = values.sort(dim=1).values
-    below = torch.searchsorted(ordered, values.contiguous())
-    up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
     return (below + up_to + 1).double() / (2 * values.shape[1])
 
 

@@ -232,6 +232,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_elementwise_is_refused_before_training(name: str) -> None:
+    if name == "Muon" and not hasattr(torch.optim, name):
+        pytest.skip("this torch has no Muon")
     make, message = REFUSED[name]
     model = mlp()
     before = [p.detach().clone() for p in model.parameters()]

@@ -420,6 +420,16 @@ def _straight_through(model: Any, h: Tensor) -> Tensor:
     return z + (z.sign() - z).detach()
 
 
+def _draws_alike() -> bool:
+    """Whether torch draws the same exponential numbers in both precisions (2.6 does not): retraining is in float64."""
+    drawn = []
+    for dtype in (torch.float32, torch.float64):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn.append(torch.empty(8, dtype=dtype).exponential_().double())
+    return torch.allclose(drawn[0], drawn[1], rtol=1e-4)
+
+
 def _hard_gumbel(model: Any, h: Tensor) -> Tensor:
     return F.gumbel_softmax(h @ model.matrix, hard=True)
 
@@ -504,7 +514,8 @@ def _fields() -> Iterator[Case]:
     yield between("no gradient", _without_gradient)
     yield between("detached", _detached)
     yield between("straight through", _straight_through)
-    yield between("gumbel, hard", _hard_gumbel)
+    if _draws_alike():
+        yield between("gumbel, hard", _hard_gumbel)
     yield between("bernoulli, straight through", _bernoulli)
     yield between("hook on a tensor", _hooked_tensor)
     yield between("loss against itself, detached", _tanh_matrix, loss=_stop_gradient_target)
@@ -521,7 +532,8 @@ def _functions() -> Iterator[Case]:
     for function in (Cube, OnceCube, ModernCube):
         apply = lambda model, h, function=function: function.apply(h @ model.matrix) * model.a  # noqa: E731
         yield Case(f"function {function.__name__}", "odd", partial(Between, apply))
-    yield Case("gumbel, soft", "odd", partial(Between, _soft_gumbel), predicts=False)
+    if _draws_alike():
+        yield Case("gumbel, soft", "odd", partial(Between, _soft_gumbel), predicts=False)
 
 
 # Operators.

@@ -29,7 +29,7 @@ def norms(size: float, growth: float, seeds: int = 1) -> str:
 
 
 def texts(drawn: str) -> list[str]:
-    return re.findall(r">([^<>]*)</text>", drawn)
+    return re.findall(r">([^<>]+)</(?:text|tspan)>", drawn)  # matplotlib before 3.11 wraps them once more
 
 
 @pytest.mark.parametrize(
