@@ -5,9 +5,9 @@ from steelyard.experiments.data.celeba import CelebA
 from steelyard.experiments.data.cifar_mnist import CIFARMNIST
 from steelyard.experiments.data.compas import COMPAS
 from steelyard.experiments.data.digits import ColouredDigits
-from steelyard.experiments.data.labelled import OwnData
 from steelyard.experiments.data.mnist import ColoredMNIST
 from steelyard.experiments.data.own_arrays import OwnArrays
+from steelyard.experiments.data.own_data import OwnData
 from steelyard.experiments.data.own_images import OwnImages
 from steelyard.experiments.data.own_python import OwnPython
 from steelyard.experiments.data.own_table import OwnTable

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from steelyard._support import _check
-from steelyard._support._text import few, printable
+from steelyard._support._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.groups import PARTS
+from steelyard.experiments.data.label_columns import (
+    check_classes,
+    check_filled,
+    combined,
+    covers,
+    scale_of,
+    sorted_values,
+    unique_rows,
+)
+from steelyard.experiments.data.own_data import OwnData, check_distinct
 from steelyard.experiments.data.splits import Splits
-from steelyard.experiments.data.table import Table, as_number
+from steelyard.experiments.data.table import Table
 from steelyard.experiments.data.tabular import deal_parts
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Labelled", "OwnData", "check_distinct", "sha256"]
+__all__ = ["Gather", "Labelled"]
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "0"), 0),
     **dict.fromkeys(("validation", "valid", "val", "dev", "1"), 1),
     **dict.fromkeys(("test", "testing", "2"), 2),
 }
-_MOST_NUMBERS = 100  # classes that are numbers: beyond, they are measurements and not names
 
 Parts = tuple[Tensor, Tensor, Tensor]
 Gather = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Batch]
@@ -40,49 +45,6 @@ Features = Callable[[Tensor], tuple[Tensor | Gather, tuple[str, ...]]]
 """Positions of the training rows -> the inputs of all rows ``(n, ...)``, or what makes samples of some of them, and
 what a reader has to know of them.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnData(ABC):
-    """What data sets of one's own share.
-
-    Attributes:
-        title: what tables, plots and pages call the data set (default: the file's name without its ending).
-    """
-
-    grayscale: ClassVar[bool] = False
-    needs_root: ClassVar[bool] = False
-    title: str = ""
-
-    @property
-    @abstractmethod
-    def source(self) -> str:
-        """The file, or the function, that the data come from."""
-
-    @property
-    @abstractmethod
-    def story(self) -> str:
-        """A sentence for the page."""
-
-    @property
-    def called(self) -> str:
-        """The name in tables and of files; no data set that ships, nor its published figures, is called so."""
-        own = re.sub(r"[^\w.-]+", "_", printable(self.title or Path(self.source).stem))
-        return f"{self.name}-{own}"  # type: ignore[attr-defined]
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether inputs come batch by batch."""
-        return False
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        """The user's functions that loading calls, "module:function"."""
-        return ()
-
-    @abstractmethod
-    def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file, by its path as given; DataError where one cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +146,13 @@ class Labelled(OwnData):
                 sample in a split.
         """
         for column in dict.fromkeys(column for column in self.roles if column not in self._of_groups):
-            _check_filled(table, column, empty)
+            check_filled(table, column, empty)
         hidden = self._hidden(table, empty)
         numbers = table.numbers(self.target) if self.task == "regression" else None
         targets, classes = self._targets(table) if numbers is None else (torch.zeros(len(table), dtype=torch.int64), ())
         groups, group_names = self._groups(table, targets, classes or ("",), hidden)
-        environment = _combined(table, self._of_environments(hidden))
-        strata = _unique_rows(targets, groups, environment[0])
+        environment = combined(table, self._of_environments(hidden))
+        strata = unique_rows(targets, groups, environment[0])
         own_seed = self.split_seed if self.split_seed is not None else seed
         parts, dealt = self._parts(table, strata, own_seed, hidden, clean)
         if hidden is not None and dealt and self.split:
@@ -205,7 +167,7 @@ class Labelled(OwnData):
             self._check_present(table, "group", columns, groups, group_names, parts, since=hidden is not None)
         places, names = self._environments(table, *environment, parts, self._of_environments(hidden))
         inputs, notes = features(parts[0])
-        scale = None if numbers is None else _scale(table, self.target, numbers[parts[0]])
+        scale = None if numbers is None else scale_of(table, self.target, numbers[parts[0]])
         if numbers is not None and scale is not None:
             numbers = (numbers - scale[0]) / scale[1]
             units = f"{scale[0]:.6g} + {scale[1]:.6g} x the model's output"
@@ -216,7 +178,7 @@ class Labelled(OwnData):
             gather(
                 at,
                 targets[at],
-                places[at] if part < 2 or _covers(places[at], len(names)) else None,
+                places[at] if part < 2 or covers(places[at], len(names)) else None,
                 groups[at] if group_names and (part > 0 or hidden is None) else None,
             )
             for part, at in enumerate(parts)
@@ -245,14 +207,14 @@ class Labelled(OwnData):
     ) -> tuple[Int[Tensor, " n"], tuple[str, ...], Sequence[str]]:
         """Return the class of each row, the classes, and the rows' ids; DataError as `splits_of`."""
         for column in filter(None, (self.target, self.id)):
-            _check_filled(table, column, empty)
+            check_filled(table, column, empty)
         return *self._targets(table), self._ids(table, 0)
 
     def _targets(self, table: Table) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
         """Return the class of each row, and the classes."""
-        found = _sorted_values(table.columns[self.target])
+        found = sorted_values(table.columns[self.target])
         if not self.classes:
-            _check_classes(table, self.target, found)
+            check_classes(table, self.target, found)
         classes = self.classes or found
         if len(classes) < 2:
             raise DataError(f"{table.path}: {self.target!r} is {classes[0]!r} in every row; two classes are needed")
@@ -280,7 +242,7 @@ class Labelled(OwnData):
             return hidden
         if not self.split:
             for column in gaps:
-                _check_filled(table, column, empty, " (but groups of training rows, which a column `split` tells)")
+                check_filled(table, column, empty, " (but groups of training rows, which a column `split` tells)")
         training = [code == 0 for code in self._said(table).tolist()]
         for column, gap in gaps.items():
             for row, (missing, trained) in enumerate(zip(gap, training, strict=True)):
@@ -297,10 +259,10 @@ class Labelled(OwnData):
     ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
         """Return the group of each row (0 where it is not known), and the groups' names."""
         if self.group:
-            return _combined(table, [self.group], hidden)
+            return combined(table, [self.group], hidden)
         if not self.attributes:
             return torch.zeros(len(table), dtype=torch.int64), ()
-        attribute, names = _combined(table, self.attributes, hidden)
+        attribute, names = combined(table, self.attributes, hidden)
         return targets * len(names) + attribute, tuple(
             f"{one}, {other}" if one else other for one in classes for other in names
         )
@@ -426,18 +388,6 @@ class Labelled(OwnData):
         return names
 
 
-def check_distinct(name: str, values: Sequence[str]) -> None:
-    """Raise ValueError if one of `values` stands there twice."""
-    if len(set(values)) < len(values):
-        twice = next(value for value in values if list(values).count(value) > 1)
-        raise ValueError(f"{name} names {twice!r} twice")
-
-
-def sha256(data: bytes) -> str:
-    """Return the digest of a file's bytes, as it is filed with a run."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def _in_memory(
     inputs: Shaped[Tensor, "n *shape"],
     at: Int[Tensor, " k"],
@@ -446,68 +396,3 @@ def _in_memory(
     group: Int[Tensor, " k"] | None,
 ) -> Batch:
     return Batch.of(inputs[at], targets, environment=environment, group=group)
-
-
-def _check_filled(table: Table, column: str, empty: Sequence[str], more: str = "") -> None:
-    marks = set(empty)
-    row = next((row for row, value in enumerate(table.columns[column]) if value in marks), None)
-    if row is not None:
-        raise table.error(row, column, f"a value: labels may not be missing{more}")
-
-
-def _check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:
-    """Raise DataError if the values are measurements and not classes."""
-    numbers = [as_number(value) for value in found]
-    fraction = next((value for value, x in zip(found, numbers, strict=True) if x % 1), None)
-    if any(x != x for x in numbers) or (fraction is None and len(found) <= _MOST_NUMBERS):
-        return
-    row = list(table.columns[column]).index(found[-1] if fraction is None else fraction)
-    raise table.error(
-        row,
-        column,
-        f"a class ({len(found)} different numbers are there); make classes of them, list them as `classes`, or set "
-        "data.task = 'regression'",
-    )
-
-
-def _scale(table: Table, column: str, values: Float[Tensor, " k"]) -> tuple[float, float]:
-    """Return mean and standard deviation of the training rows' targets."""
-    mean, deviation = float(values.double().mean()), float(values.double().std(correction=0))
-    if not deviation > 0:
-        same = f"{column!r} is {float(values[0]):g} in every training row"
-        raise DataError(f"{table.path}: {same}; there is nothing to learn")
-    return mean, deviation
-
-
-def _sorted_values(values: Sequence[str]) -> tuple[str, ...]:
-    """Return the values that occur: numbers by size, words by the alphabet."""
-    found = sorted(set(values))
-    numbers = {value: as_number(value) for value in found}
-    if all(x == x for x in numbers.values()):
-        found.sort(key=numbers.__getitem__)
-    return tuple(found)
-
-
-def _combined(
-    table: Table, columns: Sequence[str], hidden: Sequence[bool] | None = None
-) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """Return an id for each row's combination of the columns' values (0 of rows that are `hidden`), and their names."""
-    if hidden is not None:
-        codes = torch.zeros(len(table), dtype=torch.int64)
-        codes[~torch.tensor(hidden)], names = _combined(table.where([not gone for gone in hidden]), columns)
-        return codes, names
-    codes, names = torch.zeros(len(table), dtype=torch.int64), ("",)
-    for column in columns:
-        values = _sorted_values(table.columns[column])
-        codes = codes * len(values) + table.codes(column, {value: code for code, value in enumerate(values)})
-        names = tuple(f"{name}, {value}" if name else value for name in names for value in values)
-    return codes, names if columns else ()
-
-
-def _unique_rows(*columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    return torch.unique(torch.stack(columns, 1), dim=0, return_inverse=True)[1]
-
-
-def _covers(ids: Int[Tensor, " n"], count: int) -> bool:
-    """Return whether the ids are exactly 0 .. count - 1, each there."""
-    return torch.unique(ids).tolist() == list(range(count))

@@ -15,7 +15,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from steelyard.experiments.data.columns import as_texts, read_npy, read_npz
-from steelyard.experiments.data.labelled import Labelled, sha256
+from steelyard.experiments.data.labelled import Labelled
+from steelyard.experiments.data.own_data import sha256
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.data.tabular import standardise

@@ -15,7 +15,8 @@ from steelyard._support._code import source_of
 from steelyard.experiments.data.columns import read_any
 from steelyard.experiments.data.image_folders import class_folders
 from steelyard.experiments.data.images import ImageList
-from steelyard.experiments.data.labelled import Gather, Labelled, sha256
+from steelyard.experiments.data.labelled import Gather, Labelled
+from steelyard.experiments.data.own_data import sha256
 from steelyard.experiments.data.photographs import ImageInputs
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes

@@ -25,8 +25,9 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.streamed import Streamed
 from steelyard.experiments.data.columns import as_texts
 from steelyard.experiments.data.groups import PARTS
-from steelyard.experiments.data.labelled import Gather, Labelled, sha256
+from steelyard.experiments.data.labelled import Gather, Labelled
 from steelyard.experiments.data.own_arrays import EMPTY, finite_inputs
+from steelyard.experiments.data.own_data import sha256
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.data.tabular import standardise

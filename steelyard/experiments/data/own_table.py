@@ -16,7 +16,8 @@ from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.columns import read_any
 from steelyard.experiments.data.encoding import CategoryColumn, Encoding, gaps_in, refuse_gaps
 from steelyard.experiments.data.groups import PARTS
-from steelyard.experiments.data.labelled import Labelled, check_distinct, sha256
+from steelyard.experiments.data.labelled import Labelled
+from steelyard.experiments.data.own_data import check_distinct, sha256
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, as_number, check_columns, file_bytes
 from steelyard.experiments.errors import DataError
