@@ -22,7 +22,6 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
 from steelyard.reweight.schedules import CosineDecay
-from steelyard.selectors.direction import Direction, direction_of, turned
 
 __all__ = ["Prior", "bernoulli_kl", "bernoulli_kl_gradient", "keep_probabilities", "pool"]
 
@@ -74,6 +73,8 @@ def keep_probabilities(
         >>> keep_probabilities(torch.tensor([0.1, 7.0, float("nan"), 0.3]), 2.0)
         tensor([0.1589, 0.8411, 0.5000, 0.5000], dtype=torch.float64)
     """
+    from steelyard.selectors.direction import Direction, direction_of, turned  # a room that `Maple` alone does not need
+
     if of is not None and direction_of(of) is Direction.ASK:
         raise ValueError(
             f"of is {of!r}, a score that says which label to ask for, not which sample to keep; to keep the highest "
