@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,23 @@ def _fields(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str
             yield f"{path}{name}", name, value
 
 
+def _settled_as(run: Any, recipe: Any) -> Any:
+    """`recipe` with the precision that the run has chosen where the recipe leaves it open."""
+    changed = {}
+    for field in dataclasses.fields(recipe):
+        one, chosen = getattr(recipe, field.name), getattr(run, field.name)
+        if dataclasses.is_dataclass(one) and dataclasses.is_dataclass(chosen):
+            changed[field.name] = _settled_as(chosen, one)
+        elif field.name == "bfloat16" and one == "auto":
+            changed[field.name] = chosen
+    return dataclasses.replace(recipe, **changed)
+
+
 def runs_end_to_end(recipe: Recipe, name: str, folder: Path, root: Path | None = None, *, twice: bool = True) -> None:
     """Carry `recipe` out; its run reads back and ends at the last step. If `twice`, the seed decides everything."""
     run = execute(recipe, folder / "run", name=name, data_root=root)
     again = read_run(folder / "run")
-    assert again.recipe == recipe
+    assert again.recipe == run.recipe == _settled_as(run.recipe, recipe)
     assert [(e.visible, e.test) for e in again.history] == [(e.visible, e.test) for e in run.history]
     assert run.history[-1].visible.step == recipe.method.last_step
     assert all(e.visible.finite for e in run.history)

@@ -10,8 +10,8 @@ import pytest
 
 from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from tests.experiments.layouts import (
-    CELEBA,
-    WATERBIRDS,
+    CELEBA_LAYOUTS,
+    WATERBIRDS_LAYOUTS,
     write_adult,
     write_celeba,
     write_compas,
@@ -22,7 +22,7 @@ from tests.experiments.shrunk import methods_of, runs_end_to_end, small
 
 PROBLEMS = ("adult", "celeba", "compas", "waterbirds")
 NAMES = [name for problem in PROBLEMS for name in methods_of(problem)]
-LAYOUTS = {"waterbirds": cycle(WATERBIRDS), "celeba": cycle(CELEBA)}
+LAYOUTS = {"waterbirds": cycle(WATERBIRDS_LAYOUTS), "celeba": cycle(CELEBA_LAYOUTS)}
 CASES = [(name, next(LAYOUTS.get(name.split("/")[0], iter([""])))) for name in NAMES]
 FEW = ((4, 3, 3, 4), (3, 3, 3, 3), (1, 1, 1, 1))  # images in each split and group; DFR halves the validation split
 PER_GROUP = {"dfr": 3, "pde": 2}  # images that a whole network sees, else 1; PDE adds to a balanced start
@@ -38,7 +38,10 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     """A data root for each data set and layout."""
     roots = {("adult", ""): write_adult(tmp_path_factory.mktemp("adult"))}
     roots["compas", ""] = write_compas(tmp_path_factory.mktemp("compas"))
-    for data, write, layouts in (("waterbirds", write_waterbirds, WATERBIRDS), ("celeba", write_celeba, CELEBA)):
+    for data, write, layouts in (
+        ("waterbirds", write_waterbirds, WATERBIRDS_LAYOUTS),
+        ("celeba", write_celeba, CELEBA_LAYOUTS),
+    ):
         for layout in layouts:
             roots[data, layout] = tmp_path_factory.mktemp(f"{data}-{layout}")
             write(roots[data, layout], layout, FEW)
@@ -79,7 +82,7 @@ def test_a_recipe_runs_end_to_end(name: str, layout: str, roots: dict, weights: 
 
 
 def test_every_layout_and_method_is_among_them() -> None:
-    for data, layouts in (("waterbirds", WATERBIRDS), ("celeba", CELEBA)):
+    for data, layouts in (("waterbirds", WATERBIRDS_LAYOUTS), ("celeba", CELEBA_LAYOUTS)):
         assert {layout for name, layout in CASES if name.startswith(data)} == set(layouts)
     assert {f"{problem}/tiny" for problem in PROBLEMS} <= set(NAMES)
     methods = {load_recipe(name).method.name for name in NAMES}

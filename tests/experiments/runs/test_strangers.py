@@ -195,7 +195,7 @@ def test_a_prior_that_is_none(damage: str, copy: Path, tmp_path: Path, capsys: p
 def test_a_selection_by_environments_that_are_not_there(selection: str) -> None:
     one = made(0, [(0.9, 0.5, 0.5)])
     blank = [replace(e.visible, validation=replace(e.visible.validation, environment_accuracy=())) for e in one.history]
-    with pytest.raises(RecipeError, match="needs the accuracy in each environment"):
+    with pytest.raises(RecipeError, match="needs the figures of each environment on validation"):
         CRITERIA[selection](blank)
 
 
@@ -209,7 +209,7 @@ def test_celebas_first_line_of_5000_digits(tmp_path: Path) -> None:
             CelebA().read(tmp_path)
         assert len(str(caught.value)) < 400
     (tmp_path / "list_attr_celeba.txt").write_text(f"{'0' * 5000}1\nBlond_Hair Male\n1.jpg 1 -1\n")
-    assert len(CelebA().read(tmp_path)) == 1
+    assert len(CelebA().read(tmp_path).table) == 1
 
 
 def test_a_table_of_many_columns_names_five(tmp_path: Path) -> None:
