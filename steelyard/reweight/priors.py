@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,9 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.mask import check_probabilities
 from steelyard.reweight.schedules import CosineDecay
+
+if TYPE_CHECKING:
+    from steelyard.selectors.direction import Direction
 
 __all__ = ["Prior", "bernoulli_kl", "bernoulli_kl_gradient", "keep_probabilities", "pool"]
 
