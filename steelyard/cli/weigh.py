@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,19 +15,17 @@ from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
 from steelyard._support._text import printable
 from steelyard.cli.options import check_any_seed, check_seeds, check_writable, every, set_threads
+from steelyard.cli.own_data import ARRAYS, images_of, known_of, rows_of, said_in_options
 from steelyard.cli.shared import progress_bars, stoppable, watcher
-from steelyard.experiments.data import OwnArrays, OwnTable
-from steelyard.experiments.errors import DataError
-from steelyard.experiments.weigh.plan import CleanMethod, Knowledge, ModelName, model_named, plan_for, training_for
+from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable
+from steelyard.experiments.weigh.plan import CleanMethod, ModelName, model_named, plan_for, training_for
 
 __all__ = ["suspects", "weigh"]
-
-_ARRAYS = (".safetensors", ".npy")
 
 
 def weigh(
     table: tyro.conf.Positional[Path],
-    target: str,
+    target: str = "",
     clean: Path | None = None,
     groups: tuple[str, ...] = (),
     groups_on: Literal["training", "validation"] = "training",
@@ -42,6 +38,12 @@ def weigh(
     categorical: tuple[str, ...] = (),
     missing: Literal["category", "refuse"] = "category",
     separator: str = ",",
+    images: Path | None = None,
+    file: str = "file",
+    backbone: str = "",
+    backbone_weights: str = "",
+    size: int = 224,
+    allow_code: bool = False,
     test_share: float = 0.2,
     model: ModelName = "mlp",
     method: CleanMethod = "auto",
@@ -75,13 +77,21 @@ def weigh(
 
         steelyard weigh patients.csv --target ill --groups sex --groups-on validation
 
+    Images instead of rows: a table that names them, or a folder with a folder for each class (without --target), and a
+    frozen network that makes their features:
+
+        steelyard weigh photos.csv --target label --images photos --file path --backbone resnet18 --environments camera
+
+        steelyard weigh photos --backbone my_nets:build --allow-code
+
     Written to the folder --out: weights.csv (id, row, split, weight, keep_probability, suspect_rank), model.safetensors
     (trained on the weights), plain.safetensors (ordinary training), page.html (what came out, and how to use it), and
     runs/ (every training, resumable).
 
     Args:
-        table: a CSV with the columns' names in its first line, Parquet, .npz, or features as .safetensors or .npy.
-        target: the column of the class.
+        table: a CSV with the columns' names in its first line, Parquet, .npz, features as .safetensors or .npy, or a
+            folder of images.
+        target: the column of the class; needed but for a folder of images.
         clean: a file of rows whose labels are right. They are not trained on; they judge.
         groups: columns whose values make groups together with the class.
         groups_on: where groups are told: in all rows, or in validation and test rows alone (others may be empty).
@@ -94,6 +104,14 @@ def weigh(
         categorical: columns that hold categories.
         missing: what to do with missing values of features: make them a category of their own, or refuse them.
         separator: what stands between two values of a line.
+        images: the folder below which the images lie that the table names.
+        file: the column with each image's path.
+        backbone: what makes the features of images: one of torchvision's classifiers without its last layer, or
+            module:function of your own, images (n, 3, h, w) -> features (n, d).
+        backbone_weights: torchvision's weights by name, or a file with a state dict (default: torchvision's for
+            ImageNet, or those that your function gives).
+        size: of the images that the backbone sees, in pixels.
+        allow_code: let the code of a backbone of your own run.
         test_share: the share of the rows that is held out to measure by.
         model: one hidden layer, or none.
         method: with --clean: online reweighting, weights by label, or (auto) what fits the number of clean rows.
@@ -114,14 +132,23 @@ def weigh(
     folder = out or Path("runs") / "weigh" / table.stem
     steps = every(checkpoint_every)
     check_writable("--out", folder)
-    known = _known(clean, groups, groups_on, environments)
+    known = known_of(clean, groups, groups_on, environments)
     if method != "auto" and known != "clean rows":
         raise UserError(f"--method {method} is about clean rows, which judge the others: give --clean FILE, too")
-    with _said_in_options():
+    data: OwnTable | OwnArrays | OwnImages
+    with said_in_options():
         shared = {"target": target, "id": id, "split": split, "test_share": test_share, "split_seed": seeds[0]}
         shared |= {"attributes": groups, "environment": environments}
         shared |= {"groups_on": "validation" if known == "groups on validation" else "all"}
-        data = _data(table, features, clean, drop, numeric, categorical, missing, separator, shared)
+        if table.is_dir() or images is not None:
+            if clean is not None or features or drop or numeric or categorical:
+                raise UserError("--clean, --features, --drop and the like are for tables, and these are images")
+            network = (backbone, backbone_weights, size)
+            data = images_of(table, images, file, network, separator, shared, allow_code=allow_code)
+        else:
+            if not target:
+                raise UserError("--target is missing: the column of the class")
+            data = rows_of(table, features, clean, drop, numeric, categorical, missing, separator, shared)
         splits = data.load(seeds[0])
     from steelyard.experiments.weigh.figures import figures_of  # matplotlib: not before the table was found whole
     from steelyard.experiments.weigh.page import CALLED, PAGE, render
@@ -143,6 +170,7 @@ def weigh(
             overwrite=overwrite,
             resume=resume,
             checkpoint_every=steps,
+            allow_code=allow_code,
             watch=lambda name, seed, evaluation, last: watch(CALLED[name], seed, evaluation, last),
             stop=stop,
         )
@@ -160,73 +188,6 @@ def weigh(
             f"Written: {folder}/{', '.join([WEIGHTS, MODEL, PLAIN_MODEL, PAGE])}",
         ],
     )
-
-
-def _known(clean: Path | None, groups: Sequence[str], groups_on: str, environments: str) -> Knowledge:
-    """Return what the user has; UserError where two things are told."""
-    told: dict[str, Knowledge] = {}
-    if clean is not None:
-        told["--clean"] = "clean rows"
-    if groups:
-        told["--groups"] = "groups on validation" if groups_on == "validation" else "groups"
-    if environments:
-        told["--environments"] = "environments"
-    if len(told) > 1:
-        raise UserError(f"{' and '.join(told)} ask for different methods: give one of them")
-    if groups_on == "validation" and not groups:
-        raise UserError("--groups-on validation needs --groups: the columns that make the groups")
-    return next(iter(told.values()), "nothing")
-
-
-def _data(
-    table: Path,
-    features: tuple[str, ...],
-    clean: Path | None,
-    drop: tuple[str, ...],
-    numeric: tuple[str, ...],
-    categorical: tuple[str, ...],
-    missing: Literal["category", "refuse"],
-    separator: str,
-    shared: dict[str, object],
-) -> OwnTable | OwnArrays:
-    """Return the data set that the options name; UserError where they do not fit each other."""
-    try:
-        if table.suffix not in _ARRAYS:
-            return OwnTable(
-                file=str(table),
-                clean="" if clean is None else str(clean),
-                features=features,
-                drop=drop,
-                numeric=numeric,
-                categorical=categorical,
-                missing=missing,
-                separator=separator,
-                **shared,  # type: ignore[arg-type]
-            )
-        if clean is not None or drop or numeric or categorical:
-            raise ValueError(
-                f"{table} holds arrays, which have no columns: --clean, --drop and the like are for tables"
-            )
-        if table.suffix == ".npy":
-            return OwnArrays(features=str(table), **shared)  # type: ignore[arg-type]
-        if len(features) != 1:
-            raise ValueError(f"{table} holds arrays: name the one of the inputs, as in --features x")
-        return OwnArrays(file=str(table), features=features[0], **shared)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-@contextmanager
-def _said_in_options() -> Iterator[None]:
-    """Name options of the command line where an error names a recipe's fields."""
-    try:
-        yield
-    except DataError as error:
-        text = re.sub(r'data\.missing = "category"', "--missing category", str(error))
-        text = re.sub(r'data\.separator = "(.*?)"', r"--separator '\1'", text)
-        text = re.sub(r"data\.file: ", "", text)
-        text = re.sub(r"list them as `classes`, or set data\.task = 'regression'", "this command classifies", text)
-        raise DataError(re.sub(r"\bdata\.(\w+)", r"--\1", text)) from error
 
 
 def _say(console: Console, lines: Sequence[str]) -> None:
@@ -304,11 +265,11 @@ def suspects(
     folder = out or Path("runs") / "suspects" / table.stem
     steps = every(checkpoint_every)
     check_writable("--out", folder)
-    if table.suffix in _ARRAYS:
+    if table.suffix in ARRAYS:
         raise UserError(f"{table} holds arrays; `suspects` reads tables: CSV, Parquet or .npz")
-    with _said_in_options():
+    with said_in_options():
         shared: dict[str, object] = {"target": target, "id": id}
-        data = _data(table, features, None, drop, numeric, categorical, missing, separator, shared)
+        data = rows_of(table, features, None, drop, numeric, categorical, missing, separator, shared)
         assert isinstance(data, OwnTable)
         splits = data.whole()
     from steelyard.experiments.priors.out_of_fold import OutOfFoldSettings

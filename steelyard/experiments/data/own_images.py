@@ -102,6 +102,14 @@ class OwnImages(ImageInputs, Labelled):
             found[self.backbone.weights] = sha256(file_bytes(self.backbone.file))
         return found | {name: sha256(file_bytes(source_of(name))) for name in self.code}
 
+    def read(self) -> Table:
+        """Return the table of the images, as text; no image is opened.
+
+        Raises:
+            DataError: a file cannot be read, or has not the columns.
+        """
+        return self._read()[1]
+
     def load(self, seed: int, root: Path | None = None, download: bool = False) -> Splits:
         """Return the splits that the table or the folders say, or that `seed` makes.
 

@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from steelyard._support._files import read_bytes
-from steelyard.experiments.data import OwnArrays, OwnTable, Splits
+from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable, Splits
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP, Logistic
@@ -51,7 +51,7 @@ class Outcome:
     """
 
     plan: Plan
-    data: OwnTable | OwnArrays
+    data: OwnTable | OwnArrays | OwnImages
     splits: Splits
     table: Table | None
     model: MLP | Logistic
@@ -82,7 +82,7 @@ class Outcome:
 
 def carry_out(
     plan: Plan,
-    data: OwnTable | OwnArrays,
+    data: OwnTable | OwnArrays | OwnImages,
     splits: Splits,
     model: MLP | Logistic,
     seeds: Sequence[int],
@@ -91,6 +91,7 @@ def carry_out(
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: int = 200,
+    allow_code: bool = False,
     watch: Watch = lambda method, seed, evaluation, last: None,
     stop: Callable[[], int] = lambda: 0,
 ) -> Outcome:
@@ -103,7 +104,7 @@ def carry_out(
         model: of all methods.
         seeds: of initial parameters and draws.
         out: the folder.
-        overwrite, resume, checkpoint_every, stop: see `execute`.
+        overwrite, resume, checkpoint_every, allow_code, stop: see `execute`.
         watch: called after each evaluated step.
 
     Raises:
@@ -132,6 +133,7 @@ def carry_out(
                 overwrite=overwrite,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
+                allow_code=allow_code,
                 splits=splits,
                 progress=progress,
                 stop=stop,
@@ -142,7 +144,7 @@ def carry_out(
     weighed = [run.directory for run in runs[plan.weighed]]
     reweighting = _averaged([_loaded(place / REWEIGHTING, Reweighting.load) for place in weighed])
     suspicion = _suspicion(plan, problem, models[plan.weighed], reweighting, weighed)
-    table = data.read() if isinstance(data, OwnTable) else None
+    table = None if isinstance(data, OwnArrays) else data.read()
     return Outcome(plan, data, splits, table, model, runs, models, reweighting, suspicion)
 
 
