@@ -115,3 +115,15 @@ def test_tensors_are_made() -> None:
     assert _check.floats("f", given) is given
     array = numpy.zeros(3)
     assert _check.tensor("t", array).data_ptr() == array.ctypes.data  # shared, as by torch.as_tensor
+
+
+def test_a_choice_of_another_type_is_pointed_out() -> None:
+    with pytest.raises(ValueError, match=r"p must be one of \[1, 2\], got '2'; did you mean 2\?"):
+        _check.choice("p", "2", [1, 2])
+
+
+@pytest.mark.parametrize("value", [print, 3, [print, 4]], ids=["a function alone", "a number", "a number among them"])
+def test_callbacks_are_a_list_of_functions(value: object) -> None:
+    with pytest.raises(TypeError, match="callbacks must be a list of functions"):
+        _check.callables("callbacks", value)
+    assert _check.callables("callbacks", (print, len)) == [print, len]

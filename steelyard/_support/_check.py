@@ -161,9 +161,24 @@ def choice(name: str, value: T, choices: Iterable[T]) -> T:
     try:
         return options[options.index(value)]  # 2 for NumPy's 2
     except (ValueError, RuntimeError):  # not among them; an array has no one truth
-        raise ValueError(
-            f"{name} must be one of {options}, got {_brief(value)}{nearest(str(value), map(str, options))}"
-        ) from None
+        kin = [str(one) for one in options if isinstance(one, str) and isinstance(value, str)]
+        other = next((one for one in options if str(one) == str(value)), None)  # "2" for 2
+        hint = f"; did you mean {other!r}?" if other is not None else nearest(str(value), kin)
+        raise ValueError(f"{name} must be one of {options}, got {_brief(value)}{hint}") from None
+
+
+def callables(name: str, value: Any) -> list[Any]:
+    """Return functions as a list; TypeError where they are none, or one alone."""
+    if callable(value):
+        raise TypeError(f"{name} must be a list of functions, got {_brief(value)}: put it into a list, [{name[:-1]}]")
+    try:
+        found = list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a list of functions, got {_brief(value)}") from None
+    wrong = next((one for one in found if not callable(one)), None)
+    if wrong is not None:
+        raise TypeError(f"{name} must be a list of functions, got {_brief(wrong)} in it")
+    return found
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -255,7 +255,7 @@ class Maple(OuterSettings):
         outer = OuterRisk(
             self.risk, target, objective.loss, self.outer_chunk, self.inner.autocast, ranks, objective.outputs_of
         )
-        callbacks = list(callbacks)
+        callbacks = _check.callables("callbacks", callbacks)
         watched = ranks.any(len(callbacks) > 0)
         progress = progress if ranks.rank == 0 else False
         with (

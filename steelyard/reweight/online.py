@@ -208,7 +208,7 @@ class Online(ABC):
         journal = Journal() if journal is None else journal
         identity = {} if journal.path is None else self._identity(train, epochs, batch_size)
         parts = {"model": self.model, "optimizer": self.optimizer, "online": self, **(carry or {})}
-        callbacks = list(callbacks)
+        callbacks = _check.callables("callbacks", callbacks)
         self.model.train()
         with journal.stage(identity, **parts) as stage:
             per_epoch = -(-len(train) // batch_size)
