@@ -64,12 +64,12 @@ def by_cell(runs: Sequence[ActiveRun]) -> dict[Cell, list[ActiveRun]]:
     return found
 
 
-def differences(results: Results, arm: str, metric: str = "test") -> dict[Cell, Spread]:
-    """Return accuracy after the last round, with an arm less without any, of each seed, by cell."""
+def differences(results: Results, arm: str) -> dict[Cell, Spread]:
+    """Return test accuracy after the last round, with an arm less without any, of each seed, by cell."""
     return {
         cell: Spread.of(
             [
-                run.history[-1][metric] - other.history[-1]["test"]
+                run.history[-1]["test"] - other.history[-1]["test"]
                 for run, other in zip(runs, results["none"][cell], strict=True)
             ]
         )
@@ -116,8 +116,8 @@ def page(results: Results, command: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _accuracy(runs: Sequence[ActiveRun], metric: str = "test") -> Spread:
-    return Spread.of([run.history[-1][metric] for run in runs])
+def _accuracy(runs: Sequence[ActiveRun]) -> Spread:
+    return Spread.of([run.history[-1]["test"] for run in runs])
 
 
 def _gains(results: Results) -> Table:

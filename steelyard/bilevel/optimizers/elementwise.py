@@ -143,7 +143,7 @@ class ElementwisePullback:
         for (number, _), p in kinds.items():
             group = {key: one for key, one in optimizer.param_groups[number].items() if key != "params"}
             state: dict[str, Any] = self.keep(optimizer.state.get(p, {}))
-            state = {k: one.double() if _moves(one, p.shape) else one for k, one in state.items()}
+            state = _in_float64(state, p.shape)
             parameter = p.detach().double()
             for _ in range(2):
                 gradient = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) * 0.1
@@ -191,8 +191,7 @@ class ElementwisePullback:
         rule for large matrices. At the recorded values, in float64.
         """
         assert update.gradient is not None
-        shape = update.parameter.shape
-        state = {key: one.double() if _moves(one, shape) else one for key, one in update.state.items()}
+        state = _in_float64(update.state, update.parameter.shape)
         generator = torch.Generator().manual_seed(seed)
         return self._meets(update.group, update.parameter.double(), update.gradient.double(), state, generator)
 
@@ -264,6 +263,11 @@ def _extras(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def _moves(value: Any, shape: torch.Size) -> bool:
     """Whether a state is a tensor with an entry for each of the parameter's."""
     return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+
+
+def _in_float64(state: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
+    """Return a state with its tensors that have the parameter's entries in float64."""
+    return {key: one.double() if _moves(one, shape) else one for key, one in state.items()}
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._modules import class_logits, evaluating, inputs_of_last_linear
 from steelyard.bilevel.batch import Batch
-from steelyard.experiments.training.trainer import OptimizerSettings, Training
+from steelyard.experiments.training.problem import Problem
+from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from steelyard.selectors import Direction, direction_of
 
-__all__ = ["CHUNK", "Term", "adam", "kept", "read"]
+__all__ = ["CHUNK", "Term", "adam", "kept", "read", "read_over_run"]
 
 CHUNK = 8192  # samples a forward pass
 
@@ -59,3 +61,17 @@ def read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     with evaluating(model), inputs_of_last_linear(model) as hidden:
         logits = class_logits(model(batch.inputs))
     return logits, hidden[0]
+
+
+def read_over_run(problem: Problem, training: Training, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Train once; return what `of` makes of the training samples' logits at every evaluated step ``(reads, n, ...)``.
+
+    All samples are read at the same parameters, in eval mode.
+    """
+    seen: list[Tensor] = []
+
+    def observe(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
+        seen.append(torch.cat([of(read(model, part)[0]) for part in problem.splits.train.chunks(CHUNK)]))
+
+    train(problem, training, observe)
+    return torch.stack(seen)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from steelyard import selectors
-from steelyard.experiments.priors._term import CHUNK, Term, adam, kept, read
+from steelyard.experiments.priors._term import Term, adam, kept, read_over_run
 from steelyard.experiments.training.problem import Problem
-from steelyard.experiments.training.trainer import Training, train
+from steelyard.experiments.training.trainer import Training
 
 __all__ = ["AUM"]
 
@@ -35,11 +33,5 @@ class AUM(Term):
 
     def scores(self, problem: Problem) -> Float[Tensor, " n"]:
         """Return AUM ``(n,)``."""
-        seen: list[Tensor] = []
-
-        def observe(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
-            parts = problem.splits.train.chunks(CHUNK)
-            seen.append(torch.cat([read(model, part)[0] for part in parts]))
-
-        train(problem, self.training, observe)
-        return selectors.aum(torch.stack(seen), problem.splits.train.targets)
+        seen = read_over_run(problem, self.training, lambda logits: logits)
+        return selectors.aum(seen, problem.splits.train.targets)

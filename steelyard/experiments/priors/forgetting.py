@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from steelyard import selectors
-from steelyard.experiments.priors._term import CHUNK, Term, adam, kept, read
+from steelyard.experiments.priors._term import Term, adam, kept, read_over_run
 from steelyard.experiments.training.problem import Problem
-from steelyard.experiments.training.trainer import Training, train
+from steelyard.experiments.training.trainer import Training
 
 __all__ = ["Forgetting"]
 
@@ -35,11 +33,5 @@ class Forgetting(Term):
 
     def scores(self, problem: Problem) -> Float[Tensor, " n"]:
         """Return the number of forgetting events ``(n,)``."""
-        seen: list[Tensor] = []
-
-        def observe(step: int, model: nn.Module, extra: Mapping[str, float]) -> None:
-            parts = problem.splits.train.chunks(CHUNK)
-            seen.append(torch.cat([read(model, part)[0].argmax(1) for part in parts]))
-
-        train(problem, self.training, observe)
-        return selectors.forgetting_events(torch.stack(seen), problem.splits.train.targets)
+        seen = read_over_run(problem, self.training, lambda logits: logits.argmax(1))
+        return selectors.forgetting_events(seen, problem.splits.train.targets)

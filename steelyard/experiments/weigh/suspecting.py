@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from steelyard._support._csv import table_text
@@ -180,9 +181,4 @@ def _plant(problem: Problem, settings: OutOfFoldSettings, trained: Callable[[int
 
 def auroc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
     """Return the probability that a positive sample has the higher score; ties count half."""
-    ordered = scores.double().sort().values
-    own = scores.double()[positive]
-    below = torch.searchsorted(ordered, own) + torch.searchsorted(ordered, own, right=True)
-    count = int(positive.sum())
-    among = 0.5 * float(below.double().sum()) - 0.5 * count * count  # pairs of positives count half of all of them
-    return among / (count * (len(scores) - count))
+    return float(roc_auc_score(positive.numpy(), scores.double().numpy()))
