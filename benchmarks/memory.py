@@ -7,7 +7,7 @@ A cell is OPTIMIZER/T/STORAGE, in a fresh process on one thread that has taken a
 parameters and optimizer states that the record holds when the hypergradient is asked for; `peak` is the highest
 resident memory from the first recorded step to the answer, above the one before. Error: of the hypergradient, relative
 to that of the whole record. Two are not offered and say what that error means: "rounded copies" has parameters rounded
-to bfloat16 in the place of their differences, "noise" multiplies them by 1 + 1e-7 N(0, 1), about a rounding of float32.
+to bfloat16 instead of their differences, "noise" multiplies them by 1 + 1e-7 N(0, 1), about a rounding of float32.
 """
 
 from __future__ import annotations

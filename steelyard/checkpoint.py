@@ -2,7 +2,7 @@
 
 A computation is a sequence of stages, each a loop over steps that some objects with ``state_dict`` and
 ``load_state_dict`` carry from one step to the next. Run again with the same journal, a stage that was finished is
-passed over, the one that was not goes on after its last checkpoint, and what lies between stages is computed anew (so
+passed over, the one that was not goes on after its last checkpoint, and what lies between stages is computed again (so
 it must depend on the stages' outcome and the settings alone).
 
     with journal.stage(model=model, optimizer=optimizer) as stage:
@@ -67,7 +67,7 @@ class Journal:
     Tensors and JSON, no pickle. Without a path nothing is written, and every stage begins at its start.
 
     Args:
-        path: the file, ending in .safetensors; if it is there, its computation is gone on with.
+        path: the file, ending in .safetensors; if it is there, its computation is resumed.
         identity: what the computation is (a digest of its settings, say); another one's checkpoint is refused. Stages
             have an identity of their own, `Maple.fit` its settings and samples. Who gives one here vouches for the
             samples' floating-point values, which are then not compared: what makes them may round otherwise elsewhere.
@@ -81,7 +81,7 @@ class Journal:
             writes it. Parts must give the same state on every rank, and the global generators go on as the first's.
 
     Attributes:
-        noted: what `note` had returned for the checkpoint that is gone on with; empty at a start.
+        noted: what `note` had returned for the checkpoint that is resumed; empty at a start.
 
     Raises:
         CheckpointError: the file is damaged, of another version of steelyard or of another identity; it is left as it
@@ -128,7 +128,7 @@ class Journal:
         return path, path.with_suffix(".previous.safetensors"), path.with_suffix(".failed.safetensors")
 
     def stage(self, identity: Mapping[str, str] | None = None, /, **parts: object) -> Stage:
-        """Begin the next stage, or go on with it.
+        """Begin the next stage, or resume it.
 
         Args:
             identity: what this stage is, beside what the journal's says: another one's state is refused.
@@ -205,7 +205,7 @@ class Journal:
             state = _state.read(place, _KIND)
         except _state.StateError as error:
             left = _where(previous) if place == newest else ""
-            remedy = f"the one before it is whole: {left}; remove {newest} to go on from it" if left else "begin anew"
+            remedy = f"the one before it is whole: {left}; remove {newest} to go on from it" if left else "begin again"
             raise CheckpointError(f"{error}; {remedy}") from error
         try:
             found, stages, noted = (state[key] for key in ("identity", "stages", "note"))
@@ -223,7 +223,7 @@ class Stage:
     """A stage of a `Journal`; a context manager, so that a failure by numbers leaves its state to look at.
 
     Attributes:
-        done: steps done when it was begun or gone on with.
+        done: steps done when it was begun or resumed.
         finished: whether its last step was done; then there is nothing left to do.
     """
 
@@ -315,7 +315,7 @@ def _check_identity(place: Path | None, found: Mapping[str, Any], here: Mapping[
         )
         more = f"; {len(different) - 3} more differ" if len(different) > 3 else ""
         raise CheckpointError(
-            f"{place} is of another computation: {said}{more}; go on with it as it was begun, or begin anew: in "
+            f"{place} is of another computation: {said}{more}; resume it as it was begun, or begin again: in "
             "another file, or after deleting this one"
         )
 

@@ -279,7 +279,7 @@ class Processes(Ranks):
                 raise
             raise RankError(
                 f"rank {self.rank} of {self.size} lost another rank, which ended or did not answer in time; what went "
-                f"wrong stands in that one's own output, and the run can be gone on with from its checkpoint ({error})"
+                f"wrong stands in that one's own output, and the run can be resumed from its checkpoint ({error})"
             ) from error
 
     def _carried(self, tensor: Tensor) -> Tensor:

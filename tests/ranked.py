@@ -308,7 +308,7 @@ def started(
 
 
 def all_cases(ranks: Ranks, folder: Path) -> None:
-    """Every case, the killed run gone on with, the refusals, and what is said of a silent rank; a file a rank."""
+    """Every case, the killed run resumed, the refusals, and what is said of a silent rank; a file a rank."""
     found = {name: case(ranks) for name, case in CASES.items()}
     with torch.random.fork_rng():
         found["dropout"] = whole_run(ranks, _dropout)

@@ -73,7 +73,7 @@ def test_global_generators_go_on_where_they_were(tmp_path: Path, every: int, die
         torch.manual_seed(99)  # what a new process would have
         random.seed(99)
         numpy.random.seed(99)  # noqa: NPY002
-        if not path.exists():  # nothing was kept: it begins anew
+        if not path.exists():  # nothing was kept: it begins again
             seeded()
         rest = work(Journal(path, every=every))
     assert rest[-1:] == whole[-1:]

@@ -76,8 +76,8 @@ def test_a_stopped_command_is_gone_on_with(
         child.send_signal(number)
         said = child.communicate()[1]
     assert child.returncode == status, said
-    assert f"stopped by {number.name} after a whole step; go on with: steelyard run" in said
-    command = shlex.split(said.split("go on with: ")[1])
+    assert f"stopped by {number.name} after a whole step; resume with: steelyard run" in said
+    command = shlex.split(said.split("resume with: ")[1])
     assert command[-1] == "--resume"
     assert "--overwrite" not in command
     lines = metrics.read_text().splitlines()

@@ -52,7 +52,7 @@ class _Frame(Protocol):
 
 
 Numbers: TypeAlias = numpy.ndarray | list[Any] | tuple[Any, ...] | _Frame
-"""What is taken in the place of a tensor, as by `torch.as_tensor`."""
+"""What is taken instead of a tensor, as by `torch.as_tensor`."""
 
 
 def integer(name: str, value: int, *, low: int | None = None, high: int | None = None) -> int:

@@ -94,7 +94,7 @@ def atomic_path(path: AnyPath, previous: AnyPath | None = None) -> Iterator[Path
 
 @contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Put `target` in the place of its temporary file, or of no file, in an OSError's message."""
+    """Put `target` instead of its temporary file, or of no file, in an OSError's message."""
     try:
         yield
     except OSError as error:

@@ -16,7 +16,7 @@ __all__ = ["TorchStepper", "check_schedule", "double_scalars", "options"]
 
 
 class TorchStepper:
-    """`torch.optim` with ``differentiable=True``, made anew for every step around fresh, non-leaf parameters."""
+    """`torch.optim` with ``differentiable=True``, made again for every step around fresh, non-leaf parameters."""
 
     def __init__(self, kind: type[torch.optim.Optimizer], first: Step) -> None:
         self.kind = kind

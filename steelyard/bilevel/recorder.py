@@ -51,7 +51,7 @@ class Recorder:
     Gradients of several recorded losses that the loop accumulates before one ``optimizer.step()`` are one step of
     several micro-batches. The loop may divide each loss by a whole number (``(recorder.loss(batch, weight) /
     2).backward()``); for another constant there is ``recorder.loss(batch, weight, scale=...)``. To clip, call
-    `clip_grad_norm_` or `clip_grad_value_` of the recorder in the place of those in `torch.nn.utils`.
+    `clip_grad_norm_` or `clip_grad_value_` of the recorder instead of those in `torch.nn.utils`.
 
     What is recorded is the loss, clips by the recorder and the optimizer's step. A gradient that something else
     changed in between (a clip that the recorder did not see, an added loss) is noticed when an estimator is asked, at
@@ -76,7 +76,7 @@ class Recorder:
         full_state: also copy the optimizer state that only `Unrolled` needs.
         reuse: also keep, for the newest step, the activations that its backward pass needed (and where samples do not
             couple, the output gradients of the layers), by reference. ``Truncated(steps=1)`` on that step's own samples
-            then takes two forward passes in the place of three, or one where samples do not couple. Memory: one
+            then takes two forward passes instead of three, or one where samples do not couple. Memory: one
             batch's activations, until the trajectory is dropped.
         storage: how the steps before the newest are kept; default whole, beside the parameters.
 

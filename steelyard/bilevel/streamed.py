@@ -353,5 +353,5 @@ class MemoryMapped(Dataset[Tensor]):
         return found if self.dtype is None else found.to(self.dtype)
 
     def _array(self) -> Any:
-        # Mapped anew at every reading: the pages read would otherwise count as memory of this process until it ends.
+        # Mapped again at every reading: the pages read would otherwise count as memory of this process until it ends.
         return np.load(_files.regular(self.path), mmap_mode="r", allow_pickle=False)

@@ -339,7 +339,7 @@ class Truncated:
 class FiniteDifference(Truncated):
     """`Truncated` with every derivative along a direction taken by a central difference.
 
-    Two plain forward passes in the place of a forward-mode one; the optimizer is still pulled back in closed form. The
+    Two plain forward passes instead of a forward-mode one; the optimizer is still pulled back in closed form. The
     error is about eps^(2/3) of the parameters' precision at best, 1e-10 in float64 and 1e-5 in float32; in wide nets
     and across kinks (ReLU) more. It differentiates the VALUE of the losses; where the backward pass is not the
     derivative of that (or the error is larger than the checks allow), the ladder goes on to double backward and

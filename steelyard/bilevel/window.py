@@ -455,7 +455,7 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors) -> str | None:
 _ANOTHER = (
     "the optimizer's gradient is not that of the recorded loss: along one direction it is {used:.3g}, the recorded "
     "batch gives {expected:.3g}. Something changed it between recorder.loss() and step(): clip by "
-    "recorder.clip_grad_norm_(...) or recorder.clip_grad_value_(...) in the place of torch.nn.utils'; take the loss of "
+    "recorder.clip_grad_norm_(...) or recorder.clip_grad_value_(...) instead of torch.nn.utils'; take the loss of "
     "every micro-batch that is accumulated from recorder.loss(); put what is added to the loss into the objective; "
     "leave what a hook does out of the recorded steps"
 )

@@ -57,7 +57,7 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
             fine_tuning: whether rounds end with fine-tuning: as the recipe says, off, on, or a run each way.
             out: folder; runs go to OUT/<noise>/<selector>[_ft]/seed<k> (default: runs/active/<recipe>).
             tables: folder for README.md, rounds.csv, summary.json and pictures (default: OUT).
-            resume: go on with runs that were interrupted, after their last checkpoint; finished ones are kept.
+            resume: continue runs that were interrupted, after their last checkpoint; finished ones are kept.
             checkpoint_every: optimizer steps between two checkpoints, which come after whole epochs.
             overwrite: replace runs that lie there.
             data_root: where data sets lie (default: $STEELYARD_DATA).

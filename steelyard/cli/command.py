@@ -110,7 +110,7 @@ def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
             if os.environ.get("RANK") != "0":
                 return 128 + stopped.reason  # the first says it for all
             again = f"torchrun ... -m {again}"
-        said = f"stopped by {signal.Signals(stopped.reason).name} after a whole step; go on with: {again}"
+        said = f"stopped by {signal.Signals(stopped.reason).name} after a whole step; resume with: {again}"
         sys.stderr.write(f"steelyard: {said}\n")
         return 128 + stopped.reason
     except KeyboardInterrupt:

@@ -33,7 +33,7 @@ def data(name: tyro.conf.Positional[str], to: Path, url: _Urls = ()) -> None:
     Args:
         name: waterbirds or celeba.
         to: the data root.
-        url: the address of an archive or a table to fetch first; may be repeated. A fetch that stopped is gone on with.
+        url: the address of an archive or a table to fetch first; may be repeated. A fetch that stopped is resumed.
     """
     if name not in OFFICIAL:
         raise UserError(f"there is no data set {name!r} to put in place; there are {few(OFFICIAL)}")

@@ -102,7 +102,7 @@ def run(
         jobs: runs beside each other, each in a process.
         out: folder; runs go to OUT/seed<k>, of several recipes to OUT/<recipe>/seed<k> (default: in runs/<recipe>).
         overwrite: replace runs that lie there.
-        resume: go on with runs that ended early, leave finished ones alone, begin missing ones.
+        resume: continue runs that ended early, leave finished ones alone, begin missing ones.
         checkpoint_every: optimizer steps between two checkpoints (a MAPLE step counts as its inner runs' steps).
         data_root: where data sets lie (default: $STEELYARD_DATA).
         download: let the data set be downloaded to the data root.

@@ -78,7 +78,7 @@ def tune(
         jobs: runs beside each other, each in a process.
         out: folder; runs go to OUT/trial<k>/seed<s> (default: runs/tune/<recipe>).
         overwrite: replace runs that lie there.
-        resume: go on with runs that ended early, leave finished ones alone, begin missing ones.
+        resume: continue runs that ended early, leave finished ones alone, begin missing ones.
         print_commands: carry nothing out; print a command for each trial.
         collect: carry nothing out; read the runs that are finished.
         checkpoint_every: optimizer steps between two checkpoints.

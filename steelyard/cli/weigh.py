@@ -118,7 +118,7 @@ def weigh(
         epochs: passes over the training rows; small tables get more, 300 steps at least.
         seeds: of initial parameters and draws; weights are means over them, the splits are the first one's.
         out: the folder (default: runs/weigh/<table>).
-        resume: go on with what ended early.
+        resume: continue what ended early.
         overwrite: replace what lies there.
         checkpoint_every: optimizer steps between two checkpoints.
         threads: torch threads; these nets are small. 0 leaves torch's own choice.
@@ -252,7 +252,7 @@ def suspects(
         check: make some labels wrong on purpose, look for them, and say how many were found; takes as long again.
         seed: of folds, parameters and batches.
         out: the folder (default: runs/suspects/<table>).
-        resume: go on with what ended early.
+        resume: continue what ended early.
         overwrite: replace what lies there.
         checkpoint_every: optimizer steps between two checkpoints.
         threads: torch threads; these nets are small. 0 leaves torch's own choice.

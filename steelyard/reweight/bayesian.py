@@ -28,7 +28,7 @@ class BayesianIRM(Risk):
 
     Attributes:
         spread: standard deviation of the scales, >= 0; the authors' code takes c / n, n training samples.
-        generator: source of the scales; a CPU one. Each call draws anew.
+        generator: source of the scales; a CPU one. Each call draws again.
         draws: scales drawn for each environment at each call; published 10.
 
     Raises (when called):

@@ -221,7 +221,7 @@ class Maple(OuterSettings):
             callbacks: called with an `OuterStep` after each step; True (on any rank) stops the run.
             state: start from here (see `begin`); it is updated in place.
             journal: where checkpoints are written, after steps of which each counts as its inner steps; if it has one
-                of this run, the run is gone on with after that. It is known by all settings (functions by their names)
+                of this run, the run is resumed after that. It is known by all settings (functions by their names)
                 and by checksums of the samples (of a `Streamed` not of the inputs); on any number of ranks.
             carry: what else, of the callbacks, is kept with a checkpoint.
             progress: whether a bar on stderr shows the steps (of rank 0). None: where that is a terminal or a notebook,
@@ -233,7 +233,7 @@ class Maple(OuterSettings):
         Raises:
             CheckpointError: the journal has a run of other settings or samples; the message names what differs.
             FloatingPointError: an outer loss or a hypergradient is NaN or infinite; `state` is as before that step.
-            RankError: another rank failed or is gone, and the run can be gone on with from its journal; or it was given
+            RankError: another rank failed or is gone, and the run can be resumed from its journal; or it was given
                 other settings, or samples of other types.
             KeyboardInterrupt: Ctrl-C, in the middle of a step or after its callbacks. `state` is that of the last
                 finished step; the journal, if there is one, has written it (of several ranks: its last checkpoint),

@@ -57,7 +57,7 @@ class Online(ABC):
     """Train a model once, and weigh the samples of each minibatch by what they do to the loss on clean samples.
 
     Three ways to use one, from the least of your own loop to the most: `fit`; `step` with a batch, which does all that
-    an ordinary step does; or `loss`, in the place of the loss of the loop (`weights` alone, for any other form of it).
+    an ordinary step does; or `loss`, instead of the loss of the loop (`weights` alone, for any other form of it).
     In each the loss is sum w_i l_i / b over the b rows of a batch.
 
     A look ahead leaves no trace: parameters, buffers, the optimizer and the random state are put back, so that dropout
@@ -141,7 +141,7 @@ class Online(ABC):
         return found
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Return sum w_i l_i / b with a graph to the model: in the place of the loss of a training loop.
+        """Return sum w_i l_i / b with a graph to the model: instead of the loss of a training loop.
 
         It raises what `weights` raises.
         """

@@ -11,7 +11,7 @@ breakpoints. So the rounds are logarithmic in n in the worst case, and the resul
 
 A long vector of one process is read four times: checked, for its ends, for its threshold, for the result. The
 thresholds of a random sample bracket that of the whole; one pass then sums what the bracket settles and gathers the few
-entries that it does not, and the search goes on with those. A root outside of the bracket only costs time.
+entries that it does not, and the search continues with those. A root outside of the bracket only costs time.
 """
 
 from __future__ import annotations

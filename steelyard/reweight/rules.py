@@ -3,7 +3,7 @@
 A rule is called as ``rule(losses (b,), batch) -> (b,)`` weights, with losses that carry no gradient. The loss of the
 step is ``sum_i w_i l_i`` over what the rule's `normalise` says. `GroupDRO`, `KLDRO` with memory and
 `RelativeDifficulty` remember from batch to batch: make a new one for each run; their `state_dict` is what a run that is
-gone on with needs.
+resumed needs.
 """
 
 from __future__ import annotations

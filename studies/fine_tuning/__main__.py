@@ -44,7 +44,7 @@ def fine_tuning(
         selectors: who picks.
         noises: kinds of noise.
         set_: a field to set in all runs, as in --set schedule.rounds=1; may be repeated.
-        resume: go on with runs that were interrupted; finished ones are kept.
+        resume: continue runs that were interrupted; finished ones are kept.
         overwrite: replace runs that lie there.
         data_root: where data sets lie (default: $STEELYARD_DATA).
         checkpoint_every: optimizer steps between two checkpoints.

@@ -24,7 +24,7 @@ def carry_out(
 ) -> pandas.DataFrame:
     """Run what is missing of `cells` under `runs`, and return the table of all of them, see `collect`.
 
-    A run that was cut short is gone on with. `watch` is called before each cell; `data_root` is where data lie that are
+    A run that was cut short is resumed. `watch` is called before each cell; `data_root` is where data lie that are
     not installed.
 
     Raises:

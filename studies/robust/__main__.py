@@ -39,7 +39,7 @@ def robust(
         selectors: who picks; rand, ent and dre must be among them (default: the paper's eleven and dre).
         set_: a field to set in all recipes, as in --set schedule.rounds=1; may be repeated.
         library: attack final models with the attack library too (the extra `attacks`).
-        resume: go on with runs that were interrupted; finished ones are kept.
+        resume: continue runs that were interrupted; finished ones are kept.
         overwrite: replace runs that lie there.
         threads: torch threads; small nets gain nothing from more than one. 0 leaves torch's own choice.
     """

@@ -209,7 +209,7 @@ Scikit-learn's digits, 8 x 8 pixels in [0, 1]; the net: {net}, dropout {recipe.d
 - **standard**: plain training.
 - **robust**: PGD adversarial training, epsilon {epsilon}, {attack.steps} steps of {attack.step:g}.
 - **retraining**: a net trained adversarially on {second.initial} labels, one selection of {second.per_round}, and
-  training goes on with them. The candidates are the rest of the pool, not the test split.
+  training continues with them. The candidates are the rest of the pool, not the test split.
 - **PGD-50**: accuracy under {measure.steps} steps of {measure.step:g} with a random start, epsilon {measure.epsilon:g}.
 
 Epsilon {epsilon} is large for such images (3.2 of their 16 grey levels). It was set before these runs: the size at

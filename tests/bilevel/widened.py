@@ -13,7 +13,7 @@ from steelyard.bilevel.integrity import fingerprint
 
 
 def widened(record: Trajectory) -> Trajectory:
-    """The same recorded steps, all of them cast to float64; gradients are computed anew."""
+    """The same recorded steps, all of them cast to float64; gradients are computed again."""
     model = copy.deepcopy(record.module).double()
     steps = [
         replace(

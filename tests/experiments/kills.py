@@ -1,4 +1,4 @@
-"""Kill runs at random moments, as the system does, and go on with them.
+"""Kill runs at random moments, as the system does, and resume them.
 
 ``python -m tests.experiments.kills FOLDER [--active]``; a process of its own: it imports once, and forks each run.
 """
@@ -42,7 +42,7 @@ SHORT = ["schedule.initial=40", "schedule.per_round=10", "schedule.rounds=2", "e
 KILLS = 20
 
 Work = Callable[[Path], object]
-"""Carries out a run in a folder, or goes on with the one that is there."""
+"""Carries out a run in a folder, or resumes the one that is there."""
 
 
 def works(active: bool) -> dict[str, Work]:

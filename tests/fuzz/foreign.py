@@ -1,6 +1,6 @@
 """Foreign run folders: copies of real runs with one thing in one file that no run of ours has.
 
-``python -m tests.fuzz.foreign --cases 300`` reads each by `report` and `compare`, or goes on with it by `active
+``python -m tests.fuzz.foreign --cases 300`` reads each by `report` and `compare`, or resumes it by `active
 --resume`, in this process, and prints what ended in an error that is not ours.
 """
 

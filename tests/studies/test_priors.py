@@ -81,7 +81,7 @@ def test_a_finished_run_of_an_earlier_version_had_the_defaults_of_later_fields(d
     assert config["recipe"]["method"]["training"].pop("bfloat16") is False
     (place / CONFIG).write_text(json.dumps(config))
     pandas.testing.assert_frame_equal(first, carry_out(CELLS, copy))
-    (place / ENVIRONMENT).unlink()  # but an unfinished one would go on with other code
+    (place / ENVIRONMENT).unlink()  # but an unfinished one would resume with other code
     with pytest.raises(RunError, match="method.training.bfloat16 is None there and False here"):
         carry_out(CELLS, copy)
 

@@ -1,7 +1,7 @@
 """How one operator's output moves when its inputs do, from what its forward pass has computed already.
 
 torch's forward mode evaluates an operator again to differentiate it. Where inputs and outputs of the forward pass are
-still there, a convolution needs two convolutions in the place of three, a normalisation its backward kernel, and a
+still there, a convolution needs two convolutions instead of three, a normalisation its backward kernel, and a
 ReLU one pass. An operator without a rule here goes through torch's forward mode by itself.
 """
 

@@ -78,7 +78,7 @@ class Note:
         outputs: the outputs that the rule reads.
         shapes: of its outputs.
         parametric: it reads parameters (and what was made of them) only.
-        view: a view of a parameter, which is taken anew because the parameter has moved on since.
+        view: a view of a parameter, which is taken again because the parameter has moved on since.
         reads: the slots of its arguments.
     """
 
@@ -123,7 +123,7 @@ class _GradientListener:
 
     def listen(self, value: Tensor, slot: int) -> None:
         def note(gradient: Tensor | None) -> None:
-            # (None: of an output that nothing reads; some fused operators say so in the place of zeros.)
+            # (None: of an output that nothing reads; some fused operators say so instead of zeros.)
             if gradient is None or self.forward_record is None or not self.forward_record.listening:
                 return
             try:

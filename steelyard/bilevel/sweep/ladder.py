@@ -108,7 +108,7 @@ class Ladder:
     Args:
         memory: bytes that the activations of one chunk of a sweep may take; the chunk size follows from a probe of
             a few samples. A recorded batch that couples its samples or draws random numbers is never cut.
-        differences: take central differences first, in the place of rules.
+        differences: take central differences first, instead of rules.
 
     Attributes:
         answered: how often each rung answered.
@@ -242,7 +242,7 @@ class Ladder:
     def couples(self, run: Trajectory, step: Step, samples: Batch) -> bool:
         """Whether the loss of one of `samples` in `step` depends on which others are beside it.
 
-        All are looked at when it is due, else some that are drawn anew each time.
+        All are looked at when it is due, else some that are drawn again each time.
         """
         if step.findings.coupled:
             return True

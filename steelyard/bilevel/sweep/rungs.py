@@ -301,7 +301,7 @@ def _by_size(direction: Tensors) -> list[Tensors]:
 
 
 def loss_rungs(differences: Differences | None = None) -> list[Rung]:
-    """Return the ways to the t_i alone, in order; with `differences` of the values first, in the place of rules."""
+    """Return the ways to the t_i alone, in order; with `differences` of the values first, instead of rules."""
     by_rules = [
         Rung("row products of the record", _row_products, passing=True),
         Rung("forward over the record", _recorded_forward, passing=True),

@@ -131,7 +131,7 @@ def train_epochs(
         data: at least one sample. settings: how long.
         generator: of the order of the samples, on the CPU.
         perturb: what each step does to its batch first; the accuracy is then that on what it makes.
-        journal: what is kept of the training, to go on with it (default: nothing).
+        journal: what is kept of the training, to resume it (default: nothing).
 
     Raises:
         Stopped: the journal was asked to stop; the epoch is saved.
@@ -175,7 +175,7 @@ class Fitting:
         build: seed -> a new model on the device of the data.
         epochs: how long.
         decay: of the average; the decay of step k (from 0) is min(1 - 1 / (k + 1), decay).
-        start: whether a round trains a new model or goes on with that of the round before.
+        start: whether a round trains a new model or continues with that of the round before.
         attack: against each step's batch: adversarial training; the default, of radius 0, is none.
     """
 

@@ -119,7 +119,7 @@ def active_learning(
         seed: of everything random.
         measure: called after each training.
         past: the rounds that are done already (default: none).
-        journal: number of a round -> its journal, to go on with a training that was cut short (default: none is kept).
+        journal: number of a round -> its journal, to resume a training that was cut short (default: none is kept).
 
     Raises:
         ValueError: the pool is smaller than what the schedule labels, or a selector returned something other than

@@ -44,7 +44,7 @@ class ActiveRecipe:
         schedule: how many samples are labelled when.
         epochs: how long a round trains (Algorithm 1).
         decay: of the moving average of the weights.
-        start: whether each round trains a new net ("scratch") or goes on with the one before ("warm").
+        start: whether each round trains a new net ("scratch") or continues the one before ("warm").
         attack: against each step of a round's training, not of its fine-tuning (robust active learning); of radius 0,
             the default, none.
         measure: the attack under which a round's accuracy is measured too; of radius 0, the default, it is not.

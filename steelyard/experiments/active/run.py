@@ -1,4 +1,4 @@
-"""Runs of active learning: carry out a recipe into a directory, go on with one that was interrupted, read one back."""
+"""Runs of active learning: carry out a recipe into a directory, resume one that was interrupted, read one back."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def execute_active(
         data_root, download: where data sets lie that are not installed, and whether they may be downloaded there.
         overwrite: replace the run that lies in `directory`; it is put back if the new one fails before it has ended a
             round or written a checkpoint.
-        resume: go on with the run that lies there after its last checkpoint; a finished one is read back. With the same
+        resume: continue the run that lies there after its last checkpoint; a finished one is read back. With the same
             torch, device and number of threads the result is that of an uninterrupted run, bit for bit, but for the
             seconds of the round that was cut short.
         splits: the data (`data_of`), if at hand already.
@@ -293,7 +293,7 @@ def read_active_run(directory: Path) -> ActiveRun:
     if not (directory / CONFIG).is_file() or not (directory / STATE).is_file():
         raise RunError(f"{directory} is not the directory of an active learning run: it needs {CONFIG} and {STATE}")
     if not is_finished(directory):
-        raise RunError(f"the run in {directory} did not finish: it has no {ENVIRONMENT}; go on with it by --resume")
+        raise RunError(f"the run in {directory} did not finish: it has no {ENVIRONMENT}; resume it by --resume")
     config = RunFolder(directory, SIGNS).read_config(ActiveRecipe)
     state = read_state(directory / STATE)
     if len(state.history) != config[2].schedule.rounds + 1:
@@ -315,7 +315,7 @@ def check_active_directory(directory: Path, recipe: ActiveRecipe, *, overwrite: 
     if resume and (directory / STATE).is_file():
         kept = read_state(directory / STATE)
         if kept.recipe != as_read(recipe):
-            raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite begins anew")
+            raise RunError(f"{directory / STATE} is the state of another recipe; --overwrite starts over")
 
 
 def _check_files(directory: Path, overwrite: bool, resume: bool) -> None:
@@ -327,7 +327,7 @@ def _check_files(directory: Path, overwrite: bool, resume: bool) -> None:
     if others := sorted(name for name in found - set(FILES) if not name.startswith(leftover)):
         raise RunError(f"{directory} holds more than an active learning run ({others[0]}); give another --out")
     if found - {TRACES[2]} and not (overwrite or resume):
-        raise RunError(f"{directory} is not empty: --resume goes on with the run in it, --overwrite replaces it")
+        raise RunError(f"{directory} is not empty: --resume continues the run in it, --overwrite replaces it")
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:

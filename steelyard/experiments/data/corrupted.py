@@ -34,7 +34,7 @@ class Corruption:
             "adversarial": the samples whose flip makes the largest gradient norm under the attacker's model, which is
             the ridge regression of the training labels on the pixels, colour included (`adversarial_flips`; `sigmoid`
             of its outputs are the probabilities). The attacked samples are those that it was most sure of.
-            "noisy_class": heteroskedastic; every label of some digits is drawn anew, a coin toss each: of 9, then 4, 8,
+            "noisy_class": heteroskedastic; every label of some digits is drawn again by a coin toss: of 9, then 4, 8,
             3, 7, 2, 6, 1, 5, 0, as many digits as hold the share, and of these as many samples at random.
         share: of all samples of the split, in [0, 1]; 0 is none. Half of those of "noisy_class" keep their label by
             chance and count as corrupted too, for what they say is chance.

@@ -34,7 +34,7 @@ def features(
         transform: a deterministic transform whose ``repr`` says all its settings, as those of torchvision do.
         download: let torchvision download the weights.
         cache: the folder of the cache (default: `cache_folder()`). A file there is found again by its `key`; one that
-            is damaged is computed anew.
+            is damaged is computed again.
 
     Raises:
         DataError: weights missing, an image damaged (its file and its line in the metadata are named), or a backbone

@@ -46,7 +46,7 @@ def fetch(
 ) -> None:
     """Fetch `url` into `path`, which is whole or not there; the part that came so far lies in `path`.part.
 
-    A fetch that stopped is gone on with where the server takes ranges and says (by ETag or date) that the file is the
+    A fetch that stopped is resumed where the server takes ranges and says (by ETag or date) that the file is the
     same; otherwise it begins again.
 
     Args:
@@ -100,7 +100,7 @@ def fetch(
     except DataError:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and a silent server are OSErrors
-        raise DataError(f"{url} could not be fetched: {error}; the same command goes on with what came") from error
+        raise DataError(f"{url} could not be fetched: {error}; the same command resumes what came") from error
 
 
 def _begin(answer: http.client.HTTPResponse, have: int, part: Path) -> int:

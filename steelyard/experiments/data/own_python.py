@@ -51,7 +51,7 @@ class OwnPython(Labelled):
     - `target`, `id`, `group`, `attributes`, `environment`: arrays, tensors or lists ``(n,)`` of numbers, booleans or
       words, under the names that these settings say; more names may be there.
 
-    In the place of the mapping there may be a map-style `Dataset` of pairs (inputs, target).
+    Instead of the mapping there may be a map-style `Dataset` of pairs (inputs, target).
 
     Input: as returned, as 32-bit floats. What the function draws from the global generators of torch, NumPy and Python
         is decided by the run's seed.

@@ -1,4 +1,4 @@
-"""Deep feature reweighting: ERM's features, and a last layer fitted anew on samples with balanced groups."""
+"""Deep feature reweighting: ERM's features, and a last layer fitted again on samples with balanced groups."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class DFR(TrainedMethod):
         return self.by == "group" and isinstance(self.groups, Given)
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
-        """Train by ERM, fit the last layer anew, and return that model."""
+        """Train by ERM, fit the last layer again, and return that model."""
         model = ERM(training=self.training).fit(problem, lambda step, model, extra: None).model
         train, validation = problem.splits.train, problem.splits.validation
         found = not isinstance(self.groups, Given)

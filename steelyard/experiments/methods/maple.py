@@ -88,7 +88,7 @@ class Maple:
     Labels needed: class and environment (or group), in training. Each outer step trains the inner model on a draw of
     the kept samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the
     last outer step shows in the saved weights but in no model, unless `retrain` makes one.) A net with BatchNorm is
-    differentiated with the statistics of chunks of the samples in the place of the last batch's.
+    differentiated with the statistics of chunks of the samples instead of the last batch's.
 
     Of inputs that stay on disk the inner run loads its batches, the outer risk and the hypergradient a chunk at a time;
     a chunk is as large as an inner batch, and that of the hypergradient drawn at random, so that the statistics which

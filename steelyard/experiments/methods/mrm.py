@@ -1,4 +1,4 @@
-"""Modular risk minimisation: the subnetwork of a trained network that a sparse mask finds, trained anew."""
+"""Modular risk minimisation: the subnetwork of a trained network that a sparse mask finds, trained again."""
 
 from __future__ import annotations
 

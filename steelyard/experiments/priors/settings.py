@@ -101,7 +101,7 @@ class PriorSettings:
         path = None if problem.directory is None else problem.directory / PRIOR
         if path is not None and path.exists():
             return ComputedPrior.load_matching(path, key, problem.splits.train.device)
-        # Killed before the prior is filed, it begins anew: its short runs are no stages of the method.
+        # Killed before the prior is filed, it begins again: its short runs are no stages of the method.
         problem = replace(problem, journal=Journal(stop=problem.journal.asked_to_stop))
         strata = self._strata(problem) if terms else None
         ensembles: dict[object, selectors.Ensemble] = {}

@@ -85,7 +85,7 @@ def carried_out(
         directory: made if missing.
         name: the recipe's name, kept for tables. overrides: the fields set beside it, likewise.
         overwrite: replace the run that lies there; it is put back if the new one gets nowhere.
-        resume: go on with the run that lies there; a missing one is begun.
+        resume: continue the run that lies there; a missing one is begun.
         ranks: the processes that carry it out together. Rank 0 writes.
 
     Raises:
@@ -97,7 +97,7 @@ def carried_out(
     recipe, first = work.recipe, ranks.rank == 0
     if overwrite and resume:
         raise RunError(
-            "--overwrite and --resume exclude each other: the one begins anew, the other goes on; give one of them"
+            "--overwrite and --resume exclude each other: the one starts over, the other continues; give one of them"
         )
     folder = RunFolder(directory, work.signs)
     ranks.together(lambda: folder.recover() if first else None)

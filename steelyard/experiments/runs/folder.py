@@ -107,7 +107,7 @@ def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> N
         raise RunError(f"cannot write a run into {directory}: {error}") from error
     if found - {TRACES[2]} and not (overwrite or resume):
         unfinished = CONFIG in found and not is_finished(directory)
-        go_on = "--resume to go on with the unfinished run in it, " if unfinished else ""
+        go_on = "--resume to continue the unfinished run in it, " if unfinished else ""
         raise RunError(f"{directory} is not empty; give another --out, {go_on}or --overwrite to replace the run in it")
     if others := {name for name in found - set(FILES) if not _is_leftover(name)}:
         raise RunError(f"{directory} holds more than a run ({min(others)}); give another --out")
@@ -147,7 +147,7 @@ def begin(
     crash left half written and, where there is no checkpoint yet, all of them.
 
     Raises:
-        RunError: see `check_directory`; or a run of another recipe, or on other files, is there to be gone on with.
+        RunError: see `check_directory`; or a run of another recipe, or on other files, is there to be resumed.
     """
     check_directory(directory, overwrite, resume)
     if overwrite:
@@ -172,13 +172,13 @@ def check_recipe(directory: Path, recipe: object) -> None:
     try:
         found = read_json(path)["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}); --overwrite begins anew") from error
+        raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}); --overwrite starts over") from error
     if is_finished(directory):
         with suppress(RecipeError):  # what is wrong with it is a difference too
             found = as_read(parse(type(recipe), found, str(path)))
     if field := _difference(found, as_read(recipe)):
         raise RunError(
-            f"{directory} holds a run of another recipe: {field}; go on with the recipe it was begun with, give "
+            f"{directory} holds a run of another recipe: {field}; resume it with the recipe it was begun with, give "
             "another --out, or --overwrite to replace it"
         )
 

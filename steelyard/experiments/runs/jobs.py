@@ -203,7 +203,7 @@ class _Processes:
             said = pipe.recv()
         except (EOFError, OSError):
             process.join()
-            said = _Ended(f"its process ended {_manner(process.exitcode)}; go on with it by --resume")
+            said = _Ended(f"its process ended {_manner(process.exitcode)}; resume it by --resume")
             if self.reason:  # the signal that stops all may have come to it, too
                 said = _Ended(reason=self.reason)
         if isinstance(said, Visible):

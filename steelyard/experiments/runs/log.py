@@ -81,7 +81,7 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has taken, those before it was gone on with included."""
+        """Seconds that the run has taken, those before it was resumed included."""
         return self._seconds + time.perf_counter() - self._began
 
     def check(self) -> None:
@@ -94,7 +94,7 @@ class Log:
         if self._file is not None and not is_open_at(self._file.fileno(), place):
             raise LostError(
                 f"{place} is no longer the file that this run writes: it was removed, moved or replaced meanwhile; "
-                "put it back and go on by --resume, or begin anew with --overwrite"
+                "put it back and go on by --resume, or start over with --overwrite"
             )
 
     def add(self, evaluation: Evaluation) -> None:
@@ -129,7 +129,7 @@ def _cut_back(path: Path, steps: int) -> list[Evaluation]:
     if len(lines) < steps:
         raise RunError(
             f"{path} has {len(lines)} whole lines, but the checkpoint was written after {steps} evaluated steps; "
-            "put the file back, or begin anew with --overwrite"
+            "put the file back, or start over with --overwrite"
         )
     found = _evaluations(path, lines)
     write_text(path, "".join(lines))

@@ -86,7 +86,7 @@ def read_run(directory: str | os.PathLike[str], *, samples: bool = True) -> Run:
         )
     if not (place / ENVIRONMENT).is_file():
         raise RunError(
-            f"the run in {place} did not finish: it has no {ENVIRONMENT}; go on with it by --resume{_aside(place)}"
+            f"the run in {place} did not finish: it has no {ENVIRONMENT}; resume it by --resume{_aside(place)}"
         )
     name, overrides, recipe = RunFolder(place, SIGNS).read_config(Recipe)
     history = read_metrics(place / METRICS)

@@ -83,15 +83,15 @@ def execute(
         download: whether a data set may be downloaded there.
         overwrite: replace the run that lies in `directory`; it is put back if the new one fails before it has
             evaluated a step or written a checkpoint.
-        resume: go on with the run that lies there; one that is finished is read and left alone, a missing one begun.
+        resume: continue the run that lies there; one that is finished is read and left alone, a missing one begun.
             With the same torch, device and number of threads the outcome is that of an uninterrupted run, bit for bit.
         checkpoint_every: optimizer steps between two checkpoints; a MAPLE step counts as its inner runs' steps. There
             is always one at the end of a method's stage.
         splits: the data, if it is at hand already (default: loaded as the recipe says).
-        progress: called after each evaluated step (of a run that is gone on with, first for the last one that it has).
+        progress: called after each evaluated step (of a run that is resumed, first for the last one that it has).
         stop: asked after each step; a number other than 0 ends the run, saved, by `steelyard.checkpoint.Stopped`.
         ranks: the processes that carry it out together, each with its share of the samples. The outcome is that of one,
-            to rounding. The first writes; all must see the directory. A run may be gone on with by another number.
+            to rounding. Rank 0 writes; all must see the directory. A run may be resumed by another number.
         allow_code: whether code that the recipe names ("module:function") may run.
 
     Raises:

@@ -16,7 +16,7 @@ __all__ = ["MaskedModel"]
 
 
 class MaskedModel(nn.Module):
-    """A model whose weights are multiplied by a mask drawn anew at each training forward pass.
+    """A model whose weights are multiplied by a mask drawn again at each training forward pass.
 
     The masked parameters are those with two dimensions or more; biases and the parameters of norms are left alone.
     In training the mask is the relaxed (Gumbel-sigmoid) sample of `steelyard.reweight.Mask`; in evaluation it is a hard

@@ -42,7 +42,7 @@ class Problem:
         splits: the samples, on the device where training happens.
         model_settings: which model.
         seed: of initial parameters and of whatever a method draws. Methods make their own generators from it.
-        journal: where training writes its checkpoints, and reads those of a run that it goes on with; by default
+        journal: where training writes its checkpoints, and reads those of a run that it resumes; by default
             nowhere.
         directory: the run's, where a method may file what it computed before training; None: nothing is filed.
         ranks: the processes that train together; `splits` are then this one's `Shares`.

@@ -116,7 +116,7 @@ def find_suspects(
         model: what judges.
         settings: how.
         splits: what `data.whole()` gave.
-        folder: where checkpoints are written; those of the same work are gone on with.
+        folder: where checkpoints are written; those of the same work are resumed.
         seed: of folds, parameters and batches.
         check: whether to plant wrong labels and look for them: the work twice.
         checkpoint_every: optimizer steps between two checkpoints.

@@ -92,7 +92,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("steelyard.experiments.active.loop.View", interrupted)  # in the second round's selection
         assert main(command) == 130
-    assert f"go on with: steelyard active digits {shlex.join(command[2:])} --resume" in capsys.readouterr().err
+    assert f"resume with: steelyard active digits {shlex.join(command[2:])} --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert len((tmp_path / "rounds.csv").read_text().splitlines()) == 4
 

@@ -1,4 +1,4 @@
-"""Runs: killed and gone on with, refused where they would do harm, read back."""
+"""Runs: killed and resumed, refused where they would do harm, read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fetch from an address of the user's: whole or not there, and gone on with where it stopped."""
+"""A fetch from an address of the user's: whole or not there, and resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_refused(served: Served, tmp_path: Path) -> None:
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with serving({}) as gone:
         address = gone.address
-    with pytest.raises(DataError, match="could not be fetched: .*goes on with what came"):
+    with pytest.raises(DataError, match="could not be fetched: .*resumes what came"):
         fetch(f"{address}/a.zip", tmp_path / "a.zip", MOST)
 
 

@@ -177,6 +177,6 @@ def test_a_shell_without_a_script_and_a_stop_that_all_runs_obey(tmp_path: Path) 
     shell.send_signal(signal.SIGTERM)
     out, error = shell.communicate(timeout=120)
     assert "status 143" in out
-    assert "go on with: steelyard run coloured_digits/erm" in error
+    assert "resume with: steelyard run coloured_digits/erm" in error
     assert "--jobs 2" in error
     assert all((path.parent / "checkpoint.safetensors").is_file() for path in metrics)

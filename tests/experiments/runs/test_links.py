@@ -80,7 +80,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 
 
 def stranger(run: Path, tmp_path: Path, name: str, target: Path) -> Path:
-    """A copy of a run in which `name` is a link, in the place of what was there."""
+    """A copy of a run in which `name` is a link, instead of what was there."""
     place = tmp_path / "stranger"
     shutil.copytree(run, place)
     if (place / name).exists():

@@ -35,7 +35,7 @@ def texts(place: Path) -> dict[str, str]:
 
 @contextmanager
 def dying(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Die in the place of change `at` (from 0) of the file system; a dead process makes none afterwards."""
+    """Die instead of change `at` (from 0) of the file system; a dead process makes none afterwards."""
     done: list[int] = []
 
     def patched(change: Callable[..., object]) -> Callable[..., object]:

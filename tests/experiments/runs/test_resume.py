@@ -1,4 +1,4 @@
-"""Resume: a run that dies at any moment and is gone on with equals the uninterrupted one, bit for bit."""
+"""Resume: a run that dies at any moment and is resumed equals the uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_another_recipe_is_refused_by_the_field_that_differs(tmp_path: Path, mon
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_done(tmp_path, monkeypatch)
     monkeypatch.setattr("steelyard.__version__", "9.9")
-    with pytest.raises(RunError, match=r"its steelyard is '.*', here it is '9\.9'; go on with it as it was begun"):
+    with pytest.raises(RunError, match=r"its steelyard is '.*', here it is '9\.9'; resume it as it was begun"):
         go(ERM, tmp_path, resume=True)
 
 
@@ -347,7 +347,7 @@ def test_a_run_that_meets_nan_says_where_and_leaves_its_state(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path) -> None:
-    """SIGKILL at 20 seeded random moments of five methods' runs, in processes of their own; each is gone on with."""
+    """SIGKILL at 20 seeded random moments of five methods' runs, in processes of their own; each is resumed."""
     for place in killed_runs(tmp_path):
         assert_same_run(place.parent / "whole", place)
 
@@ -363,7 +363,7 @@ def test_twenty_kills_of_active_learning(tmp_path: Path) -> None:
 
 
 def killed_runs(folder: Path, *options: str) -> Iterator[Path]:
-    """Kill 20 runs below `folder`, go on with each, and yield where they lie."""
+    """Kill 20 runs below `folder`, resume each, and yield where they lie."""
     command = [sys.executable, "-m", "tests.experiments.kills", str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
