@@ -26,6 +26,7 @@ from steelyard.bilevel.window import (
     add_by_id,
     check_alone,
     check_detached,
+    check_outer,
     check_recorded,
     check_tensors,
     ids_of,
@@ -140,7 +141,9 @@ class Unrolled:
                     parameters = run.replay(
                         step, parameters, _take, run, stepper, step, parameters, weight, composites=True
                     )
-            return run.evaluate(outer, parameters)
+            value = run.evaluate(outer, parameters)
+        check_outer(value)
+        return value
 
     def _window(self, run: Trajectory) -> list[Step]:
         check_alone(run, "Unrolled")

@@ -38,6 +38,7 @@ __all__ = [
     "add_scaled",
     "check_alone",
     "check_detached",
+    "check_outer",
     "check_recorded",
     "check_replayed",
     "check_tensors",
@@ -97,7 +98,7 @@ def outer_gradient(
                 "outer called backward() by itself, and its gradients would be counted twice: return the loss, and "
                 "leave the rest to the estimator"
             )
-        run.ranks.together(lambda: _check_outer(value))
+        run.ranks.together(lambda: check_outer(value))
         if tensors:
             direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
         # Into leaves: what `grad` returns may be a tensor of somebody else's.
@@ -148,7 +149,8 @@ def _apart(gradients: Tensors) -> Tensors:
     return found
 
 
-def _check_outer(value: Tensor) -> None:
+def check_outer(value: Tensor) -> None:
+    """Raise FloatingPointError for an outer loss that is not finite, ValueError for one that no parameter moves."""
     if not math.isfinite(float(value.detach())):
         raise FloatingPointError(
             f"outer is {float(value.detach())} at the final parameters; the inner run has diverged or a batch is empty"

@@ -63,7 +63,7 @@ def with_labelled(value: Tensor | Numbers, labelled: Tensor | Numbers | None) ->
 def matrix(name: str, value: Tensor | Numbers, dims: tuple[str, ...]) -> Tensor:
     """Return `value` as a detached tensor if it is floating, finite, of these dimensions and not empty."""
     found = _check.floats(name, value, dims)
-    if 0 in found.shape[:-1]:
+    if 0 in (found.shape if dims[-1] == "n" else found.shape[:-1]):
         raise ValueError(f"{name} is empty: its shape is {tuple(found.shape)}")
     values = _check.finite(name, found.detach())
     return values if values.dtype == torch.float64 else values.float()

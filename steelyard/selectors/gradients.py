@@ -58,7 +58,7 @@ def expected_input_gradient_length(model: Logits, inputs: Shaped[Tensor, "n *sha
         ``(n,)`` >= 0. One forward and `classes` backward passes, memory for ``(n, classes, ...)``: pass chunks.
 
     Raises:
-        ValueError: NaN, or logits that are not ``(n, classes)``.
+        ValueError: NaN, no sample, or logits that are not ``(n, classes)``.
 
     References:
         Settles et al., NIPS 2007, with the input-gradient norm of Guo et al., Robust Active Learning, 2021.
@@ -147,7 +147,7 @@ def dfal(
         ``(n,)`` <= 0; the least finite number where `steps` were not enough or the gradient is zero (picked last).
 
     Raises:
-        ValueError: NaN, steps < 1, overshoot < 0, or logits that are not ``(n, classes)``.
+        ValueError: NaN, no sample, steps < 1, overshoot < 0, or logits that are not ``(n, classes)``.
 
     References:
         M. Ducoffe, F. Precioso, Adversarial active learning for deep networks: a margin based approach, 2018.
@@ -177,7 +177,7 @@ def deepfool(
         memory for ``(n, classes, ...)``: pass chunks.
 
     Raises:
-        ValueError: NaN, steps < 1, overshoot < 0, or logits that are not ``(n, classes)``.
+        ValueError: NaN, no sample, steps < 1, overshoot < 0, or logits that are not ``(n, classes)``.
 
     References:
         S.-M. Moosavi-Dezfooli, A. Fawzi, P. Frossard, DeepFool, CVPR 2016, Algorithm 2 (Euclidean norm).
@@ -232,6 +232,8 @@ def _others(values: Tensor) -> Tensor:
 def _jacobian(model: Logits, inputs: Tensor | Numbers) -> tuple[Tensor, Tensor]:
     """Return logits ``(n, classes)`` and their gradients by the inputs ``(n, classes, numel of one input)``."""
     inputs = _check.floats("inputs", inputs)
+    if not inputs.numel():
+        raise ValueError(f"inputs is empty: its shape is {tuple(inputs.shape)}")
     with torch.enable_grad():
         x = _check.finite("inputs", inputs.detach()).clone().requires_grad_()
         logits = model(x)

@@ -58,13 +58,6 @@ def test_a_generator_draws_the_first_pick_only() -> None:
     assert len(firsts) > 5
 
 
-def test_order_of_the_pool_does_not_matter() -> None:
-    _, h = pool(60)
-    order = torch.randperm(60, generator=generator(1))
-    known = pool(3, seed=9)[1]
-    assert order[k_center(h[order], 20, labelled=known)].tolist() == k_center(h, 20, labelled=known).tolist()
-
-
 @pytest.mark.parametrize(
     ("labelled", "k", "message"),
     [

@@ -157,9 +157,3 @@ def test_half_precision_is_promoted() -> None:
         lambda h: selectors.batch_bald(torch.stack([h, h.flip(1)]), 5, generator=generator()),
     ):
         assert select(p.bfloat16()).unique().numel() == 5
-
-
-def test_inputs_that_require_gradients_give_plain_scores() -> None:
-    p = torch.zeros(3, 2, requires_grad=True).softmax(1)
-    assert not selectors.margin(p).requires_grad
-    assert selectors.badge(p, torch.ones(3, 2, requires_grad=True), 2, generator=generator()).numel() == 2

@@ -29,11 +29,10 @@ def test_against_loops() -> None:
 
 
 @pytest.mark.parametrize("score", [self_confidence, normalised_margin])
-def test_permutations(score) -> None:
+def test_the_order_of_the_classes_does_not_matter(score) -> None:
     p, _ = pool(30)
     labels = torch.randint(0, 4, (30,), generator=generator(1))
-    order, classes = torch.randperm(30, generator=generator(2)), torch.randperm(4, generator=generator(3))
-    assert torch.equal(score(p[order], labels[order]), score(p, labels)[order])
+    classes = torch.randperm(4, generator=generator(3))
     assert torch.equal(score(p[:, classes], classes.argsort()[labels]), score(p, labels))
 
 

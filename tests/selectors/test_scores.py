@@ -43,11 +43,9 @@ def test_uncertainty(score, uniform, certain, some, dtype) -> None:
 
 
 @pytest.mark.parametrize("score", [least_confidence, margin, entropy, deep_gini])
-def test_permutations(score) -> None:
+def test_the_order_of_the_classes_does_not_matter(score) -> None:
     p, _ = pool(40)
-    rows = torch.randperm(40, generator=generator(1))
     classes = torch.randperm(4, generator=generator(2))
-    torch.testing.assert_close(score(p[rows]), score(p)[rows], rtol=0, atol=0)
     torch.testing.assert_close(score(p[:, classes]), score(p))
 
 
