@@ -27,6 +27,7 @@ __all__ = [
     "KLDRO",
     "CVaR",
     "Custom",
+    "EffectiveNumber",
     "GeneralisedCrossEntropy",
     "GroupDRO",
     "GroupWeights",
@@ -80,11 +81,12 @@ class Custom(Rule):
 
 
 class GroupWeights(Rule):
-    """Up-weighting: a sample of group g weighs n / n_g, so that every group counts the same on average.
+    """Up-weighting: a sample of group g weighs (n / n_g)^power; with the power 1 every group counts the same.
 
     Args:
         counts: ``(groups,)`` n_g, the training samples of each group; a group without any is an error.
         by: "group" or "environment": the labels of the batch that are read.
+        power: 1 is the inverse frequency, 1/2 its square root, 0 weighs all samples alike.
 
     Example:
         >>> rule = GroupWeights(torch.tensor([6, 2]))
@@ -93,17 +95,47 @@ class GroupWeights(Rule):
         tensor([1.3333, 4.0000, 1.3333])
     """
 
-    def __init__(self, counts: Int[Tensor, " groups"] | Numbers, by: Field = "group") -> None:
+    def __init__(self, counts: Int[Tensor, " groups"] | Numbers, by: Field = "group", power: float | int = 1.0) -> None:
         counts = _no_empty(counts)
-        self.per_group, self.by = counts.sum() / counts, _check.choice("by", by, FIELDS)
+        inverse = counts.sum() / counts
+        self.per_group = inverse if power == 1 else inverse ** _check.in_range("power", power)
+        self.by = _check.choice("by", by, FIELDS)
 
     def __call__(self, losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
-        """Return n / n_g for each sample's group."""
+        """Return (n / n_g)^power for each sample's group."""
         return self.of(batch).to(losses)
 
     def of(self, batch: Batch) -> Float[Tensor, " b"]:
         """Return the weights of `batch`, which no loss moves: the chances of a balanced sampler too."""
         return self.per_group[group_ids(batch, self.by, len(self.per_group))]
+
+
+class EffectiveNumber(GroupWeights):
+    """Class-balanced weights (1 - beta) / (1 - beta^n_g), one over the effective number of samples.
+
+    Cui et al. 2019 (arXiv:1901.05555), equation 10: beta 0 weighs all samples alike, beta towards 1 is `GroupWeights`
+    but for a factor, which the weights' sum takes out of the loss.
+
+    Args:
+        counts: ``(groups,)`` n_g >= 1, the training samples of each class or group.
+        beta: in [0, 1); published 0.9 to 0.9999. It is (N - 1) / N where a class can have N different samples.
+        by: "group" or "environment": the labels of the batch that are read.
+
+    Example:
+        >>> EffectiveNumber([1, 2], beta=0.5).per_group
+        tensor([1.0000, 0.6667])
+    """
+
+    def __init__(
+        self, counts: Int[Tensor, " groups"] | Numbers, beta: float | int = 0.9999, by: Field = "group"
+    ) -> None:
+        super().__init__(counts, by)
+        self.beta = float(_check.in_range("beta", beta, low=0.0, high=1.0, open_high=True))
+        if self.beta:  # 1 - beta^n without the rounding of beta^n, which is close to 1
+            effective = -torch.expm1(_no_empty(counts).double() * math.log(self.beta)) / (1 - self.beta)
+            self.per_group = (1 / effective).float()
+        else:
+            self.per_group = torch.ones_like(self.per_group)
 
 
 class TopQ(Rule):

@@ -16,6 +16,7 @@ from steelyard.reweight import (
     KLDRO,
     Custom,
     CVaR,
+    EffectiveNumber,
     GeneralisedCrossEntropy,
     GroupDRO,
     GroupWeights,
@@ -79,6 +80,34 @@ def test_top_q_on_random_batches_is_the_weighted_sum_that_theory_bounds() -> Non
 def test_group_weights_make_groups_count_the_same() -> None:
     value = GroupWeights(torch.bincount(GROUP)).mean(LOSSES, batch_of(7, GROUP))
     assert float(value) == pytest.approx(sum(float(LOSSES[g == GROUP].mean()) for g in range(3)) / 3)
+
+
+def test_powers_of_group_weights() -> None:
+    counts, batch = torch.tensor([100, 4, 25]), batch_of(7, GROUP)
+    roots = GroupWeights(counts, power=0.5).per_group / GroupWeights(counts, power=0.5).per_group[0]
+    assert roots.tolist() == pytest.approx([1.0, 5.0, 2.0])
+    assert GroupWeights(counts, power=0)(LOSSES, batch).tolist() == [1.0] * 7
+    assert torch.equal(GroupWeights(counts, power=1).per_group, GroupWeights(counts).per_group)
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.9, 0.999])
+def test_the_effective_number_is_the_expected_volume_of_its_recursion(beta: float) -> None:
+    """Cui et al.'s proof: E_n = 1 + beta E_(n-1), E_1 = 1; the weight of a sample is 1 / E_n."""
+    counts, volume, found = [1, 7, 40], 0.0, []
+    for n in range(1, 41):
+        volume = 1 + beta * volume
+        found += [1 / volume] if n in counts else []
+    assert EffectiveNumber(counts, beta).per_group.tolist() == pytest.approx(found, rel=1e-6)
+
+
+def test_the_effective_number_goes_from_equal_weights_to_the_inverse_frequency() -> None:
+    counts = torch.tensor([1, 50, 100_000])
+    assert EffectiveNumber(counts, 0.0).per_group.tolist() == [1.0, 1.0, 1.0]
+    limit = EffectiveNumber(counts, 1 - 1e-12).per_group
+    assert limit.tolist() == pytest.approx([1, 1 / 50, 1e-5], rel=1e-5)
+    weight = EffectiveNumber(torch.bincount(GROUP), 0.99)(LOSSES, batch_of(7, GROUP))
+    assert weight.dtype == LOSSES.dtype
+    assert weight.tolist() == pytest.approx([EffectiveNumber([3, 2, 2], 0.99).per_group[g].item() for g in GROUP])
 
 
 @pytest.mark.parametrize("adjustment", [0.0, 2.0])

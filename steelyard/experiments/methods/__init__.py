@@ -7,16 +7,21 @@ from typing import get_args, get_type_hints
 
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.methods.balanced_softmax import BalancedSoftmax
 from steelyard.experiments.methods.bayesian_irm import BayesianIRM
+from steelyard.experiments.methods.class_balanced import ClassBalanced
+from steelyard.experiments.methods.crt import CRT
 from steelyard.experiments.methods.cvar_dro import CVaRDRO
 from steelyard.experiments.methods.dfr import DFR
 from steelyard.experiments.methods.done import DONE
 from steelyard.experiments.methods.erm import ERM
+from steelyard.experiments.methods.focal import Focal
 from steelyard.experiments.methods.group_dro import GroupDRO
 from steelyard.experiments.methods.invrat import InvRat
 from steelyard.experiments.methods.irmv1 import IRMv1
 from steelyard.experiments.methods.jtt import JTT
 from steelyard.experiments.methods.kl_dro import KLDRO
+from steelyard.experiments.methods.ldam import LDAM
 from steelyard.experiments.methods.lff import LfF
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.methods.mrm import MRM
@@ -26,20 +31,26 @@ from steelyard.experiments.methods.pde import PDE
 from steelyard.experiments.methods.refined_maple import RefinedMaple
 from steelyard.experiments.methods.self_cleaning import SelfCleaning
 from steelyard.experiments.methods.sparse_irm import SparseIRM
+from steelyard.experiments.methods.sqrt_reweighting import SqrtReweighting
 from steelyard.experiments.methods.subset import Subset
 from steelyard.experiments.methods.upweighting import UpWeighting
 from steelyard.experiments.methods.vrex import VREx
 
 __all__ = [
+    "CRT",
     "DFR",
     "DONE",
     "ERM",
     "JTT",
     "KLDRO",
+    "LDAM",
     "MRM",
     "PDE",
+    "BalancedSoftmax",
     "BayesianIRM",
     "CVaRDRO",
+    "ClassBalanced",
+    "Focal",
     "GroupDRO",
     "IRMv1",
     "InvRat",
@@ -51,6 +62,7 @@ __all__ = [
     "RefinedMaple",
     "SelfCleaning",
     "SparseIRM",
+    "SqrtReweighting",
     "Subset",
     "UpWeighting",
     "VREx",
@@ -65,6 +77,12 @@ Method = (
     | Maple
     | RefinedMaple
     | UpWeighting
+    | SqrtReweighting
+    | ClassBalanced
+    | Focal
+    | LDAM
+    | BalancedSoftmax
+    | CRT
     | CVaRDRO
     | GroupDRO
     | KLDRO

@@ -13,9 +13,12 @@ from steelyard._support._text import few
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Field", "counts", "with_groups"]
+__all__ = ["Cell", "Field", "class_counts", "counts", "labelled", "with_groups"]
 
 Field: TypeAlias = Literal["group", "environment"]
+
+Cell: TypeAlias = Literal["class", "group", "environment"]
+"""By what a method balances: the classes need no group label."""
 
 
 def with_groups(data: Batch) -> Batch:
@@ -44,6 +47,40 @@ def with_groups(data: Batch) -> Batch:
         "this method needs group labels, and the data has none: no group ids, and its inputs "
         f"{tuple(data.inputs.shape)} are not images in one of two colours; take by = 'environment' where there is it"
     )
+
+
+def labelled(data: Batch, by: Cell) -> Batch:
+    """Return `data` with the ids of `by` as its group ids, for what reads groups and is told nothing else.
+
+    Raises:
+        DataError: no such labels.
+
+    Example:
+        >>> labelled(Batch.of(torch.zeros(3, 2), torch.tensor([0, 1, 1])), "class").group.tolist()
+        [0, 1, 1]
+    """
+    if by == "group":
+        return with_groups(data)
+    if by == "class":
+        return replace(data, group=data.targets)
+    if data.environment is None:
+        raise DataError("this method needs environment ids on the training samples, and there are none")
+    return replace(data, group=data.environment)
+
+
+def class_counts(data: Batch, classes: int) -> Int[Tensor, " classes"]:
+    """Return how many samples each of the classes 0 to `classes` - 1 has.
+
+    Raises:
+        DataError: a class without a sample.
+    """
+    found = torch.bincount(data.targets, minlength=classes)
+    if int(found.min()) == 0:
+        raise DataError(
+            f"class {int(found.argmin())} has no training sample (counts [{few(found.tolist())}]), and this method "
+            "needs one of each"
+        )
+    return found
 
 
 def counts(data: Batch, by: Field) -> Int[Tensor, " groups"]:

@@ -30,7 +30,8 @@ class Range:
     """The values that a setting is drawn from, each a number in [low, high] on a scale.
 
     Attributes:
-        scale: "linear" draws U(low, high); "log10" draws 10^U(low, high); "log2" draws 2^U(low, high).
+        scale: "linear" draws U(low, high); "log10" draws 10^U(low, high); "log2" draws 2^U(low, high); "below_one"
+            draws 1 - 10^U(low, high).
         low: the lower end, of the exponent where there is one.
         high: the upper end.
         source: who draws from it: `SUBPOPBENCH`, `OURS`, or what a user gave.
@@ -46,7 +47,7 @@ class Range:
         ('2^U(6, 6.75), whole', 0.8444)
     """
 
-    scale: Literal["linear", "log10", "log2"]
+    scale: Literal["linear", "log10", "log2", "below_one"]
     low: float | int
     high: float | int
     source: str = OURS
@@ -76,28 +77,39 @@ class Range:
         return cls("log2", low, high, source, **more)
 
     @classmethod
+    def below_one(cls, low: float | int, high: float | int, source: str = OURS, **more: Any) -> Range:
+        """Return 1 - 10^U(low, high), for a share that is close to 1."""
+        return cls("below_one", low, high, source, **more)
+
+    @classmethod
     def of_text(cls, text: str) -> Range:
-        """Return the range that ``U(a, b)``, ``10^U(a, b)`` or ``2^U(a, b)`` says; ValueError for anything else."""
-        found = re.fullmatch(r"\s*(10\^|2\^)?U\(([^,()]+),([^,()]+)\)\s*(,\s*whole)?\s*", text)
+        """Return the range that ``U(a, b)``, ``10^U(a, b)``, ``1 - 10^U(a, b)`` or ``2^U(a, b)`` says.
+
+        Raises:
+            ValueError: anything else.
+        """
+        found = re.fullmatch(r"\s*(10\^|2\^|1\s*-\s*10\^)?U\(([^,()]+),([^,()]+)\)\s*(,\s*whole)?\s*", text)
         try:
             if found is None:
                 raise ValueError
             low, high = float(found[2]), float(found[3])
         except ValueError:
             raise ValueError(
-                f"a range must be U(a, b), 10^U(a, b) or 2^U(a, b) with numbers a <= b, got {text!r}"
+                f"a range must be U(a, b), 10^U(a, b), 1 - 10^U(a, b) or 2^U(a, b) with numbers a <= b, got {text!r}"
             ) from None
-        scales: Mapping[str | None, Any] = {None: "linear", "10^": "log10", "2^": "log2"}
-        return cls(scales[found[1]], low, high, "given", whole=bool(found[4]))
+        scales: Mapping[str, Any] = {"": "linear", "10^": "log10", "2^": "log2", "1-10^": "below_one"}
+        return cls(scales["".join((found[1] or "").split())], low, high, "given", whole=bool(found[4]))
 
     def draw(self, random: Random) -> float | int:
         """Return a value, to four digits so that a command that names it stays short."""
         number = random.uniform(self.low, self.high)
+        if self.scale == "below_one":  # four digits of the distance to 1
+            return round(1 - float(f"{10.0**number:.4g}"), 15)
         number = {"linear": number, "log10": 10.0**number, "log2": 2.0**number}[self.scale]
         return int(number) if self.whole else float(f"{number:.4g}")
 
     def __str__(self) -> str:
-        power = {"linear": "", "log10": "10^", "log2": "2^"}[self.scale]
+        power = {"linear": "", "log10": "10^", "log2": "2^", "below_one": "1 - 10^"}[self.scale]
         share = f" x {self.of}" if self.of else ""
         return f"{power}U({self.low:g}, {self.high:g}){share}{', whole' * self.whole}"
 

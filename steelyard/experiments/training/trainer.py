@@ -250,6 +250,7 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     carry: Mapping[str, Stateful] | None = None,
     perturb: Perturb | None = None,
+    loss: SampleLoss | None = None,
 ) -> nn.Module:
     """Train a model of `problem` and return it: a stage of the problem's journal.
 
@@ -268,6 +269,7 @@ def train(
         carry: what else the steps change: a learning rate's schedule, a generator. What model, optimizer, rule and
             penalty have as `state_dict` need not be named.
         perturb: what each step does to its batch first (default: nothing).
+        loss: what is trained by, where it is not the problem's loss, by which models are measured.
 
     Raises:
         FloatingPointError: see `Learner.step`.
@@ -275,7 +277,7 @@ def train(
     model = problem.model() if model is None else model
     learner = Learner(
         model,
-        problem.loss,
+        problem.loss if loss is None else loss,
         settings,
         rule=rule,
         penalty=penalty,
@@ -291,8 +293,8 @@ def train(
         left = itertools.islice(rows, stage.done, settings.steps)
         batches = batch_shards(data, left, problem.seed, stage.done, problem.ranks)
         for done in range(stage.done + 1, settings.steps + 1):
-            loss, _ = learner.step(next(batches))
+            value, _ = learner.step(next(batches))
             if done % settings.evaluate_every == 0 or done == settings.steps:
-                observe(done, model, {"loss": loss})
+                observe(done, model, {"loss": value})
             stage.step(done, last=done == settings.steps)
     return model

@@ -11,7 +11,7 @@ from typing import Annotated, get_args
 import pytest
 
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.methods import JTT, CVaRDRO, GroupDRO, LfF, Maple, Method
+from steelyard.experiments.methods import JTT, LDAM, ClassBalanced, CVaRDRO, Focal, GroupDRO, LfF, Maple, Method
 from steelyard.experiments.methods.hyperparameters import page
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Range, Within, hyperparameters
@@ -30,14 +30,16 @@ def ranges(kind: type) -> dict[str, Range]:
         (Range.linear(0.2, 0.8), 0.2, 0.8),
         (Range.log10(-4, -2), 1e-4, 1e-2),
         (Range.log2(6, 6.75, whole=True), 64, 107),
+        (Range.below_one(-5, -2), 0.99, 1 - 1e-5),
     ],
-    ids=["linear", "log10", "log2"],
+    ids=["linear", "log10", "log2", "below_one"],
 )
 def test_draws_are_in_their_range_and_spread_over_it(range_: Range, low: float, high: float) -> None:
     random = Random(0)
     drawn = [range_.draw(random) for _ in range(300)]
     assert all(low <= value <= high for value in drawn)
-    exponent = {"linear": lambda x: x, "log10": math.log10, "log2": math.log2}[range_.scale]
+    exponents = {"linear": lambda x: x, "log10": math.log10, "log2": math.log2}
+    exponent = {**exponents, "below_one": lambda x: math.log10(1 - x)}[range_.scale]
     middle = sum(exponent(value) for value in drawn) / len(drawn)
     assert abs(middle - (range_.low + range_.high) / 2) < 0.1 * (range_.high - range_.low)
     assert range_ == Range(**{**vars(Range.of_text(str(range_))), "source": "ours"})
@@ -52,6 +54,9 @@ def test_texts_that_are_no_range(text: str) -> None:
 def test_the_ranges_of_subpopbench_where_it_has_the_method() -> None:
     published = {
         (CVaRDRO, "alpha"): "10^U(-2, 0)",
+        (ClassBalanced, "beta"): "1 - 10^U(-5, -2)",
+        (Focal, "gamma"): "10^U(-0.30103, 0.69897)",  # 0.5 x 10^U(0, 1)
+        (LDAM, "margin"): "10^U(-1, -0.1)",
         (GroupDRO, "step"): "10^U(-3, -1)",
         (JTT, "identification.steps"): "U(0.2, 0.8) x training.steps",
         (JTT, "upweight"): "10^U(0, 2.5), whole",
