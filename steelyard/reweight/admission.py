@@ -88,7 +88,8 @@ def _try_validation(inner: InnerRun, train: Batch, validation: Batch) -> None:
     if not unlike or not len(validation):
         return
     model = inner.initial(validation.device).eval()
-    device, autocast = validation.device.type, inner.autocast
+    device = validation.device.type
+    autocast = inner.autocast if isinstance(inner.autocast, torch.dtype) else None
     try:
         with torch.no_grad(), torch.autocast(device, dtype=autocast, enabled=autocast is not None):
             inner.objective.sample_losses(model, validation.take(torch.tensor([0])))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steelyard._support import _check
-from steelyard.bilevel import Batch
+from steelyard.bilevel import Batch, Streamed
 from steelyard.distributed import Ranks
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.outer_risk import Drawn, Estimator, OuterRisk, hypergradient
@@ -24,7 +24,8 @@ class CrossFit:
     them by heart: the rare group of the kept set looks better than it is, and the penalty reaches 0 too early. Here
     the samples are split at random, model q is trained on the kept samples outside of fold q and gives the outputs
     for fold q, and the risk is taken of all outputs together. Each inner weight gets the sum of its derivatives
-    through the models that were trained with it. Cost: (folds - 1) times the inner run, folds sweeps.
+    through the models that were trained with it. Cost: `folds` inner runs, and as many sweeps over
+    the samples outside of a fold, of which a copy is held meanwhile (of a `Streamed`, and on several ranks: over all).
 
     This is not in the paper; sample splitting as in Chernozhukov et al., "Double/debiased machine learning", 2018.
 
@@ -74,9 +75,14 @@ class CrossFit:
             pooled[rows] = own
         total, value = torch.zeros_like(weight), math.nan
         for rows, _, model, trajectory in runs:
-            gradient, value = hypergradient(estimator, model, trajectory, _Through(outer, pooled, rows), train)
-            gradient[rows] = 0  # this model is never trained on its own fold
-            total += gradient.to(total.dtype)
+            # This model is never trained on its own fold, whose weights have no derivative through it.
+            others = _others(train, rows, outer.ranks)
+            samples = train if others is None else train.take(others)
+            gradient, value = hypergradient(estimator, model, trajectory, _Through(outer, pooled, rows), samples)
+            if others is None:
+                total += gradient.index_fill(0, rows, 0).to(total.dtype)
+            else:
+                total.index_add_(0, others, gradient.to(total.dtype))
         return Drawn(total, value)
 
     def _split(self, weight: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
@@ -89,6 +95,16 @@ class CrossFit:
             # Fewer than two kept samples cannot be split: the inner run then says so.
             if int(kept.sum()) < 2 or int(kept.count_nonzero()) > 1:
                 return fold
+
+
+def _others(train: Batch, rows: Tensor, ranks: Ranks) -> Tensor | None:
+    """Return the positions that are not `rows`; None where taking these samples apart does not pay.
+
+    (What is on disk is read in chunks, in its order; of several ranks one may be left with nothing.)
+    """
+    if isinstance(train, Streamed) or ranks.size > 1:
+        return None
+    return torch.ones(len(train), dtype=torch.bool, device=rows.device).index_fill_(0, rows, False).nonzero().flatten()
 
 
 class _Through:

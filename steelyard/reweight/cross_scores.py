@@ -223,7 +223,7 @@ class _Watch:
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Return logits ``(k, classes)`` and the last `nn.Linear`'s inputs ``(k, features)`` (empty without one)."""
-        autocast, found, hidden = self._inner.autocast, [], []
+        autocast, found, hidden = self._inner.settle(self._train.device), [], []
         with evaluating(model):
             for chunk in self._chunks():
                 with torch.autocast(chunk.device.type, dtype=autocast, enabled=autocast is not None):

@@ -68,7 +68,8 @@ def influence(
         estimator = Truncated(steps=inner.window, coupled="batch")
     _check.instance("estimator", estimator, Estimator, "an estimator, such as Truncated()")
     objective = inner.objective
-    outer = OuterRisk(risk, validation, objective.loss, outer_chunk, inner.autocast, inner.ranks, objective.outputs_of)
+    autocast = inner.settle(train.device)
+    outer = OuterRisk(risk, validation, objective.loss, outer_chunk, autocast, inner.ranks, objective.outputs_of)
     wide = any(one.dtype == torch.float64 for _, one in named_tensors("inputs", train.inputs))
     weight = torch.ones(len(train), dtype=torch.float64 if wide else torch.float32, device=train.device)
     model, trajectory = inner(train, weight)

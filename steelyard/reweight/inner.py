@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import tee
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
+from steelyard._support._precision import measured
 from steelyard._support._random import seeded
 from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.distributed import Ranks
@@ -50,7 +51,8 @@ class InnerRun:
             may be smaller); None: all kept samples in every step.
         restart: False for a warm start: a call goes on from the parameters, optimizer state and noise where the
             last one ended; cheaper, but then theta depends on the history of the outer run.
-        autocast: None or `torch.bfloat16` (float16 would need a gradient scaler, which is not recorded).
+        autocast: None or `torch.bfloat16` (float16 would need a gradient scaler, which is not recorded); "auto":
+            bfloat16 where the device (on several ranks, each) multiplies faster in it, see `settle`.
         seed: of the initial parameters, the batch order and the noise of the forward passes.
         window: how many last steps are recorded: T of `Truncated(steps=T)`.
         storage: how they are kept, see `Storage`.
@@ -81,7 +83,7 @@ class InnerRun:
         steps: int,
         batch_size: int | None = None,
         restart: bool = True,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | Literal["auto"] | None = None,
         seed: int = 0,
         window: int = 1,
         storage: Storage = _WHOLE,
@@ -97,7 +99,8 @@ class InnerRun:
         self.steps = _check.integer("steps", steps, low=1)
         self.batch_size = None if batch_size is None else _check.integer("batch_size", batch_size, low=1)
         self.restart = _check.boolean("restart", restart)
-        self.autocast = _check.choice("autocast", autocast, [None, torch.bfloat16])
+        choices: list[torch.dtype | Literal["auto"] | None] = [None, torch.bfloat16, "auto"]
+        self.autocast: torch.dtype | Literal["auto"] | None = _check.choice("autocast", autocast, choices)
         self.seed = _check.seed("seed", seed)
         self.window = _check.integer("window", window, low=1, high=steps)
         self.storage = _check.instance("storage", storage, Storage, "a Storage")
@@ -114,6 +117,20 @@ class InnerRun:
     def ranks(self) -> Ranks:
         """The processes that train together: those of the objective."""
         return self.objective.ranks
+
+    def settle(self, device: torch.device) -> torch.dtype | None:
+        """Return what the forward passes are cast to; ``autocast="auto"`` is replaced by that, once and for all.
+
+        One product of matrices is measured in both precisions, once a process; bfloat16 has to save a tenth. On several
+        ranks all call this together, and all get the same.
+
+        Args:
+            device: of the samples.
+        """
+        if isinstance(self.autocast, str):
+            slower = self.ranks.any(not measured(str(device)).faster)
+            self.autocast = None if slower else torch.bfloat16
+        return self.autocast
 
     def __call__(
         self,
@@ -136,6 +153,7 @@ class InnerRun:
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
         weight = self.ranks.together(lambda: _weights(train, weight))
         device = train.device
+        self.settle(device)
         model, optimizer = self._start(device)
         self._agree(train, weight, optimizer)
         kept = _kept(weight, self.ranks)
@@ -235,8 +253,8 @@ class InnerRun:
         weight: Tensor,
     ) -> None:
         model.zero_grad()  # of all: what the optimizer does not train would add up
-        device = batch.device.type
-        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+        autocast = self.settle(batch.device)
+        with torch.autocast(batch.device.type, dtype=autocast, enabled=autocast is not None):
             value = loss(batch, weight)
         value.backward()
         optimizer.step()

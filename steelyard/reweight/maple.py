@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -243,6 +244,7 @@ class Maple(OuterSettings):
             progress = _check.boolean("progress", progress)
         ranks = self.inner.ranks
         admit(self.inner, self.folds, train, validation, journal, lambda: self._facts(state, journal, carry))
+        autocast = self.inner.settle(train.device)
         journal = Journal(ranks=ranks) if journal is None else journal
         identity = {} if journal.path is None else self._identity(journal, train, validation, state)
         state = self.begin(train) if state is None else state
@@ -252,9 +254,7 @@ class Maple(OuterSettings):
             ranks.together(lambda: shared.check_equal("state.weights", own, train.index))
         target = train if validation is None else validation
         objective = self.inner.objective
-        outer = OuterRisk(
-            self.risk, target, objective.loss, self.outer_chunk, self.inner.autocast, ranks, objective.outputs_of
-        )
+        outer = OuterRisk(self.risk, target, objective.loss, self.outer_chunk, autocast, ranks, objective.outputs_of)
         callbacks = _check.callables("callbacks", callbacks)
         watched = ranks.any(len(callbacks) > 0)
         progress = progress if ranks.rank == 0 else False
@@ -269,8 +269,8 @@ class Maple(OuterSettings):
                     drawn = self._draws(state, train, outer)
                 with interrupts_held():  # from here on the step is finished
                     seen = self._move(state, train, drawn)
-                    if self.cross_fit is not None and watched:
-                        seen.model = self.inner(train, seen.mask * seen.weights)[0].eval()
+                    if watched and ranks.size > 1:
+                        _ = seen.model  # by all together, whoever of them asks for it
                     wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
                     stalled = self.patience is not None and state.step - state.best_step >= self.patience
                     wished = ranks.any(any(wish is True for wish in wishes))
@@ -306,7 +306,7 @@ class Maple(OuterSettings):
 
     @property
     def inner_steps(self) -> int:
-        """Optimizer steps of an outer step's inner runs (without the one that cross-fitting makes for callbacks)."""
+        """Optimizer steps of an outer step's inner runs (without one that callbacks of a cross-fitted step ask for)."""
         return self.inner.steps * self.draws * self.folds
 
     def _identity(
@@ -398,7 +398,12 @@ class Maple(OuterSettings):
         for name, leaf in state.leaves().items():
             row[f"{name}_change"] = ranks.average((leaf.detach() - before[name]).abs())
         state.close_step(row, self.tolerance)
-        return OuterStep(row["step"], drawn.model, w, s, drawn.mask, drawn.outer_loss, row)
+        make = partial(self._trained, train, drawn.mask * w) if drawn.model is None else partial(_given, drawn.model)
+        return OuterStep(row["step"], w, s, drawn.mask, drawn.outer_loss, row, make)
+
+    def _trained(self, train: Batch, weight: Tensor) -> nn.Module:
+        """Return the model of all kept samples, which a cross-fitted step does without."""
+        return self.inner(train, weight)[0].eval()
 
     def _clipped(self, spread: Spread, ranks: Ranks) -> dict[str, float | None]:
         """Clip the mean gradients in place; return their norms before that, and their variances, for the history."""
@@ -436,6 +441,10 @@ class Maple(OuterSettings):
             return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
         model, trajectory = self.inner(train, weight)
         return model, hypergradient(self.estimator, model, trajectory, outer, train)
+
+
+def _given(model: nn.Module) -> nn.Module:
+    return model
 
 
 def _blamed(said: NotFiniteRiskError, outer: OuterRisk, train: Batch) -> str:

@@ -29,7 +29,7 @@ class OuterSettings:
         learn: "both", "weights" (masks are still drawn, from the initial probabilities) or "probabilities".
         draws: masks (and inner runs) an outer step.
         folds: more than 1 for a cross-fitted outer risk on the training samples (see `CrossFit`); the model that
-            callbacks see is then one more inner run, on all kept samples, made only if there are callbacks.
+            callbacks see is then one more inner run, on all kept samples, made when a callback asks for it.
         probability_optimizer: makes any torch optimizer for s; default Adam, step 0.1, betas 0.5 and 0.999.
         weight_optimizer: the same for w; None: Adam, step 0.05 beside s, and 3 / `steps` where w alone is learned: in
             two thirds of the run a weight can then go from 1 to 0, however many steps there are (results/online).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,8 +30,6 @@ class OuterStep:
 
     Attributes:
         step: number of the step, from 0.
-        model: the inner model at the end of its run on `mask` (of the last draw), in eval mode. It is reused: copy
-            what is to be kept. (Never None in a callback.)
         weights: ``(n,)`` w that the model was trained under (before this step's update).
         probabilities: ``(n,)`` s that the mask was drawn from (before this step's update).
         mask: ``(n,)`` the kept set of the last draw, 0 or 1.
@@ -48,15 +47,26 @@ class OuterStep:
             - anchor_coefficient, anchor_kl: with a prior's anchor, its factor and its divergence before the update.
 
             Those of weights are there where w is learned, those of probabilities where s is.
+        make_model: returns `model`.
     """
 
     step: int
-    model: nn.Module | None
     weights: Float[Tensor, " n"]
     probabilities: Float[Tensor, " n"]
     mask: Float[Tensor, " n"]
     outer_loss: float
     row: dict[str, Any]
+    make_model: Callable[[], nn.Module] = field(repr=False, compare=False)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The inner model at the end of its run on `mask` (of the last draw), in eval mode.
+
+        It is reused by later steps: copy what is to be kept. A cross-fitted step has no such model, only those of the
+        folds: it is trained when it is first asked for, which takes one more inner run. (On several ranks, which have
+        to train it together, at every step.)
+        """
+        return self.make_model()
 
 
 @dataclass

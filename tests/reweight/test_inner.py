@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from steelyard._support._precision import measured
 from steelyard.bilevel import Batch, Truncated, WeightedLoss
 from steelyard.reweight import CosineDecay, InnerRun
 
@@ -184,3 +185,21 @@ def test_autocast_is_used_and_recorded():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(spurious()[0])
+
+
+def test_auto_precision_is_settled_by_a_measurement_and_stays():
+    """Whichever this machine multiplies faster in, the run is that of the precision named."""
+    train, _ = spurious()
+    narrow = Batch.of(train.inputs.float(), train.targets)
+    inner = noisy_run(autocast="auto")
+    assert inner.fresh().autocast == "auto"
+    model, _ = inner(narrow, WEIGHT.float())
+    chosen = torch.bfloat16 if measured("cpu").faster else None
+    assert (inner.autocast, inner.fresh().autocast) == (chosen, chosen)
+    named, _ = noisy_run(autocast=chosen)(narrow, WEIGHT.float())
+    assert torch.equal(parameters(model), parameters(named))
+
+
+def test_precision_is_none_bfloat16_or_auto():
+    with pytest.raises(ValueError, match="autocast must be one of .*, got torch.float16"):
+        noisy_run(autocast=torch.float16)

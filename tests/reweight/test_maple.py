@@ -232,6 +232,27 @@ def test_cross_fitted_run():
     assert again == result  # whether the model was made for callbacks changes nothing
 
 
+@pytest.mark.parametrize(("asked", "runs"), [((), 0), ((1,), 1), ((0, 1, 2), 3)], ids=["never", "once", "always"])
+def test_a_cross_fitted_step_trains_a_model_where_a_callback_asks_for_it(asked, runs):
+    """An inner run makes its optimizer anew: two of the folds a step, and one more where the model is read (twice)."""
+    train, _ = spurious(60)
+    made = []
+
+    def counted(parameters):
+        made.append(1)
+        return torch.optim.SGD(parameters, lr=0.5)
+
+    inner = InnerRun(lambda: torch.nn.Linear(2, 2, dtype=torch.float64), counted, WeightedLoss(CROSS_ENTROPY), steps=3)
+    maple = Maple(inner, Sqrt(VREx()), budget=30, steps=3, folds=2)
+
+    def look(step):
+        if step.step in asked:
+            assert step.model is step.model
+
+    maple.fit(train, callbacks=[look])
+    assert len(made) == 3 * 2 + runs
+
+
 def test_callbacks_stop_the_run_and_all_are_called():
     train, _ = spurious()
     first, second = [], []

@@ -14,6 +14,7 @@ from torch import Tensor
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
+from steelyard.experiments.methods.evaluation_interval import OuterCost
 from steelyard.experiments.methods.shuffled_hypergradient import ShuffledHypergradient
 from steelyard.experiments.priors import PriorSettings
 from steelyard.experiments.training import group_labels
@@ -86,7 +87,8 @@ class Maple:
     """MAPLE (Zhou et al. 2022, Algorithm 1), by `steelyard.reweight.Maple`.
 
     Labels needed: class and environment (or group), in training. Each outer step trains the inner model on a draw of
-    the kept samples; that inner model is what is evaluated, and the last one is the final model. (So the update of the
+    the kept samples; that inner model is what is evaluated, and the last one is the final model. (A cross-fitted step,
+    which does without it, trains it where it is evaluated. So the update of the
     last outer step shows in the saved weights but in no model, unless `retrain` makes one.) A net with BatchNorm is
     differentiated with the statistics of chunks of the samples instead of the last batch's.
 
@@ -107,6 +109,8 @@ class Maple:
         beta1: Adam's memory of the gradient.
         clip: largest norm of the gradient of the probabilities, and of that of the weights; 0 leaves them as they are.
         schedule: of both step sizes over the run: "cosine" down to 2%, or "constant".
+        evaluate_every: outer steps between two evaluations; the last step is always evaluated. 0: as many as keep
+            evaluation, and the inner runs made for it, at a tenth of the run or less (`OuterCost` counts them).
         retrain: end with one more inner run, on all samples with the weights that they have on average, s_i w_i, which
             no draw of a mask disturbs; it is observed as step ``steps + 1`` and is the final model.
         risk: the outer risk.
@@ -127,6 +131,7 @@ class Maple:
     beta1: Annotated[float, FIXED] = 0.5
     clip: Annotated[float, FIXED] = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
+    evaluate_every: Annotated[int, FIXED] = 0
     retrain: bool = False
     risk: Annotated[OuterRisk, FIXED] = field(default_factory=OuterRisk)
     inner: Annotated[InnerSettings, _INNER] = field(default_factory=InnerSettings)
@@ -146,6 +151,7 @@ class Maple:
         _check.in_range("clip", self.clip, low=0.0)
         _check.in_range("beta1", self.beta1, low=0.0, high=1.0, open_high=True)
         _check.integer("draws", self.draws, low=1)
+        _check.integer("evaluate_every", self.evaluate_every, low=0)
         if _check.integer("folds", self.folds, low=1) > 1 and self.outer_split != "train":
             raise ValueError("folds above 1 cross-fit the training samples: take outer_split = 'train'")
         if self.prior.anchor and self.learn == "weights":
@@ -165,6 +171,23 @@ class Maple:
     def needs_validation_groups(self) -> bool:
         """Whether it reads the groups of validation samples."""
         return self.risk.penalty == "group_worst" and self.outer_split == "validation"
+
+    def evaluation_interval(self, problem: Problem) -> int:
+        """Return how many outer steps lie between two evaluations."""
+        if self.evaluate_every:
+            return self.evaluate_every
+        splits, ranks = problem.splits, problem.ranks
+        train, validation, test = (ranks.count(len(one)) for one in (splits.train, splits.validation, splits.test))
+        return OuterCost(
+            samples=train,
+            kept=reweight.budget_of(self.budget, train) if self.budget is not None else train,
+            judged=train if self.outer_split == "train" else validation,
+            evaluated=train + validation + test,
+            inner_steps=self.inner.steps,
+            batch_size=self.inner.batch_size,
+            folds=self.folds,
+            draws=self.draws,
+        ).interval
 
     def inner_run(self, problem: Problem) -> reweight.InnerRun:
         """Return the inner run."""
@@ -199,10 +222,11 @@ class Maple:
             prior=self.prior.build(problem, reweight.budget_of(self.budget, len(problem.splits.train))),
             seed=problem.seed,
         )
-        latest = Latest(problem.model)
+        latest, every = Latest(problem.model), self.evaluation_interval(problem)
 
         def watch(step: reweight.OuterStep) -> None:
-            assert step.model is not None  # it is there in a callback
+            if (step.step + 1) % every and step.step + 1 < self.steps:
+                return
             numbers = {key: float(value) for key, value in step.row.items() if isinstance(value, (int, float))}
             observe(step.step + 1, step.model, numbers)
             latest.model = step.model

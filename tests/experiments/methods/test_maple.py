@@ -1,0 +1,67 @@
+"""The method MAPLE: which steps are evaluated, and that this decides nothing else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steelyard.experiments.methods import Maple
+from steelyard.experiments.methods.evaluation_interval import OuterCost
+from steelyard.experiments.methods.maple import InnerSettings
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.training.problem import Fitted
+from tests.experiments.biased import biased_problem
+
+PROBLEM = biased_problem()
+METHOD = Maple(budget=150, steps=5, learn="probabilities", folds=2, inner=InnerSettings(steps=8))
+
+
+def observed(method: Maple) -> tuple[Fitted, dict[int, torch.nn.Module]]:
+    seen: dict[int, torch.nn.Module] = {}
+    fitted = method.fit(PROBLEM, lambda step, model, extra: seen.update({step: {**model.state_dict()}}))  # type: ignore[dict-item]
+    return fitted, seen
+
+
+@pytest.mark.parametrize(
+    ("every", "retrain", "steps"),
+    [(1, False, [1, 2, 3, 4, 5]), (2, False, [2, 4, 5]), (5, False, [5]), (9, False, [5]), (3, True, [3, 5, 6])],
+)
+def test_every_kth_step_and_the_last_are_evaluated(every: int, retrain: bool, steps: list[int]) -> None:
+    method = replace(METHOD, evaluate_every=every, retrain=retrain)
+    fitted, seen = observed(method)
+    assert list(seen) == steps
+    assert steps[-1] == method.last_step
+    whole, _ = observed(replace(METHOD, evaluate_every=1, retrain=retrain))
+    assert fitted.reweighting == whole.reweighting
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(fitted.model.state_dict()[name], value)
+
+
+def test_the_default_counts() -> None:
+    assert METHOD.evaluation_interval(PROBLEM) > 1  # an inner run more for each model
+    assert replace(METHOD, folds=1, inner=InnerSettings(steps=100)).evaluation_interval(PROBLEM) == 1
+    assert replace(METHOD, evaluate_every=3).evaluation_interval(PROBLEM) == 3
+    assert load_recipe("colored_mnist/maple").method.evaluate_every == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("folds", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [0, 64])
+@pytest.mark.parametrize("inner_steps", [1, 30])
+def test_evaluation_takes_at_most_a_tenth_and_is_no_rarer_than_that_needs(
+    folds: int, batch_size: int, inner_steps: int
+) -> None:
+    cost = OuterCost(1000, 300.0, 1000, 1300, inner_steps, batch_size, folds)
+    assert cost.evaluation <= 0.1 * cost.interval * cost.step
+    assert cost.interval == 1 or cost.evaluation > 0.1 * (cost.interval - 1) * cost.step
+
+
+def test_the_count_of_a_full_batch_with_two_folds() -> None:
+    """By hand: folds train on half of the 300 kept samples, and sweep half of the 1,000."""
+    cost = OuterCost(1000, 300.0, 1000, 1300, inner_steps=10, folds=2)
+    assert cost.step == 2 * (3 * 10 * 150 + 3 * 500) + 4 * 1000
+    assert cost.evaluation == 1300 + 3 * 10 * 300
+
+
+def test_a_negative_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="evaluate_every must be >= 0, got -1"):
+        Maple(budget=10, evaluate_every=-1)
