@@ -5,6 +5,7 @@ from steelyard.reweight.clean import Balanced
 from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.cross_scores import CrossFitScores, cross_fit_scores
+from steelyard.reweight.f2sa import F2SA
 from steelyard.reweight.groups import FoundGroups, OneHumpError, balance, find_groups
 from steelyard.reweight.humps import TwoMeans, Valley, adjusted_rand, two_means, valley
 from steelyard.reweight.influence import influence
@@ -36,11 +37,18 @@ from steelyard.reweight.rules import (
     TopQ,
     Uniform,
 )
+from steelyard.reweight.saba import SABA
+from steelyard.reweight.sample_weights import FeatureWeights, SampleWeights
 from steelyard.reweight.schedules import CosineDecay, CubicBudget, LinearTemperature
 from steelyard.reweight.shared import Shared
+from steelyard.reweight.single_loop import SingleLoop, SingleLoopStep
+from steelyard.reweight.soba import SOBA, StocBiO
 
 __all__ = [
+    "F2SA",
     "KLDRO",
+    "SABA",
+    "SOBA",
     "Balanced",
     "BayesianIRM",
     "CVaR",
@@ -51,6 +59,7 @@ __all__ = [
     "CubicBudget",
     "Custom",
     "EffectiveNumber",
+    "FeatureWeights",
     "FoundGroups",
     "GeneralisedCrossEntropy",
     "GroupDRO",
@@ -78,9 +87,13 @@ __all__ = [
     "Reweighting",
     "Risk",
     "Rule",
+    "SampleWeights",
     "Shared",
+    "SingleLoop",
+    "SingleLoopStep",
     "SoftGroupWorst",
     "Sqrt",
+    "StocBiO",
     "TopQ",
     "TwoMeans",
     "Uniform",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,13 +15,14 @@ from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings
-from steelyard._support._finite import broken_samples, some_ids
-from steelyard.bilevel import Batch, Outer, Streamed, WeightedLoss
+from steelyard._support._finite import some_ids
+from steelyard.bilevel import Batch, Outer, WeightedLoss
 from steelyard.bilevel.trained_module import averaged_over
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.admission import check_no_graph
 from steelyard.reweight.clean import Balanced, CleanSamples
 from steelyard.reweight.identity import described, samples
+from steelyard.reweight.minibatches import blamed, divided_by_rows, shuffled, taken
 from steelyard.reweight.outer_risk import OuterRisk
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import MeanRisk, Risk
@@ -99,7 +98,7 @@ class Online(ABC):
                     f"{type(self).__name__} trains in one process, and {what} {ranks}: leave out ranks and "
                     "DistributedDataParallel, or learn the weights with Maple, which trains in several"
                 )
-        self.objective = _divided_by_rows(objective)
+        self.objective = divided_by_rows(objective)
         self.risk = _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
         self.seed = _check.seed("seed", seed)
         self.clean = CleanSamples(clean, clean_size, self.seed)
@@ -136,7 +135,7 @@ class Online(ABC):
             if not bool(torch.isfinite(found).all()):
                 raise FloatingPointError(f"the weight of {some_ids(batch.index[~torch.isfinite(found)])} is not finite")
         except FloatingPointError as error:
-            raise FloatingPointError(f"step {self.steps}: {error}; {_blamed(batch, clean)}") from error
+            raise FloatingPointError(f"step {self.steps}: {error}; {blamed(batch, clean)}") from error
         self.visits.add(batch.index, found)
         return found
 
@@ -278,12 +277,8 @@ class Online(ABC):
 
     def _batches(self, train: Batch, size: int, first: int, count: int) -> Iterator[Batch]:
         """Yield `count` batches from number `first` of the present epoch on."""
-        order = _shuffled(len(train), size, self.seed, self.epochs, first)
-        positions = (next(order) for _ in range(count))
-        if isinstance(train, Streamed):
-            yield from train.stream(positions, seed=self.seed, first=self.steps)
-        for rows in positions:
-            yield train.take(rows)
+        order = shuffled(len(train), size, self.seed, self.epochs, first)
+        yield from taken(train, (next(order) for _ in range(count)), self.seed, self.steps)
 
     def _note(self, seen: OnlineStep, ends: bool) -> None:
         """Count a step of `fit` in the row of its epoch; file that row where the epoch `ends`."""
@@ -298,27 +293,3 @@ class Online(ABC):
         means = {name: row[name] / steps for name in ("loss", "clean_loss", "kept")}
         self.history.append({"epoch": self.epochs, **means, "skipped": int(row["skipped"])})
         self.epochs, self._epoch = self.epochs + 1, {}
-
-
-def _divided_by_rows(objective: WeightedLoss) -> WeightedLoss:
-    """Return the same loss with the number of rows as divisor."""
-    found = copy.copy(objective)
-    found.normalise = "batch"
-    return found
-
-
-def _blamed(batch: Batch, clean: Batch) -> str:
-    """Return which samples of the two are NaN or infinite, and what to do."""
-    for name, data in (("the batch", batch), ("clean", clean)):
-        if said := broken_samples([(data.inputs, data.targets, data.index)]):
-            return f"NaN or infinite in {name}: {said}; mend these samples or leave them out"
-    return "all inputs and targets are finite: the training has diverged; lower the learning rate"
-
-
-def _shuffled(count: int, size: int, seed: int, epoch: int, first: int) -> Iterator[Tensor]:
-    """Yield positions among `count` samples, batch by batch without end, from batch `first` of `epoch` on."""
-    while True:
-        number = int(numpy.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(number))
-        yield from order.split(size)[first:]
-        epoch, first = epoch + 1, 0

@@ -76,7 +76,7 @@ class Shared:
         weight = _check.floats("weight", weight, ("count",))
         if len(weight) != self.count:
             raise ValueError(f"weight must have an entry for each of the {self.count} sources, got {len(weight)}")
-        return weight[self._of(index).to(weight.device)]
+        return weight[self.sources_of(index).to(weight.device)]
 
     def sum(
         self, values: Float[Tensor, " k"], index: Int[Tensor, " k"] | Numbers, ranks: Ranks = ALONE
@@ -88,7 +88,7 @@ class Shared:
             index: ``(k,)`` their global ids.
             ranks: the processes of which each has samples of its own.
         """
-        own = self._of(index).to(values.device)
+        own = self.sources_of(index).to(values.device)
         _check.same_length(values=values, index=own)
         return ranks.sum(values.new_zeros(self.count or 0).index_add_(0, own, values))
 
@@ -116,13 +116,13 @@ class Shared:
         apart = ~torch.isclose(values, typical, rtol=1e-6, atol=0.0)
         if bool(apart.any()):
             place = int(apart.nonzero()[0])
-            number = int(self._of(index)[place])
+            number = int(self.sources_of(index)[place])
             raise ValueError(
                 f"{name} must be equal within each source, but source {number} has {float(values[place])} beside a "
                 f"mean of {float(typical[place])}: take Maple.begin(train), or shared.expand(weight, train.index)"
             )
 
-    def _of(self, index: Tensor | Numbers) -> Tensor:
+    def sources_of(self, index: Tensor | Numbers) -> Tensor:
         """Return the source of each id ``(k,)``."""
         ids = _check.integers("index", index)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.source):
