@@ -18,7 +18,7 @@ from steelyard.experiments.data.images import ImageList, Transform, decode
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 
-__all__ = ["cache_folder", "features", "key"]
+__all__ = ["cache_folder", "features", "keep", "key"]
 
 _FORMAT = 1  # counts up whenever the same key would mean other features
 
@@ -41,20 +41,31 @@ def features(
             of the user's that makes something else of images than finite features, a row an image.
     """
     name = key(images, backbone, transform)
-    known = f"{images.name[:60]}-{backbone.model.replace(':', '-')}-{name[:20]}.safetensors"
-    path = (cache_folder() if cache is None else cache) / known
-    found = _read(path, name, len(images))
+    found = _read(_path(images, backbone, name, cache), name, len(images))
     if found is not None:
         return found
     computed = _compute(images, backbone, transform, download)
-    try:
-        with atomic_path(path) as temporary:
-            save_file({"features": computed}, temporary, metadata={"key": name})
-    except OSError as error:
-        raise DataError(
-            f"the features cannot be kept at {path}: {error}; set STEELYARD_CACHE to a folder that can be written"
-        ) from error
+    _write(computed, _path(images, backbone, name, cache), name)
     return computed
+
+
+def keep(
+    computed: Float[Tensor, "n d"],
+    images: ImageList,
+    backbone: Backbone,
+    transform: Transform,
+    *,
+    cache: Path | None = None,
+) -> None:
+    """Put features that are at hand into the cache, where `features` with the same arguments finds them.
+
+    Raises:
+        DataError: there is not one row for each image, or the file cannot be written.
+    """
+    if len(computed) != len(images):
+        raise DataError(f"{len(images)} images need as many rows of features, got {len(computed)}")
+    name = key(images, backbone, transform)
+    _write(computed, _path(images, backbone, name, cache), name)
 
 
 def key(images: ImageList, backbone: Backbone, transform: Transform) -> str:
@@ -77,6 +88,21 @@ def cache_folder() -> Path:
     if named := os.environ.get("STEELYARD_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelyard" / "features"
+
+
+def _path(images: ImageList, backbone: Backbone, name: str, cache: Path | None) -> Path:
+    known = f"{images.name[:60]}-{backbone.model.replace(':', '-')}-{name[:20]}.safetensors"
+    return (cache_folder() if cache is None else cache) / known
+
+
+def _write(computed: Tensor, path: Path, name: str) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            save_file({"features": computed.contiguous()}, temporary, metadata={"key": name})
+    except OSError as error:
+        raise DataError(
+            f"the features cannot be kept at {path}: {error}; set STEELYARD_CACHE to a folder that can be written"
+        ) from error
 
 
 def _compute(images: ImageList, backbone: Backbone, transform: Transform, download: bool) -> Float[Tensor, "n d"]:

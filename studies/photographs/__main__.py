@@ -1,0 +1,91 @@
+"""`python -m studies.photographs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from steelyard.cli.options import check_seeds, check_writable, data_root_of, set_threads
+from studies._command import command_line
+from studies.photographs.place import report as place_report
+from studies.photographs.report import report
+from studies.photographs.search import Search
+from studies.photographs.sets import Sets
+from studies.photographs.table import Job, carry_out_all, read, rows_named
+
+__all__ = ["main"]
+
+
+def photographs(
+    task: tyro.conf.Positional[Literal["make", "place", "table", "tabulate"]],
+    name: Literal["waterbirds", "hard", "celeba"] = "waterbirds",
+    folder: Path = Path("runs/photographs/sets"),
+    runs: Path = Path("runs/photographs/table"),
+    out: Path = Path("results/photographs"),
+    seeds: tuple[int, ...] = (101, 102, 103),
+    tuned_on: int = 100,
+    trials: int = 16,
+    shares: tuple[float, ...] = (0.0, 0.2),
+    rows: tuple[str, ...] = (),
+    jobs: int = 1,
+    data_root: Path | None = None,
+    threads: int = 1,
+) -> None:
+    """Waterbirds' layout made of CIFAR-10's photographs, and every method on it, tuned alike.
+
+    make: write the sets of the seeds with their features. place: what a net knows of the object that sees only the
+    place. table: tune every row on one data seed, measure it on the others, and tabulate. tabulate: only the tables of
+    what is there. Stopped and started again it resumes: what is filed is left alone.
+
+    Args:
+        task: what to do.
+        name: the set: "waterbirds", automobile against frog; "hard", bird against automobile; "celeba", in its layout.
+        folder: of the sets.
+        runs: of the rows' trials and figures.
+        out: of the tables.
+        seeds: the data seeds of the figures.
+        tuned_on: the data seed of the search.
+        trials: settings of each row.
+        shares: of the training labels that are flipped, a table for each.
+        rows: titles of the rows to carry out; all of them if none is named.
+        jobs: processes.
+        data_root: where cifar10/{train,test}/CLASS lies (default: $STEELYARD_DATA).
+        threads: torch threads of each process. 0 leaves torch's own choice.
+    """
+    set_threads(threads)
+    check_seeds("--seeds", (*seeds, tuned_on))
+    check_writable("--out", out)
+    console = Console()
+
+    def told(said: str) -> None:
+        console.print(said, markup=False, soft_wrap=True)
+
+    root = data_root_of(data_root)
+    sets = [Sets(folder, name, share, root) for share in shares]
+    if task in ("make", "table"):
+        for one in sets:
+            for seed in (tuned_on, *seeds) if task == "table" else seeds:
+                one.make(seed, told)
+    if task == "place":
+        place_report(sets[0], seeds[0], out, told)
+    if task in ("table", "tabulate"):
+        search = Search(trials, tuned_on, seeds)
+        planned = [Job(row, one, search, runs) for one in sets for row in rows_named(rows)]
+        failed = carry_out_all(planned, jobs, told) if task == "table" else {}
+        everything = [[Job(row, one, search, runs) for row in rows_named(())] for one in sets]
+        report(out, name, shares, [read(own) for own in everything], failed)
+    told(f"Written: {out if task != 'make' else folder}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study with the options given and return the exit status."""
+    return command_line(photographs, "photographs", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

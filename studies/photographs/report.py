@@ -1,0 +1,168 @@
+"""The tables: a line for each row, figures over data seeds, published ones beside them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steelyard._support._files import write_text
+from steelyard.experiments.compare.published import published
+from steelyard.experiments.compare.table import Table
+from steelyard.experiments.errors import RunError
+from studies.photographs.composition import PRESETS
+from studies.photographs.rows import ROWS, Known
+from studies.photographs.search import CHOSEN_BY
+
+__all__ = ["figures", "report", "shuffled_table", "table"]
+
+_WORST, _CLASS = CHOSEN_BY
+_KNOWN: Mapping[str, tuple[tuple[Known, ...], str]] = {
+    "training": (("training", "validation", "nowhere"), _WORST),
+    "validation": (("validation", "nowhere"), _WORST),
+    "nowhere": (("nowhere",), _CLASS),
+}
+"""Where groups are known -> the rows that may then be used, by what they read, and the criterion."""
+
+_COMMAND = "python -m studies.photographs table"
+
+
+def report(
+    out: Path,
+    name: str,
+    shares: Sequence[float],
+    found: Sequence[Sequence[Mapping[str, Any]]],
+    failed: Mapping[str, str],
+) -> None:
+    """Write the tables and `summary.json` to `out`.
+
+    Args:
+        out: the folder.
+        name: the set, of `composition.PRESETS`.
+        shares: of flipped labels.
+        found: for each share the rows' figures, as `search.carry_out` returns them.
+        failed: rows that could not be tuned, and why; they are listed below the tables.
+
+    Raises:
+        RunError: there is no row.
+    """
+    if not any(found):
+        raise RunError("no row is carried out; `python -m studies.photographs table` does so")
+    notes = [f"{title} could not be tuned: {why}" for title, why in failed.items()]
+    summary: list[dict[str, Any]] = []
+    for share, rows in zip(shares, found, strict=True):
+        case = name + (f"_flipped{round(100 * share)}" if share else "")
+        for known in _KNOWN:
+            one = table(rows, known, PRESETS[name].counts["train"])
+            if one.lines:
+                write_text(out / f"{case}_{known}.md", Table(one.head, one.lines, (*one.notes, *notes)).markdown())
+                write_text(out / f"{case}_{known}.csv", one.csv())
+        if (dealt := shuffled_table(rows)).lines:
+            write_text(out / f"{case}_shuffled.md", dealt.markdown())
+        write_text(out / f"{case}_rows.json", json.dumps(rows, indent=1) + "\n")
+        summary += _summary(rows, case)
+    write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int]) -> Table:
+    """Return the table of the rows that can be used where groups are known as `known` says, best first on validation.
+
+    Args:
+        rows: as `search.carry_out` returns them.
+        known: "training", "validation" or "nowhere".
+        sizes: of the groups in training, labels as drawn, for the adjusted average.
+    """
+    readers, criterion = _KNOWN[known]
+    usable = [row for row in rows if row["known"] in readers and criterion in row["choices"]]
+    lines = []
+    for row in sorted(usable, key=lambda one: -one["choices"][criterion]["score"]):
+        runs = [run for run in row["choices"][criterion]["runs"] if "failed" not in run]
+        own = [figures(run, sizes) for run in runs]
+        cells = [_spread([one[name] for one in own]) for name in _FIGURES]
+        seconds = statistics.fmean(run["seconds"] for run in runs) if runs else float("nan")
+        cost = [f"{seconds:.1f}", f"{row['search seconds']:.0f}"]
+        lines.append([row["row"], row["known"], *cells, *cost, *_published(row["row"])])
+    head = ("method", "reads groups", *_FIGURES.values(), "s a run", "s of search", *_PUBLISHED)
+    return Table(head, lines)
+
+
+_FIGURES = {
+    "worst": "test, worst group",
+    "adjusted": "average, training's shares",
+    "average": "average, plain",
+    "balanced": "mean of groups",
+    "validation worst": "validation, worst group",
+    "calibration": "calibration error",
+}
+_PUBLISHED = ("Waterbirds: worst group", "average")
+
+
+def figures(run: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, float]:
+    """Return a run's figures, in per cent; the adjusted average weighs the test groups by `sizes`."""
+    test = _accuracies(run["test"])
+    return {
+        "worst": min(test),
+        "adjusted": sum(size * one for size, one in zip(sizes, test, strict=True)) / sum(sizes),
+        "average": 100 * run["test"]["accuracy"],
+        "balanced": statistics.fmean(test),
+        "validation worst": min(_accuracies(run["validation"])),
+        "calibration": 100 * run["test"]["calibration error"],
+    }
+
+
+def shuffled_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what MAPLE's weights are worth when each group's are dealt out anew among its samples."""
+    lines = []
+    for row in rows:
+        runs = [run for run in row["choices"][_WORST]["runs"] if "shuffled" in run]
+        if runs:
+            worst = [[min(_accuracies(one["test"])) for one in own] for own in (runs, [r["shuffled"] for r in runs])]
+            lines.append([row["row"], *map(_spread, worst)])
+    return Table(("method", "test, worst group", "with weights shuffled within groups"), lines)
+
+
+def _accuracies(split: Mapping[str, Any]) -> list[float]:
+    return [100 * right / count for right, count in zip(split["right"], split["count"], strict=True)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "failed"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def _published(title: str) -> tuple[str, str]:
+    method = next((row.published for row in ROWS if row.title == title), "")
+    found = {one.metric: one for one in published().figures if (one.dataset, one.method) == ("waterbirds", method)}
+    metrics = ("test worst-group accuracy", "test adjusted accuracy")
+    worst, average = (found[one].percent() if one in found else "" for one in metrics)
+    return worst, average
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], case: str) -> list[dict[str, Any]]:
+    """Return mean and sample deviation of the worst group and the average, as every results folder has them."""
+    summary = []
+    for row in rows:
+        for selection, choice in row["choices"].items():
+            runs = [run for run in choice["runs"] if "failed" not in run]
+            by = {"test worst-group accuracy": lambda run: min(_accuracies(run["test"])) / 100}
+            by["test accuracy"] = lambda run: run["test"]["accuracy"]
+            for metric, of in by.items():
+                values = [of(run) for run in runs]
+                summary.append(
+                    {
+                        "recipe": next((one.shown for one in ROWS if one.title == row["row"]), ""),
+                        "dataset": case,
+                        "method": row["row"],
+                        "metric": metric,
+                        "selection": selection,
+                        "mean": statistics.fmean(values) if values else None,
+                        "std": statistics.stdev(values) if len(values) > 1 else None,
+                        "seeds": [run["seed"] for run in runs],
+                        "command": _COMMAND,
+                    }
+                )
+    return summary

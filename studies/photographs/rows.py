@@ -1,0 +1,133 @@
+"""The rows of the table: a recipe each, what is set in it, and which samples it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from steelyard.experiments.runs.recipe import Recipe, load_recipe
+
+__all__ = ["FOUND", "ROWS", "Known", "Row", "Samples"]
+
+Samples: TypeAlias = Literal["given", "validation", "both"]
+Known: TypeAlias = Literal["training", "validation", "nowhere"]
+"""Where labels of groups, or of the place, are read by what trains; what chooses the settings may read more."""
+
+_OWN = Path(__file__).parent / "recipes"
+_SHIPPED = "waterbirds/features"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row.
+
+    Attributes:
+        title: of the table.
+        recipe: a recipe's name, or its file.
+        overrides: what is set in it, and so not drawn.
+        samples: what it is trained on: "given", the training split; "validation", that split alone; "both".
+        published: the method's name in `compare/published.toml`, for figures of Waterbirds beside ours.
+        reads: where it reads groups or places, if its recipe does not tell (`known`).
+    """
+
+    title: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    samples: Samples = "given"
+    published: str = ""
+    reads: Known | None = None
+
+    @property
+    def shown(self) -> str:
+        """The recipe as tables name it."""
+        return Path(self.recipe).stem if self.recipe.endswith(".toml") else self.recipe
+
+    @property
+    def key(self) -> str:
+        """The title as a folder's name."""
+        words = "".join(one if one.isalnum() else " " for one in self.title.lower()).split()
+        return "_".join(words)
+
+    def load(self) -> Recipe:
+        """Return the recipe as it stands."""
+        return load_recipe(self.recipe, self.overrides)
+
+    @property
+    def known(self) -> Known:
+        """Where what trains reads groups or places."""
+        if self.reads is not None:
+            return self.reads
+        method = self.load().method
+        if method.needs_training_groups:
+            return "training"
+        return "validation" if method.needs_validation_groups else "nowhere"
+
+
+def _own(name: str) -> str:
+    return str(_OWN / f"{name}.toml")
+
+
+FOUND = ("xrm", "eiil", "errors", "maple")
+"""Ways to find groups without labels, `found_groups`."""
+
+_MAPLE = {
+    "name": "maple",
+    "budget": "0.3",
+    "learn": "probabilities",
+    "outer_split": "validation",
+    "risk.penalty": "group_worst",
+    "risk.shape": "plain",
+    "inner.optimizer.name": "adam",
+    "inner.optimizer.momentum": "0.0",
+    "inner.optimizer.learning_rate": "0.01",
+}
+
+
+def _found() -> Iterator[Row]:
+    for way in FOUND:
+        groups: tuple[str, ...] = (f"method.groups.name={way}",)
+        if way == "maple":
+            groups += tuple(f"method.groups.maple.{field}={value}" for field, value in _MAPLE.items())
+        reads: Known = "validation" if way == "maple" else "nowhere"
+        for title, recipe, more in (
+            ("Group DRO", "group_dro", ()),
+            ("up-weighting", "upweighting", ()),
+            ("DFR", "dfr", ("method.fit_on=train",)),
+        ):
+            yield Row(f"{title} on groups by {way}", f"{_SHIPPED}/{recipe}", (*groups, *more), reads=reads)
+
+
+ROWS: tuple[Row, ...] = (
+    Row("ERM", f"{_SHIPPED}/erm", published="erm"),
+    Row("ERM, full batches", f"{_SHIPPED}/erm", ("method.training.batch_size=0",)),
+    Row(
+        "ERM, SGD", f"{_SHIPPED}/erm", ("method.training.optimizer.name=sgd", "method.training.optimizer.momentum=0.9")
+    ),
+    Row("validation rows alone", f"{_SHIPPED}/upweighting", samples="validation", reads="validation"),
+    Row("training and validation together", f"{_SHIPPED}/upweighting", samples="both", reads="training"),
+    Row("up-weighting", f"{_SHIPPED}/upweighting", published="upweighting"),
+    Row("balanced batches", f"{_SHIPPED}/upweighting", ("method.balance=batches",)),
+    Row("Group DRO", f"{_SHIPPED}/group_dro", published="group_dro"),
+    Row("Group DRO, unbalanced batches", f"{_SHIPPED}/group_dro", ("method.balanced=false",)),
+    Row("DFR on validation", f"{_SHIPPED}/dfr", published="dfr"),
+    Row("DFR on training", f"{_SHIPPED}/dfr", ("method.fit_on=train",)),
+    Row("PDE", f"{_SHIPPED}/pde"),
+    Row("MAPLE, groups in training", f"{_SHIPPED}/maple"),
+    Row("MAPLE, groups on validation", _own("maple_validation"), published="maple"),
+    Row("IRMv1", f"{_SHIPPED}/irmv1", reads="training"),
+    Row("V-REx", f"{_SHIPPED}/vrex", reads="training"),
+    Row("Bayesian IRM", _own("bayesian_irm"), reads="training"),
+    Row("Sparse IRM", _own("sparse_irm"), reads="training"),
+    Row("InvRat", _own("invrat"), reads="training"),
+    Row("CVaR-DRO", f"{_SHIPPED}/cvar_dro", published="cvar_dro"),
+    Row("KL-DRO", f"{_SHIPPED}/kl_dro"),
+    Row("Ordered SGD", f"{_SHIPPED}/ordered_sgd"),
+    Row("LfF", f"{_SHIPPED}/lff", published="lff"),
+    Row("JTT", f"{_SHIPPED}/jtt", published="jtt"),
+    Row("Learning to Reweight", _own("online")),
+    Row("hardest half (EL2N)", _own("subset")),
+    Row("self-cleaning", _own("self_cleaning")),
+    *_found(),
+)

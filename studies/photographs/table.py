@@ -1,0 +1,116 @@
+"""The table's rows, one or several at a time, each filed when it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steelyard._support._files import write_text
+from steelyard._support._text import parse_json
+from steelyard._support._workers import worker_context
+from steelyard.experiments.errors import RecipeError, RunError
+from studies.photographs.features import options
+from studies.photographs.rows import ROWS
+from studies.photographs.search import Search, carry_out
+from studies.photographs.sets import Sets
+
+__all__ = ["Job", "carry_out_all", "read", "rows_named"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row on a set.
+
+    Attributes:
+        row: the position in `rows.ROWS`.
+        sets: what it is trained on.
+        search: how it is tuned.
+        runs: the folder of all rows.
+    """
+
+    row: int
+    sets: Sets
+    search: Search
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the row's trials and figures are filed."""
+        return self.runs / self.sets.root(0).parent.name / ROWS[self.row].key
+
+    @property
+    def file(self) -> Path:
+        """The row's figures."""
+        return self.folder / "row.json"
+
+
+def carry_out_all(
+    jobs: Sequence[Job], processes: int = 1, told: Callable[[str], None] = lambda said: None
+) -> dict[str, str]:
+    """Carry out what is not filed yet, and return what failed: the row's title and why.
+
+    Args:
+        jobs: the rows.
+        processes: at once.
+        told: is told of each row that is done.
+    """
+    left = [job for job in jobs if not job.file.exists()]
+    failed: dict[str, str] = {}
+
+    def note(job: Job, why: str) -> None:
+        title = f"{ROWS[job.row].title} ({job.folder.parent.name})"
+        told(f"{title}: {why or 'done'}")
+        if why:
+            failed[title] = why
+
+    if processes == 1:
+        for job in left:
+            note(job, _carried_out(job))
+        return failed
+    context = worker_context(__name__)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(_carried_out, job): job for job in left}
+        for future in as_completed(futures):
+            note(futures[future], future.result())
+    return failed
+
+
+def _carried_out(job: Job) -> str:
+    """File a row; return why it cannot be, "" if it is."""
+    search = replace(job.search, overrides=(*job.search.overrides, *options(job.sets.root(job.search.tuned_on))))
+    try:
+        found = carry_out(ROWS[job.row], job.sets.load, search, job.folder)
+    except (RecipeError, RunError) as error:
+        return str(error)
+    write_text(job.file, json.dumps(found, indent=1) + "\n")
+    return ""
+
+
+def read(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return the figures of the rows that are filed; RunError if a file is damaged."""
+    found = []
+    for job in jobs:
+        if not job.file.exists():
+            continue
+        try:
+            row = parse_json(job.file.read_text(encoding="utf-8"))
+            if not isinstance(row, dict) or "choices" not in row:
+                raise ValueError("it holds no figures")
+        except ValueError as error:
+            raise RunError(f"{job.file} cannot be read: {error}; remove it and the row is carried out again") from error
+        found.append(row)
+    return found
+
+
+def rows_named(titles: Sequence[str]) -> tuple[int, ...]:
+    """Return the positions of the rows with these titles, all of them where none is named; RecipeError if unknown."""
+    known = [row.title for row in ROWS]
+    if unknown := [title for title in titles if title not in known]:
+        raise RecipeError(f"unknown row {unknown[0]!r}; there are {', '.join(known)}")
+    return tuple(number for number, row in enumerate(ROWS) if not titles or row.title in titles)
