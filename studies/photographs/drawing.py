@@ -39,7 +39,8 @@ def drawn(sample: Sample, composition: Composition, *, with_object: bool = True)
         side = round(composition.scale * width)
         pasted = _opened(sample.object_).resize((side, side), Image.Resampling.BICUBIC)
         image.paste(pasted, ((width - side) // 2, (height - side) // 2), mask(side))
-    return image
+    around = [(composition.rim, composition.rim)] * 2
+    return Image.fromarray(np.pad(np.asarray(image), [*around, (0, 0)], mode="reflect"))
 
 
 def _opened(photograph: Photograph) -> Image.Image:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from steelyard.experiments.data import CelebA, Waterbirds
 from steelyard.experiments.data import features as cached
+from steelyard.experiments.data.transforms import WATERBIRDS as WATERBIRDS_FRAMING
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.runs.recipe import load_recipe
@@ -27,7 +28,7 @@ from studies.photographs.place import place_only
 from tests.studies import photographed
 from tests.studies.photographed import COUNTS, write_pool
 
-TINY = replace(WATERBIRDS, counts=COUNTS, size=(24, 24))
+TINY = replace(WATERBIRDS, counts=COUNTS, size=(24, 24), rim=2)
 CLASSES = (*TINY.objects, *TINY.places)
 MODULE = photographed.__name__
 
@@ -103,14 +104,25 @@ def test_an_image_is_the_place_with_the_object_in_its_centre(tmp_path: Path) -> 
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     thing, place = (Photograph(tmp_path / f"{name}.png", mirrored=True) for name in ("object", "place"))
     sample = Sample(2, 0, 0, thing, place)
-    image = np.asarray(drawn(sample, replace(TINY, size=(96, 96)))).astype(int)
+    image = np.asarray(drawn(sample, replace(TINY, size=(96, 96), rim=0))).astype(int)
     assert image.shape == (96, 96, 3)
     assert image[48, 48].tolist() == [250, 0, 0]
     assert image[48, 48 - 19].tolist() == [250, 0, 0]  # 0.7 of 29 pixels
     assert image[48, 3].tolist() == [0, 0, 0]  # the place is mirrored
     assert image[48, 92].tolist() == [0, 0, 250]
-    alone = np.asarray(drawn(sample, replace(TINY, size=(96, 96)), with_object=False))
+    alone = np.asarray(drawn(sample, replace(TINY, size=(96, 96), rim=0), with_object=False))
     assert alone[48, 40].tolist() == [0, 0, 0]
+    rimmed = np.asarray(drawn(sample, replace(TINY, size=(96, 96), rim=7)))
+    assert rimmed.shape == (110, 110, 3)
+    assert (rimmed[7:-7, 7:-7] == image).all()
+    assert (rimmed[:7] == rimmed[8:15][::-1]).all()
+
+
+def test_the_framing_of_the_recipes_sees_what_is_composed() -> None:
+    """224 of 256 pixels are seen, 96 of 110 are composed: less than a pixel of the rim on each side."""
+    seen = 110 * WATERBIRDS_FRAMING.size / 256
+    assert abs(seen - WATERBIRDS.size[0]) / 2 < 0.2
+    assert WATERBIRDS.size[0] + 2 * WATERBIRDS.rim == 110
 
 
 def test_the_same_seed_writes_the_same_files(photographs: Path, written: Path, tmp_path: Path) -> None:
@@ -171,12 +183,12 @@ def test_a_recipe_takes_the_features_that_were_prepared(
     monkeypatch.setattr(cached, "_compute", lambda *args: pytest.fail("the features were kept"))
     settings = [f"data.backbone.model={small}", f"data.backbone.weights={written / FILE}", "method.training.steps=50"]
     recipe = load_recipe("waterbirds/features/upweighting", settings)
-    run = execute(
-        recipe, tmp_path / "run", name="waterbirds/features/upweighting", data_root=written, allow_code=True
-    )
+    run = execute(recipe, tmp_path / "run", name="waterbirds/features/upweighting", data_root=written, allow_code=True)
     assert run.history[-1].test.group_count == COUNTS["test"]
     monkeypatch.undo()
-    monkeypatch.setenv("STEELYARD_CACHE", str(tmp_path / "another"))  # computed by the file's network, they are the same
+    monkeypatch.setenv(
+        "STEELYARD_CACHE", str(tmp_path / "another")
+    )  # computed by the file's network, they are the same
     splits = recipe.data.load(0, written)
     assert torch.allclose(splits.train.inputs, found[train], atol=1e-3)
 
