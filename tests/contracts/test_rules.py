@@ -20,6 +20,7 @@ BATCH = Batch.of(torch.zeros(8, 1), torch.zeros(8, dtype=torch.long), group=GROU
 RULES: dict[str, Callable[[], Rule]] = {
     "CVaR": lambda: reweight.CVaR(0.35),
     "Custom": lambda: reweight.Custom(lambda losses, batch: losses.square()),
+    "EffectiveNumber": lambda: reweight.EffectiveNumber(COUNTS, 0.9),
     "GeneralisedCrossEntropy": lambda: reweight.GeneralisedCrossEntropy(0.7),
     "GroupDRO": lambda: reweight.GroupDRO(COUNTS, step=0.5, adjustment=0.2),
     "GroupWeights": lambda: reweight.GroupWeights(COUNTS),
@@ -27,7 +28,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "TopQ": lambda: reweight.TopQ(3),
     "Uniform": lambda: reweight.Uniform(),
 }
-OF_GROUPS = ("GroupDRO", "GroupWeights")
+OF_GROUPS = ("EffectiveNumber", "GroupDRO", "GroupWeights")
 REMEMBER = {"GroupDRO", "KLDRO"}
 
 

@@ -10,6 +10,7 @@ from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.methods.balanced_softmax import BalancedSoftmax
 from steelyard.experiments.methods.bayesian_irm import BayesianIRM
 from steelyard.experiments.methods.class_balanced import ClassBalanced
+from steelyard.experiments.methods.coral import CORAL
 from steelyard.experiments.methods.crt import CRT
 from steelyard.experiments.methods.cvar_dro import CVaRDRO
 from steelyard.experiments.methods.dfr import DFR
@@ -23,7 +24,10 @@ from steelyard.experiments.methods.jtt import JTT
 from steelyard.experiments.methods.kl_dro import KLDRO
 from steelyard.experiments.methods.ldam import LDAM
 from steelyard.experiments.methods.lff import LfF
+from steelyard.experiments.methods.lisa import LISA
 from steelyard.experiments.methods.maple import Maple
+from steelyard.experiments.methods.mixup import Mixup
+from steelyard.experiments.methods.mmd import MMD
 from steelyard.experiments.methods.mrm import MRM
 from steelyard.experiments.methods.online import Online
 from steelyard.experiments.methods.ordered_sgd import OrderedSGD
@@ -37,6 +41,7 @@ from steelyard.experiments.methods.upweighting import UpWeighting
 from steelyard.experiments.methods.vrex import VREx
 
 __all__ = [
+    "CORAL",
     "CRT",
     "DFR",
     "DONE",
@@ -44,6 +49,8 @@ __all__ = [
     "JTT",
     "KLDRO",
     "LDAM",
+    "LISA",
+    "MMD",
     "MRM",
     "PDE",
     "BalancedSoftmax",
@@ -57,6 +64,7 @@ __all__ = [
     "LfF",
     "Maple",
     "Method",
+    "Mixup",
     "Online",
     "OrderedSGD",
     "RefinedMaple",
@@ -83,6 +91,10 @@ Method = (
     | LDAM
     | BalancedSoftmax
     | CRT
+    | Mixup
+    | LISA
+    | MMD
+    | CORAL
     | CVaRDRO
     | GroupDRO
     | KLDRO

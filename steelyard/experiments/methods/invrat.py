@@ -16,6 +16,7 @@ from steelyard._support._modules import last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.training.newest_inputs import NewestInputs
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.ranges import Range
 from steelyard.experiments.training.trainer import Anneal, Training, train
@@ -83,11 +84,7 @@ class EnvironmentGap(reweight.Risk):
         weight, bias = (p.detach().expand(environments, *p.shape).clone().requires_grad_() for p in copies)
         self.heads = (weight, bias)  # (environments, outputs, features), (environments, outputs)
         self.optimizer = optimizer([weight, bias])
-        self.features: Tensor | None = None
-        self._handle = layer.register_forward_pre_hook(self._keep)
-
-    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features = inputs[0].float() if inputs[0].dtype == torch.bfloat16 else inputs[0]  # under autocast
+        self.inputs = NewestInputs(layer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the environment heads and their optimizer's state."""
@@ -102,19 +99,20 @@ class EnvironmentGap(reweight.Risk):
 
     def close(self) -> None:
         """Take the hook off the layer."""
-        self._handle.remove()
+        self.inputs.close()
 
     def __call__(self, outputs: Shaped[Tensor, "n *outputs"], batch: Batch, loss: SampleLoss) -> Float[Tensor, ""]:
         """Return the gap, with a graph to the outputs and, through the environment heads, to the features."""
-        if batch.environment is None or self.features is None or len(self.features) != len(outputs):
+        features = self.inputs.value
+        if batch.environment is None or features is None or len(features) != len(outputs):
             raise ValueError(
                 "this risk needs environment ids, and the model's forward pass on this very batch before it"
             )
         self.optimizer.zero_grad()
-        self._risk(self.features.detach(), batch, loss).backward()
+        self._risk(features.detach(), batch, loss).backward()
         self.optimizer.step()
         shared = loss(outputs, batch.targets).mean()
-        return torch.relu(shared - self._risk(self.features, batch, loss, frozen=True))
+        return torch.relu(shared - self._risk(features, batch, loss, frozen=True))
 
     def _risk(self, features: Tensor, batch: Batch, loss: SampleLoss, frozen: bool = False) -> Tensor:
         """Mean loss of the environment heads; frozen, with no graph to them."""

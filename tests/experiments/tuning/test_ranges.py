@@ -11,7 +11,21 @@ from typing import Annotated, get_args
 import pytest
 
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.methods import JTT, LDAM, ClassBalanced, CVaRDRO, Focal, GroupDRO, LfF, Maple, Method
+from steelyard.experiments.methods import (
+    CORAL,
+    JTT,
+    LDAM,
+    LISA,
+    MMD,
+    ClassBalanced,
+    CVaRDRO,
+    Focal,
+    GroupDRO,
+    LfF,
+    Maple,
+    Method,
+    Mixup,
+)
 from steelyard.experiments.methods.hyperparameters import page
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Range, Within, hyperparameters
@@ -57,6 +71,11 @@ def test_the_ranges_of_subpopbench_where_it_has_the_method() -> None:
         (ClassBalanced, "beta"): "1 - 10^U(-5, -2)",
         (Focal, "gamma"): "10^U(-0.30103, 0.69897)",  # 0.5 x 10^U(0, 1)
         (LDAM, "margin"): "10^U(-1, -0.1)",
+        (Mixup, "alpha"): "10^U(-1, 1)",
+        (LISA, "alpha"): "10^U(-1, 1)",
+        (LISA, "intra_label"): "U(0, 1)",
+        (MMD, "gamma"): "10^U(-1, 1)",
+        (CORAL, "gamma"): "10^U(-1, 1)",
         (GroupDRO, "step"): "10^U(-3, -1)",
         (JTT, "identification.steps"): "U(0.2, 0.8) x training.steps",
         (JTT, "upweight"): "10^U(0, 2.5), whole",
