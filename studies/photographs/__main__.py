@@ -30,6 +30,7 @@ def photographs(
     seeds: tuple[int, ...] = (101, 102, 103),
     tuned_on: int = 100,
     trials: int = 16,
+    steps: int = 600,
     shares: tuple[float, ...] = (0.0, 0.2),
     rows: tuple[str, ...] = (),
     jobs: int = 1,
@@ -51,6 +52,7 @@ def photographs(
         seeds: the data seeds of the figures.
         tuned_on: the data seed of the search.
         trials: settings of each row.
+        steps: of each training by the one trainer.
         shares: of the training labels that are flipped, a table for each.
         rows: titles of the rows to carry out; all of them if none is named.
         jobs: processes.
@@ -74,7 +76,7 @@ def photographs(
     if task == "place":
         place_report(sets[0], seeds[0], out, told)
     if task in ("table", "tabulate"):
-        search = Search(trials, tuned_on, seeds)
+        search = Search(trials, tuned_on, seeds, steps)
         planned = [Job(row, one, search, runs) for one in sets for row in rows_named(rows)]
         failed = carry_out_all(planned, jobs, told) if task == "table" else {}
         everything = [[Job(row, one, search, runs) for row in rows_named(())] for one in sets]

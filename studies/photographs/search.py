@@ -18,6 +18,7 @@ from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible, evaluate
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.selection import CRITERIA, Scored
+from steelyard.experiments.training.trainer import Training
 from steelyard.experiments.tuning.choice import best, reached, scored
 from steelyard.experiments.tuning.tuning import Tuned, Tuning
 from studies.photographs.rows import Row, Samples
@@ -29,6 +30,9 @@ Sets = Callable[[int], Splits]
 """data seed -> the splits."""
 
 
+_STAGES = ("training", "representation")
+
+
 @dataclass(frozen=True)
 class Search:
     """How rows are tuned and measured.
@@ -37,13 +41,20 @@ class Search:
         trials: settings of each row, the recipe as it stands among them.
         tuned_on: the data seed of the search.
         seeds: the data seeds of the figures.
+        steps: of each training by the one trainer; MAPLE's and the online method's are their recipes'.
         overrides: set in every recipe.
     """
 
     trials: int = 16
     tuned_on: int = 100
     seeds: tuple[int, ...] = (101, 102, 103)
+    steps: int = 600
     overrides: tuple[str, ...] = ()
+
+    def settings(self, row: Row) -> list[str]:
+        """Return what is set in every trial of a row; a later one overrides an earlier."""
+        stages = [name for name in _STAGES if isinstance(getattr(row.load().method, name, None), Training)]
+        return [*self.overrides, *(f"method.{name}.steps={self.steps}" for name in stages), *row.overrides]
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,7 @@ def carry_out(row: Row, sets: Sets, search: Search, folder: Path) -> dict[str, A
     Raises:
         RecipeError: no trial can be chosen.
     """
-    tuning = Tuning.of(
-        row.recipe, [*search.overrides, *row.overrides], folder, count=search.trials, seeds=(search.tuned_on,)
-    )
+    tuning = Tuning.of(row.recipe, search.settings(row), folder, count=search.trials, seeds=(search.tuned_on,))
     began = time.process_time()
     histories = _trials(tuning, trained_on(sets(search.tuned_on), row.samples, halve=True))
     spent = time.process_time() - began

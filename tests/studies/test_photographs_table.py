@@ -1,0 +1,306 @@
+"""The table of the photographs: chosen on validation, measured on other data; methods beside plain implementations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from steelyard.bilevel.batch import Batch
+from steelyard.experiments.data import Splits
+from steelyard.experiments.errors import RecipeError, RunError
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.training.problem import Problem, silent
+from steelyard.experiments.tuning.tuning import Tuning
+from studies.photographs import report as report_module
+from studies.photographs.report import figures, report, shuffled_table, table
+from studies.photographs.rows import ROWS, Row
+from studies.photographs.search import CHOSEN_BY, Search, carry_out, trained_on
+from studies.photographs.sets import Sets
+from studies.photographs.shuffled import within_groups
+from studies.photographs.table import Job, carry_out_all, read, rows_named
+
+COUNTS = ((300, 24, 12, 100), (40, 40, 20, 20), (400, 400, 400, 400))
+
+
+def splits_of(seed: int) -> Splits:
+    """Gaussian features: one of the object, one, stronger, of the place, six of nothing."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def part(counts: tuple[int, ...]) -> Batch:
+        group = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+        inputs = torch.randn(len(group), 8, generator=generator)
+        inputs[:, 0] += 1.5 * (2 * (group // 2) - 1)
+        inputs[:, 1] += 2.0 * (2 * (group % 2) - 1)
+        return Batch.of(inputs, group // 2, environment=group % 2, group=group)
+
+    train, validation, test = map(part, COUNTS)
+    names = tuple(f"{label} on {place}" for label in ("car", "frog") for place in ("land", "water"))
+    return Splits("waterbirds", train, validation, test, ("car", "frog"), ("land", "water"), groups=names)
+
+
+SMALL = ("method.training.steps=20", "method.training.evaluate_every=10")
+ERM = Row("ERM", "waterbirds/features/erm", SMALL)
+
+
+def test_settings_are_chosen_on_validation_and_measured_on_other_data(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def sets(seed: int) -> Splits:
+        asked.append(seed)
+        return splits_of(seed)
+
+    found = carry_out(ERM, sets, Search(trials=3, tuned_on=7, seeds=(8, 9)), tmp_path)
+    assert asked[0] == 7
+    assert set(asked[1:]) == {8, 9}
+    assert set(found["choices"]) == set(CHOSEN_BY)  # ERM reads no groups
+    tuning = Tuning.of(ERM.recipe, Search().settings(ERM), tmp_path, count=3, seeds=(7,))
+    best = dict.fromkeys(CHOSEN_BY, -1.0)
+    for trial in tuning.trials:
+        recipe = load_recipe(tuning.name, tuning.settings(trial), 7)
+        for seen in histories(recipe, splits_of(7)):
+            scores = (seen.validation.worst_group_accuracy, seen.validation.worst_class_accuracy)
+            best = {name: max(best[name], score) for name, score in zip(CHOSEN_BY, scores, strict=True)}
+    assert {name: choice["score"] for name, choice in found["choices"].items()} == best
+    chosen = load_recipe(str(tmp_path / "chosen.toml"), (), 8)
+    run = found["choices"][CHOSEN_BY[0]]["runs"][0]
+    steps = {seen.step: seen for seen in histories(chosen, splits_of(8))}
+    assert run["seed"] == 8
+    assert run["validation"]["right"] == list(steps[run["step"]].validation.group_right)
+    assert run["step"] == max(steps, key=lambda step: (steps[step].validation.worst_group_accuracy, -step))
+
+
+def histories(recipe: Any, splits: Splits) -> list[Any]:
+    from steelyard.experiments.training.evaluation import evaluate
+
+    problem, found = Problem(splits, recipe.model, recipe.seed), []
+    recipe.method.fit(problem, lambda *step: found.append(evaluate(problem, step[1], step[0], step[2]).visible))
+    return found
+
+
+def test_choices_do_not_move_when_test_figures_do(tmp_path: Path) -> None:
+    def reversed_test(seed: int) -> Splits:
+        splits = splits_of(seed)
+        return replace(splits, test=replace(splits.test, targets=1 - splits.test.targets))
+
+    search = Search(trials=2, tuned_on=7, seeds=(8,))
+    ours, other = (
+        carry_out(ERM, sets, search, tmp_path / name) for name, sets in (("a", splits_of), ("b", reversed_test))
+    )
+    for name in CHOSEN_BY:
+        one, two = (found["choices"][name] for found in (ours, other))
+        assert (one["trial"], one["score"], one["runs"][0]["step"]) == (
+            two["trial"],
+            two["score"],
+            two["runs"][0]["step"],
+        )
+        assert one["runs"][0]["test"]["accuracy"] == pytest.approx(1 - two["runs"][0]["test"]["accuracy"])
+
+
+def test_rows_trained_on_validation_are_judged_by_what_they_did_not_see() -> None:
+    splits = splits_of(0)
+    alone, both = (trained_on(splits, samples, halve=True) for samples in ("validation", "both"))
+    assert len(alone.train) == len(alone.validation) == 60
+    assert len(both.train) == len(splits.train) + 60
+    rows = torch.cat([alone.train.inputs, alone.validation.inputs])
+    assert torch.equal(rows.sort(0).values, splits.validation.inputs.sort(0).values)
+    assert alone.train.index.tolist() == list(range(60))
+    whole = trained_on(splits, "both")
+    assert torch.equal(whole.train.group, torch.cat([splits.train.group, splits.validation.group]))
+    assert trained_on(splits, "given") is splits
+
+
+def test_a_row_that_fails_in_every_trial_says_why(tmp_path: Path) -> None:
+    humps = next(row for row in ROWS if row.title == "up-weighting on groups by maple")
+    row = replace(
+        humps, overrides=(*humps.overrides, "method.groups.maple.steps=2", "method.groups.maple.inner.steps=2", *SMALL)
+    )
+    with pytest.raises(RecipeError, match="no trial can be chosen: OneHumpError"):
+        carry_out(row, splits_of, Search(trials=1, tuned_on=1, seeds=(2,)), tmp_path)
+
+
+def test_weights_are_shuffled_within_groups() -> None:
+    weights, groups = torch.rand(50, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 3
+    found = within_groups(weights, groups, torch.Generator().manual_seed(1))
+    assert not torch.equal(found, weights)
+    for group in range(3):
+        assert torch.equal(found[groups == group].sort().values, weights[groups == group].sort().values)
+
+
+def test_maple_has_its_shuffled_weights_measured(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.title == "MAPLE, groups on validation")
+    short = replace(row, overrides=("method.steps=3", "method.inner.steps=5"))
+    found = carry_out(short, splits_of, Search(trials=1, tuned_on=1, seeds=(2,)), tmp_path)
+    (run,) = found["choices"][CHOSEN_BY[0]]["runs"]
+    assert set(found["choices"]) == {CHOSEN_BY[0]}
+    assert run["shuffled"]["test"]["count"] == list(COUNTS[2])
+    assert len(shuffled_table([found]).lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("title", "known"),
+    [
+        *(("ERM", "nowhere"), ("Group DRO", "training"), ("DFR on validation", "validation"), ("V-REx", "training")),
+        *(("validation rows alone", "validation"), ("training and validation together", "training")),
+        *(("MAPLE, groups on validation", "validation"), ("Group DRO on groups by xrm", "nowhere")),
+        *(("DFR on groups by maple", "validation"), ("JTT", "nowhere"), ("classes weighed alike", "nowhere")),
+    ],
+)
+def test_where_a_row_reads_groups(title: str, known: str) -> None:
+    assert next(row for row in ROWS if row.title == title).known == known
+
+
+def test_every_row_is_a_recipe_and_has_a_folder_of_its_own() -> None:
+    assert len({row.key for row in ROWS}) == len(ROWS) >= 25
+    for row in ROWS:
+        row.load()
+    assert rows_named(["V-REx"]) == tuple(k for k, row in enumerate(ROWS) if row.title == "V-REx")
+    with pytest.raises(RecipeError, match="unknown row 'Erm'; there are ERM, "):
+        rows_named(["Erm"])
+
+
+def run_of(seed: int, worst: int, validation: int) -> dict[str, Any]:
+    test = {"accuracy": 0.9, "right": [90, worst, 80, 95], "count": [100] * 4, "calibration error": 0.05}
+    held = {"accuracy": 0.9, "right": [9, validation, 9, 9], "count": [10] * 4, "calibration error": 0.05}
+    return {"seed": seed, "seconds": 2.0, "step": 5, "test": test, "validation": held}
+
+
+def row_of(title: str, known: str, worst: tuple[int, int], score: float) -> dict[str, Any]:
+    runs = [run_of(seed, value, 6) for seed, value in enumerate(worst)]
+    choices = {name: {"trial": 0, "score": score, "settings": {}, "runs": runs} for name in CHOSEN_BY}
+    return {"row": title, "known": known, "trials": 2, "failed": 0, "search seconds": 30.0, "choices": choices}
+
+
+def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
+    sizes = (3498, 184, 56, 1057)
+    found = figures(run_of(0, 70, 6), sizes)
+    assert found["worst"] == pytest.approx(70)
+    assert found["validation worst"] == pytest.approx(60)
+    assert found["balanced"] == pytest.approx((90 + 70 + 80 + 95) / 4)
+    assert found["adjusted"] == pytest.approx(np.average([90, 70, 80, 95], weights=sizes))
+    rows = [row_of("ERM", "nowhere", (70, 74), 0.6), row_of("Group DRO", "training", (76, 78), 0.8)]
+    lines = table(rows, "training", sizes).lines
+    assert [line[0] for line in lines] == ["Group DRO", "ERM"]
+    assert lines[1][2] == "72.0 ± 2.8"
+    assert list(lines[1][-2:]) == ["72.6", "97.3"]
+    assert [line[0] for line in table(rows, "nowhere", sizes).lines] == ["ERM"]
+    assert table(rows, "validation", sizes).lines[0][0] == "ERM"
+    report(tmp_path, "waterbirds", (0.0, 0.2), [rows, rows[:1]], {"JTT (waterbirds)": "diverged"})
+    assert "JTT (waterbirds) could not be tuned: diverged" in (tmp_path / "waterbirds_training.md").read_text()
+    assert (tmp_path / "waterbirds_flipped20_nowhere.csv").exists()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    worst = next(
+        one for one in summary if one["method"] == "Group DRO" and one["metric"] == "test worst-group accuracy"
+    )
+    assert worst["mean"] == pytest.approx(0.77)
+    assert worst["command"] == report_module._COMMAND
+    with pytest.raises(RunError, match="no row is carried out"):
+        report(tmp_path, "waterbirds", (0.0,), [[]], {})
+
+
+def test_what_is_filed_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(trials=1, tuned_on=1, seeds=(2,), steps=20)
+    job = Job(rows_named(["ERM"])[0], Sets(tmp_path / "sets"), search, tmp_path / "runs")
+    monkeypatch.setattr(Sets, "load", lambda self, seed: splits_of(seed))
+    told: list[str] = []
+    assert carry_out_all([job], 1, told.append) == {}
+    written = job.file.read_bytes()
+    assert carry_out_all([job], 1, told.append) == {}
+    assert told == ["ERM (waterbirds): done"]
+    assert job.file.read_bytes() == written
+    (row,) = read([job])
+    assert row["row"] == "ERM"
+    job.file.write_text("[]")
+    with pytest.raises(RunError, match="remove it and the row is carried out again"):
+        read([job])
+
+
+# The methods beside short implementations that share no code with them.
+
+
+def accuracies(predicted: np.ndarray, splits: Splits) -> list[float]:
+    right = predicted == splits.test.targets.numpy()
+    return [float(right[splits.test.group.numpy() == group].mean()) for group in range(4)]
+
+
+def ours(recipe: str, overrides: tuple[str, ...], splits: Splits) -> list[float]:
+    loaded = load_recipe(recipe, overrides, 0)
+    problem = Problem(splits, loaded.model, 0)
+    model = loaded.method.fit(problem, silent).model
+    with torch.no_grad():
+        return accuracies(problem.head.predict(model(splits.test.inputs)).numpy(), splits)
+
+
+def arrays(data: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return data.inputs.double().numpy(), data.targets.numpy(), data.group.numpy()
+
+
+def up_weighting(splits: Splits) -> np.ndarray:
+    x, y, group = arrays(splits.train)
+    model = LogisticRegression(C=1e6).fit(x, y, sample_weight=1 / np.bincount(group)[group])
+    return model.predict(splits.test.inputs.double().numpy())
+
+
+def group_dro(splits: Splits, rate: float, step: float, steps: int) -> np.ndarray:
+    """Sagawa et al. 2020, Algorithm 1, full batches, the gradient of the logistic loss by hand."""
+    x, y, group = arrays(splits.train)
+    x, signs = np.hstack([x, np.ones((len(x), 1))]), 2 * y - 1
+    theta, q = np.zeros(x.shape[1]), np.full(4, 0.25)
+    for _ in range(steps):
+        margin = signs * (x @ theta)
+        risks = np.array([np.logaddexp(0, -margin[group == g]).mean() for g in range(4)])
+        q = q * np.exp(step * risks)
+        q /= q.sum()
+        weight = q[group] / np.bincount(group)[group]
+        theta += rate * (x * (weight * signs / (1 + np.exp(margin)))[:, None]).sum(0)
+    test = splits.test.inputs.double().numpy()
+    return (test @ theta[:-1] + theta[-1] > 0).astype(int)
+
+
+def deep_feature_reweighting(splits: Splits) -> np.ndarray:
+    """Balanced subsets of validation, standardised by training, averaged coefficients of L1 fits."""
+    x, _, _ = arrays(splits.train)
+    held, y, group = arrays(splits.validation)
+    mean, deviation, rng = x.mean(0), x.std(0), np.random.default_rng(0)
+    found = []
+    for _ in range(20):
+        rows = np.concatenate(
+            [rng.choice(np.flatnonzero(group == g), np.bincount(group).min(), False) for g in range(4)]
+        )
+        model = LogisticRegression(C=0.7, l1_ratio=1.0, solver="liblinear", random_state=0)
+        model.fit((held[rows] - mean) / deviation, y[rows])
+        found.append(np.append(model.coef_[0], model.intercept_))
+    theta = np.mean(found, axis=0)
+    test = (splits.test.inputs.double().numpy() - mean) / deviation
+    return (test @ theta[:-1] + theta[-1] > 0).astype(int)
+
+
+_FULL: tuple[str, ...] = ("method.training.batch_size=0", "method.training.optimizer.weight_decay=0.0")
+_PLAIN = ("method.training.optimizer.name=sgd", "method.training.optimizer.learning_rate=0.5")
+CASES: Mapping[str, tuple[tuple[str, ...], Any]] = {
+    "upweighting": (
+        (*_FULL, "method.training.steps=600", "method.training.optimizer.learning_rate=0.05"),
+        up_weighting,
+    ),
+    "group_dro": (
+        (*_FULL, *_PLAIN, "method.training.steps=400", "method.balanced=false"),
+        lambda splits: group_dro(splits, 0.5, 0.01, 400),
+    ),
+    "dfr": (("method.strengths=[0.7]",), deep_feature_reweighting),
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_within_two_points_of_an_independent_implementation(method: str) -> None:
+    overrides, theirs = CASES[method]
+    splits = splits_of(3)
+    one, two = ours(f"waterbirds/features/{method}", overrides, splits), accuracies(theirs(splits), splits)
+    assert min(one) == pytest.approx(min(two), abs=0.02)
+    assert one == pytest.approx(two, abs=0.02)
