@@ -22,7 +22,7 @@ def tests(session: nox.Session, torch: str) -> None:
 
 
 @nox.session(python=["3.11", "3.13"])
-def huggingface(session: nox.Session) -> None:
-    """Differentiate through a Hugging Face classifier's training, with the newest torch and transformers."""
-    session.install("-e", ".[dev,huggingface]")
-    session.run("pytest", "tests/bilevel/test_huggingface.py", *session.posargs)
+def integrations(session: nox.Session) -> None:
+    """Differentiate through training by Hugging Face and by Lightning, with the newest torch and their newest."""
+    session.install("-e", ".[dev,huggingface,lightning]")
+    session.run("pytest", "tests/bilevel/test_huggingface.py", "tests/integrations", *session.posargs)

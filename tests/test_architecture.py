@@ -14,7 +14,7 @@ ROOT = Path(steelyard.__file__).parent
 ORDER = (  # from the ground up; rooms of one floor do not know each other
     ("bilevel", "selectors", "theory"),
     ("reweight",),
-    ("__init__", "estimators"),  # the front door to the rooms above; scikit-learn's form of them
+    ("__init__", "estimators", "integrations"),  # the front door to the rooms above; scikit-learn's form; trainers
     ("experiments.errors",),
     ("experiments.models",),
     ("experiments.data",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from types import TracebackType
@@ -249,7 +250,8 @@ class Recorder:
 
         Args:
             parameters: whose gradients have one norm; all of the optimizer's, or some.
-            max_norm, norm_type, error_if_nonfinite, foreach: as torch has them; `norm_type` at least 1.
+            max_norm, norm_type, error_if_nonfinite, foreach: as torch has them; `norm_type` at least 1. With an
+                infinite `max_norm` nothing is clipped.
 
         Returns:
             The norm before.
@@ -259,7 +261,8 @@ class Recorder:
                 optimizer does not train, whose gradient would move the norm.
             RuntimeError: as torch raises where `error_if_nonfinite`.
         """
-        max_norm = _check.in_range("max_norm", max_norm, low=0.0)
+        if max_norm != math.inf:  # which asks for the norm alone
+            max_norm = _check.in_range("max_norm", max_norm, low=0.0)
         norm_type = float(norm_type)
         if not norm_type >= 1:
             raise ValueError(f"norm_type must be at least 1 (or inf), got {norm_type}: no other is a norm")
