@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from steelyard.experiments.compare.run_groups import group_runs, labels
+from steelyard.experiments.compare.scores import Interval, figures, intervals
 from steelyard.experiments.data import DataSet, called
 from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import Evaluation
@@ -74,6 +75,8 @@ class Row:
     `test_worst_group` (the accuracy in each run's worst test group) and `test_adjusted` (the average of the groups
     weighted by their sizes in training) are None where the data set has no groups.
     `errors` has the figures of a regression by name, which has no accuracies (they are then NaN).
+    `scores` has the figures of ranking and balance by name (`compare.scores`), empty for runs of earlier versions;
+    `intervals` 95 % intervals over the test samples of those figures and of the worst group's accuracy.
     `oracle` says that the data hides the shortcut, `data_changes` names the data set's settings that are not its own.
     """
 
@@ -96,6 +99,8 @@ class Row:
     oracle: bool = False
     data_changes: tuple[str, ...] = ()
     errors: Mapping[str, Spread] = field(default_factory=dict)
+    scores: Mapping[str, Spread] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
     def marks(self) -> str:
@@ -139,6 +144,7 @@ def compare(runs: Sequence[Run]) -> list[Row]:
 def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation]) -> Row:
     first, seeds = group[0], tuple(run.recipe.seed for run in group)
     sets = "".join(f" --set {shlex.quote(override)}" for override in first.overrides)
+    tests = [] if chosen[0].test.errors else [evaluation.test for evaluation in chosen]
     root = " --data-root DATA" if first.recipe.data.needs_root else ""
     return Row(
         recipe=first.name,
@@ -160,6 +166,8 @@ def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation])
         oracle=first.recipe.data.grayscale,
         data_changes=_changes(first.recipe.data),
         errors=_errors(chosen),
+        scores={name: Spread.of(values) for name, values in figures(tests).items()},
+        intervals=intervals(tests),
     )
 
 

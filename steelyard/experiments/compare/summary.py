@@ -19,6 +19,7 @@ def summary_row(
     std: float | None,
     seeds: Iterable[int],
     command: str,
+    interval: tuple[float, float] | None = None,
 ) -> dict[str, object]:
     """Return a row; figures to six digits after the point, None where there is none (or NaN).
 
@@ -28,8 +29,9 @@ def summary_row(
         mean, std: over `seeds`, or over what `method` says.
         seeds: of the runs.
         command: what makes it again.
+        interval: of 95 % over the test samples, where it is known; without it the row has no such field.
     """
-    return {
+    row: dict[str, object] = {
         "recipe": recipe,
         "dataset": dataset,
         "method": method,
@@ -40,6 +42,7 @@ def summary_row(
         "seeds": list(seeds),
         "command": command,
     }
+    return row if interval is None else {**row, "interval": [_rounded(end) for end in interval]}
 
 
 def _rounded(value: float | None) -> float | None:

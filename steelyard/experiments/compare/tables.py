@@ -8,12 +8,12 @@ from pathlib import Path
 
 from steelyard._support._files import write_text
 from steelyard.experiments.compare.published import beside
-from steelyard.experiments.compare.rows import Row, footnotes
+from steelyard.experiments.compare.rows import BEST_ON_TEST, Row, footnotes
 from steelyard.experiments.compare.spreadsheet import table_text
 from steelyard.experiments.compare.summary import summary_row
 from steelyard.experiments.compare.table import Table
 
-__all__ = ["FILES", "comma_separated", "markdown", "summary", "tex", "write_comparison"]
+__all__ = ["FILES", "comma_separated", "markdown", "scores_table", "summary", "tex", "write_comparison"]
 
 FILES = ("comparison.md", "comparison.csv", "comparison.tex", "summary.json")
 
@@ -48,7 +48,49 @@ def _shown(row: Row, name: str) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table, and below it a note for each row of last steps that is marked and for each source."""
-    return _table(rows).markdown()
+    further = scores_table(rows)
+    return _table(rows).markdown() + ("" if further is None else f"\n{further.markdown()}")
+
+
+def scores_table(rows: Sequence[Row]) -> Table | None:
+    """Return the figures of ranking and balance, and the worst group's accuracy, with intervals over samples.
+
+    None where no row has such figures: regressions, and runs of earlier versions.
+    """
+    shown = [row for row in rows if row.selection != BEST_ON_TEST]
+    names = list(dict.fromkeys(name for row in shown for name in row.scores))
+    if not names:
+        return None
+    grouped = ["test worst-group accuracy"] * any("test worst-group accuracy" in row.metrics for row in shown)
+    lines = [
+        (
+            f"{row.label} {row.marks}".strip(),
+            row.selection,
+            *(_with_interval(row, name) for name in (*grouped, *names)),
+            str(len(row.seeds)),
+        )
+        for row in shown
+    ]
+    brief = (name.removeprefix("test ") for name in (*grouped, *names))
+    return Table(("test figures", "step taken", *brief, "seeds"), lines, (_INTERVALS,))
+
+
+def _with_interval(row: Row, name: str) -> str:
+    spread = {**row.metrics, **row.scores}.get(name)
+    if spread is None:
+        return ""
+    if name not in row.intervals:
+        return str(spread)
+    low, high = row.intervals[name]
+    return f"{spread} [{low:.3f}, {high:.3f}]"
+
+
+_INTERVALS = (
+    "Brackets: a 95 % interval over the test samples of one run, its ends averaged over seeds (accuracies: Wilson; "
+    "AUROC: DeLong; AUPRC and balanced accuracy: binomial logits). F1 is the mean over classes; AUPRC is of class "
+    "1. worst-environment: the lowest of an environment, in data with groups of an attribute; worst-group calibration "
+    "error: the highest of a group."
+)
 
 
 def tex(rows: Sequence[Row]) -> str:
@@ -59,13 +101,13 @@ def tex(rows: Sequence[Row]) -> str:
 
 def comma_separated(rows: Sequence[Row]) -> str:
     """Return the comparison as CSV, a column for each number; published figures and sources have their own."""
-    names, others = _metric_names(rows), beside(rows)
+    names, others = [*_metric_names(rows), *dict.fromkeys(name for row in rows for name in row.scores)], beside(rows)
     columns = [f"{_key(name)}_{number}" for name in names for number in ("mean", "std")]
     reported = [f"reported_{_key(name)}_{part}" for name in others.metrics for part in ("mean", "std", "source")]
     facts = ("recipe", "label", "dataset", "method", "selection")
     lines = []
     for row, figures in zip(rows, others.figures, strict=True):
-        known = [row.metrics.get(name) for name in names]
+        known = [{**row.metrics, **row.scores}.get(name) for name in names]
         numbers = [number for spread in known for number in (("", "") if spread is None else (spread.mean, spread.std))]
         published: list[object] = []
         for figure in map(figures.get, others.metrics):
@@ -93,9 +135,10 @@ def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
             std=spread.std,
             seeds=row.seeds,
             command=row.command,
+            interval=row.intervals.get(name),
         )
         for row in rows
-        for name, spread in row.metrics.items()
+        for name, spread in (*row.metrics.items(), *row.scores.items())
     ]
 
 

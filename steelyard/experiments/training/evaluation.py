@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from steelyard._support._modules import evaluating
 from steelyard._support._text import shown
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.training.calibration import binomial_interval, calibration_error, confidence
+from steelyard.experiments.training.class_scores import ClassScores
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.regression import Errors, number
 
@@ -30,7 +31,16 @@ __all__ = [
 ]
 
 
-_LISTS = ("environment_accuracy", "environment_loss", "class_accuracy", "group_right", "group_count")
+_LISTS = (
+    *("environment_accuracy", "environment_loss", "class_accuracy", "group_right", "group_count"),
+    *("environment_scores", "group_scores"),
+)
+_ENTRIES: dict[str, Callable[[Any], Any]] = {
+    "group_right": lambda count: count,
+    "group_count": lambda count: count,
+    "environment_scores": ClassScores.from_json,
+    "group_scores": ClassScores.from_json,
+}
 _MOST = 2**53  # of samples: as many as a float counts
 
 
@@ -53,6 +63,10 @@ class SplitMetrics:
             not known, or where a group that training has is empty here.
         errors: of a regression; None in a classification.
         class_accuracy: accuracy in each class; NaN for one without a sample; empty in runs of earlier versions.
+        scores: figures of ranking and balance, of validation and test; None of training, of a regression, and in runs
+            of earlier versions.
+        environment_scores: the same in each environment (in data with groups, each attribute); empty where not known.
+        group_scores: the same in each group; most mean nothing where a group is of one class.
     """
 
     accuracy: float
@@ -67,6 +81,9 @@ class SplitMetrics:
     adjusted_accuracy: float | None = None
     class_accuracy: tuple[float, ...] = ()
     errors: Errors | None = None
+    scores: ClassScores | None = None
+    environment_scores: tuple[ClassScores, ...] = ()
+    group_scores: tuple[ClassScores, ...] = ()
 
     @property
     def worst_class_accuracy(self) -> float | None:
@@ -105,13 +122,14 @@ class SplitMetrics:
         """
         values: dict[str, Any] = {}
         for name, value in table.items():
-            if name == "errors":
-                values[name] = None if value is None else Errors.from_json(value)
+            if name == "errors" or name == "scores":
+                kind = Errors if name == "errors" else ClassScores
+                values[name] = None if value is None else kind.from_json(value)
                 continue
             if isinstance(value, list) != (name in _LISTS):
                 raise TypeError(f"{name!r} must be a {'list' if name in _LISTS else 'number'}, got {shown(value)}")
             if isinstance(value, list):
-                values[name] = tuple(value) if name in ("group_right", "group_count") else tuple(map(number, value))
+                values[name] = tuple(map(_ENTRIES.get(name, number), value))
             elif not (value is None and _unknown(name, table)):
                 values[name] = number(value)
         metrics = cls(**values)
@@ -180,14 +198,21 @@ def evaluate(problem: Problem, model: nn.Module, step: int, extra: Mapping[str, 
     sizes = (0,) * len(splits.groups)
     if splits.groups and not splits.groups_hidden:
         sizes = _counts(problem.of_all(splits.train).group, len(splits.groups))
-    train, validation, test = (
-        measure(problem, model, part, count, sizes) for part in (splits.train, splits.validation, splits.test)
+    train = measure(problem, model, splits.train, count, sizes)
+    validation, test = (
+        measure(problem, model, part, count, sizes, scores=True) for part in (splits.validation, splits.test)
     )
     return Evaluation(Visible(step, train, validation), test, dict(extra))
 
 
 def measure(
-    problem: Problem, model: nn.Module, data: Batch, environments: int, group_sizes: tuple[int, ...] = ()
+    problem: Problem,
+    model: nn.Module,
+    data: Batch,
+    environments: int,
+    group_sizes: tuple[int, ...] = (),
+    *,
+    scores: bool = False,
 ) -> SplitMetrics:
     """Measure `model` on `data`, in evaluation mode and in chunks of at most 10,000 samples (fewer of large inputs).
 
@@ -197,6 +222,7 @@ def measure(
         data: the samples; on several ranks this one's share.
         environments: how many environments there are.
         group_sizes: the training samples in each group, 0 where these are not known; empty where groups are not.
+        scores: also the figures of ranking and balance, which take time.
     """
     with evaluating(model), torch.no_grad():
         outputs = torch.cat([model(chunk.inputs) for chunk in data.chunks(_chunk(data))])
@@ -208,13 +234,15 @@ def measure(
         errors = Errors.of(predicted, data.targets, scale, data.group if group_sizes else None, len(group_sizes))
         metrics, right = SplitMetrics(accuracy=math.nan, loss=float(losses.mean()), errors=errors), None
     else:
-        right = problem.head.predict(outputs) == data.targets
+        predicted = problem.head.predict(outputs)
+        right = predicted == data.targets
         metrics = SplitMetrics(
             accuracy=float(right.float().mean()),
             loss=float(losses.mean()),
             calibration_error=calibration_error(confidence(outputs), right),
             class_accuracy=_shares(right, data.targets, len(problem.splits.classes)),
             **_group_figures(right, data, group_sizes),
+            **(_scores(problem, outputs, predicted, data, environments, len(group_sizes)) if scores else {}),
         )
     if data.environment is None:
         return metrics
@@ -243,6 +271,25 @@ def _group_figures(right: Tensor, data: Batch, sizes: tuple[int, ...]) -> dict[s
         shares = [size * r / max(count, 1) for size, r, count in zip(sizes, rights, counts, strict=True)]
         adjusted = sum(shares) / sum(sizes)
     return {"group_right": rights, "group_count": counts, "adjusted_accuracy": adjusted}
+
+
+def _scores(
+    problem: Problem, outputs: Tensor, predicted: Tensor, data: Batch, environments: int, groups: int
+) -> dict[str, Any]:
+    """Return the figures of ranking and balance of all samples, of each environment and of each group."""
+
+    def inside(ids: Tensor | None, count: int) -> tuple[ClassScores, ...]:
+        members = [] if ids is None else [ids == one for one in range(count)]
+        return tuple(of(member) for member in members)
+
+    def of(member: Tensor) -> ClassScores:
+        return ClassScores.of(outputs[member], predicted[member], data.targets[member], len(problem.splits.classes))
+
+    return {
+        "scores": of(torch.ones_like(data.targets, dtype=torch.bool)),
+        "environment_scores": inside(data.environment, environments),
+        "group_scores": inside(data.group, groups),
+    }
 
 
 def _shares(right: Tensor, ids: Tensor, count: int) -> tuple[float, ...]:

@@ -1,0 +1,193 @@
+"""How well outputs order and name classes: balanced accuracy, F1, AUROC, AUPRC, calibration, with standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steelyard._support import _check
+from steelyard._support._modules import class_logits
+from steelyard._support._text import shown
+from steelyard.experiments.training.calibration import calibration_error, confidence
+from steelyard.experiments.training.regression import number
+
+__all__ = ["ClassScores", "delong_error", "logit_interval"]
+
+_COUNTS = ("class_count", "class_right", "class_predicted")
+_MOST = 2**53  # of samples: as many as a float counts
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """A model's figures on some samples; None where a figure means nothing, as AUROC where all are of one class.
+
+    Attributes:
+        class_count: samples of each class.
+        class_right: right predictions in each class.
+        class_predicted: predictions of each class, right or wrong.
+        auroc: the area under the ROC curve, of two classes that of class 1, else the mean over classes of one against
+            the rest (scikit-learn's `roc_auc_score`).
+        auroc_error: its standard error over samples by DeLong et al. 1988; None with more than two classes, or where a
+            class has one sample alone.
+        auprc: average precision, likewise (scikit-learn's `average_precision_score`).
+        calibration_error: see `calibration.calibration_error`; None without a sample.
+    """
+
+    class_count: tuple[int, ...]
+    class_right: tuple[int, ...]
+    class_predicted: tuple[int, ...]
+    auroc: float | None = None
+    auroc_error: float | None = None
+    auprc: float | None = None
+    calibration_error: float | None = None
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """The mean accuracy of the classes that have samples; None with fewer than two."""
+        shares = self._shares()
+        return sum(share for share, _ in shares) / len(shares) if len(shares) > 1 else None
+
+    @property
+    def f1(self) -> float | None:
+        """The mean of F1 over the classes that have samples, ``2 right / (count + predicted)``; None with one class.
+
+        F1 is the harmonic mean of precision and recall (scikit-learn's `f1_score`, average "macro").
+        """
+        columns = zip(self.class_right, self.class_count, self.class_predicted, strict=True)
+        each = [2 * right / (count + predicted) for right, count, predicted in columns if count]
+        return sum(each) / len(each) if len(each) > 1 else None
+
+    def _shares(self) -> list[tuple[float, int]]:
+        pairs = zip(self.class_right, self.class_count, strict=True)
+        return [(right / count, count) for right, count in pairs if count]
+
+    def balanced_accuracy_interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return an interval: `logit_interval` with the classes' binomial variances (each count raised by two)."""
+        value, shares = self.balanced_accuracy, self._shares()
+        if value is None:
+            return None
+        smoothed = [((share * count + 1) / (count + 2), count) for share, count in shares]  # none has the variance 0
+        variance = sum(share * (1 - share) / count for share, count in smoothed) / len(shares) ** 2
+        return logit_interval(value, math.sqrt(variance), level)
+
+    def auroc_interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return an interval by DeLong's standard error; None where it is not known."""
+        if self.auroc is None or self.auroc_error is None:
+            return None
+        return logit_interval(self.auroc, self.auroc_error, level)
+
+    def auprc_interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return an interval of two classes: logit, binomial in the positives (Boyd et al. 2013, section 3.2)."""
+        if self.auprc is None or len(self.class_count) != 2:
+            return None
+        return logit_interval(self.auprc, math.sqrt(self.auprc * (1 - self.auprc) / self.class_count[1]), level)
+
+    @classmethod
+    def of(
+        cls, outputs: Float[Tensor, "n width"], predicted: Int[Tensor, " n"], targets: Int[Tensor, " n"], classes: int
+    ) -> ClassScores:
+        """Return the figures of outputs, one logit or a logit per class, and of the classes predicted by them.
+
+        Example:
+            >>> logits, labels = torch.tensor([[-1.0], [2.0], [1.0], [3.0]]), torch.tensor([0, 0, 1, 1])
+            >>> scores = ClassScores.of(logits, (logits[:, 0] > 0).long(), labels, 2)
+            >>> scores.balanced_accuracy, scores.auroc
+            (0.75, 0.75)
+        """
+        right = predicted == targets
+        counts, rights, named = (
+            tuple(torch.bincount(ids, minlength=classes).tolist()) for ids in (targets, targets[right], predicted)
+        )
+        gap = calibration_error(confidence(outputs), right) if len(targets) else None
+        known = min(counts) > 0 and classes > 1 and bool(torch.isfinite(outputs).all())
+        areas = _areas(outputs, targets, classes) if known else {}
+        return cls(counts, rights, named, calibration_error=gap, **areas)
+
+    @classmethod
+    def from_json(cls, table: Any) -> ClassScores:
+        """Return what a line of metrics.jsonl has; TypeError or ValueError where it is damaged."""
+        if not isinstance(table, Mapping):
+            raise TypeError(f"the scores of classes must be a table, got {shown(table)}")
+        values: dict[str, Any] = {}
+        for name, value in table.items():
+            if isinstance(value, list) != (name in _COUNTS):
+                raise TypeError(f"{name!r} must be a {'number' if isinstance(value, list) else 'list'}")
+            values[name] = tuple(value) if isinstance(value, list) else None if value is None else number(value)
+        scores = cls(**values)
+        columns = zip(scores.class_right, scores.class_count, scores.class_predicted, strict=True)
+        for right, count, predicted in columns:
+            most = min(
+                _check.integer("class_count", count, low=0, high=_MOST), _check.integer("class_predicted", predicted)
+            )
+            _check.integer("class_right", right, low=0, high=most)
+        for name in ("auroc", "auprc", "calibration_error"):
+            if getattr(scores, name) is not None:
+                _check.in_range(name, getattr(scores, name), low=0.0, high=1.0)
+        return scores
+
+
+def logit_interval(value: float, error: float, level: float = 0.95) -> tuple[float, float]:
+    """Return an interval for a share with a standard error, symmetric in its logit and so inside [0, 1].
+
+    At 0 and 1, where the logit is infinite, it is the plain one, cut to [0, 1].
+
+    Example:
+        >>> low, high = logit_interval(0.9, 0.03)
+        >>> round(low, 3), round(high, 3)
+        (0.823, 0.945)
+    """
+    width = NormalDist().inv_cdf((1 + level) / 2) * error
+    if not 0 < value < 1:
+        return max(0.0, value - width), min(1.0, value + width)
+    logit, half = math.log(value / (1 - value)), width / (value * (1 - value))
+    low, high = (1 / (1 + math.exp(min(700.0, -one))) for one in (logit - half, logit + half))
+    return low, high
+
+
+def delong_error(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Return the standard error of AUROC over samples (DeLong et al. 1988), by midranks (Sun and Xu 2014, equation 8).
+
+    Args:
+        scores: ``(n,)``, higher for the positive class.
+        positive: ``(n,)`` booleans.
+
+    Returns:
+        None where either class has fewer than two samples.
+    """
+    from scipy.stats import rankdata
+
+    ups, downs = scores[positive], scores[~positive]
+    if min(len(ups), len(downs)) < 2:
+        return None
+    ranks = rankdata(scores)
+    above = (ranks[positive] - rankdata(ups)) / len(downs)  # for each positive the share of negatives below it
+    below = 1 - (ranks[~positive] - rankdata(downs)) / len(ups)
+    return float(np.sqrt(above.var(ddof=1) / len(ups) + below.var(ddof=1) / len(downs)))
+
+
+def _areas(outputs: Tensor, targets: Tensor, classes: int) -> dict[str, float | None]:
+    from sklearn import config_context
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    logits, labels = class_logits(outputs).double().cpu(), targets.cpu().numpy()
+    if classes == 2:  # the difference of the logits: probabilities that round to 1 would be ties
+        scores = (logits[:, 1] - logits[:, 0]).numpy()
+        with config_context(assume_finite=True, skip_parameter_validation=True):  # half of their time on small splits
+            return {
+                "auroc": float(roc_auc_score(labels, scores)),
+                "auroc_error": delong_error(scores, labels == 1),
+                "auprc": float(average_precision_score(labels, scores)),
+            }
+    shares, ones = logits.softmax(1).numpy(), np.eye(classes)[labels]
+    return {
+        "auroc": float(roc_auc_score(ones, shares, average="macro")),
+        "auprc": float(average_precision_score(ones, shares, average="macro")),
+    }
