@@ -26,7 +26,7 @@ __all__ = ["COMMANDS", "exit_status", "main"]
 COMMANDS = {
     "demo": ("runs:demo", "Show MAPLE beside ERM, IRMv1 and V-REx on coloured digits, offline, in a minute or two."),
     "weigh": ("weigh:weigh", "Weigh the rows of a table so that a model trained on them does well where it must."),
-    "suspects": ("weigh:suspects", "Rank the rows of a table by how suspect their labels are."),
+    "suspects": ("suspects:suspects", "Rank the rows of a table by how suspect their labels are."),
     "run": ("runs:run", "Carry out recipes, a run directory for each seed."),
     "tune": (
         "tune:tune",

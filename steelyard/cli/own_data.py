@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from steelyard._support._errors import UserError
-from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable
+from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable, Splits
+from steelyard.experiments.data.label_columns import NotClasses
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.weigh.plan import Knowledge
 
-__all__ = ["ARRAYS", "images_of", "known_of", "rows_of", "said_in_options"]
+__all__ = ["ARRAYS", "Network", "Own", "Task", "data_of", "known_of", "loaded", "said_in_options"]
 
 ARRAYS = (".safetensors", ".npy")
+Own: TypeAlias = OwnTable | OwnArrays | OwnImages
+Task: TypeAlias = Literal["auto", "classification", "regression"]
 
 
 def known_of(clean: Path | None, groups: Sequence[str], groups_on: str, environments: str) -> Knowledge:
@@ -35,69 +39,93 @@ def known_of(clean: Path | None, groups: Sequence[str], groups_on: str, environm
     return next(iter(told.values()), "nothing")
 
 
-def rows_of(
+@dataclass(frozen=True)
+class Network:
+    """What is told of images, and of what makes their features; the fields are options of `weigh`."""
+
+    images: Path | None
+    file: str
+    backbone: str
+    weights: str
+    size: int
+    allow_code: bool
+
+
+def data_of(
     table: Path,
-    features: tuple[str, ...],
     clean: Path | None,
-    drop: tuple[str, ...],
-    numeric: tuple[str, ...],
-    categorical: tuple[str, ...],
+    network: Network,
+    columns: Mapping[str, tuple[str, ...]],
     missing: Literal["category", "refuse"],
     separator: str,
+    task: Task,
     shared: dict[str, object],
-) -> OwnTable | OwnArrays:
-    """Return the data set that the options name; UserError where they do not fit each other."""
+) -> Own:
+    """Return the data set that the options name; UserError where they do not fit each other.
+
+    Args:
+        table: a table, arrays, or a folder of images.
+        clean: rows or images whose labels are right.
+        network: of images.
+        columns: the options features, drop, numeric and categorical.
+        missing: of a table's features.
+        separator: of a line's values.
+        task: see `loaded`.
+        shared: settings of `Labelled`.
+    """
+    shared = {**shared, "task": "regression" if task == "regression" else "classification"}
+    images = table.is_dir() or network.images is not None
+    if not shared["target"] and not table.is_dir():
+        raise UserError("--target is missing: the column of the class, or of the number")
+    if network.backbone and not images:
+        raise UserError(f"--backbone {network.backbone} is for images: name their folder by --images, or give a folder")
+    own = {"clean": "" if clean is None else str(clean), "separator": separator}
+    given = [name for name, names in columns.items() if names]
     try:
+        if images:
+            if given:
+                raise ValueError(f"--{given[0]} is for tables, and these are images")
+            return _images(table, network, {**shared, **own})
         if table.suffix not in ARRAYS:
-            return OwnTable(
-                file=str(table),
-                clean="" if clean is None else str(clean),
-                features=features,
-                drop=drop,
-                numeric=numeric,
-                categorical=categorical,
-                missing=missing,
-                separator=separator,
-                **shared,  # type: ignore[arg-type]
-            )
-        if clean is not None or drop or numeric or categorical:
-            raise ValueError(
-                f"{table} holds arrays, which have no columns: --clean, --drop and the like are for tables"
-            )
-        if table.suffix == ".npy":
-            return OwnArrays(features=str(table), **shared)  # type: ignore[arg-type]
-        if len(features) != 1:
-            raise ValueError(f"{table} holds arrays: name the one of the inputs, as in --features x")
-        return OwnArrays(file=str(table), features=features[0], **shared)  # type: ignore[arg-type]
+            return OwnTable(file=str(table), missing=missing, **own, **columns, **shared)  # type: ignore[arg-type]
+        given = [*given, *["clean"] * (clean is not None)]
+        if told := next((name for name in given if name != "features"), None):
+            raise ValueError(f"--{told} is for tables, and {table} holds arrays, which have no columns")
+        return _arrays(table, columns["features"], shared)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def images_of(
-    table: Path,
-    folder: Path | None,
-    file: str,
-    backbone: tuple[str, str, int],
-    separator: str,
-    shared: dict[str, object],
-    *,
-    allow_code: bool,
-) -> OwnImages:
-    """Return the images that the options name; UserError where they do not fit each other."""
-    model, weights, size = backbone
-    if not model:
-        raise UserError("--backbone is missing: the network that makes features of the images, such as resnet18")
-    try:
-        network = Backbone(model, weights) if weights else Backbone(model)
-        where: dict[str, object] = {"folder": str(table)}
-        if folder is not None:
-            where = {"folder": str(folder), "table": str(table), "file": file, "separator": separator}
-        data = OwnImages(**where, size=size, backbone=network, **shared)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if data.code and not allow_code:
-        raise UserError(f"--backbone {model} runs code of yours; say --allow-code, too")
+def _images(table: Path, network: Network, shared: dict[str, object]) -> OwnImages:
+    if not network.backbone:
+        raise ValueError("--backbone is missing: the network that makes features of the images, such as resnet18")
+    backbone = Backbone(network.backbone, network.weights) if network.weights else Backbone(network.backbone)
+    where = {"folder": str(table)}
+    if network.images is not None:
+        where = {"folder": str(network.images), "table": str(table), "file": network.file}
+    data = OwnImages(**where, size=network.size, backbone=backbone, **shared)  # type: ignore[arg-type]
+    if data.code and not network.allow_code:
+        raise ValueError(f"--backbone {network.backbone} runs code of yours; say --allow-code, too")
     return data
+
+
+def _arrays(table: Path, features: tuple[str, ...], shared: dict[str, object]) -> OwnArrays:
+    if table.suffix == ".npy":
+        return OwnArrays(features=str(table), **shared)  # type: ignore[arg-type]
+    if len(features) != 1:
+        raise ValueError(f"{table} holds arrays: name the one of the inputs, as in --features x")
+    return OwnArrays(file=str(table), features=features[0], **shared)  # type: ignore[arg-type]
+
+
+def loaded(data: Own, load: Callable[[Own], Splits], task: Task) -> tuple[Own, Splits]:
+    """Return the data set and its samples; with the task "auto" it is a regression where the target is no class."""
+    try:
+        return data, load(data)
+    except NotClasses:
+        if task != "auto":
+            raise
+    data = replace(data, task="regression")
+    return data, load(data)
 
 
 @contextmanager
@@ -108,6 +136,6 @@ def said_in_options() -> Iterator[None]:
     except DataError as error:
         text = re.sub(r'data\.missing = "category"', "--missing category", str(error))
         text = re.sub(r'data\.separator = "(.*?)"', r"--separator '\1'", text)
-        text = re.sub(r"data\.file: ", "", text)
-        text = re.sub(r"list them as `classes`, or set data\.task = 'regression'", "this command classifies", text)
+        text = re.sub(r"data\.(file|table|folder): ", "", text)
+        text = re.sub(r"list them as `classes`, or set data\.task = 'regression'", "or say --task regression", text)
         raise DataError(re.sub(r"\bdata\.(\w+)", r"--\1", text)) from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 from rich.progress import Progress
 
 from steelyard._support._errors import UserError
@@ -15,9 +18,9 @@ from steelyard._support._progress import progress_bars
 from steelyard._support._signals import noted_signals
 from steelyard._support._text import printable
 from steelyard.experiments.runs.run import Run, read_run
-from steelyard.experiments.training.evaluation import Evaluation
+from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics
 
-__all__ = ["Overrides", "progress_bars", "read_runs", "stoppable", "watcher"]
+__all__ = ["Overrides", "command_line", "progress_bars", "read_runs", "say", "stoppable", "watcher"]
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 
@@ -47,11 +50,26 @@ def watcher(bars: Progress, runs: int) -> Callable[[str, int, Evaluation, int], 
     def watch(name: str, seed: int, evaluation: Evaluation, last: int) -> None:
         nonlocal finished
         step = evaluation.visible.step
-        text = (
-            f"{name} seed {seed}, step {step}/{last}: train {evaluation.visible.train.accuracy:.3f}, "
-            f"validation {evaluation.visible.validation.accuracy:.3f}"
-        )
+        train, validation = (_reached(one) for one in (evaluation.visible.train, evaluation.visible.validation))
+        text = f"{name} seed {seed}, step {step}/{last}: train {train}, validation {validation}"
         bars.update(bar, completed=finished + step / last, description=printable(text))
         finished += step == last
 
     return watch
+
+
+def _reached(metrics: SplitMetrics) -> str:
+    """Return the accuracy, of a regression the mean squared error."""
+    return f"{metrics.accuracy:.3f}" if metrics.errors is None else f"{metrics.errors.mse:.4g}"
+
+
+def say(console: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are, but for what a terminal would take for more than text."""
+    for line in lines:
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def command_line() -> str:
+    """Return the command that this process was asked for, as a page shows it."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return printable(shlex.join(["steelyard", *words]))

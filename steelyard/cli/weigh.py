@@ -1,10 +1,7 @@
-"""From a table of the user's to weights, a model and a page: `weigh`, and `suspects`."""
+"""From a table of the user's to weights, a model and a page: `weigh`."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,19 +10,18 @@ from rich.console import Console
 
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
-from steelyard._support._text import printable
 from steelyard.cli.options import check_any_seed, check_seeds, check_writable, every, set_threads
-from steelyard.cli.own_data import ARRAYS, images_of, known_of, rows_of, said_in_options
-from steelyard.cli.shared import progress_bars, stoppable, watcher
-from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable
-from steelyard.experiments.weigh.plan import CleanMethod, ModelName, model_named, plan_for, training_for
+from steelyard.cli.own_data import Network, Task, data_of, known_of, loaded, said_in_options
+from steelyard.cli.shared import command_line, progress_bars, say, stoppable, watcher
+from steelyard.experiments.weigh.plan import CleanMethod, ModelName, model_named, plan_for
 
-__all__ = ["suspects", "weigh"]
+__all__ = ["weigh"]
 
 
 def weigh(
     table: tyro.conf.Positional[Path],
     target: str = "",
+    task: Task = "auto",
     clean: Path | None = None,
     groups: tuple[str, ...] = (),
     groups_on: Literal["training", "validation"] = "training",
@@ -84,6 +80,9 @@ def weigh(
 
         steelyard weigh photos --backbone my_nets:build --allow-code
 
+    A target that is a number is recognised and said, or asked for (--task regression): errors then take the place of
+    accuracies.
+
     Written to the folder --out: weights.csv (id, row, split, weight, keep_probability, suspect_rank), model.safetensors
     (trained on the weights), plain.safetensors (ordinary training), page.html (what came out, and how to use it), and
     runs/ (every training, resumable).
@@ -91,8 +90,10 @@ def weigh(
     Args:
         table: a CSV with the columns' names in its first line, Parquet, .npz, features as .safetensors or .npy, or a
             folder of images.
-        target: the column of the class; needed but for a folder of images.
-        clean: a file of rows whose labels are right. They are not trained on; they judge.
+        target: the column of the class, or of the number; needed but for a folder of images.
+        task: whether the target is a class or a number (default: a number where values have fractions, or where there
+            are more than a hundred of them).
+        clean: a file of rows whose labels are right, or a folder of such images. They judge the others.
         groups: columns whose values make groups together with the class.
         groups_on: where groups are told: in all rows, or in validation and test rows alone (others may be empty).
         environments: the column of the environment.
@@ -135,36 +136,32 @@ def weigh(
     known = known_of(clean, groups, groups_on, environments)
     if method != "auto" and known != "clean rows":
         raise UserError(f"--method {method} is about clean rows, which judge the others: give --clean FILE, too")
-    data: OwnTable | OwnArrays | OwnImages
     with said_in_options():
-        shared = {"target": target, "id": id, "split": split, "test_share": test_share, "split_seed": seeds[0]}
-        shared |= {"attributes": groups, "environment": environments}
+        shared: dict[str, object] = {"target": target, "id": id, "split": split, "test_share": test_share}
+        shared |= {"split_seed": seeds[0], "attributes": groups, "environment": environments}
         shared |= {"groups_on": "validation" if known == "groups on validation" else "all"}
-        if table.is_dir() or images is not None:
-            if clean is not None or features or drop or numeric or categorical:
-                raise UserError("--clean, --features, --drop and the like are for tables, and these are images")
-            network = (backbone, backbone_weights, size)
-            data = images_of(table, images, file, network, separator, shared, allow_code=allow_code)
-        else:
-            if not target:
-                raise UserError("--target is missing: the column of the class")
-            data = rows_of(table, features, clean, drop, numeric, categorical, missing, separator, shared)
-        splits = data.load(seeds[0])
-    from steelyard.experiments.weigh.figures import figures_of  # matplotlib: not before the table was found whole
-    from steelyard.experiments.weigh.page import CALLED, PAGE, render
+        columns = {"features": features, "drop": drop, "numeric": numeric, "categorical": categorical}
+        network = Network(images, file, backbone, backbone_weights, size, allow_code)
+        data = data_of(table, clean, network, columns, missing, separator, task, shared)
+        data, splits = loaded(data, lambda one: one.load(seeds[0]), task)
+    from steelyard.experiments.weigh.error_figures import errors_of
+    from steelyard.experiments.weigh.figures import figures_of
+    from steelyard.experiments.weigh.page import CALLED, PAGE, in_short, render  # matplotlib: not before data are whole
     from steelyard.experiments.weigh.work import carry_out
     from steelyard.experiments.weigh.written import MODEL, PLAIN_MODEL, WEIGHTS, write_models, write_weights
 
     console = Console()
     plan = plan_for(known, splits, epochs=epochs, clean_method=method)
-    _say(console, plan.reasons)
+    regression = splits.target_scale is not None
+    recognised = [f"{data.target} holds numbers: a regression (--task classification would say otherwise)."]
+    say(console, [*recognised * (regression and task == "auto"), *plan.reasons])
     with progress_bars(console) as bars, stoppable(bars) as stop:
         watch = watcher(bars, len(plan.methods) * len(seeds))
         outcome = carry_out(
             plan,
             data,
             splits,
-            model_named(model),
+            model_named(model, regression=regression),
             seeds,
             folder,
             overwrite=overwrite,
@@ -176,140 +173,7 @@ def weigh(
         )
     write_weights(outcome, folder)
     write_models(outcome, folder)
-    figures = figures_of(outcome)
-    write_text(folder / PAGE, render(outcome, figures, folder, _command()))
-    _say(
-        console,
-        [
-            f"Right on the test rows: {figures.weighed.splits['test'].share:.1%}, plain training "
-            f"{figures.plain.splits['test'].share:.1%}. In the worst {figures.grouped_by}: "
-            f"{figures.weighed.worst.accuracy.share:.1%} ({figures.weighed.worst.name}), plain training "
-            f"{figures.plain.worst.accuracy.share:.1%} ({figures.plain.worst.name}).",
-            f"Written: {folder}/{', '.join([WEIGHTS, MODEL, PLAIN_MODEL, PAGE])}",
-        ],
-    )
-
-
-def _say(console: Console, lines: Sequence[str]) -> None:
-    for line in lines:
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-
-
-def _command() -> str:
-    """Return the command line, as a page shows it."""
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-    return printable(shlex.join(["steelyard", *words]))
-
-
-def suspects(
-    table: tyro.conf.Positional[Path],
-    target: str,
-    id: str = "",
-    features: tuple[str, ...] = (),
-    drop: tuple[str, ...] = (),
-    numeric: tuple[str, ...] = (),
-    categorical: tuple[str, ...] = (),
-    missing: Literal["category", "refuse"] = "category",
-    separator: str = ",",
-    model: ModelName = "mlp",
-    epochs: int = 20,
-    folds: int = 5,
-    repeats: int = 2,
-    check: bool = True,
-    seed: int = 0,
-    out: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    checkpoint_every: int = 200,
-    threads: int = 1,
-) -> None:
-    """Rank the rows of a table by how suspect their labels are.
-
-    Nothing but the table is needed:
-
-        steelyard suspects patients.csv --target ill
-
-    Models judge rows that they were not trained on. What contradicts the other rows comes first. It cannot find errors
-    that all rows of a kind share, and a rare case that is right looks suspect, too.
-
-    Written to the folder --out: suspects.csv (a row for each row, the most suspect first, with what the models say) and
-    page.html (the first of them, with the rows most like them).
-
-    Args:
-        table: a CSV with the columns' names in its first line, Parquet, or .npz.
-        target: the column of the class.
-        id: the column that names each row (default: the row's number from 0).
-        features: the columns that the models see (default: all but target and id).
-        drop: columns that they do not see.
-        numeric: columns that hold numbers (default: where at least half of the values are).
-        categorical: columns that hold categories.
-        missing: what to do with missing values of features: make them a category of their own, or refuse them.
-        separator: what stands between two values of a line.
-        model: one hidden layer, or none.
-        epochs: passes over the rows; small tables get more, 300 steps at least.
-        folds: a model is trained for each fold, without its rows.
-        repeats: times that this is done.
-        check: make some labels wrong on purpose, look for them, and say how many were found; takes as long again.
-        seed: of folds, parameters and batches.
-        out: the folder (default: runs/suspects/<table>).
-        resume: continue what ended early.
-        overwrite: replace what lies there.
-        checkpoint_every: optimizer steps between two checkpoints.
-        threads: torch threads; these nets are small. 0 leaves torch's own choice.
-    """
-    set_threads(threads)
-    check_seeds("--seed", [seed])
-    for option, value, low in (("--epochs", epochs, 1), ("--folds", folds, 2), ("--repeats", repeats, 2)):
-        if value < low:
-            raise UserError(f"{option} must be at least {low}, got {value}")
-    folder = out or Path("runs") / "suspects" / table.stem
-    steps = every(checkpoint_every)
-    check_writable("--out", folder)
-    if table.suffix in ARRAYS:
-        raise UserError(f"{table} holds arrays; `suspects` reads tables: CSV, Parquet or .npz")
-    with said_in_options():
-        shared: dict[str, object] = {"target": target, "id": id}
-        data = rows_of(table, features, None, drop, numeric, categorical, missing, separator, shared)
-        assert isinstance(data, OwnTable)
-        splits = data.whole()
-    from steelyard.experiments.priors.out_of_fold import OutOfFoldSettings
-    from steelyard.experiments.weigh import suspecting
-    from steelyard.experiments.weigh.suspects_page import render
-
-    suspecting.check_folder(folder, overwrite, resume)
-    settings = OutOfFoldSettings(
-        folds, repeats, training=training_for(len(splits.train) * (folds - 1) // folds, epochs)
-    )
-    total = settings.models * (1 + check)
-    console = Console()
-    with progress_bars(console) as bars, stoppable(bars) as stop:
-        bar = bars.add_task(f"model 1/{total}", total=total)
-
-        def trained(done: int) -> None:
-            bars.update(bar, completed=done, description=f"model {min(done + 1, total)}/{total}")
-
-        found = suspecting.find_suspects(
-            data,
-            model_named(model),
-            settings,
-            splits,
-            folder,
-            seed=seed,
-            check=check,
-            checkpoint_every=steps,
-            trained=trained,
-            stop=stop,
-        )
-    file = folder / suspecting.CSV
-    how = f"{settings.models} models ({model}), {folds} folds, {repeats} repeats, {settings.training.steps} steps each."
-    suspecting.write_table(found, file)
-    write_text(folder / suspecting.PAGE, render(found, data, file, _command(), how))
-    suspecting.remove_checkpoints(folder)
-    said = [f"{found.noise.share:.1%} of {len(splits.train):,} labels seem wrong (too high where classes overlap)."]
-    if found.planted is not None:
-        said.append(
-            f"Of {found.planted.count} labels that were made wrong on purpose, the first {found.planted.looked} rows "
-            f"of the list hold {found.planted.within:.0%} (AUROC {found.planted.auroc:.3f})."
-        )
-    said.append("It cannot find errors that all rows of a kind share; a rare case that is right looks suspect, too.")
-    _say(console, [*said, f"Written: {folder}/{suspecting.CSV}, {suspecting.PAGE}"])
+    figures = errors_of(outcome) if regression else figures_of(outcome)
+    write_text(folder / PAGE, render(outcome, figures, folder, command_line()))
+    written = f"Written: {folder}/{', '.join([WEIGHTS, MODEL, PLAIN_MODEL, PAGE])}"
+    say(console, [in_short(figures), written])

@@ -16,7 +16,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _TRAIN, _VALIDATION, _TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
 
 
-def class_folders(folder: Path) -> tuple[Table, int]:
+def class_folders(folder: Path, field: str = "data.folder") -> tuple[Table, int]:
     """Return the images in `folder` as a table, and how many other files lie there.
 
     Two layouts are known: a folder for each split (train, val, test) that has a folder for each class, or a folder for
@@ -24,14 +24,16 @@ def class_folders(folder: Path) -> tuple[Table, int]:
     class, "." where it lies in that itself) and, in the first layout, "split". Rows are in the order of their paths;
     names that begin with a dot are passed over.
 
+    Args:
+        folder: where they lie.
+        field: the setting that names it, for messages.
+
     Raises:
         DataError: no such folder; no image; a file beside the folders; a folder that is a symbolic link, or cannot be
             listed; folders of splits beside others.
     """
     if not folder.is_dir():
-        raise DataError(
-            f"data.folder: there is no folder {folder} (paths begin in the working directory, {Path.cwd()})"
-        )
+        raise DataError(f"{field}: there is no folder {folder} (paths begin in the working directory, {Path.cwd()})")
     tops = _folders(folder)
     split_of = {top: top.lower() for top in tops if top.lower() in (*_TRAIN, *_VALIDATION, *_TEST)}
     split = any(name in _TRAIN for name in split_of.values())

@@ -78,7 +78,7 @@ class ImagePreset(ImageInputs, ABC):
             per_group=self.per_group,
         )
         labels.images.check()
-        splits = splits_of_images(own, self.framing, labels.images, labels.table, seed, download, {})
+        splits = splits_of_images(own, self.framing, [labels.images], labels.table, seed, download, {})
         # As published: these have no names but their positions, and nothing of the user's to be said of them.
         return replace(splits, name=labels.images.name, ids=(), notes=())
 

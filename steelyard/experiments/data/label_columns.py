@@ -11,9 +11,22 @@ from torch import Tensor
 from steelyard.experiments.data.table import Table, as_number
 from steelyard.experiments.errors import DataError
 
-__all__ = ["check_classes", "check_filled", "combined", "covers", "scale_of", "sorted_values", "unique_rows"]
+__all__ = [
+    "NotClasses",
+    "check_classes",
+    "check_filled",
+    "combined",
+    "covers",
+    "scale_of",
+    "sorted_values",
+    "unique_rows",
+]
 
 _MOST_NUMBERS = 100  # classes that are numbers: beyond, they are measurements and not names
+
+
+class NotClasses(DataError):
+    """The values of a target are measurements and not names of classes."""
 
 
 def check_filled(table: Table, column: str, empty: Sequence[str], more: str = "") -> None:
@@ -25,18 +38,19 @@ def check_filled(table: Table, column: str, empty: Sequence[str], more: str = ""
 
 
 def check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:
-    """Raise DataError if the values are measurements and not classes."""
+    """Raise NotClasses if the values are measurements and not classes."""
     numbers = [as_number(value) for value in found]
     fraction = next((value for value, x in zip(found, numbers, strict=True) if x % 1), None)
     if any(x != x for x in numbers) or (fraction is None and len(found) <= _MOST_NUMBERS):
         return
     row = list(table.columns[column]).index(found[-1] if fraction is None else fraction)
-    raise table.error(
+    error = table.error(
         row,
         column,
         f"a class ({len(found)} different numbers are there); make classes of them, list them as `classes`, or set "
         "data.task = 'regression'",
     )
+    raise NotClasses(str(error))
 
 
 def scale_of(table: Table, column: str, values: Float[Tensor, " k"]) -> tuple[float, float]:

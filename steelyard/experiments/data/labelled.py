@@ -149,7 +149,9 @@ class Labelled(OwnData):
             check_filled(table, column, empty)
         hidden = self._hidden(table, empty)
         numbers = table.numbers(self.target) if self.task == "regression" else None
-        targets, classes = self._targets(table) if numbers is None else (torch.zeros(len(table), dtype=torch.int64), ())
+        targets, classes = (
+            self.targets_of(table) if numbers is None else (torch.zeros(len(table), dtype=torch.int64), ())
+        )
         groups, group_names = self._groups(table, targets, classes or ("",), hidden)
         environment = combined(table, self._of_environments(hidden))
         strata = unique_rows(targets, groups, environment[0])
@@ -185,7 +187,7 @@ class Labelled(OwnData):
         )
         if hidden is not None:
             notes = (f"Groups are known in validation and test alone ({', '.join(self._of_groups)}).", *notes)
-        ids = self._ids(table, clean)
+        ids = self.ids_of(table, clean)
         counts = ", ".join(f"{len(at)} in {part}" for part, at in zip(PARTS, parts, strict=True))
         return Splits(
             self.called,
@@ -202,16 +204,8 @@ class Labelled(OwnData):
             rows=dict(zip(PARTS, parts, strict=True)),
         )
 
-    def labels_of(
-        self, table: Table, empty: Sequence[str] = ("",)
-    ) -> tuple[Int[Tensor, " n"], tuple[str, ...], Sequence[str]]:
-        """Return the class of each row, the classes, and the rows' ids; DataError as `splits_of`."""
-        for column in filter(None, (self.target, self.id)):
-            check_filled(table, column, empty)
-        return *self._targets(table), self._ids(table, 0)
-
-    def _targets(self, table: Table) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-        """Return the class of each row, and the classes."""
+    def targets_of(self, table: Table) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+        """Return the class of each row ``(n,)``, and the classes; DataError where the values are no classes."""
         found = sorted_values(table.columns[self.target])
         if not self.classes:
             check_classes(table, self.target, found)
@@ -373,8 +367,13 @@ class Labelled(OwnData):
             )
         return found, kept
 
-    def _ids(self, table: Table, clean: int) -> Sequence[str]:
-        """Return each row's name; DataError where two rows have one (a clean row may be one of the others, checked)."""
+    def ids_of(self, table: Table, clean: int = 0) -> Sequence[str]:
+        """Return each row's name; DataError where two rows have one (a clean row may be one of the others, checked).
+
+        Args:
+            table: the rows.
+            clean: so many of the last are clean ones.
+        """
         if not self.id:
             return [str(row) for row in range(len(table))]
         names = table.columns[self.id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from steelyard.experiments.data.own_data import sha256
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.data.tabular import standardise
+from steelyard.experiments.data.whole import whole_of
 from steelyard.experiments.errors import DataError
 
 __all__ = ["EMPTY", "OwnArrays", "finite_inputs"]
@@ -84,6 +86,24 @@ class OwnArrays(Labelled):
             DataError: a file is missing or damaged, an array is missing or of another length or kind, a number is not
                 finite (its row is named); a class, a group or an environment has no sample in a split.
         """
+        inputs, table, digests = self._arrays_read()
+        return self.splits_of(table, seed, partial(self._features, inputs), digests, EMPTY)
+
+    def whole(self) -> Splits:
+        """Return all samples as the training split (`whole_of`); DataError as `load`."""
+        inputs, table, digests = self._arrays_read()
+        return whole_of(self, table, partial(self._features, inputs), digests, EMPTY)
+
+    def _features(
+        self, inputs: Float[Tensor, "n *features"], train: Int[Tensor, " k"]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        if not self.standardise:
+            return inputs, ()
+        scaled = standardise(inputs.flatten(1), train).reshape(inputs.shape)
+        return scaled, ("Features, standardised by the training rows.",)
+
+    def _arrays_read(self) -> tuple[Float[Tensor, "n *features"], Table, dict[str, str]]:
+        """Return the inputs, the labels as a table of text, and the digest of each file."""
         files = {name: file_bytes(Path(name)) for name in self._files}
         arrays = {name: read_npy(Path(name), data) for name, data in files.items() if name != self.file}
         if self.file:
@@ -99,15 +119,8 @@ class OwnArrays(Labelled):
                     f"{place}: {name!r} has {len(column)} rows and {self.features!r} has {len(inputs)}; each sample "
                     "needs one in both"
                 )
-
-        def features(train: Int[Tensor, " k"]) -> tuple[Tensor, tuple[str, ...]]:
-            if not self.standardise:
-                return inputs, ()
-            scaled = standardise(inputs.flatten(1), train).reshape(inputs.shape)
-            return scaled, ("Features, standardised by the training rows.",)
-
-        table = Table(place, columns, range(len(inputs)), "row")
-        return self.splits_of(table, seed, features, {name: sha256(data) for name, data in files.items()}, EMPTY)
+        digests = {name: sha256(data) for name, data in files.items()}
+        return inputs, Table(place, columns, range(len(inputs)), "row"), digests
 
 
 def _read(path: Path, data: bytes) -> Mapping[str, np.ndarray]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+from PIL import Image
 from torch import Tensor
 
 from steelyard._support import _check
@@ -21,6 +23,7 @@ from steelyard.experiments.data.photographs import ImageInputs
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.data.transforms import Framing
+from steelyard.experiments.data.whole import whole_of
 from steelyard.experiments.errors import DataError
 
 __all__ = ["OwnImages", "splits_of_images", "with_slashes"]
@@ -41,6 +44,10 @@ class OwnImages(ImageInputs, Labelled):
         folder: where the images lie, from the working directory.
         table: .csv (or any other text), .parquet or .npz, from the working directory; empty: a folder for each class.
         file: the table's column with each image's path below `folder`; separators may be Windows'.
+        clean: images whose labels are right: a second such table (its images are below `folder`, too), or, where no
+            table is given, a second folder with a folder for each class. All of them are the validation split, and all
+            others are for training and test. An image that both tables name (by `id`) is not trained on; what lies in
+            two folders is two images.
         ending: what is added to each path, such as ".jpg" where the column has names alone.
         separator: what stands between two values of a line of text; " " is any number of blanks.
         missing_marks: what stands for a missing label.
@@ -52,6 +59,7 @@ class OwnImages(ImageInputs, Labelled):
     target: str = ""
     table: str = ""
     file: str = "file"
+    clean: str = ""
     ending: str = ""
     separator: str = ","
     missing_marks: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "null")
@@ -74,6 +82,8 @@ class OwnImages(ImageInputs, Labelled):
         Labelled.__post_init__(self)
         if len(self.separator) != 1 or self.separator in '"\r\n':
             raise ValueError(f"separator must be one character such as ',', ';' or '\\t', got {self.separator!r}")
+        if self.clean and (self.inputs == "images" or self.per_group):
+            raise ValueError("clean images judge by features: take inputs = 'features', and per_group = 0")
         self.framing  # noqa: B018  refuses what it cannot be
 
     @property
@@ -94,16 +104,15 @@ class OwnImages(ImageInputs, Labelled):
         """
         return self._digests(self._read()[0])
 
-    def _digests(self, images: ImageList) -> dict[str, str]:
-        found = {self.folder: images.sizes()}
-        if self.table:
-            found[self.table] = sha256(file_bytes(Path(self.table)))
+    def _digests(self, images: Sequence[ImageList]) -> dict[str, str]:
+        found = {str(one.folder): one.sizes() for one in images[::-1]}  # the clean ones may lie in the same folder
+        found |= {name: sha256(file_bytes(Path(name))) for name in (self.table, self.table and self.clean) if name}
         if self.inputs == "features" and self.backbone.file is not None:
             found[self.backbone.weights] = sha256(file_bytes(self.backbone.file))
         return found | {name: sha256(file_bytes(source_of(name))) for name in self.code}
 
     def read(self) -> Table:
-        """Return the table of the images, as text; no image is opened.
+        """Return the table of the images, the clean ones last, as text; no image is opened.
 
         Raises:
             DataError: a file cannot be read, or has not the columns.
@@ -122,34 +131,74 @@ class OwnImages(ImageInputs, Labelled):
             DataError: table, images or weights are missing or damaged; a column is missing; a value does not fit (its
                 line and column are named); a class, a group or an environment has no sample in a split.
         """
-        images, table, passed = self._read()
-        images.check()
+        images, table, passed = self._checked()
         own = replace(self, split="split") if not self.table and "split" in table.columns else self
-        notes = (f"{passed} files in {self.folder} that are no images were passed over.",) if passed else ()
         splits = splits_of_images(own, self.framing, images, table, seed, download, self._digests(images))
-        return replace(splits, notes=(*splits.notes, *notes))
+        return replace(splits, notes=(*splits.notes, *passed))
 
-    def _read(self) -> tuple[ImageList, Table, int]:
-        """Return the images, their table, and how many other files lie among them; no image is opened."""
-        folder, passed = Path(self.folder), 0
-        if self.table:
-            table = self._read_table(Path(self.table))
+    def whole(self) -> Splits:
+        """Return all images but the clean ones as the training split (`whole_of`); DataError as `load`."""
+        images, table, passed = replace(self, clean="")._checked()
+
+        def features(train: Tensor) -> tuple[Tensor | Gather, tuple[str, ...]]:
+            return self.samples(images[0], self.framing, False), ()
+
+        splits = whole_of(self, table, features, self._digests(images), self.missing_marks)
+        return replace(splits, notes=(*splits.notes, *passed))
+
+    def opener(self) -> Callable[[int], Image.Image]:
+        """Return what opens the image of a row of `read`, decoded to RGB; DataError if it cannot be decoded."""
+        images = self._read()[0]
+
+        def opened(row: int) -> Image.Image:
+            return images[0].open(row) if row < len(images[0]) else images[1].open(row - len(images[0]))
+
+        return opened
+
+    def _checked(self) -> tuple[tuple[ImageList, ...], Table, tuple[str, ...]]:
+        """Return what `_read` does, with a note on files that are no images; DataError where an image is missing."""
+        images, table, passed = self._read()
+        for one in images:
+            one.check()
+        return images, table, (f"{passed} files in {self.folder} that are no images were passed over.",) * (passed > 0)
+
+    def _read(self) -> tuple[tuple[ImageList, ...], Table, int]:
+        """Return the images and those of `clean`, the table of all, and how many other files lie among them."""
+        images, table, passed = self._listed(self.folder, self.table, "data.table")
+        if not self.clean:
+            return (images,), table, passed
+        folder = self.folder if self.table else self.clean
+        more, clean, others = self._listed(folder, self.clean if self.table else "", "data.clean")
+        columns = {name: values for name, values in clean.columns.items() if name != (self.split or "split")}
+        if not self.table:
+            columns["file"] = [f"{self.clean}/{file}" for file in columns["file"]]
+        unseen = {*table.columns} - {self.file, *self.roles}
+        absent = {name: [""] * len(clean) for name in unseen}
+        absent |= {self.id: [f"clean {row}" for row in range(len(clean))]}
+        absent |= {self.split or "split": ["validation"] * len(clean)}
+        return (images, more), table.followed_by(replace(clean, columns=columns), absent), passed + others
+
+    def _listed(self, folder: str, named: str, field: str) -> tuple[ImageList, Table, int]:
+        """Return the images in a folder that a table names, or all of them; no image is opened."""
+        passed = 0
+        if named:
+            table = self._read_table(Path(named), field)
         else:
-            table, passed = class_folders(folder)
+            table, passed = class_folders(Path(folder), "data.clean" if field == "data.clean" else "data.folder")
             head = f"{folder} (no table is given, so a folder is a class)"
             check_columns(head, list(table.columns), self.roles)
-        name = self.called
-        files = tuple(table.columns[self.file])
-        return ImageList(name, table.path, folder, files, tuple(table.lines), table.unit), table, passed
+        files, lines = tuple(table.columns[self.file]), tuple(table.lines)
+        return ImageList(self.called, table.path, Path(folder), files, lines, table.unit), table, passed
 
-    def _read_table(self, path: Path) -> Table:
+    def _read_table(self, path: Path, field: str) -> Table:
         if not path.exists():
-            raise DataError(f"data.table: there is no file {path} (paths begin in the working directory, {Path.cwd()})")
+            raise DataError(f"{field}: there is no file {path} (paths begin in the working directory, {Path.cwd()})")
         if not Path(self.folder).is_dir():
             raise DataError(f"data.folder: there is no folder {self.folder} (paths begin in the working directory)")
         table = read_any(path, file_bytes(path), self.separator)
         head = f"{path}, line 1" if table.unit == "line" else str(path)
-        check_columns(head, list(table.columns), (self.file, *self.roles))
+        absent = (self.split, *[self.id] * (self.id != self.file)) if field == "data.clean" else ()
+        check_columns(head, list(table.columns), [one for one in (self.file, *self.roles) if one not in absent])
         return with_slashes(table, self.file, self.ending)
 
 
@@ -162,22 +211,28 @@ def with_slashes(table: Table, column: str, ending: str = "") -> Table:
 def splits_of_images(
     own: OwnImages,
     framing: Framing,
-    images: ImageList,
+    images: Sequence[ImageList],
     table: Table,
     seed: int,
     download: bool,
     digests: Mapping[str, str],
 ) -> Splits:
-    """Return the splits of `images`, a row of `table` each, as the settings `own` say but framed by `framing`."""
+    """Return the splits of `images`, a row of `table` each, as the settings `own` say but framed by `framing`.
+
+    Of two lists the second has the clean images.
+    """
     if own.per_group:
         kept = _few(own, table)
         chosen = set(kept)
-        images, table = images.take(kept), table.where([row in chosen for row in range(len(table))])
+        images, table = [images[0].take(kept)], table.where([row in chosen for row in range(len(table))])
 
     def features(train: Tensor) -> tuple[Tensor | Gather, tuple[str, ...]]:
-        return own.samples(images, framing, download), ()
+        found = [own.samples(one, framing, download) for one in images]
+        tensors = [one for one in found if isinstance(one, Tensor)]  # features: of clean images there is no other kind
+        return torch.cat(tensors) if len(tensors) > 1 else found[0], ()
 
-    return own.splits_of(table, seed, features, digests, own.missing_marks)
+    clean = sum(map(len, images[1:]))
+    return own.splits_of(table, seed, features, digests, own.missing_marks, clean=clean)
 
 
 def _few(own: OwnImages, table: Table) -> list[int]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard._support._text import few
-from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data.columns import read_any
 from steelyard.experiments.data.encoding import CategoryColumn, Encoding, gaps_in, refuse_gaps
-from steelyard.experiments.data.groups import PARTS
 from steelyard.experiments.data.labelled import Labelled
 from steelyard.experiments.data.own_data import check_distinct, sha256
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, as_number, check_columns, file_bytes
+from steelyard.experiments.data.whole import whole_of
 from steelyard.experiments.errors import DataError
 
 __all__ = ["OwnTable"]
@@ -96,16 +95,9 @@ class OwnTable(Labelled):
                 column are named); a class, a group or an environment has no sample in a split.
         """
         table, digests, clean = self._read()
-        seen = self._seen(table)
-        head = _head(table)
-        check_columns(f"{head}: data.numeric and data.categorical", seen, (*self.numeric, *self.categorical))
+        seen = self._checked(table)
         fitted: list[Encoding] = []
-
-        def features(train: Int[Tensor, " k"]) -> tuple[Tensor, tuple[str, ...]]:
-            inputs, notes, encoding = self._encoded(table, seen, train)
-            fitted.append(encoding)
-            return inputs, notes
-
+        features = partial(self._features, table, seen, fitted)
         splits = self.splits_of(table, seed, features, digests, self.missing_marks, clean=clean)
         return replace(splits, encoding=fitted[0])
 
@@ -118,24 +110,10 @@ class OwnTable(Labelled):
             DataError: as `load`.
         """
         table, digests, _ = self._read()
-        seen = self._seen(table)
-        check_columns(f"{_head(table)}: data.numeric and data.categorical", seen, (*self.numeric, *self.categorical))
-        targets, classes, ids = self.labels_of(table, self.missing_marks)
-        rows = torch.arange(len(table))
-        inputs, notes, encoding = self._encoded(table, seen, rows)
-        same = Batch.of(inputs, targets, environment=torch.zeros_like(targets))
-        told = (f"{len(table)} samples.", *notes)
-        return Splits(
-            self.called,
-            *(same, same, same),
-            classes,
-            ("all",),
-            ids=tuple(ids),
-            notes=told,
-            sources=digests,
-            rows=dict.fromkeys(PARTS, rows),
-            encoding=encoding,
-        )
+        seen = self._checked(table)
+        fitted: list[Encoding] = []
+        splits = whole_of(self, table, partial(self._features, table, seen, fitted), digests, self.missing_marks)
+        return replace(splits, encoding=fitted[0])
 
     def read(self) -> Table:
         """Return the table, the rows of `clean` last, as text; DataError as `load`."""
@@ -174,6 +152,21 @@ class OwnTable(Labelled):
         if not (seen := [column for column in table.columns if column not in others]):
             raise DataError(f"{table.path}: no column is left for the model to see; name some in data.features")
         return seen
+
+    def _checked(self, table: Table) -> list[str]:
+        """Return the columns that are inputs; DataError where one is named that is none of them."""
+        seen = self._seen(table)
+        head = f"{_head(table)}: data.numeric and data.categorical"
+        check_columns(head, seen, (*self.numeric, *self.categorical))
+        return seen
+
+    def _features(
+        self, table: Table, seen: Sequence[str], fitted: list[Encoding], train: Int[Tensor, " k"]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Return the inputs of all rows, and notes; the encoding, taken from the rows `train`, is put into `fitted`."""
+        inputs, notes, encoding = self._encoded(table, seen, train)
+        fitted.append(encoding)
+        return inputs, notes
 
     def _encoded(
         self, table: Table, seen: Sequence[str], train: Int[Tensor, " k"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,10 @@ from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods._base import TrainedMethod
-from steelyard.experiments.priors import PRIOR
+from steelyard.experiments.priors import PRIOR, ComputedPrior
 from steelyard.experiments.priors.label_noise import label_noise, label_noise_by_clean
 from steelyard.experiments.priors.out_of_fold import OutOfFoldSettings, out_of_fold, plain_training
+from steelyard.experiments.priors.residuals import filed_residuals, out_of_fold_residuals, target_noise
 from steelyard.experiments.priors.suspicion import filed_scores, suspicion
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.ranges import FIXED, Fixed
@@ -36,7 +37,9 @@ class SelfCleaning(TrainedMethod):
     With clean samples in the validation split (`trusted`): `label_noise_by_clean` estimates from them how labels were
     confused; each sample weighs as much as its label is probably right (Liu and Tao 2016), and the clean samples are
     trained on, too. Then the validation figures are not held out.
-    Labels needed: class labels, right or wrong. Errors that are systematic in the features are not found.
+    Of a regression, `target_noise` says how probable it is that each target is right, with clean samples by their
+    residuals, and each sample weighs as much.
+    Labels needed: class labels or numbers, right or wrong. Errors that are systematic in the features are not found.
 
     Attributes:
         trusted: whether the labels of the validation samples are right.
@@ -45,6 +48,7 @@ class SelfCleaning(TrainedMethod):
         training: of the model on the weighted samples; observed.
     """
 
+    regression: ClassVar[bool] = True
     name: Literal["self_cleaning"] = "self_cleaning"
     trusted: bool = False
     clean_share: Annotated[float, FIXED] = 0.1
@@ -59,19 +63,9 @@ class SelfCleaning(TrainedMethod):
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Judge, train, and return the model; a sample's keep-probability is what it was trained with."""
         data, clean = problem.splits.train, problem.splits.validation
-        labels = data.targets.cpu()
-        scores = out_of_fold(problem, self.scoring, others=clean if self.trusted else None)
-        if scores.others is not None:
-            noise = label_noise_by_clean(scores.probabilities, labels, scores.others, clean.targets.cpu())
-            kept = noise.right
-        else:
-            noise = label_noise(scores.probabilities, labels)
-            kept = torch.ones(len(labels))
-            kept[
-                suspicion(scores, labels).argsort(descending=True, stable=True)[: round(noise.share * len(labels))]
-            ] = 0
+        kept, prior = (self._by_class if problem.splits.target_scale is None else self._by_number)(problem)
         if problem.directory is not None:
-            filed_scores(problem, self.scoring, scores, noise).save(problem.directory / PRIOR)
+            prior.save(problem.directory / PRIOR)
         kept = kept.to(data.index.device)
         samples, weights = data, kept
         if self.trusted:
@@ -81,6 +75,28 @@ class SelfCleaning(TrainedMethod):
         numbered = Batch.of(samples.inputs, samples.targets)  # a sample's id is its place in `weights`
         model = train(problem, self.training, observe, rule=_Fixed(weights), data=numbered)
         return Fitted(model, reweight.Reweighting(torch.ones_like(kept), kept, [], data.index))
+
+    def _by_class(self, problem: Problem) -> tuple[Float[Tensor, " n"], ComputedPrior]:
+        """Return what each training sample weighs, and what is filed."""
+        labels, clean = problem.splits.train.targets.cpu(), problem.splits.validation
+        scores = out_of_fold(problem, self.scoring, others=clean if self.trusted else None)
+        if scores.others is not None:
+            noise = label_noise_by_clean(scores.probabilities, labels, scores.others, clean.targets.cpu())
+            kept = noise.right
+        else:
+            noise = label_noise(scores.probabilities, labels)
+            first = suspicion(scores, labels).argsort(descending=True, stable=True)
+            kept = torch.ones(len(labels))
+            kept[first[: round(noise.share * len(labels))]] = 0
+        return kept, filed_scores(problem, self.scoring, scores, noise)
+
+    def _by_number(self, problem: Problem) -> tuple[Float[Tensor, " n"], ComputedPrior]:
+        """Return the same of a regression."""
+        clean = problem.splits.validation
+        found = out_of_fold_residuals(problem, self.scoring, others=clean if self.trusted else None)
+        trusted = None if found.others is None else clean.targets.cpu() - found.others
+        noise = target_noise(found.residual, problem.splits.train.targets.cpu(), trusted)
+        return noise.right, filed_residuals(problem, self.scoring, found, noise)
 
 
 class _Fixed(reweight.Rule):

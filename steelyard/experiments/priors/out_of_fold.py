@@ -19,9 +19,9 @@ from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.seeds import derived, generator
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 
-__all__ = ["OutOfFold", "OutOfFoldSettings", "out_of_fold", "plain_training"]
+__all__ = ["FOLD", "OutOfFold", "OutOfFoldSettings", "dealt", "out_of_fold", "plain_training"]
 
-_FOLD = 1  # a place in `seeds.derived`
+FOLD = 1  # a place in `seeds.derived`
 
 
 def plain_training() -> Training:
@@ -108,7 +108,7 @@ def out_of_fold(
     lhd = torch.zeros(settings.repeats, len(data))
     beside: list[Tensor] = []
     for repeat in range(settings.repeats):
-        fold = _dealt(data.targets.cpu(), settings.folds, generator(problem.seed, _FOLD, repeat))
+        fold = dealt(data.targets.cpu(), settings.folds, generator(problem.seed, FOLD, repeat))
         for number in range(settings.folds):
             held = torch.nonzero(fold == number).flatten()
             judge = _Judge(data.take(held), settings, others)
@@ -198,13 +198,13 @@ def _movement(model: nn.Module, average: nn.Module, part: Batch) -> Float[Tensor
 def _train_without(
     problem: Problem, rows: Int[Tensor, " k"], settings: OutOfFoldSettings, judge: _Judge, repeat: int, fold: int
 ) -> None:
-    own = replace(problem, seed=derived(problem.seed, _FOLD, repeat, fold))
+    own = replace(problem, seed=derived(problem.seed, FOLD, repeat, fold))
     training = replace(settings.training, evaluate_every=1)
     train(own, training, judge, data=problem.splits.train.take(rows), carry={"judge": judge})
 
 
-def _dealt(targets: Int[Tensor, " n"], folds: int, draws: torch.Generator) -> Int[Tensor, " n"]:
-    """Return the fold of each sample, every class spread evenly over the folds."""
+def dealt(targets: Int[Tensor, " n"], folds: int, draws: torch.Generator) -> Int[Tensor, " n"]:
+    """Return the fold of each sample ``(n,)``, every class spread evenly over the folds."""
     shuffled = torch.randperm(len(targets), generator=draws)
     order = shuffled[torch.argsort(targets[shuffled], stable=True)]
     fold = torch.empty_like(targets)

@@ -12,7 +12,7 @@ from steelyard.experiments.priors.label_noise import LabelNoise
 from steelyard.experiments.priors.out_of_fold import OutOfFold, OutOfFoldSettings
 from steelyard.experiments.training.problem import Problem
 
-__all__ = ["SUSPICION", "filed_scores", "suspicion"]
+__all__ = ["SUSPICION", "filed_scores", "ranks", "suspicion"]
 
 _WITHIN = 0.25  # what the rank within the class counts for, beside that among all samples
 SUSPICION = "suspicion"  # the name of the combined score in a filed prior
@@ -30,10 +30,10 @@ def suspicion(scores: OutOfFold, labels: Int[Tensor, " n"]) -> Float[Tensor, " n
         scores: see `out_of_fold`.
         labels: ``(n,)`` class ids, as given.
     """
-    overall, within = _ranks(scores.aum), torch.zeros(len(labels), dtype=torch.float64)
+    overall, within = ranks(scores.aum), torch.zeros(len(labels), dtype=torch.float64)
     for one in labels.unique():
         member = labels == one
-        within[member] = _ranks(scores.aum[member])
+        within[member] = ranks(scores.aum[member])
     return (1 - (overall + _WITHIN * within) / (1 + _WITHIN)).float()
 
 
@@ -62,7 +62,7 @@ def filed_scores(problem: Problem, settings: OutOfFoldSettings, scores: OutOfFol
     )
 
 
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Return ranks in (0, 1), equal values sharing theirs."""
     ordered = values.sort().values
     below = torch.searchsorted(ordered, values.contiguous())

@@ -9,12 +9,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
+from steelyard.experiments.data import Splits
 from steelyard.experiments.training.calibration import binomial_interval, calibration_error, confidence
 from steelyard.experiments.weigh.plan import PLAIN
 from steelyard.experiments.weigh.work import Outcome
 from steelyard.theory import HypothesisBound, finite_class_bounds
 
-__all__ = ["Accuracy", "Calibration", "Figures", "Group", "ModelFigures", "Weights", "figures_of"]
+__all__ = [
+    "Accuracy",
+    "Calibration",
+    "Figures",
+    "Group",
+    "ModelFigures",
+    "Weights",
+    "bounds_of",
+    "figures_of",
+    "groups_of",
+    "outputs_of",
+    "parts_of",
+    "weights_of",
+]
 
 BINS = 10  # of the calibration
 _DELTA = 0.05
@@ -126,33 +140,35 @@ class Figures:
 
 
 def figures_of(outcome: Outcome) -> Figures:
-    """Return the figures of an outcome."""
+    """Return the figures of an outcome, of classes."""
     splits = outcome.splits
-    groups, names, grouped_by = _groups(outcome)
-    models = tuple(_measured(outcome, name, model, groups, names) for name, model in outcome.models.items())
+    found = groups_of(outcome) or (splits.test.targets, splits.classes, "class")
+    models = tuple(_measured(outcome, name, model, found[0], found[1]) for name, model in outcome.models.items())
     weighed = next(model for model in models if model.name == outcome.plan.weighed)
     wrong = ~_right(outcome.models[weighed.name], splits.test)[0]
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    rows = {name: len(part) for name, part in parts.items()}
-    return Figures(models, weighed, grouped_by, _weights(outcome), _bounds(wrong), rows)
+    rows = {name: len(part) for name, part in parts_of(splits).items()}
+    return Figures(models, weighed, found[2], weights_of(outcome), bounds_of(wrong), rows)
 
 
-def _groups(outcome: Outcome) -> tuple[Int[Tensor, " n"], tuple[str, ...], str]:
-    """Return the group of each test row, the names, and what they are: groups, environments, or else classes."""
+def parts_of(splits: Splits) -> dict[str, Batch]:
+    """Return the splits by name."""
+    return {"train": splits.train, "validation": splits.validation, "test": splits.test}
+
+
+def groups_of(outcome: Outcome) -> tuple[Int[Tensor, " n"], tuple[str, ...], str] | None:
+    """Return the group of each test row, the names, and what they are: groups or environments; None without these."""
     splits, test = outcome.splits, outcome.splits.test
     if splits.groups and test.group is not None:
         return test.group, splits.groups, "group"
     if len(splits.environments) > 1 and test.environment is not None:
         return test.environment, splits.environments, "environment"
-    return test.targets, splits.classes, "class"
+    return None
 
 
 def _measured(
     outcome: Outcome, name: str, model: nn.Module, groups: Int[Tensor, " n"], names: tuple[str, ...]
 ) -> ModelFigures:
-    splits = outcome.splits
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    found = {part: _right(model, data) for part, data in parts.items()}
+    found = {part: _right(model, data) for part, data in parts_of(outcome.splits).items()}
     right, sure = found["test"]
     by = tuple(
         Group(group, Accuracy(int(right[groups == code].sum()), int((groups == code).sum())))
@@ -166,9 +182,14 @@ def _measured(
 
 def _right(model: nn.Module, data: Batch) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
     """Return where the model is right, and how sure it is."""
-    with torch.no_grad():
-        outputs = torch.cat([model(part.inputs) for part in data.chunks(_CHUNK)])
+    outputs = outputs_of(model, data)
     return outputs.argmax(1) == data.targets, confidence(outputs)
+
+
+def outputs_of(model: nn.Module, data: Batch) -> Float[Tensor, "n outputs"]:
+    """Return what a model says of some rows; it is in evaluation mode."""
+    with torch.no_grad():
+        return torch.cat([model(part.inputs) for part in data.chunks(_CHUNK)])
 
 
 def _calibration(right: Bool[Tensor, " n"], sure: Float[Tensor, " n"]) -> Calibration:
@@ -182,7 +203,8 @@ def _calibration(right: Bool[Tensor, " n"], sure: Float[Tensor, " n"]) -> Calibr
     return Calibration(calibration_error(sure, right, BINS), tuple(bins))
 
 
-def _weights(outcome: Outcome) -> Weights:
+def weights_of(outcome: Outcome) -> Weights:
+    """Return how the weights spread over the training rows."""
     found = outcome.reweighting
     seen = found.expected_weights.double()
     effective = float(seen.sum() ** 2 / seen.square().sum().clamp(min=1e-300))
@@ -190,7 +212,7 @@ def _weights(outcome: Outcome) -> Weights:
     return Weights(len(seen), float(found.probabilities.double().sum()), effective, light)
 
 
-def _bounds(wrong: Bool[Tensor, " n"]) -> tuple[HypothesisBound, ...]:
+def bounds_of(wrong: Bool[Tensor, " n"]) -> tuple[HypothesisBound, ...]:
     """Return the top-q bounds of the 0-1 loss; the model was fixed before a test row was looked at."""
     batch = min(_BATCH, len(wrong))
     return tuple(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from steelyard.experiments.data import Splits
 from steelyard.experiments.methods import DFR, ERM, GroupDRO, Maple, Method, Online, SelfCleaning, UpWeighting
 from steelyard.experiments.methods.maple import InnerSettings, OuterRisk
 from steelyard.experiments.models import MLP, Logistic
+from steelyard.experiments.models.heads import HeadName
 from steelyard.experiments.priors.out_of_fold import OutOfFoldSettings
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
 
@@ -37,6 +38,7 @@ _READINGS = 20  # evaluations of a training
 _MANY_CLEAN = 0.1  # of the training rows
 _KEPT = 0.6  # MAPLE's budget on Adult and on COMPAS, chosen there on validation: results/adult, results/compas
 _MAPLE_STEPS = (20, 60)  # outer and inner, likewise
+_ADAM_RATE = 0.01  # of the inner run of a regression
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ class Plan:
     reasons: tuple[str, ...] = field(default=())
 
 
-def model_named(name: ModelName) -> MLP | Logistic:
-    """Return the model: one hidden layer of 64 units, or none."""
-    return MLP(hidden=(64,), head="softmax") if name == "mlp" else Logistic(head="softmax")
+def model_named(name: ModelName, *, regression: bool = False) -> MLP | Logistic:
+    """Return the model: one hidden layer of 64 units, or none; its head is that of a regression, or of classes."""
+    head: HeadName = "value" if regression else "softmax"
+    return MLP(hidden=(64,), head=head) if name == "mlp" else Logistic(head=head)
 
 
 def training_for(samples: int, epochs: int) -> Training:
@@ -80,13 +83,13 @@ def plan_for(knowledge: Knowledge, splits: Splits, *, epochs: int, clean_method:
         epochs: passes over the training samples.
         clean_method: what clean rows are used by; "auto" decides by how many there are.
     """
-    training = training_for(len(splits.train), epochs)
+    training, numbers = training_for(len(splits.train), epochs), splits.target_scale is not None
     plain = {PLAIN: ERM(training=training)}
     count = f"{len(splits.train):,}"
     if knowledge == "clean rows":
         return _with_clean_rows(splits, training, plain, clean_method)
     if knowledge == "groups on validation":
-        maple = _maple(OuterRisk("group_worst", "plain"), outer_split="validation")
+        maple = _maple(OuterRisk("group_worst", "plain"), outer_split="validation", numbers=numbers)
         return Plan(
             knowledge,
             "maple",
@@ -100,7 +103,7 @@ def plan_for(knowledge: Knowledge, splits: Splits, *, epochs: int, clean_method:
             ),
         )
     if knowledge == "environments":
-        maple = _maple(OuterRisk("vrex", "sqrt"), folds=2)
+        maple = _maple(OuterRisk("vrex", "sqrt"), folds=2, numbers=numbers)
         return Plan(
             knowledge,
             "maple",
@@ -118,25 +121,34 @@ def plan_for(knowledge: Knowledge, splits: Splits, *, epochs: int, clean_method:
     if knowledge == "groups":
         return _with_groups(splits, training, plain)
     cleaning = SelfCleaning(scoring=scoring_for(training), training=training)
-    return Plan(
-        knowledge,
-        "self_cleaning",
-        {**plain, "self_cleaning": cleaning},
-        "suspicion",
-        (
-            "You know the labels alone, and some of them may be wrong.",
-            f"So {cleaning.scoring.models} models, none of them trained on the row it judges, judge every label of the "
-            f"{count} training rows; as many of the most suspect rows as labels seem wrong are left out, and the model "
-            "is trained on the others.",
-            _LIMITS,
-        ),
+    judges = f"So {cleaning.scoring.models} models, none of them trained on the row it judges, judge every"
+    reasons = (
+        "You know the labels alone, and some of them may be wrong.",
+        f"{judges} label of the {count} training rows; as many of the most suspect rows as labels seem wrong are left "
+        "out, and the model is trained on the others.",
+        _LIMITS,
     )
+    if numbers:
+        reasons = (
+            "You know the numbers to predict alone, and some of them may be wrong.",
+            f"{judges} target of the {count} training rows: a row weighs as much as its target is probably right, by "
+            "how far it is from what they predict.",
+            _LIMITS_OF_NUMBERS,
+        )
+    return Plan(knowledge, "self_cleaning", {**plain, "self_cleaning": cleaning}, "suspicion", reasons)
 
 
 _LIMITS = (
     "That finds labels that contradict what the other rows teach. It cannot find errors that all rows of a kind share, "
     "nor tell a wrong label from a rare case that is right; a hundred rows or more whose labels you checked (--clean) "
     "help it to."
+)
+
+_LIMITS_OF_NUMBERS = (
+    "That finds targets that are far from what the other rows teach. It cannot find errors that all rows of a kind "
+    "share, nor errors that are no larger than right targets scatter; where these scatter more in one place than in "
+    "another, rows of that place look suspect. Rows whose targets you checked (--clean) tell it how far right targets "
+    "scatter."
 )
 
 
@@ -153,7 +165,8 @@ def _with_clean_rows(splits: Splits, training: Training, plain: Mapping[str, Met
     """
     share = len(splits.validation) / len(splits.train)
     count, clean = f"{len(splits.train):,}", f"{len(splits.validation):,}"
-    have = f"You have {clean} rows whose labels are right, {share:.0%} of the {count} training rows."
+    right = "labels" if splits.target_scale is None else "targets"
+    have = f"You have {clean} rows whose {right} are right, {share:.0%} of the {count} training rows."
     held = "Figures on the clean rows are then not held out; those on the test rows are."
     asked = {"online": "as you asked", "self_cleaning": "as you asked"}
     if method == "online" or (method == "auto" and share >= _MANY_CLEAN):
@@ -166,11 +179,14 @@ def _with_clean_rows(splits: Splits, training: Training, plain: Mapping[str, Met
         )
         return Plan("clean rows", "online", {**plain, "online": online}, "weight", (have, how, held))
     why = asked.get(method, f"they are less than {_MANY_CLEAN:.0%}, too few to lead every step")
+    label, told = ("label", "labels were confused")
+    if splits.target_scale is not None:
+        label, told = ("target", "far right targets are from the predictions")
     cleaning = SelfCleaning(trusted=True, scoring=scoring_for(training), training=training)
     how = (
-        f"So ({why}) {cleaning.scoring.models} models, none of them trained on the row it judges, judge every label; "
-        "the clean rows tell how labels were confused, each training row weighs as much as its label is probably "
-        "right, and the clean rows are trained on, too."
+        f"So ({why}) {cleaning.scoring.models} models, none of them trained on the row it judges, judge every {label}; "
+        f"the clean rows tell how {told}, each training row weighs as much as its {label} is probably right, and the "
+        "clean rows are trained on, too."
     )
     return Plan("clean rows", "self_cleaning", {**plain, "self_cleaning": cleaning}, "suspicion", (have, how, held))
 
@@ -180,8 +196,13 @@ def _with_groups(splits: Splits, training: Training, plain: Mapping[str, Method]
         **plain,
         "group_dro": GroupDRO(step=0.1, weighed=True, training=training),
         "upweighting": UpWeighting(training=training),
-        "dfr": DFR(fit_on="train", training=training),
     }
+    beside = "Up-weighting (every group counts the same)"
+    if splits.target_scale is None:
+        methods["dfr"] = DFR(fit_on="train", training=training)
+        beside += " and DFR (the last layer trained again on as many rows of each group) are"
+    else:
+        beside += " is"
     return Plan(
         "groups",
         "group_dro",
@@ -191,13 +212,17 @@ def _with_groups(splits: Splits, training: Training, plain: Mapping[str, Method]
             f"You know the group of every row: {', '.join(splits.groups)}.",
             "So the group with the greatest loss gains weight while the model is trained (Group DRO), which asks for "
             "the best worst group rather than the best average.",
-            "Up-weighting (every group counts the same) and DFR (the last layer trained again on as many rows of each "
-            "group) are carried out beside it; the page compares them.",
+            f"{beside} carried out beside it; the page compares them.",
         ),
     )
 
 
-def _maple(risk: OuterRisk, *, folds: int = 1, outer_split: Literal["train", "validation"] = "train") -> Maple:
+def _maple(
+    risk: OuterRisk, *, folds: int = 1, outer_split: Literal["train", "validation"] = "train", numbers: bool = False
+) -> Maple:
+    inner = InnerSettings(steps=_MAPLE_STEPS[1])
+    if numbers:  # a squared error bends as much as the inputs are long: no one step size of SGD does
+        inner = replace(inner, optimizer=OptimizerSettings("adam", _ADAM_RATE))
     return Maple(
         budget=_KEPT,
         steps=_MAPLE_STEPS[0],
@@ -205,6 +230,6 @@ def _maple(risk: OuterRisk, *, folds: int = 1, outer_split: Literal["train", "va
         outer_split=outer_split,
         weight_rate=0.02,
         risk=risk,
-        inner=InnerSettings(steps=_MAPLE_STEPS[1]),
+        inner=inner,
         retrain=True,
     )

@@ -28,7 +28,7 @@ from steelyard.experiments.runs.schema import parse
 
 __all__ = ["Predictor"]
 
-_FORMAT, _VERSION = "steelyard.predictor", 1
+_FORMAT, _VERSION, _READ = "steelyard.predictor", 2, (1, 2)  # 1 has no scale
 _CHUNK = 10_000
 
 
@@ -40,10 +40,11 @@ class Predictor:
         module: the net.
         settings: what it was built by.
         shape: of an input.
-        classes: a name for each output.
+        classes: a name for each output; none of a regression.
         target: the column that it predicts.
         encoding: from columns to inputs; None where the inputs were arrays.
         separator: between the values of a line of text.
+        scale: of a regression, the mean and the standard deviation of the targets that it was trained on.
     """
 
     module: nn.Module
@@ -53,9 +54,10 @@ class Predictor:
     target: str
     encoding: Encoding | None
     separator: str = ","
+    scale: tuple[float, float] | None = None
 
-    def logits(self, inputs: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
-        """Return the outputs for encoded inputs, in evaluation mode."""
+    def logits(self, inputs: Float[Tensor, "n *shape"]) -> Float[Tensor, "n outputs"]:
+        """Return the outputs for encoded inputs, in evaluation mode; of a regression standardised values ``(n, 1)``."""
         with evaluating(self.module), torch.no_grad():
             return torch.cat([self.module(part) for part in inputs.split(_CHUNK)])
 
@@ -67,18 +69,36 @@ class Predictor:
 
         Raises:
             DataError: the file is missing or damaged, a column is missing, a value does not fit (line and column are
-                named); or the model takes arrays.
+                named); or the model takes arrays, or predicts a number.
         """
+        if self.scale is not None:
+            raise DataError("this model predicts a number, and has no classes: call values(table)")
+        return self._outputs(table, "logits(inputs).softmax(1)").softmax(1)
+
+    def values(self, table: str | os.PathLike[str] | Table) -> Float[Tensor, " n"]:
+        """Return each row's number ``(n,)``, of a regression, in the target's own unit; errors as `probabilities`."""
+        if self.scale is None:
+            raise DataError("this model predicts classes: call probabilities(table)")
+        return self.in_units(self._outputs(table, "in_units(model.logits(inputs))"))
+
+    def in_units(self, outputs: Float[Tensor, "n 1"]) -> Float[Tensor, " n"]:
+        """Return a regression's outputs in the target's own unit ``(n,)``, in double precision."""
+        mean, deviation = self.scale or (0.0, 1.0)
+        return mean + deviation * outputs.squeeze(1).double()
+
+    def _outputs(self, table: str | os.PathLike[str] | Table, instead: str) -> Float[Tensor, "n outputs"]:
         if self.encoding is None:
-            raise DataError("this model takes arrays, not a table: call logits(inputs).softmax(1)")
+            raise DataError(f"this model takes arrays, not a table: call model.{instead}")
         if not isinstance(table, Table):
             path = Path(table)
             table = read_any(path, file_bytes(path), self.separator)
         check_columns(f"{table.path}, line 1", list(table.columns), self.encoding.columns)
-        return self.logits(self.encoding.inputs(table)).softmax(1)
+        return self.logits(self.encoding.inputs(table))
 
-    def predict(self, table: str | os.PathLike[str] | Table) -> list[str]:
-        """Return each row's most probable class; DataError as `probabilities`."""
+    def predict(self, table: str | os.PathLike[str] | Table) -> list[str] | list[float]:
+        """Return each row's most probable class, of a regression its number; DataError as `probabilities`."""
+        if self.scale is not None:
+            return self.values(table).tolist()  # type: ignore[no-any-return]
         return [self.classes[place] for place in self.probabilities(table).argmax(1).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -92,6 +112,7 @@ class Predictor:
             "target": self.target,
             "encoding": None if self.encoding is None else self.encoding.plain(),
             "separator": self.separator,
+            "scale": None if self.scale is None else list(self.scale),
         }
         header = {"about": json.dumps(about)}  # one entry: safetensors writes several in any order
         state = {name: value.detach().cpu().contiguous() for name, value in self.module.state_dict().items()}
@@ -110,8 +131,8 @@ class Predictor:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             parse_json(header.get("about", "{}"))  # refuses what is nested too deep
             about = json.loads(header.get("about", "{}"))
-            if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
-                raise ValueError(f"it is not a model of version {_VERSION} that `steelyard weigh` wrote")
+            if about.get("format") != _FORMAT or about.get("version") not in _READ:
+                raise ValueError(f"it is not a model of version {_VERSION} or before that `steelyard weigh` wrote")
             return _built(about, state, str(path))
         except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise DataError(f"{path} cannot be read as a model: {error}") from error
@@ -124,6 +145,7 @@ def _built(about: Mapping[str, Any], state: dict[str, Tensor], source: str) -> P
     shape, classes = tuple(map(int, about["shape"])), tuple(map(str, about["classes"]))
     module = settings.build(shape, len(classes), 0)
     module.load_state_dict(state)
-    found = about["encoding"]
+    found, told = about["encoding"], about.get("scale")
     encoding = None if found is None else Encoding.of_plain(found)
-    return Predictor(module, settings, shape, classes, str(about["target"]), encoding, str(about["separator"]))
+    scale = None if told is None else (float(told[0]), float(told[1]))
+    return Predictor(module, settings, shape, classes, str(about["target"]), encoding, str(about["separator"]), scale)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steelyard.experiments.data import Splits
 from steelyard.experiments.data.table import as_number
 from steelyard.experiments.weigh.work import Outcome
 
@@ -65,7 +66,7 @@ def spreads(outcome: Outcome) -> tuple[ColumnSpread, ...]:
     """Return the class' spread, that of groups and environments, and those of the columns whose parts differ most."""
     splits, train = outcome.splits, outcome.splits.train
     seen = outcome.reweighting.expected_weights.double()
-    known = [_spread(outcome.data.target, "label", train.targets, splits.classes, seen)]
+    known = [_spread(outcome.data.target, "label", *_labels(splits), seen)]
     if splits.groups and train.group is not None:
         known.append(_spread("group", "group", train.group, splits.groups, seen))
     if len(splits.environments) > 1 and train.environment is not None:
@@ -73,6 +74,14 @@ def spreads(outcome: Outcome) -> tuple[ColumnSpread, ...]:
     columns = [_spread(name, "column", codes, names, seen) for name, codes, names in _columns(outcome)]
     columns = [one for one in columns if len(one.parts) > 1]
     return (*known, *sorted(columns, key=lambda one: -one.explained)[:SHOWN])
+
+
+def _labels(splits: Splits) -> tuple[Int[Tensor, " n"], Sequence[str]]:
+    """Return the class of each training row, of a regression the quarter that its target is in, and the names."""
+    if splits.target_scale is None:
+        return splits.train.targets, splits.classes
+    mean, deviation = splits.target_scale
+    return quarters(mean + deviation * splits.train.targets.double())
 
 
 def _spread(

@@ -17,12 +17,19 @@ from steelyard._support._csv import table_text
 from steelyard._support._files import write_text
 from steelyard._support._plain import plain
 from steelyard.checkpoint import Journal
-from steelyard.experiments.data import OwnTable, Splits
+from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable, Splits
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP, Logistic
 from steelyard.experiments.priors.label_noise import LabelNoise, label_noise
 from steelyard.experiments.priors.out_of_fold import OutOfFold, OutOfFoldSettings, out_of_fold
+from steelyard.experiments.priors.residuals import (
+    Residuals,
+    TargetNoise,
+    far_off,
+    out_of_fold_residuals,
+    target_noise,
+)
 from steelyard.experiments.priors.suspicion import suspicion
 from steelyard.experiments.runs.folder import check_place
 from steelyard.experiments.training.problem import Problem
@@ -57,25 +64,30 @@ class Found:
     """What was found.
 
     Attributes:
-        splits: all rows, see `OwnTable.whole`.
-        table: as the user wrote it.
+        splits: all rows, see `whole_of`.
+        table: as the user wrote it; None where there is none.
         scores: of every row, out of fold.
         suspicion: ``(n,)`` high = suspect.
-        noise: how many labels seem wrong, and how classes seem confused.
+        noise: how many labels seem wrong; and how classes seem confused, or how far right targets scatter.
         planted: what a check found; None where none was made.
     """
 
     splits: Splits
-    table: Table
-    scores: OutOfFold
+    table: Table | None
+    scores: OutOfFold | Residuals
     suspicion: Float[Tensor, " n"]
-    noise: LabelNoise
+    noise: LabelNoise | TargetNoise
     planted: Planted | None
 
     @property
     def order(self) -> Int[Tensor, " n"]:
         """The rows, the most suspect first."""
         return self.suspicion.argsort(descending=True, stable=True)
+
+    @property
+    def judged(self) -> Float[Tensor, "n *classes"]:
+        """What the models say: probabilities of the classes, or standardised numbers."""
+        return self.scores.predicted if isinstance(self.scores, Residuals) else self.scores.probabilities
 
 
 def check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
@@ -97,7 +109,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def find_suspects(
-    data: OwnTable,
+    data: OwnTable | OwnArrays | OwnImages,
     model: MLP | Logistic,
     settings: OutOfFoldSettings,
     splits: Splits,
@@ -112,7 +124,7 @@ def find_suspects(
     """Judge every row by models that were not trained on it.
 
     Args:
-        data: the table.
+        data: the user's data.
         model: what judges.
         settings: how.
         splits: what `data.whole()` gave.
@@ -129,49 +141,84 @@ def find_suspects(
     """
     told = {"data": plain(data), "model": plain(model), "settings": plain(settings), "seed": seed, "check": check}
     identity = {"work": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(), **splits.sources}
-    labels = splits.train.targets
     try:
         journal = Journal(folder / CHECKPOINT, identity=identity, every=checkpoint_every, stop=stop)
         problem = Problem(splits, model, seed, journal)
-        scores = out_of_fold(problem, settings, trained)
+        scores, noise, suspect = _judged(problem, settings, trained)
         planted = _plant(problem, settings, lambda done: trained(settings.models + done)) if check else None
     except (ValueError, FloatingPointError) as error:
-        raise RunError(f"{data.file}: {error}") from error
-    noise = label_noise(scores.probabilities, labels)
-    return Found(splits, data.read(), scores, suspicion(scores, labels), noise, planted)
+        raise RunError(f"{data.source}: {error}") from error
+    table = None if isinstance(data, OwnArrays) else data.read()
+    return Found(splits, table, scores, suspect, noise, planted)
+
+
+def _judged(
+    problem: Problem, settings: OutOfFoldSettings, trained: Callable[[int], None]
+) -> tuple[OutOfFold | Residuals, LabelNoise | TargetNoise, Float[Tensor, " n"]]:
+    """Return what models that did not see a row say of it, how many labels seem wrong, and how suspect each is."""
+    targets = problem.splits.train.targets
+    if problem.splits.target_scale is not None:
+        found = out_of_fold_residuals(problem, settings, trained)
+        return found, target_noise(found.residual, targets), far_off(found)
+    scores = out_of_fold(problem, settings, trained)
+    return scores, label_noise(scores.probabilities, targets), suspicion(scores, targets)
 
 
 def write_table(found: Found, path: Path) -> None:
     """Write a row for each row of the user's file, the most suspect first."""
-    columns = (
-        *("suspect_rank", "id", "row", "label", "predicted", "suspicion", "label_probability", "right_probability"),
-        *("aum", "lhd", "disagreement"),
-    )
-    scores, splits = found.scores, found.splits
-    predicted = scores.probabilities.argmax(1).tolist()
-    labels = splits.train.targets.tolist()
-    measures = [
-        *(found.suspicion, scores.confidence, found.noise.right, scores.aum, scores.lhd, scores.disagreement),
-    ]
-    values = torch.stack([one.double() for one in measures], 1).tolist()
+    measures, told = _measures(found), _labels(found)
+    columns = ("suspect_rank", "id", "row", *told, *measures)
+    values = torch.stack([one.double() for one in measures.values()], 1).tolist()
+    labels = list(zip(*told.values(), strict=True))
     rows = [
-        [rank, splits.ids[row], row, splits.classes[labels[row]], splits.classes[predicted[row]], *values[row]]
+        [rank, found.splits.ids[row], row, *labels[row], *values[row]]
         for rank, row in enumerate(found.order.tolist(), 1)
     ]
     write_text(path, table_text(columns, rows))
 
 
+def _measures(found: Found) -> dict[str, Float[Tensor, " n"]]:
+    """Return the columns of numbers."""
+    scores, right = found.scores, found.noise.right
+    if isinstance(scores, Residuals):
+        deviation = (found.splits.target_scale or (0.0, 1.0))[1]
+        off = deviation * scores.residual.double()
+        return {"suspicion": found.suspicion, "residual": off, "right_probability": right}
+    return {
+        "suspicion": found.suspicion,
+        "label_probability": scores.confidence,
+        "right_probability": right,
+        "aum": scores.aum,
+        "lhd": scores.lhd,
+        "disagreement": scores.disagreement,
+    }
+
+
+def _labels(found: Found) -> dict[str, list[object]]:
+    """Return the columns of what was given and what is predicted: classes, or numbers in the target's unit."""
+    given, scale = found.splits.train.targets, found.splits.target_scale
+    if scale is not None:
+        numbers = {"target": given, "predicted": found.judged}
+        return {name: (scale[0] + scale[1] * one.double()).tolist() for name, one in numbers.items()}
+    classes = {"label": given, "predicted": found.judged.argmax(1)}
+    return {name: [found.splits.classes[code] for code in one.tolist()] for name, one in classes.items()}
+
+
 def _plant(problem: Problem, settings: OutOfFoldSettings, trained: Callable[[int], None]) -> Planted:
-    """Make a share of the labels wrong, at random, and look for them."""
+    """Make a share of the labels wrong, at random, and look for them: another class, or another row's number."""
     data, classes = problem.splits.train, len(problem.splits.classes)
     draws = generator(problem.seed, _PLANTED)
     count = max(1, round(_PLANTED_SHARE * len(data)))
     rows = torch.randperm(len(data), generator=draws)[:count]
     labels = data.targets.clone()
-    labels[rows] = (labels[rows] + torch.randint(1, classes, (count,), generator=draws)) % classes
+    if classes:
+        labels[rows] = (labels[rows] + torch.randint(1, classes, (count,), generator=draws)) % classes
+    else:
+        others = (rows + torch.randint(1, len(data), (count,), generator=draws)) % len(data)
+        labels[rows] = data.targets[others]
     planted = replace(data, targets=labels)
     splits = replace(problem.splits, train=planted, validation=planted, test=planted)
-    found = suspicion(out_of_fold(replace(problem, splits=splits), settings, trained), labels)
+    found = _judged(replace(problem, splits=splits), settings, trained)[2]
     wrong = torch.zeros(len(data), dtype=torch.bool)
     wrong[rows] = True
     looked = min(2 * count, len(data))

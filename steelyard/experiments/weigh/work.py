@@ -63,7 +63,7 @@ class Outcome:
     @property
     def clean(self) -> bool:
         """Whether the validation split is a file of clean rows."""
-        return isinstance(self.data, OwnTable) and bool(self.data.clean)
+        return not isinstance(self.data, OwnArrays) and bool(self.data.clean)
 
     @property
     def own_rows(self) -> int:

@@ -68,6 +68,7 @@ def predictor_of(outcome: Outcome, name: str) -> Predictor:
         outcome.data.target,
         splits.encoding,
         separator,
+        splits.target_scale,
     )
 
 

@@ -66,13 +66,14 @@ def test_a_folder_for_each_class(photos: Path) -> None:
     [
         (["photos", *NET], "say --allow-code"),
         (["photos", "--allow-code"], "--backbone is missing"),
-        (["photos", *NET, "--allow-code", "--clean", "photos.csv"], "are for tables"),
+        (["photos", *NET, "--allow-code", "--clean", "photos.csv"], "--clean: there is no folder photos.csv"),
+        (["photos", *NET, "--allow-code", "--drop", "x"], "--drop is for tables"),
         (["photos", "--backbone", "resnet1"], "must be one of torchvision's classifiers"),
         (["photos.csv"], "--target is missing"),
         (["photos.csv", "--images", "nowhere", "--file", "path", "--target", "kind", *NET, "--allow-code"], "nowhere"),
         (["photos.csv", "--images", "photos", "--target", "kind", *NET, "--allow-code"], "'file'"),
     ],
-    ids=["code", "no backbone", "clean", "unknown network", "no target", "no folder", "no such column"],
+    ids=["code", "no backbone", "clean", "drop", "unknown network", "no target", "no folder", "no such column"],
 )
 def test_what_is_refused(photos: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weigh", *arguments]) == 2

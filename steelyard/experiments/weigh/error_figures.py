@@ -1,0 +1,152 @@
+"""Every figure of the page of `steelyard weigh` where the target is a number: errors in place of accuracies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from steelyard.experiments.training.regression import Errors
+from steelyard.experiments.weigh.figures import Weights, bounds_of, groups_of, outputs_of, parts_of, weights_of
+from steelyard.experiments.weigh.plan import PLAIN
+from steelyard.experiments.weigh.spread import quarters
+from steelyard.experiments.weigh.work import Outcome
+from steelyard.theory import HypothesisBound
+
+__all__ = ["ErrorFigures", "ErrorGroup", "ErrorModel", "MeanError", "errors_of"]
+
+_NORMAL = 1.959963984540054  # 95 % of a normal variable lie so many deviations about its mean
+
+
+@dataclass(frozen=True)
+class MeanError:
+    """Errors of a model on some rows.
+
+    Attributes:
+        mse: the mean squared error, in the square of the target's unit.
+        half: 1.96 standard errors of it: it holds the true one between mse - half and mse + half in about 95 of 100
+            such samples, where these are large. NaN of fewer than two rows.
+        mae: the mean absolute error, in the target's unit.
+        r2: the coefficient of determination by the rows' own mean; NaN where their targets are the same.
+        count: rows.
+    """
+
+    mse: float
+    half: float
+    mae: float
+    r2: float
+    count: int
+
+
+@dataclass(frozen=True)
+class ErrorGroup:
+    """The errors of a model on the test rows of one group."""
+
+    name: str
+    error: MeanError
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """A model on every split.
+
+    Attributes:
+        name: of its method.
+        splits: its errors on each split.
+        groups: on the test rows of each group.
+        worst: the group with the largest mean squared error; the first among equals.
+        far: the share of the test rows whose target is further from the prediction than `ErrorFigures.far`.
+    """
+
+    name: str
+    splits: dict[str, MeanError]
+    groups: tuple[ErrorGroup, ...]
+    worst: ErrorGroup
+    far: float
+
+
+@dataclass(frozen=True)
+class ErrorFigures:
+    """All of them.
+
+    Attributes:
+        models: of each method, ordinary training first; test rows decide nothing.
+        weighed: that of the written model.
+        grouped_by: what the groups are.
+        weights: how the weights spread.
+        far: the standard deviation of the training targets: a prediction that is further off counts as a miss.
+        bounds: what the top-q bound says of the written model's misses on the test rows, q falling.
+        rows: the number of rows in each split.
+    """
+
+    models: tuple[ErrorModel, ...]
+    weighed: ErrorModel
+    grouped_by: str
+    weights: Weights
+    far: float
+    bounds: tuple[HypothesisBound, ...]
+    rows: dict[str, int]
+
+    @property
+    def plain(self) -> ErrorModel:
+        """Those of ordinary training."""
+        return next(model for model in self.models if model.name == PLAIN)
+
+
+def errors_of(outcome: Outcome) -> ErrorFigures:
+    """Return the figures of an outcome, of numbers."""
+    splits = outcome.splits
+    groups, names, grouped_by = groups_of(outcome) or _quarters(outcome)
+    models = tuple(_measured(outcome, name, model, groups, names) for name, model in outcome.models.items())
+    weighed = next(model for model in models if model.name == outcome.plan.weighed)
+    missed = _missed(*_predicted(outcome, outcome.models[weighed.name], "test"))
+    rows = {name: len(part) for name, part in parts_of(splits).items()}
+    bounds = bounds_of(missed)
+    return ErrorFigures(models, weighed, grouped_by, weights_of(outcome), _scale(outcome)[1], bounds, rows)
+
+
+def _scale(outcome: Outcome) -> tuple[float, float]:
+    assert outcome.splits.target_scale is not None
+    return outcome.splits.target_scale
+
+
+def _quarters(outcome: Outcome) -> tuple[Int[Tensor, " n"], tuple[str, ...], str]:
+    """Return the quarter of the test targets that each test row's is in."""
+    mean, deviation = _scale(outcome)
+    codes, names = quarters(mean + deviation * outcome.splits.test.targets.double())
+    return codes, tuple(names), f"quarter of {outcome.data.target}"
+
+
+def _measured(
+    outcome: Outcome, name: str, model: nn.Module, groups: Int[Tensor, " n"], names: tuple[str, ...]
+) -> ErrorModel:
+    found = {part: _predicted(outcome, model, part) for part in parts_of(outcome.splits)}
+    predicted, targets = found["test"]
+    by = tuple(
+        ErrorGroup(group, _error(outcome, predicted[groups == code], targets[groups == code]))
+        for code, group in enumerate(names)
+        if bool((groups == code).any())
+    )
+    worst = max(by, key=lambda group: group.error.mse)
+    errors = {part: _error(outcome, *pair) for part, pair in found.items()}
+    return ErrorModel(name, errors, by, worst, float(_missed(predicted, targets).double().mean()))
+
+
+def _predicted(outcome: Outcome, model: nn.Module, part: str) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return predictions and targets, standardised."""
+    data = parts_of(outcome.splits)[part]
+    return outputs_of(model, data).squeeze(1), data.targets
+
+
+def _missed(predicted: Float[Tensor, " n"], targets: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    return (predicted.double() - targets.double()).abs() > 1  # standardised: more than one deviation
+
+
+def _error(outcome: Outcome, predicted: Float[Tensor, " n"], targets: Float[Tensor, " n"]) -> MeanError:
+    scale, count = _scale(outcome), len(targets)
+    found = Errors.of(predicted, targets, scale, None, 0)
+    squares = (scale[1] * (predicted.double() - targets.double())).square()
+    half = _NORMAL * float(squares.std()) / math.sqrt(count) if count > 1 else math.nan
+    return MeanError(found.mse, half, found.mae, found.r2, count)
