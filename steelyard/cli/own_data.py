@@ -18,6 +18,7 @@ from steelyard.experiments.weigh.plan import Knowledge
 
 __all__ = ["ARRAYS", "Network", "Own", "Task", "data_of", "known_of", "loaded", "said_in_options"]
 
+_FIELDS = "target|id|split|features|drop|numeric|categorical|missing|separator|clean"  # those that are options, too
 ARRAYS = (".safetensors", ".npy")
 Own: TypeAlias = OwnTable | OwnArrays | OwnImages
 Task: TypeAlias = Literal["auto", "classification", "regression"]
@@ -137,5 +138,6 @@ def said_in_options() -> Iterator[None]:
         text = re.sub(r'data\.missing = "category"', "--missing category", str(error))
         text = re.sub(r'data\.separator = "(.*?)"', r"--separator '\1'", text)
         text = re.sub(r"data\.(file|table|folder): ", "", text)
+        text = re.sub(r"(?<=in a table)(, data\.table| \(data\.table\))", ", with --images FOLDER", text)
         text = re.sub(r"list them as `classes`, or set data\.task = 'regression'", "or say --task regression", text)
-        raise DataError(re.sub(r"\bdata\.(\w+)", r"--\1", text)) from error
+        raise DataError(re.sub(rf"(?<![\w./\\-])data\.({_FIELDS})\b", r"--\1", text)) from error

@@ -105,7 +105,8 @@ class OwnImages(ImageInputs, Labelled):
         return self._digests(self._read()[0])
 
     def _digests(self, images: Sequence[ImageList]) -> dict[str, str]:
-        found = {str(one.folder): one.sizes() for one in images[::-1]}  # the clean ones may lie in the same folder
+        found = {self.folder: images[0].sizes()}
+        found |= {f"images of {self.clean}": one.sizes() for one in images[1:]}
         found |= {name: sha256(file_bytes(Path(name))) for name in (self.table, self.table and self.clean) if name}
         if self.inputs == "features" and self.backbone.file is not None:
             found[self.backbone.weights] = sha256(file_bytes(self.backbone.file))

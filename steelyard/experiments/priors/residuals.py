@@ -26,6 +26,7 @@ __all__ = ["Residuals", "TargetNoise", "far_off", "filed_residuals", "out_of_fol
 _STEPS = 200  # of the expectation maximisation; it has two parameters
 _NORMAL = 1.4826  # the deviation of a normal variable, of its median absolute deviation
 _FIRST = 0.1  # share of wrong targets where the fit begins
+_MOST = 0.5  # of it: where the range of the targets tells them as well as any prediction, the share is not known
 _SMALLEST = 1e-6  # deviation of right targets, of the targets' own
 
 
@@ -115,7 +116,8 @@ def target_noise(
     """Estimate how probable it is that each target is right.
 
     A mixture is fitted by expectation maximisation: the residuals of right targets are normal about 0, and a wrong
-    target is as likely to be anywhere between the smallest and the largest one. Where the residuals of right targets
+    target is as likely to be anywhere between the smallest and the largest one. No more than half are taken to be
+    wrong. Where the residuals of right targets
     have long tails, or differ in size from place to place, more seem wrong than are.
 
     Args:
@@ -142,7 +144,7 @@ def target_noise(
     for _ in range(_STEPS):
         fits = (1 - wrong) * torch.exp(-0.5 * (off / scale).square()) / (scale * math.sqrt(2 * math.pi))
         right = fits / (fits + wrong / spread).clamp(min=1e-300)
-        wrong = float((1 - right).mean())
+        wrong = min(_MOST, float((1 - right).mean()))
         if clean is None:
             scale = max(float(((right * off.square()).sum() / right.sum().clamp(min=1e-12)).sqrt()), smallest)
     return TargetNoise(scale, right.float())

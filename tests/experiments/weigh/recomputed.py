@@ -16,7 +16,7 @@ from safetensors import safe_open
 from steelyard.experiments.training.calibration import binomial_interval
 from steelyard.theory import finite_class_bounds
 
-__all__ = ["Written", "figures_on"]
+__all__ = ["OfArrays", "Written", "agree", "figures_on"]
 
 
 def figures_on(page: str) -> dict[str, set[str]]:
@@ -101,6 +101,11 @@ class Written:
                 found |= {f"{place}/test": 100 * right.mean(), f"{place}/worst": min(shares)}
                 found[f"{place}/calibration"], bins = _calibration(self.logits(file, self.rows("test")), right)
                 found |= bins if place == "weighed" else {}
+        return found | self.spread(spreads) | self._bounds() | self._suspects()
+
+    def spread(self, spreads: list[tuple[pandas.Series, list]]) -> dict[str, float]:
+        """Key -> value of how the weights spread: the part of each training row, and the parts in order."""
+        found: dict[str, float] = {}
         seen = self.seen()
         own = self.weights[self.weights["split"] == "train"]
         found |= {"weights/count": len(seen), "weights/kept": own["keep_probability"].sum()}
@@ -118,13 +123,13 @@ class Written:
                 between += member.sum() * (seen[member].mean() - seen.mean()) ** 2
             total = ((seen - seen.mean()) ** 2).sum()
             found[f"spread/{outer}/explained"] = 100 * between / total if total > 1e-12 else 0.0
-        return found | self._bounds() | self._suspects()
+        return found
 
     def _bounds(self) -> dict[str, float]:
         wrong = torch.tensor(~self.right("model", "test")).double()[None]
-        found = {}
+        found, most = {}, min(16, wrong.shape[1])
         for number, q in enumerate((16, 8, 4)):
-            options = {"s": 16, "q": q, "delta": 0.05, "loss_range": 1.0, "draws": 1000, "fixed": True}
+            options = {"s": most, "q": min(q, most), "delta": 0.05, "loss_range": 1.0, "draws": 1000, "fixed": True}
             (one,) = finite_class_bounds(wrong, **options, generator=torch.Generator().manual_seed(0))
             found[f"bound/{number}/training"] = 100 * one.bound.training.value
             found[f"bound/{number}/bound"] = 100 * one.bound.total.value
@@ -134,23 +139,63 @@ class Written:
 
     def _suspects(self) -> dict[str, float]:
         train = self.weights[self.weights["split"] == "train"]
-        inputs = self.inputs(self.rows("train"))
         ranks = train["suspect_rank"].astype(int).to_numpy()
-        trusted = np.flatnonzero(ranks > len(ranks) - len(ranks) // 2)
-        others, numbers = inputs[trusted], train["row"].to_numpy()[trusted]
-        if self.clean is not None:
-            others, numbers = self.inputs(self.clean), len(self.table) + np.arange(len(self.clean))
         chance = self.logits("model", self.rows("train")).softmax(1).numpy()
         labels = self.labels(self.rows("train"))
         found = {}
         for place in np.argsort(ranks)[:20]:
             key = f"suspect/{ranks[place]}"
             found |= {f"{key}/predicted": 100 * chance[place].max(), f"{key}/given": 100 * chance[place, labels[place]]}
-            distance = (others - inputs[place]).norm(dim=1).numpy()
-            distance[numbers == train["row"].to_numpy()[place]] = np.inf
-            for near in np.argsort(distance, kind="stable")[:3]:
-                found[f"{key}/near/{numbers[near]}"] = float(distance[near])
+            found |= {f"{key}/near/{row}": distance for row, distance in self.near(place)}
         return found
+
+    def near(self, place: int) -> list[tuple[int, float]]:
+        """Row and distance of the three trusted rows that are nearest to a training row."""
+        train = self.weights[self.weights["split"] == "train"]
+        inputs, rows = self.inputs(self.rows("train")), train["row"].to_numpy()
+        ranks = train["suspect_rank"].astype(int).to_numpy()
+        trusted = np.flatnonzero(ranks > len(ranks) - len(ranks) // 2)
+        others, numbers = inputs[trusted], rows[trusted]
+        if self.clean is not None:
+            others, numbers = self.inputs(self.clean), len(self.table) + np.arange(len(self.clean))
+        distance = (others - inputs[place]).norm(dim=1).numpy()
+        distance[numbers == rows[place]] = np.inf
+        return [(numbers[near], float(distance[near])) for near in np.argsort(distance, kind="stable")[:3]]
+
+
+class OfArrays(Written):
+    """What `weigh` wrote for features: those of an array, or of a network that the test computes by itself.
+
+    Args:
+        folder: where it was written.
+        table: the labels, a row a sample.
+        features: (n, d), of the rows and then of the clean ones.
+        clean: labels of these.
+    """
+
+    def __init__(
+        self, folder: Path, table: pandas.DataFrame, features: np.ndarray, clean: pandas.DataFrame | None = None
+    ) -> None:
+        self.folder, self.features = folder, torch.tensor(features, dtype=torch.float32)
+        self.weights = pandas.read_csv(folder / "weights.csv")
+        self.table = table.assign(place=range(len(table)))
+        self.clean = None if clean is None else clean.assign(place=len(table) + np.arange(len(clean)))
+        self.about, _ = self._file("model")
+
+    def inputs(self, rows: pandas.DataFrame) -> torch.Tensor:
+        return self.features[rows["place"].tolist()]
+
+
+def agree(texts: set[str], value: float) -> bool:
+    """Whether the text on a page is the value, to five digits or rounded as the page rounds (a tie may go either way).
+
+    Args:
+        texts: all texts of one key; they must be one.
+        value: as recomputed.
+    """
+    (text,) = texts
+    last = 0.5 * 10.0 ** -len(text.partition(".")[2])
+    return abs(float(text) - value) <= max(last if abs(value) < 1e4 else 0.0, 6e-5 * abs(value)) + 1e-4
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -1,15 +1,21 @@
-"""`steelyard weigh` on images: a table that names them, a folder for each class, and what it refuses."""
+"""`steelyard weigh` and `suspects` on images: tables that name them, folders, clean ones, pages, what is refused."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
 from steelyard.cli.command import main
+from steelyard.experiments.weigh import plan
+from tests.experiments.weigh.recomputed import OfArrays, agree, figures_on
 
 NETS = """
 import torch
@@ -36,6 +42,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "weigh_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_FEWEST_STEPS", 12)
+    monkeypatch.setattr(plan, "_MAPLE_STEPS", (2, 5))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
@@ -59,6 +67,116 @@ def test_a_table_that_names_images(photos: Path) -> None:
 def test_a_folder_for_each_class(photos: Path) -> None:
     assert main(["weigh", "photos", *NET, "--allow-code", "--out", "out"]) == 0
     assert len(rows_of("out")) == 60
+
+
+def seen(files: list[str]) -> np.ndarray:
+    """What the network of `NETS` makes of images: the means of blocks of 4 x 4, standardised as ImageNet's are."""
+    pixels = np.stack([np.asarray(Image.open(file), dtype=np.float64) / 255 for file in files])
+    pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    blocks = pixels.reshape(len(files), 4, 4, 4, 4, 3).mean((2, 4))
+    return blocks.transpose(0, 3, 1, 2).reshape(len(files), -1)
+
+
+def checked(photos: Path, folder: str = "photos") -> pandas.DataFrame:
+    """Write twelve more images into a folder, and a table of them; return it."""
+    draws, rows = np.random.default_rng(1), []
+    for number in range(12):
+        kind = ("cat", "dog")[number % 2]
+        (photos / folder / kind).mkdir(parents=True, exist_ok=True)
+        pixels = draws.normal(90 + 60 * (kind == "dog"), 20, (16, 16, 3)).clip(0, 255)
+        Image.fromarray(pixels.astype("uint8")).save(photos / folder / kind / f"more{number:02}.png")
+        rows.append([f"{kind}/more{number:02}.png", kind])
+    frame = pandas.DataFrame(rows, columns=["path", "kind"])
+    frame.to_csv(photos / "checked.csv", index=False)
+    return frame
+
+
+TABLE = ["photos.csv", "--images", "photos", "--file", "path", "--target", "kind"]
+
+
+@pytest.mark.parametrize("known", ["environments", "clean"])
+def test_every_figure_is_one_of_the_weights_the_models_and_the_images(known: str, photos: Path) -> None:
+    clean = checked(photos) if known == "clean" else None
+    told = ["--clean", "checked.csv"] if known == "clean" else ["--environments", "camera"]
+    assert main(["weigh", *TABLE, *NET, "--allow-code", "--out", "out", *told]) == 0
+    table = pandas.read_csv("photos.csv")
+    files = [*table["path"], *([] if clean is None else clean["path"])]
+    written = OfArrays(Path("out"), table, seen([f"photos/{file}" for file in files]), clean)
+    assert len(written.rows("test")) == 12
+    shown, test, train = figures_on(Path("out/page.html").read_text()), written.rows("test"), written.rows("train")
+    groups = test["kind" if known == "clean" else "camera"].astype("category")
+    spreads = [(train["kind"], ["cat", "dog"]), *[(train["camera"], ["a", "b"])] * (known == "environments")]
+    method = {"clean": "online", "environments": "maple"}[known]
+    ours = written.figures({method: "model", "plain": "plain"}, groups, spreads)
+    assert sorted(set(shown) - set(ours)) == []
+    assert len(shown) > 80
+    assert {key: (texts, ours[key]) for key, texts in shown.items() if not agree(texts, ours[key])} == {}
+
+
+def pictures(page: str) -> list[tuple[int, np.ndarray]]:
+    """The row of each picture on a page, and its pixels."""
+    found = re.findall(r'<img alt="image (\d+)" src="data:image/jpeg;base64,([^"]*)"', page)
+    return [(int(row), np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))) for row, data in found]
+
+
+def test_suspects_are_shown_beside_the_nearest_trusted_images(photos: Path) -> None:
+    table = pandas.read_csv("photos.csv")
+    assert main(["weigh", *TABLE, *NET, "--allow-code", "--out", "out"]) == 0
+    shown = pictures(Path("out/page.html").read_text())
+    assert len(shown) == 20 * 4
+    for row, pixels in shown:
+        original = np.asarray(Image.open(f"photos/{table['path'][row]}"), dtype=float)
+        assert abs(original.mean() - pixels.mean()) < 2  # JPEG
+    ranked = pandas.read_csv("out/weights.csv").dropna().sort_values("suspect_rank")
+    assert [row for row, _ in shown[::4]] == ranked["row"].tolist()[:20]
+
+
+def test_clean_images_of_a_second_folder(photos: Path) -> None:
+    checked(photos, "sure")
+    words = ["weigh", "photos", *NET, "--allow-code", "--clean", "sure", "--out", "out"]
+    assert main(words) == 0
+    rows = pandas.read_csv("out/weights.csv", keep_default_na=False)
+    assert len(rows) == 60
+    assert set(rows["split"]) == {"train", "test"}
+    beside = {row for row, _ in pictures(Path("out/page.html").read_text()) if row >= 60}
+    assert beside
+    assert beside <= set(range(60, 72))
+    assert main([*words, "--resume"]) == 0
+    (photos / "sure/cat/more00.png").write_bytes((photos / "sure/cat/more02.png").read_bytes() + b" " * 200)
+    assert main([*words, "--resume"]) == 2  # its size is another
+
+
+def test_an_image_that_is_among_the_clean_ones_is_not_trained_on(photos: Path) -> None:
+    frame = pandas.concat([checked(photos), pandas.read_csv("photos.csv")[["path", "kind"]].head(8)])
+    frame.to_csv("checked.csv", index=False)
+    assert main(["weigh", *TABLE, *NET, "--allow-code", "--clean", "checked.csv", "--out", "out"]) == 0
+    rows = pandas.read_csv("out/weights.csv", keep_default_na=False)
+    assert (rows["split"] == "clean").tolist() == [row < 8 for row in range(60)]
+
+
+def test_suspects_of_images(photos: Path) -> None:
+    table = pandas.read_csv("photos.csv")
+    table.loc[5, "kind"] = "cat"  # it is bright
+    table.to_csv("photos.csv", index=False)
+    words = ["--model", "linear", "--epochs", "60", "--no-check", "--allow-code"]
+    assert main(["suspects", *TABLE, *NET[:4], *words, "--out", "found"]) == 0
+    found = pandas.read_csv("found/suspects.csv")
+    assert (found["id"][0], found["row"][0], found["label"][0], found["predicted"][0]) == (
+        "dog/05.png",
+        5,
+        "cat",
+        "dog",
+    )
+    shown = pictures(Path("found/page.html").read_text())
+    assert [row for row, _ in shown[::4]] == found["row"].tolist()[:20]
+    assert "dog/" in table["path"][shown[1][0]]
+
+
+def test_a_resumed_one_shows_the_same(photos: Path) -> None:
+    words = ["suspects", "photos", *NET[:4], "--epochs", "1", "--no-check", "--allow-code", "--out", "found"]
+    assert main(words) == 0
+    assert len(pandas.read_csv("found/suspects.csv")) == 60
+    assert main(words) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from steelyard.cli import main
 from steelyard.experiments.weigh import Predictor, plan
 from tests.experiments.own import patients
-from tests.experiments.weigh.recomputed import Written, figures_on
+from tests.experiments.weigh.recomputed import Written, agree, figures_on
 
 ROWS = 160
 KNOWN = {
@@ -94,15 +94,8 @@ def test_every_figure_is_one_of_the_weights_the_models_and_the_table(
     ours = written.figures(MODELS[known], groups, spreads)
     assert sorted(set(shown) - set(ours)) == []
     assert len(shown) > 100
-    different = {key: (texts, ours[key]) for key, texts in shown.items() if not _agree(texts, ours[key])}
+    different = {key: (texts, ours[key]) for key, texts in shown.items() if not agree(texts, ours[key])}
     assert different == {}
-
-
-def _agree(texts: set[str], value: float) -> bool:
-    """Whether the text on the page is the value, rounded as the page rounds (a tie may go either way)."""
-    (text,) = texts
-    digits = len(text.partition(".")[2])
-    return abs(float(text) - value) <= 0.5 * 10**-digits + 1e-4
 
 
 def _groups(known: str, test: pandas.DataFrame) -> pandas.Series:
