@@ -81,14 +81,23 @@ class ConstraintSet:
         Raises:
             ValueError: no `n` for a share; a function that turns from a share into a number or back.
         """
+        budget = self.given_budget_at(progress)
+        if n is None and (budget is None or _is_share(budget)):
+            raise ValueError(f"budget is {budget}, a share of the samples: give n, how many there are")
+        return _kept(budget, n or 0)
+
+    def given_budget_at(self, progress: float | int) -> float | int | None:
+        """Return the budget at `progress` in [0, 1] as it was given: a share, a number of samples, or None.
+
+        Raises:
+            ValueError: a function that turns from a share into a number or back.
+        """
         budget = self.budget
         if callable(budget):
             first, budget = budget(0.0), budget(progress)
             check_kinds("budget at progress 0", first, f"at {progress:g}", budget)
             budget = None if budget is None else _check.in_range("budget", budget, low=0.0)
-        if n is None and (budget is None or _is_share(budget)):
-            raise ValueError(f"budget is {budget}, a share of the samples: give n, how many there are")
-        return _kept(budget, n or 0)
+        return budget
 
     def project_probabilities(
         self, probabilities: Float[Tensor, " n"], progress: float | int = 1.0, ranks: Ranks = ALONE

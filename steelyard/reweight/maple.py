@@ -342,10 +342,10 @@ class Maple(OuterSettings):
         return {**self._settings(), **given, **course}
 
     @property
-    def _courses(self) -> dict[str, Callable[[float], float]]:
+    def _courses(self) -> dict[str, Callable[[float], float | int | None]]:
         """What changes with progress."""
         inner = {} if self.inner.schedule is None else {"inner.schedule": self.inner.schedule}
-        return {"budget": self.constraints.budget_at, "schedule": self.schedule, **inner}
+        return {"budget": self.constraints.given_budget_at, "schedule": self.schedule, **inner}
 
     @contextmanager
     def _undone(self, state: OuterState, train: Batch, outer: OuterRisk) -> Iterator[None]:

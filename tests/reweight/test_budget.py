@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 import pytest
 import torch
@@ -131,3 +133,11 @@ def test_recipes_take_shares_too():
             load_recipe("coloured_digits/maple", [f"method.budget={wrong}"])
     with pytest.raises(TypeError, match=r"budget must be an int, got 1\.5"):
         methods.Subset(budget=1.5, prior=load_recipe("coloured_digits/subset").method.prior)
+
+
+@pytest.mark.parametrize("budget", [0.4, 20, None, CubicBudget(0.5, 0.25), lambda progress: 8 - 4 * progress])
+def test_a_budget_as_it_was_given_asks_for_no_number_of_samples(budget: Any) -> None:
+    """Ranks compare it before they know how many samples all of them have."""
+    given = ConstraintSet(budget).given_budget_at(0.5)
+    assert given == (budget(0.5) if callable(budget) else budget)
+    assert ConstraintSet(given).budget_at(0.5, 40) == ConstraintSet(budget).budget_at(0.5, 40)
