@@ -13,6 +13,7 @@ import torch
 
 import steelyard
 from steelyard.cli import main
+from tests.experiments.layouts import write_compas
 
 TINY = ["--set", "method.training.steps=4", "--set", "model.hidden=[8]"]
 
@@ -45,6 +46,23 @@ def test_run_compare_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert command.startswith("steelyard run coloured_digits/erm --seeds 0 1 --set method.training.steps=4")
     assert main(["report", *map(str, places)]) == 0
     assert "coloured_digits/erm" in (places[0].parent / "report.html").read_text()
+
+
+def test_compare_by_what_is_known_of_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_compas(tmp_path / "data")
+    root = ["--data-root", str(tmp_path / "data"), "--out", "all"]
+    assert main(["run", "compas/erm", "compas/upweighting", *TINY, *root]) == 0
+    capsys.readouterr()
+    places = [f"all/compas/{method}/seed0" for method in ("erm", "upweighting")]
+    assert main(["compare", *places, "--groups", "nowhere"]) == 0
+    shown = capsys.readouterr().out
+    assert "Groups known nowhere" in shown
+    assert "Left out, for they read groups or attributes that are not known then: compas/upweighting." in shown.replace(
+        "\n", " "
+    )
+    assert main(["compare", *places, "--groups", "each", "--out", "table"]) == 0
+    text = Path("table/known_groups.md").read_text()
+    assert [text.count(f"| compas/{method} |") for method in ("erm", "upweighting")] == [3, 1]
 
 
 def test_the_command_in_a_table_makes_the_run_again(tmp_path: Path) -> None:
@@ -233,6 +251,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "coloured_digits/erm", *TINY, "--out", "/proc/x"], "/proc/x"),
         (["demo", "--out", "/proc/x"], "/proc/x"),
         (["compare", "done/seed0", "--out", "/proc/x"], "/proc/x"),
+        (["compare", "done/seed0", "--groups", "each"], "done/seed0 has no accuracies of groups on validation"),
         (["report", "done/seed0", "--out", "/proc/x/page.html"], "/proc/x"),
         (["compare", "nowhere"], "not a run directory"),
         (["compare"], "at least one run"),

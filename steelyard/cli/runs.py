@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -14,15 +15,17 @@ from steelyard.cli.jobs import carry_out, check_jobs, plan, together
 from steelyard.cli.options import check_any_seed, data_root_of, every, seconds, set_threads
 from steelyard.cli.shared import Overrides, progress_bars, read_runs, watcher
 from steelyard.distributed import launched
+from steelyard.experiments.compare.known_groups import KNOWN_GROUPS, known_table, write_known
 from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.tables import FILES, write_comparison
-from steelyard.experiments.compare.terminal import show_comparison
+from steelyard.experiments.compare.terminal import show_comparison, show_whole
 from steelyard.experiments.errors import UserError
 from steelyard.experiments.runs.demo import DEMO
 from steelyard.experiments.runs.demo import demo as run_demo
 from steelyard.experiments.runs.jobs import Options
 from steelyard.experiments.runs.recipe import load_recipe, recipe_names
 from steelyard.experiments.runs.run import check_directory
+from steelyard.experiments.training.selection import KNOWN
 
 __all__ = ["compare_runs", "demo", "recipes", "report", "run"]
 
@@ -139,7 +142,11 @@ def run(
     console.print(f"Runs: {' '.join(str(one.directory) for one in planned)}", markup=False, soft_wrap=True)
 
 
-def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+def compare_runs(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path | None = None,
+    groups: Literal["recipe", "training", "validation", "nowhere", "each"] = "recipe",
+) -> None:
     """Compare runs: accuracies as mean ± standard deviation over seeds.
 
     Example: steelyard compare runs/coloured_digits/*/seed* --out results/coloured_digits
@@ -147,16 +154,28 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None 
     Args:
         runs: run directories; those of one recipe are averaged over their seeds.
         out: write comparison.md, .csv and .tex, summary.json and, for each data set, its bars and curves here.
+        groups: also a table of the methods that may be used where groups are known in training, in validation or
+            nowhere, at the step chosen by what is known, as `steelyard tune --groups` does; each: the three of them
+            (with --out in known_groups.md). recipe: no such table.
     """
     done = read_runs(runs, samples=False)
     rows = compare(done)
     console = Console()
     show_comparison(console, rows)
+    which = {"recipe": (), "each": tuple(KNOWN)}.get(groups, (groups,))
+    for known in which:
+        table = known_table(done, known)
+        show_whole(console, table.terminal())
+        for note in table.notes:
+            console.print(note, markup=False, highlight=False)
     if out is not None:
         from steelyard.experiments.compare.plot_files import write_plots
 
         write_comparison(rows, out)
         names = [*FILES, *write_plots(done, out)]
+        if which:
+            write_known(done, out, which)
+            names.append(KNOWN_GROUPS)
         console.print(f"Written: {out}/{', '.join(names)}", markup=False, soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import Evaluation
 from steelyard.experiments.training.selection import best_on_test, criterion
 
-__all__ = ["BEST_ON_TEST", "BRIEF", "GROUP_METRICS", "Row", "Spread", "compare", "footnotes"]
+__all__ = ["BEST_ON_TEST", "BRIEF", "GROUP_METRICS", "Row", "Spread", "chosen_row", "compare", "footnotes"]
 
 BEST_ON_TEST = "best on test (for comparison with papers only)"
 GROUP_METRICS = ("test adjusted accuracy", "test worst-group accuracy")
@@ -135,13 +135,14 @@ def compare(runs: Sequence[Run]) -> list[Row]:
             chosen[recipe.selection] = [choose(seen) for seen in visible]
         chosen[BEST_ON_TEST] = [best_on_test(run.history, recipe.train_floor) for run in group]
         rows += [
-            _row(group, label, selection, [run.history[k] for run, k in zip(group, places, strict=True)])
+            chosen_row(group, label, selection, [run.history[k] for run, k in zip(group, places, strict=True)])
             for selection, places in chosen.items()
         ]
     return rows
 
 
-def _row(group: list[Run], label: str, selection: str, chosen: list[Evaluation]) -> Row:
+def chosen_row(group: list[Run], label: str, selection: str, chosen: list[Evaluation]) -> Row:
+    """Return the row of a group of runs, seeds of one recipe, at the evaluations chosen by `selection`."""
     first, seeds = group[0], tuple(run.recipe.seed for run in group)
     sets = "".join(f" --set {shlex.quote(override)}" for override in first.overrides)
     tests = [] if chosen[0].test.errors else [evaluation.test for evaluation in chosen]

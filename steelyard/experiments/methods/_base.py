@@ -37,6 +37,11 @@ class TrainedMethod(ABC):
         """Whether it reads the groups of validation samples (what selects a step does not count)."""
         return False
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples; in data with groups these are an attribute."""
+        return False
+
     @abstractmethod
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train on `problem`, tell `observe` of each step that is to be measured, and return what came out."""

@@ -45,6 +45,11 @@ class BayesianIRM(TrainedMethod):
         _check.in_range("coefficient", self.coefficient, low=0.0)
         _check.integer("draws", self.draws, low=1)
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return True
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         spread = self.coefficient / len(problem.of_all(problem.splits.train))

@@ -64,6 +64,11 @@ class CRT(CellMethod):
         """Whether it reads the groups of training samples."""
         return self.balance != "none" and super().needs_training_groups
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.balance != "none" and super().needs_environments
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train twice and return the model with the second last layer."""
         data = self.labelled(problem) if self.balance != "none" else problem.splits.train

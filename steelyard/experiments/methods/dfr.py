@@ -65,14 +65,19 @@ class DFR(TrainedMethod):
             _check.in_range("strengths", strength, low=0.0, open_low=True)
 
     @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.by == "environment" or (self.by == "group" and self.groups.needs_environments)
+
+    @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
-        return self.by == "group" and self.fit_on == "train" and isinstance(self.groups, Given)
+        return self.by == "group" and self.fit_on == "train" and self.groups.needs_training_groups
 
     @property
     def needs_validation_groups(self) -> bool:
         """Whether it reads the groups of validation samples."""
-        return self.by == "group" and isinstance(self.groups, Given)
+        return self.by == "group" and (isinstance(self.groups, Given) or self.groups.needs_validation_groups)
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train by ERM, fit the last layer again, and return that model."""

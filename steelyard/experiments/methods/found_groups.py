@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,6 +35,9 @@ class Given:
     """The group ids of the data, or label x colour of coloured images (`group_labels.with_groups`)."""
 
     name: Literal["given"] = "given"
+    needs_training_groups: ClassVar[bool] = True
+    needs_validation_groups: ClassVar[bool] = False
+    needs_environments: ClassVar[bool] = False
 
     def label(self, problem: Problem) -> Batch:
         """Return the training samples with group ids."""
@@ -44,6 +47,21 @@ class Given:
 @dataclass(frozen=True)
 class _Found:
     """Label x a group that is found without group labels, in one process."""
+
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether the groups are found by groups of training samples."""
+        return False
+
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether the groups are found by groups of validation samples."""
+        return False
+
+    @property
+    def needs_environments(self) -> bool:
+        """Whether the groups are found by the environments of training samples."""
+        return False
 
     def label(self, problem: Problem) -> Batch:
         """Return the training samples with group ids 0, 1, ...: 2 label + rare, those without a sample left out.
@@ -75,6 +93,21 @@ class MapleGroups(_Found):
 
     maple: Maple
     name: Literal["maple"] = "maple"
+
+    @property
+    def needs_training_groups(self) -> bool:
+        """Whether the groups are found by groups of training samples."""
+        return self.maple.needs_training_groups
+
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether the groups are found by groups of validation samples."""
+        return self.maple.needs_validation_groups
+
+    @property
+    def needs_environments(self) -> bool:
+        """Whether the groups are found by the environments of training samples."""
+        return self.maple.needs_environments
 
     def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
         """Return which training samples are of the rare group."""

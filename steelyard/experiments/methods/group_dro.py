@@ -56,9 +56,19 @@ class GroupDRO(TrainedMethod):
             raise ValueError("balanced draws batches: it needs a training.batch_size above 0")
 
     @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.by == "environment" or (self.by == "group" and self.groups.needs_environments)
+
+    @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
-        return self.by == "group" and isinstance(self.groups, Given)
+        return self.by == "group" and self.groups.needs_training_groups
+
+    @property
+    def needs_validation_groups(self) -> bool:
+        """Whether it reads the groups of validation samples."""
+        return self.by == "group" and self.groups.needs_validation_groups
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -49,6 +49,11 @@ class InvRat(TrainedMethod):
     def __post_init__(self) -> None:
         _check.in_range("head_rate", self.head_rate, low=0.0, open_low=True)
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return True
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the model with the shared head."""
         model = problem.model()

@@ -27,6 +27,11 @@ class IRMv1(TrainedMethod):
     training: Training = field(default_factory=Training)
     penalty: Anneal = field(default_factory=Anneal)
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return True
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         return Fitted(train(problem, self.training, observe, penalty=reweight.IRMv1(), anneal=self.penalty))

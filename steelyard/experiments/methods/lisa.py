@@ -49,6 +49,11 @@ class LISA(TrainedMethod):
         _check.in_range("alpha", self.alpha, low=0.0)
         _check.in_range("intra_label", self.intra_label, low=0.0, high=1.0)
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return True
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""
         check_mixing(problem, self.name)

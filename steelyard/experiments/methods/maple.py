@@ -163,6 +163,11 @@ class Maple:
         return self.steps + self.retrain
 
     @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.risk.penalty != "group_worst"
+
+    @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
         return self.risk.penalty == "group_worst" and self.outer_split == "train"

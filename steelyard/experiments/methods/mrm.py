@@ -67,6 +67,11 @@ class MRM(TrainedMethod):
     def __post_init__(self) -> None:
         _check.in_range("sparsity", self.sparsity, low=0.0)
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.risk != "mean"
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train three times and return the subnetwork; `kept` in the observed figures is its share of the weights."""
         whole = self._train(problem, self.full, silent, problem.model())

@@ -34,6 +34,7 @@ class Online:
     regression: ClassVar[bool] = True
     needs_training_groups: ClassVar[bool] = False
     needs_validation_groups: ClassVar[bool] = False
+    needs_environments: ClassVar[bool] = False
     name: Literal["online"] = "online"
     epochs: Annotated[int, Fixed("what the run may cost")] = 20
     batch_size: Annotated[int, Range.log2(5, 9, whole=True)] = 256

@@ -53,6 +53,11 @@ class PDE(TrainedMethod):
         _check.in_range("late_rate", self.late_rate, low=0.0, high=1.0, open_low=True)
 
     @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.by == "environment"
+
+    @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
         return self.by == "group"

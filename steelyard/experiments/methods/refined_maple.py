@@ -56,6 +56,11 @@ class RefinedMaple:
         return self.maple.last_step + 1
 
     @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return self.maple.needs_environments
+
+    @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
         return self.maple.needs_training_groups

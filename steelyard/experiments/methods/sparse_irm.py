@@ -49,6 +49,11 @@ class SparseIRM(TrainedMethod):
         if self.training.optimizer.name != "adam":
             raise ValueError("sparse_irm trains weights and keep-probabilities with Adam: take optimizer.name = 'adam'")
 
+    @property
+    def needs_environments(self) -> bool:
+        """Whether it reads the environments of training samples."""
+        return True
+
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train weights and keep-probabilities, and return the masked model."""
         model = MaskedModel(problem.model(), self.budget, problem.seed)

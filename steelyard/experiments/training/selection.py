@@ -19,6 +19,7 @@ from steelyard.experiments.training.evaluation import Evaluation, Visible
 
 __all__ = [
     "CRITERIA",
+    "KNOWN",
     "Criterion",
     "Last",
     "Scored",
@@ -230,6 +231,14 @@ CRITERIA: dict[str, Criterion] = {
     "validation_irmv1": ValidationPenalty("irmv1"),
     "validation_vrex": ValidationPenalty("vrex"),
 }
+
+
+KNOWN = {
+    "training": "validation_worst_group",
+    "validation": "validation_worst_group",
+    "nowhere": "validation_worst_class",
+}
+"""Where groups are known -> the criterion, as in SubpopBench (Yang et al. 2023, section 4 and its code)."""
 
 
 def criterion(name: str, floor: float) -> Criterion:

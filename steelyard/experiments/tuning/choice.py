@@ -11,21 +11,14 @@ from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.training.evaluation import Visible
 from steelyard.experiments.training.selection import Criterion, Scored
 
-__all__ = ["REGRESSION", "SELECTIONS", "Reached", "best", "reached", "scored"]
-
-SELECTIONS = {
-    "training": "validation_worst_group",
-    "validation": "validation_worst_group",
-    "nowhere": "validation_worst_class",
-}
-"""Where groups are known -> the criterion, as in SubpopBench (Yang et al. 2023, section 4 and its code)."""
+__all__ = ["REGRESSION", "Reached", "best", "reached", "scored"]
 
 REGRESSION = {
     "training": "validation_worst_group_error",
     "validation": "validation_worst_group_error",
     "nowhere": "validation_loss",
 }
-"""The same for a target that is a number, which has no classes."""
+"""As `selection.KNOWN`, for a target that is a number, which has no classes."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from steelyard.experiments.runs.recipe import Recipe, changed, load_recipe, over
 from steelyard.experiments.runs.run import Run, read_run
 from steelyard.experiments.training.evaluation import Visible
 from steelyard.experiments.training.ranges import Range, shown
-from steelyard.experiments.training.selection import CRITERIA, criterion
-from steelyard.experiments.tuning.choice import REGRESSION, SELECTIONS, Reached, best, reached, scored
+from steelyard.experiments.training.selection import CRITERIA, KNOWN, criterion
+from steelyard.experiments.tuning.choice import REGRESSION, Reached, best, reached, scored
 from steelyard.experiments.tuning.trials import Search, Trial, trials, value_of
 
 __all__ = ["FILES", "Tuned", "Tuning"]
@@ -72,7 +72,7 @@ class Tuning:
             count: trials, the recipe as it stands among them.
             seed: of the draws.
             seeds: of the runs of each trial (default: the recipe's own).
-            groups: where groups are known, a key of `SELECTIONS`; "recipe" leaves the recipe's own selection.
+            groups: where groups are known, a key of `selection.KNOWN`; "recipe" leaves the recipe's own selection.
             vary, ranges: see `Search.of`; a range is ``"field=10^U(-3, -1)"``.
 
         Raises:
@@ -281,7 +281,7 @@ def _range(text: str) -> tuple[str, Range]:
 def _selection(name: str, overrides: Sequence[str], groups: str) -> str:
     """Return the criterion where groups are known as `groups` says, by the task of the recipe's data."""
     table = table_of(name, overrides)
-    return (REGRESSION if table.get("data", {}).get("task") == "regression" else SELECTIONS)[groups]
+    return (REGRESSION if table.get("data", {}).get("task") == "regression" else KNOWN)[groups]
 
 
 def _check_groups(recipe: Recipe, groups: str) -> None:
