@@ -16,7 +16,7 @@ from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.weigh.plan import Knowledge
 
-__all__ = ["ARRAYS", "Network", "Own", "Task", "data_of", "known_of", "loaded", "said_in_options"]
+__all__ = ["ARRAYS", "Network", "Own", "Task", "check_environments", "data_of", "known_of", "loaded", "said_in_options"]
 
 _FIELDS = "target|id|split|features|drop|numeric|categorical|missing|separator|clean"  # those that are options, too
 ARRAYS = (".safetensors", ".npy")
@@ -75,6 +75,8 @@ def data_of(
         shared: settings of `Labelled`.
     """
     shared = {**shared, "task": "regression" if task == "regression" else "classification"}
+    if not (table.exists() or table.suffix):
+        raise UserError(f"there is no file or folder {table} (paths begin in the working directory, {Path.cwd()})")
     images = table.is_dir() or network.images is not None
     if not shared["target"] and not table.is_dir():
         raise UserError("--target is missing: the column of the class, or of the number")
@@ -127,6 +129,16 @@ def loaded(data: Own, load: Callable[[Own], Splits], task: Task) -> tuple[Own, S
             raise
     data = replace(data, task="regression")
     return data, load(data)
+
+
+def check_environments(data: Own, splits: Splits) -> None:
+    """Raise UserError where environments are told and all training rows are of one."""
+    if data.environment and len(splits.environments) < 2:
+        raise UserError(
+            f"{data.source}, column {data.environment!r}: all training rows are of the environment "
+            f"{splits.environments[0]!r}, and what is sought is what holds in several; name a column with two values "
+            "or more, or leave --environments out"
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.console import Console
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
 from steelyard.cli.options import check_any_seed, check_seeds, check_writable, every, set_threads
-from steelyard.cli.own_data import Network, Task, data_of, known_of, loaded, said_in_options
+from steelyard.cli.own_data import Network, Task, check_environments, data_of, known_of, loaded, said_in_options
 from steelyard.cli.shared import command_line, progress_bars, say, stoppable, watcher
 from steelyard.experiments.weigh.plan import CleanMethod, ModelName, model_named, plan_for
 
@@ -144,6 +144,7 @@ def weigh(
         network = Network(images, file, backbone, backbone_weights, size, allow_code)
         data = data_of(table, clean, network, columns, missing, separator, task, shared)
         data, splits = loaded(data, lambda one: one.load(seeds[0]), task)
+    check_environments(data, splits)
     from steelyard.experiments.weigh.error_figures import errors_of
     from steelyard.experiments.weigh.figures import figures_of
     from steelyard.experiments.weigh.page import CALLED, PAGE, in_short, render  # matplotlib: not before data are whole

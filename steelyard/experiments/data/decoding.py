@@ -38,4 +38,5 @@ def open_image(path: Path, where: str = "") -> Image.Image:
     except _UNREADABLE as error:
         place = f"{path} ({where})" if where else str(path)
         what = "it is no image that is read here" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise DataError(f"{place} cannot be decoded: {what} (formats: {', '.join(_FORMATS)})") from error
+        formats = ", ".join(_FORMATS)
+        raise DataError(f"{place} cannot be decoded: {what}; mend it or leave it out (formats: {formats})") from error

@@ -29,12 +29,14 @@ class NotClasses(DataError):
     """The values of a target are measurements and not names of classes."""
 
 
-def check_filled(table: Table, column: str, empty: Sequence[str], more: str = "") -> None:
-    """Raise DataError where the column has one of the `empty` marks."""
+def check_filled(
+    table: Table, column: str, empty: Sequence[str], more: str = "", what: str = "a value: labels may not be missing"
+) -> None:
+    """Raise DataError where the column has one of the `empty` marks; `what` is expected there, and `more` is added."""
     marks = set(empty)
     row = next((row for row, value in enumerate(table.columns[column]) if value in marks), None)
     if row is not None:
-        raise table.error(row, column, f"a value: labels may not be missing{more}")
+        raise table.error(row, column, f"{what}{more}")
 
 
 def check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:

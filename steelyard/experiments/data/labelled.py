@@ -147,6 +147,7 @@ class Labelled(OwnData):
         """
         for column in dict.fromkeys(column for column in self.roles if column not in self._of_groups):
             check_filled(table, column, empty)
+        ids = self.ids_of(table, clean)
         hidden = self._hidden(table, empty)
         numbers = table.numbers(self.target) if self.task == "regression" else None
         targets, classes = (
@@ -187,7 +188,6 @@ class Labelled(OwnData):
         )
         if hidden is not None:
             notes = (f"Groups are known in validation and test alone ({', '.join(self._of_groups)}).", *notes)
-        ids = self.ids_of(table, clean)
         counts = ", ".join(f"{len(at)} in {part}" for part, at in zip(PARTS, parts, strict=True))
         return Splits(
             self.called,
@@ -332,7 +332,7 @@ class Labelled(OwnData):
                 continue
             absent = counts.index(0)
             rows = torch.nonzero(ids == absent).flatten().tolist()
-            first = f", the first in {table.line(rows[0])}" if rows else ""
+            first = f", the first in {table.place(rows[0]) if table.more else table.line(rows[0])}" if rows else ""
             total = f"{len(rows)} row{'s' * (len(rows) != 1)} in all{first}"
             remedy = "mark some of them so" if self.split else "add rows, or give the split a larger share"
             if table.more and part == PARTS[1]:

@@ -17,6 +17,7 @@ from steelyard._support._code import source_of
 from steelyard.experiments.data.columns import read_any
 from steelyard.experiments.data.image_folders import class_folders
 from steelyard.experiments.data.images import ImageList
+from steelyard.experiments.data.label_columns import check_filled
 from steelyard.experiments.data.labelled import Gather, Labelled
 from steelyard.experiments.data.own_data import sha256
 from steelyard.experiments.data.photographs import ImageInputs
@@ -200,6 +201,7 @@ class OwnImages(ImageInputs, Labelled):
         head = f"{path}, line 1" if table.unit == "line" else str(path)
         absent = (self.split, *[self.id] * (self.id != self.file)) if field == "data.clean" else ()
         check_columns(head, list(table.columns), [one for one in (self.file, *self.roles) if one not in absent])
+        check_filled(table, self.file, ("",), what="a path")
         return with_slashes(table, self.file, self.ending)
 
 

@@ -180,11 +180,16 @@ def read_blanks(path: Path, data: bytes | None = None) -> Table:
 
 
 def _parsed(path: Path, reader: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    begins = 1  # the line in which the next row does
     try:
         for fields in reader:
+            begins = reader.line_num + 1  # type: ignore[attr-defined]
             if fields:
                 yield reader.line_num, fields  # type: ignore[attr-defined]
     except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            told = "a value is opened by a quotation mark that nothing closes; close it, or double it"
+            raise DataError(f"{path}, line {begins}: {told}") from error
         raise DataError(f"{path}, line {reader.line_num}: {error}") from error  # type: ignore[attr-defined]
 
 

@@ -37,6 +37,7 @@ def whole_of(
     """
     for column in filter(None, (own.target, own.id)):
         check_filled(table, column, empty)
+    ids = own.ids_of(table)  # before features, which may take long
     targets, classes, scale = _targets(own, table)
     rows = torch.arange(len(table))
     inputs, notes = features(rows)
@@ -50,7 +51,7 @@ def whole_of(
         *(same, same, same),
         classes,
         ("all",),
-        ids=tuple(own.ids_of(table)),
+        ids=tuple(ids),
         notes=(f"{len(table)} samples.", *notes),
         sources=dict(digests),
         target_scale=scale,

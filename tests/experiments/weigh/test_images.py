@@ -179,6 +179,64 @@ def test_a_resumed_one_shows_the_same(photos: Path) -> None:
     assert main(words) == 2
 
 
+def _with(photos: Path, row: int, **values: str) -> None:
+    frame = pandas.read_csv("photos.csv").astype(object)
+    for column, value in values.items():
+        frame.loc[row, column] = value
+    frame.to_csv("photos.csv", index=False)
+
+
+def test_a_row_or_an_image_that_is_wrong_is_named(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["weigh", *TABLE, *NET, "--allow-code"]
+    for values, said in (
+        ({"path": "cat/99.png"}, "1 of 60 images that photos.csv names are not in photos; it is 'cat/99.png' (line 7)"),
+        ({"path": "../x.png"}, "photos.csv, line 7: the path '../x.png' leaves the folder photos"),
+        ({"path": ""}, "photos.csv, line 7: 'path' is '', expected a path"),
+        ({"path": "dog/03.png"}, "photos.csv, line 7: 'path' is 'dog/03.png', expected an id that no other line has"),
+        ({"path": "dog/05.png", "kind": ""}, "photos.csv, line 7: 'kind' is '', expected a value"),
+    ):
+        _with(photos, 5, **values)
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["weigh", "suspects"])
+def test_an_image_that_cannot_be_decoded_is_named(
+    command: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Path("photos/dog/05.png").read_bytes()
+    for data, said in ((whole[:200], "truncated"), (b"no image", "it is no image that is read here")):
+        Path("photos/dog/05.png").write_bytes(data)
+        for words, place in ((TABLE, "photos.csv, line 7"), (["photos"], "photos, image 33")):
+            assert main([command, *words, *NET, "--allow-code"]) == 2
+            error = capsys.readouterr().err
+            assert f"photos/dog/05.png ({place}) cannot be decoded: " in error
+            assert said in error
+            assert "mend it or leave it out" in error
+
+
+def test_folders_that_hold_no_classes(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("none/cat").mkdir(parents=True)
+    for words, said in (
+        (["none"], "none has no image in a folder of a class"),
+        (["nowhere"], "there is no file or folder nowhere"),
+        (["photos", "--clean", "none"], "none has no image in a folder of a class"),
+        (
+            ["photos", "--environments", "camera"],
+            "photos (no table is given, so a folder is a class): there is no colu",
+        ),
+    ):
+        assert main(["weigh", *words, *NET, "--allow-code"]) == 2
+        assert said in capsys.readouterr().err
+    Path("photos/stray.png").write_bytes(Path("photos/cat/00.png").read_bytes())
+    assert main(["weigh", "photos", *NET, "--allow-code"]) == 2
+    error = capsys.readouterr().err
+    assert "the image 'stray.png' is in no folder of a class" in error
+    assert "data.table" not in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

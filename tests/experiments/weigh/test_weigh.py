@@ -200,17 +200,71 @@ def test_checked_rows_are_not_trained_on(folder: Path) -> None:
         (["--groups-on", "validation"], "--groups-on validation needs --groups"),
         (["--method", "online"], "--method online is about clean rows"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--target", "il"], "patients.csv, line 1: there is no column 'il'; did you mean 'ill'?"),
+        (["--id", "patnt"], "patients.csv, line 1: there is no column 'patnt'; did you mean 'patient'?"),
+        (["--environments", "hospitl"], "patients.csv, line 1: there is no column 'hospitl'; did you mean 'hospital'?"),
+        (["--id", "ward"], "patients.csv, line 4: 'ward' is 'b', expected an id that no other line has"),
+        (["--environments", "one"], "patients.csv, column 'one': all training rows are of the environment 'x', and"),
+        (
+            ["--clean", "other.csv"],
+            "the class 'maybe' has no sample in the train split (3 rows in all, the first in oth",
+        ),
+        (
+            ["--clean", "words.csv"],
+            "words.csv, line 3: 'age' is 'old', expected a number; mend it, or list 'age' in --c",
+        ),
+        (["--task", "regression"], "patients.csv, line 2: 'ill' is 'no', expected a number"),
+        (["--backbone", "resnet18"], "--backbone resnet18 is for images"),
     ],
-    ids=["column", "file", "number", "split", "two", "groups_on", "method", "epochs"],
+    ids=[
+        *("column", "file", "number", "split", "two", "groups_on", "method", "epochs", "target", "id", "environments"),
+        *("ids", "one environment", "clean class", "clean number", "task", "backbone"),
+    ],
 )
 def test_what_is_wrong_is_said_in_one_line(
     words: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert weigh("--out", "wrong", *words) == 2
+    table().assign(one="x").to_csv("patients.csv", index=False)
+    few = patients(ROWS).head(6).drop(columns=["part", "patient"]).assign(one="x")
+    few.assign(ill=["no", "yes", "no", "maybe", "maybe", "maybe"]).to_csv("other.csv", index=False)
+    few.astype({"age": str}).assign(age=["50", "old", "40", "30", "50", "40"]).to_csv("words.csv", index=False)
+    status = weigh("--out", "wrong", *words)
+    table().to_csv("patients.csv", index=False)
+    assert status == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "rows.csv has no rows"),
+        ("age,ill\n", "rows.csv has no rows"),
+        ("age,ill\n1,no\n2\n", "rows.csv, line 3: has 1 values, expected 2"),
+        (
+            'age,ill\n1,no\n"2,no\n3,yes\n',
+            "rows.csv, line 3: a value is opened by a quotation mark that nothing closes",
+        ),
+        ("age;ill\n1;no\n", "rows.csv, line 1: there is one column alone, 'age;ill'; are the values separated by ';'?"),
+        ("age,ill\n1,no\n2,\n", "rows.csv, line 3: 'ill' is '', expected a value: labels may not be missing"),
+    ],
+    ids=["empty", "head", "short", "quote", "separator", "missing"],
+)
+def test_a_file_that_is_no_table(text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text(text)
+    for command in ("weigh", "suspects"):
+        assert main([command, "rows.csv", "--target", "ill"]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_a_file_called_as_a_setting_keeps_its_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table().to_csv("data.csv", index=False)
+    assert main(["weigh", "data.csv", "--target", "il"]) == 2
+    assert "data.csv, line 1: there is no column 'il'" in capsys.readouterr().err
 
 
 def test_a_class_that_one_row_has(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
