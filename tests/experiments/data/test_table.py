@@ -47,7 +47,7 @@ def test_spaced_tables(tmp_path: Path) -> None:
         ("a,b\n", "has no rows"),
         ("", "there is no column 'a'"),
         (b"a,b\n1,2\n\xe9,3\n", "line 3: not UTF-8 .byte 0xe9."),
-        ('a,b\n1,"2\n', "line 2: unexpected end of data"),
+        ('a,b\n1,"2\n', "line 2: a value is opened by a quotation mark"),
         ("a,b\n1,1\n3,2\n", "line 3: 'b' is '2', expected one of '0', '1'"),
         ("a,b\nnan,1\n", "line 2: 'a' is 'nan', expected a number"),
         ("a,b\nx,1\n", "line 2: 'a' is 'x', expected a number"),
