@@ -3,10 +3,10 @@
     python -m benchmarks.collectives                 # 2, 8 and 64 ranks; results/benchmarks/collectives.md
 
 No network is in it: one process is rank 0 of `size` (torch's group "fake"), with its share of the samples, and every
-other rank answers what this one asks with this one's own numbers. What is sent is then what real ranks would send, for sizes and shapes do not
-depend on values. Counted is an outer step of `Maple` (an MLP 32-64-1, the square root of V-REx): calls and bytes at two
-sizes of the share, the line through them, and what stands still while the share grows. Gradients
-that DistributedDataParallel sums are among them: all parameters, once an inner step.
+other rank answers what this one asks with this one's own numbers. What is sent is then what real ranks would send, for
+sizes and shapes do not depend on values. Counted is an outer step of `Maple` (an MLP 32-64-1, the square root of
+V-REx): calls and bytes at two sizes of the share, the line through them, and what stands still while the share grows.
+Gradients that DistributedDataParallel sums are among them: all parameters, once an inner step.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ def page(found: list[dict[str, Any]]) -> str:
         "# What ranks ask of each other in an outer step",
         "",
         "Remake with `python -m benchmarks.collectives`; counted, no time is in it. Bytes that come back to one rank, by",
-        f"the number of samples of all ranks. What does not grow with them is mostly gradients: 2 inner steps and the outer",
-        "one, of a net of 2,177 parameters, here.",
+        "the number of samples of all ranks. What does not grow with them is mostly gradients: 2 inner steps and the",
+        "outer one, of a net of 2,177 parameters, here.",
         "",
-        "| ranks | calls a step | bytes a step, of a sample of all | bytes a step besides | once a run, of a sample of all |",
+        "| ranks | calls a step | bytes a step and sample of all | bytes a step besides | once a run and sample of all |",
         "|---|---|---|---|---|",
     ]
     for row in found:

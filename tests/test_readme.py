@@ -1,4 +1,4 @@
-"""The Python of the README, of guides, explanations and tutorials runs as it stands, each page top to bottom, and prints what it says."""
+"""The Python of the README and of docs/ runs as it stands, each page top to bottom, and prints what it says."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def figures(run: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, float]:
 
 
 def shuffled_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return what MAPLE's weights are worth when each group's are dealt out anew among its samples."""
+    """Return what MAPLE's weights are worth when each group's are dealt out again among its samples."""
     lines = []
     for row in rows:
         runs = [run for run in row["choices"][_WORST]["runs"] if "shuffled" in run]

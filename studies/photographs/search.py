@@ -217,7 +217,7 @@ def trained_on(splits: Splits, samples: Samples, halve: bool = False) -> Splits:
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
-    """Return the samples of several batches as one, numbered anew."""
+    """Return the samples of several batches as one, numbered again."""
     environments, groups = ([getattr(one, name) for one in parts] for name in ("environment", "group"))
     joined = Batch.of(torch.cat([one.inputs for one in parts]), torch.cat([one.targets for one in parts]))
     return replace(joined, environment=torch.cat(environments), group=torch.cat(groups))

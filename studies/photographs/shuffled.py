@@ -1,4 +1,4 @@
-"""What learned weights are worth beyond the groups' shares: the same weights, dealt out anew within each group."""
+"""What learned weights are worth beyond the groups' shares: the same weights, dealt out again within each group."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_cross_fitted_run():
 
 @pytest.mark.parametrize(("asked", "runs"), [((), 0), ((1,), 1), ((0, 1, 2), 3)], ids=["never", "once", "always"])
 def test_a_cross_fitted_step_trains_a_model_where_a_callback_asks_for_it(asked, runs):
-    """An inner run makes its optimizer anew: two of the folds a step, and one more where the model is read (twice)."""
+    """An inner run makes its optimizer again: two of the folds a step, and one more where the model is read (twice)."""
     train, _ = spurious(60)
     made = []
 
