@@ -136,11 +136,11 @@ def page(found: list[dict[str, Any]]) -> str:
     lines = [
         "# What ranks ask of each other in an outer step",
         "",
-        "Remake with `python -m benchmarks.collectives`; counted, no time is in it. Bytes that come back to one rank, by",
-        "the number of samples of all ranks. What does not grow with them is mostly gradients: 2 inner steps and the",
+        "Remake with `python -m benchmarks.collectives`; counted, no time is in it. Bytes that come back to one rank,",
+        "by the number of samples of all ranks. What does not grow with them is mostly gradients: 2 inner steps and the",
         "outer one, of a net of 2,177 parameters, here.",
         "",
-        "| ranks | calls a step | bytes a step and sample of all | bytes a step besides | once a run and sample of all |",
+        "| ranks | calls a step | bytes a step and sample | bytes a step besides | bytes a run and sample besides |",
         "|---|---|---|---|---|",
     ]
     for row in found:
