@@ -137,7 +137,7 @@ def page(found: list[dict[str, Any]]) -> str:
         "# What ranks ask of each other in an outer step",
         "",
         "Remake with `python -m benchmarks.collectives`; counted, no time is in it. Bytes that come back to one rank,",
-        "by the number of samples of all ranks. What does not grow with them is mostly gradients: 2 inner steps and the",
+        "by the number of samples of all ranks. Most of what does not grow is gradients: 2 inner steps and the",
         "outer one, of a net of 2,177 parameters, here.",
         "",
         "| ranks | calls a step | bytes a step and sample | bytes a step besides | bytes a run and sample besides |",
