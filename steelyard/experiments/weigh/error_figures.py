@@ -76,7 +76,9 @@ class ErrorFigures:
         weighed: that of the written model.
         grouped_by: what the groups are.
         weights: how the weights spread.
-        far: the standard deviation of the training targets: a prediction that is further off counts as a miss.
+        far: the median distance of the training targets from their median: a prediction that is further off counts as
+            a miss, as half of the rows would be if that median were predicted. (Where more than half of the targets are
+            the same, their standard deviation.) Wrong targets, if less than half are, hardly move it.
         bounds: what the top-q bound says of the written model's misses on the test rows, q falling.
         rows: the number of rows in each split.
     """
@@ -99,12 +101,13 @@ def errors_of(outcome: Outcome) -> ErrorFigures:
     """Return the figures of an outcome, of numbers."""
     splits = outcome.splits
     groups, names, grouped_by = groups_of(outcome) or _quarters(outcome)
-    models = tuple(_measured(outcome, name, model, groups, names) for name, model in outcome.models.items())
+    far = _far(splits.train.targets.double())
+    models = tuple(_measured(outcome, name, model, groups, names, far) for name, model in outcome.models.items())
     weighed = next(model for model in models if model.name == outcome.plan.weighed)
-    missed = _missed(*_predicted(outcome, outcome.models[weighed.name], "test"))
+    missed = _missed(*_predicted(outcome, outcome.models[weighed.name], "test"), far)
     rows = {name: len(part) for name, part in parts_of(splits).items()}
     bounds = bounds_of(missed)
-    return ErrorFigures(models, weighed, grouped_by, weights_of(outcome), _scale(outcome)[1], bounds, rows)
+    return ErrorFigures(models, weighed, grouped_by, weights_of(outcome), far * _scale(outcome)[1], bounds, rows)
 
 
 def _scale(outcome: Outcome) -> tuple[float, float]:
@@ -120,7 +123,7 @@ def _quarters(outcome: Outcome) -> tuple[Int[Tensor, " n"], tuple[str, ...], str
 
 
 def _measured(
-    outcome: Outcome, name: str, model: nn.Module, groups: Int[Tensor, " n"], names: tuple[str, ...]
+    outcome: Outcome, name: str, model: nn.Module, groups: Int[Tensor, " n"], names: tuple[str, ...], far: float
 ) -> ErrorModel:
     found = {part: _predicted(outcome, model, part) for part in parts_of(outcome.splits)}
     predicted, targets = found["test"]
@@ -131,7 +134,7 @@ def _measured(
     )
     worst = max(by, key=lambda group: group.error.mse)
     errors = {part: _error(outcome, *pair) for part, pair in found.items()}
-    return ErrorModel(name, errors, by, worst, float(_missed(predicted, targets).double().mean()))
+    return ErrorModel(name, errors, by, worst, float(_missed(predicted, targets, far).double().mean()))
 
 
 def _predicted(outcome: Outcome, model: nn.Module, part: str) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -140,8 +143,18 @@ def _predicted(outcome: Outcome, model: nn.Module, part: str) -> tuple[Float[Ten
     return outputs_of(model, data).squeeze(1), data.targets
 
 
-def _missed(predicted: Float[Tensor, " n"], targets: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    return (predicted.double() - targets.double()).abs() > 1  # standardised: more than one deviation
+def _far(targets: Float[Tensor, " n"]) -> float:
+    """Return how far off a prediction has to be to count as a miss, of standardised targets."""
+    return _median((targets - _median(targets)).abs()) or 1.0
+
+
+def _median(values: Float[Tensor, " n"]) -> float:
+    ordered = values.sort().values
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _missed(predicted: Float[Tensor, " n"], targets: Float[Tensor, " n"], far: float) -> Bool[Tensor, " n"]:
+    return (predicted.double() - targets.double()).abs() > far
 
 
 def _error(outcome: Outcome, predicted: Float[Tensor, " n"], targets: Float[Tensor, " n"]) -> MeanError:
