@@ -25,7 +25,7 @@ from steelyard.checkpoint import Journal
 from steelyard.experiments.active.fitting import Epochs, Fit, Learned, train_epochs
 from steelyard.experiments.active.view import read
 from steelyard.experiments.data.augmented import Distortion, check_images
-from steelyard.experiments.data.transforms import load_v2
+from steelyard.experiments.data.rand_augment import cut_out, rand_augment
 from steelyard.experiments.training.seeds import derived, generator, global_state
 
 __all__ = ["Algorithm2", "FineTuned", "FineTuning", "MoreEpochs", "Tuning", "augmented", "pseudo_labelled"]
@@ -245,12 +245,5 @@ def augmented(images: Float[Tensor, "m *shape"], settings: Algorithm2) -> Float[
         ValueError: inputs that are no images of one or three channels.
     """
     check_images(images)
-    transform = _transform(settings)
-    return torch.stack([transform(image) for image in images])
-
-
-def _transform(settings: Algorithm2) -> nn.Module:
-    v2 = load_v2()
-    cutout = [v2.RandomErasing(p=1.0, scale=(settings.cutout,) * 2, ratio=(1.0, 1.0), value=0.5)]
-    randaugment = [v2.RandAugment(settings.operations, settings.magnitude)] if settings.operations else []
-    return nn.Sequential(*randaugment, *(cutout if settings.cutout else []))
+    moved = rand_augment(images, settings.operations, settings.magnitude)
+    return cut_out(moved, settings.cutout)
