@@ -22,7 +22,7 @@ def rand_augment(images: Float[Tensor, "n c h w"], operations: int, magnitude: i
     """Return the images, each through operations drawn for it alone, as `torchvision.transforms.v2.RandAugment` does.
 
     Draws from torch's global random state. At one magnitude an operation has one strength and at most two signs, so all
-    images that drew the same are one call: 1,000 MNIST images take a thirteenth of the time of one image after the other.
+    images that drew the same are one call: 1,000 MNIST images take a thirteenth of the time of one after the other.
 
     Args:
         images: pixels in [0, 1], of one or three channels.
