@@ -13,7 +13,7 @@ from rich.console import Console
 from steelyard.cli.options import check_any_seed, check_writable, data_root_of, every, set_threads
 from steelyard.cli.shared import Overrides, progress_bars, stoppable
 from studies._command import command_line
-from studies.fine_tuning import study
+from studies.fine_tuning import page, study
 
 __all__ = ["main"]
 
@@ -25,6 +25,9 @@ def fine_tuning(
     seeds: tuple[int, ...] = (101, 102, 103),
     selectors: tuple[str, ...] = study.SELECTORS,
     noises: tuple[str, ...] = study.NOISES,
+    arms: tuple[study.Arm, ...] = study.ARMS,
+    once: tuple[str, ...] = (),
+    paired_seeds: int = 0,
     set_: Overrides = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -43,6 +46,9 @@ def fine_tuning(
         seeds: a run of every arm, selector and noise for each.
         selectors: who picks.
         noises: kinds of noise.
+        arms: ways to end a round that are run beside none; more_epochs is the control.
+        once: more selectors, each run on the first seed alone.
+        paired_seeds: arms beside none are run on so many of the seeds, the first ones (default: on all).
         set_: a field to set in all runs, as in --set schedule.rounds=1; may be repeated.
         resume: continue runs that were interrupted; finished ones are kept.
         overwrite: replace runs that lie there.
@@ -57,8 +63,11 @@ def fine_tuning(
     words = ["python", "-m", "studies.fine_tuning", recipe, "--seeds", *map(str, seeds)]
     words += ["--selectors", *selectors] if selectors != study.SELECTORS else []
     words += ["--noises", *noises] if noises != study.NOISES else []
+    words += ["--arms", *arms] if arms != study.ARMS else []
+    words += ["--once", *once] if once else []
+    words += ["--paired-seeds", str(paired_seeds)] if paired_seeds else []
     words += [word for field in set_ for word in ("--set", field)]
-    grids = study.plan(recipe, runs, seeds, selectors, noises, set_)
+    grids = study.plan(recipe, runs, seeds, selectors, noises, set_, arms, once, paired_seeds)
     for grid in grids.values():
         grid.check(overwrite=overwrite, resume=resume)
     console, results, before = Console(), {}, 0
@@ -81,7 +90,7 @@ def fine_tuning(
             )
             before += grid.rounds
             results[arm] = study.by_cell(grid.runs)
-    written = study.write(results, out, shlex.join(words))
+    written = page.write(results, out, shlex.join(words))
     console.print(f"Written: {out}/{', '.join(written)}", markup=False, soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ from steelyard._support._modules import last_linear
 from steelyard.experiments.active.choosing import DROPOUT_SELECTORS, SELECTORS
 from steelyard.experiments.active.finetuning import FineTuned, FineTuning, MoreEpochs, Tuning
 from steelyard.experiments.active.fitting import Epochs, Fit, Fitting
+from steelyard.experiments.active.frozen import Encoder, Frozen, Pixels
 from steelyard.experiments.active.images import CIFAR10, MNIST, SVHN, Digits
 from steelyard.experiments.active.loop import Schedule
 from steelyard.experiments.active.moons import FourMoons
@@ -40,6 +41,7 @@ class ActiveRecipe:
         data: the data set and its settings.
         model: the net; its head must be "softmax".
         noise: what is added to the pool.
+        encoder: what the net sees of the images and the noise: their pixels, or features of a frozen network.
         selector: who picks, one of `SELECTORS`.
         schedule: how many samples are labelled when.
         epochs: how long a round trains (Algorithm 1).
@@ -59,6 +61,7 @@ class ActiveRecipe:
     data: ActiveData
     model: Model
     noise: Noise = field(default_factory=NoNoise)
+    encoder: Encoder = field(default_factory=Pixels)
     selector: str = "lhd"
     schedule: Schedule = field(default_factory=Schedule)
     epochs: Epochs = field(default_factory=Epochs)
@@ -81,8 +84,11 @@ class ActiveRecipe:
             raise ValueError(f"model.head must be 'softmax' for active learning, got {self.model.head!r}")
         if self.selector in DROPOUT_SELECTORS and not self.dropout:
             raise ValueError(f"the selector {self.selector!r} needs dropout: set dropout to a probability above 0")
-        if self.fine_tune and isinstance(self.data, FourMoons) and not isinstance(self.fine_tuning, MoreEpochs):
-            raise ValueError("fine_tune augments images, and four_moons has none: set fine_tune = false")
+        if self.fine_tune and not isinstance(self.fine_tuning, MoreEpochs):
+            if isinstance(self.data, FourMoons):
+                raise ValueError("fine_tune augments images, and four_moons has none: set fine_tune = false")
+            if isinstance(self.encoder, Frozen):
+                raise ValueError("fine_tune augments images, and a frozen encoder leaves none: set fine_tune = false")
         try:
             torch.device(self.device)
         except RuntimeError as error:

@@ -85,13 +85,15 @@ class ActiveRun:
 
 
 def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = False) -> Splits:
-    """Return the recipe's data with its noise: the fact "noisy" says which training samples have random labels.
+    """Return the recipe's data with its noise, as the net sees them.
+
+    The fact "noisy" says which training samples have random labels.
 
     Raises:
-        DataError: the data are not there. ValueError: the noise does not fit them.
+        DataError: the data or the frozen network's weights are not there. ValueError: noise or encoder do not fit them.
     """
     splits = recipe.data.load(recipe.seed, root, download)
-    return recipe.noise.apply(splits, generator(recipe.seed, _NOISE))
+    return recipe.encoder.apply(recipe.noise.apply(splits, generator(recipe.seed, _NOISE)))
 
 
 def measured(splits: Splits, recipe: ActiveRecipe, learned: Learned) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from steelyard.experiments.data.images import ImageList, Transform, decode
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 
-__all__ = ["cache_folder", "features", "keep", "key"]
+__all__ = ["cache_folder", "features", "keep", "kept", "key"]
 
 _FORMAT = 1  # counts up whenever the same key would mean other features
 
@@ -41,12 +42,33 @@ def features(
             of the user's that makes something else of images than finite features, a row an image.
     """
     name = key(images, backbone, transform)
-    found = _read(_path(images, backbone, name, cache), name, len(images))
-    if found is not None:
-        return found
-    computed = _compute(images, backbone, transform, download)
-    _write(computed, _path(images, backbone, name, cache), name)
-    return computed
+    return kept(images.name, backbone, name, len(images), lambda: _compute(images, backbone, transform, download), cache)
+
+
+def kept(
+    what: str,
+    backbone: Backbone,
+    key: str,
+    count: int,
+    compute: Callable[[], Float[Tensor, "n d"]],
+    cache: Path | None = None,
+) -> Float[Tensor, "n d"]:
+    """Return features from the cache; where it has none of this key, they are computed and put there.
+
+    Args:
+        what: the name of the data set. backbone: the network. Both are for the file's name.
+        key: a digest of all that the features depend on.
+        count: of the images. compute: makes the features. cache: see `features`.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    path = _path(what, backbone, key, cache)
+    found = _read(path, key, count)
+    if found is None:
+        found = compute()
+        _write(found, path, key)
+    return found
 
 
 def keep(
@@ -65,7 +87,7 @@ def keep(
     if len(computed) != len(images):
         raise DataError(f"{len(images)} images need as many rows of features, got {len(computed)}")
     name = key(images, backbone, transform)
-    _write(computed, _path(images, backbone, name, cache), name)
+    _write(computed, _path(images.name, backbone, name, cache), name)
 
 
 def key(images: ImageList, backbone: Backbone, transform: Transform) -> str:
@@ -90,8 +112,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelyard" / "features"
 
 
-def _path(images: ImageList, backbone: Backbone, name: str, cache: Path | None) -> Path:
-    known = f"{images.name[:60]}-{backbone.model.replace(':', '-')}-{name[:20]}.safetensors"
+def _path(what: str, backbone: Backbone, name: str, cache: Path | None) -> Path:
+    known = f"{what[:60]}-{backbone.model.replace(':', '-')}-{name[:20]}.safetensors"
     return (cache_folder() if cache is None else cache) / known
 
 
