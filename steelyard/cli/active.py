@@ -38,6 +38,7 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
         overwrite: bool = False,
         data_root: Path | None = None,
         download: bool = False,
+        allow_code: bool = False,
         threads: int = 1,
     ) -> None:
         """Carry out an active learning recipe: label, train, select, round after round.
@@ -62,6 +63,7 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
             overwrite: replace runs that lie there.
             data_root: where data sets lie (default: $STEELYARD_DATA).
             download: let the data set be downloaded to the data root.
+            allow_code: let code run that the recipe names as "module:function" (a frozen network of your own).
             threads: torch threads; small nets gain nothing from more than one. 0 leaves torch's own choice.
         """
         from steelyard.experiments.active.grid import Grid  # torchvision and matplotlib: seconds
@@ -95,6 +97,7 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
                 progress=lambda done, text: bars.update(bar, completed=done, description=text),
                 stop=stop,
                 section=section,
+                allow_code=allow_code,
             )
         for title, table in grid.results():
             console.print(Markdown(f"**{title}**\n\n{table}"))

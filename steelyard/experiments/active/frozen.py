@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class Pixels:
     """The images as they are."""
 
     name: Literal["pixels"] = "pixels"
+    code: ClassVar[tuple[str, ...]] = ()
 
     def apply(self, splits: Splits, cache: Path | None = None) -> Splits:
         """Return the splits as they are."""
@@ -55,6 +56,11 @@ class Frozen:
         for mean, std in zip(self.mean, self.std, strict=True):
             _check.in_range("mean", mean)
             _check.in_range("std", std, low=0.0, open_low=True)
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The functions, "module:function", that are imported and called."""
+        return (self.backbone.model,) if self.backbone.is_own else ()
 
     def apply(self, splits: Splits, cache: Path | None = None) -> Splits:
         """Return the splits with features ``(n, d)`` in the place of images ``(n, 3, h, w)``.

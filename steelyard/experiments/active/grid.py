@@ -88,6 +88,7 @@ class Grid:
         words += [word for key, values in lists.items() if values for word in (f"--{key}", *map(str, values))]
         words += ["--fine-tuning", fine_tuning] if fine_tuning != "recipe" else []
         words += ["--data-root", "DATA"] if planned[0].recipe.data.needs_root else []
+        words += ["--allow-code"] if planned[0].recipe.encoder.code else []
         return cls(name, shlex.join(words), tuple(planned), folder)
 
     @property
@@ -113,18 +114,19 @@ class Grid:
         progress: Callable[[int, str], None] = lambda done, text: None,
         stop: Callable[[], int] = lambda: 0,
         section: Section = lambda found: "",
+        allow_code: bool = False,
     ) -> list[str]:
         """Carry out all runs and write their tables into `folder`; return the names of the files.
 
         Args:
             folder: for the tables.
-            data_root, download, overwrite, resume, checkpoint_every, stop: see `execute_active`.
+            data_root, download, overwrite, resume, checkpoint_every, stop, allow_code: see `execute_active`.
             progress: called with the trainings done and a line of text.
             section: see `write_active_report`.
         """
         done = 0
         for group in _groups(self.planned):
-            splits = data_of(group[0].recipe, data_root, download)
+            splits = data_of(group[0].recipe, data_root, download, allow_code)
             shared: Shared = {}
             for plan in group:
 

@@ -48,6 +48,7 @@ from steelyard.experiments.runs.folder import (
     remove_traces,
 )
 from steelyard.experiments.runs.run_folder import RunFolder, check_device, environment
+from steelyard.experiments.runs.user_code import check_allowed
 from steelyard.experiments.training.adversarial import robust_accuracy
 from steelyard.experiments.training.seeds import generator
 
@@ -84,14 +85,21 @@ class ActiveRun:
     model: Mapping[str, Tensor]
 
 
-def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = False) -> Splits:
+def data_of(recipe: ActiveRecipe, root: Path | None = None, download: bool = False, allow_code: bool = False) -> Splits:
     """Return the recipe's data with its noise, as the net sees them.
 
     The fact "noisy" says which training samples have random labels.
 
+    Args:
+        recipe: of the run.
+        root, download: where data sets lie that are not installed, and whether they may be downloaded there.
+        allow_code: whether code that the recipe names ("module:function") may run.
+
     Raises:
+        RecipeError: the recipe names code, and it may not run.
         DataError: the data or the frozen network's weights are not there. ValueError: noise or encoder do not fit them.
     """
+    check_allowed(recipe.encoder.code, allow_code)
     splits = recipe.data.load(recipe.seed, root, download)
     return recipe.encoder.apply(recipe.noise.apply(splits, generator(recipe.seed, _NOISE)))
 
@@ -136,6 +144,7 @@ def execute_active(
     checkpoint_every: int = 200,
     progress: Callable[[Round], None] = lambda done: None,
     stop: Callable[[], int] = lambda: 0,
+    allow_code: bool = False,
 ) -> ActiveRun:
     """Carry out `recipe` and write the run into `directory`.
 
@@ -157,6 +166,7 @@ def execute_active(
         checkpoint_every: optimizer steps between two checkpoints; there is always one at the end of a training.
         progress: called after each round.
         stop: asked after each epoch; a number other than 0 ends the run, saved, by `steelyard.checkpoint.Stopped`.
+        allow_code: see `data_of`.
 
     Raises:
         RunError: the directory holds something else, another recipe's run or a damaged one, or is being written by
@@ -167,7 +177,12 @@ def execute_active(
     name, overrides = printable(name), tuple(map(printable, overrides))
     known = {} if shared is None else shared
     work = _Learning(
-        recipe, lambda: splits or data_of(recipe, data_root, download), known, checkpoint_every, progress, stop
+        recipe,
+        lambda: splits or data_of(recipe, data_root, download, allow_code),
+        known,
+        checkpoint_every,
+        progress,
+        stop,
     )
     return carried_out(work, directory, name=name, overrides=overrides, overwrite=overwrite, resume=resume)
 

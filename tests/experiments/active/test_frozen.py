@@ -64,9 +64,9 @@ def test_every_different_image_is_computed_once(noise: NoisyBlank | NoisyDiverse
     for part in ("train", "validation", "test"):
         torch.testing.assert_close(getattr(found, part).inputs, standardised(getattr(noisy, part).inputs))
         assert torch.equal(getattr(found, part).targets, getattr(noisy, part).targets)
-    shown = torch.cat(SEEN[:-2])  # validation and test: a batch each
+    shown = torch.cat(SEEN[:-3])
     assert len(shown) == len(noisy.train.inputs.flatten(1).unique(dim=0)) < len(noisy.train)
-    assert [len(one) for one in SEEN[-2:]] == [4, 1]  # the rest of five in batches of four
+    assert [len(one) for one in SEEN[-3:]] == [4, 4, 1]  # four of validation, five of test, in batches of four
     assert torch.equal(found.facts["noisy"], noisy.facts["noisy"])
 
 
@@ -100,12 +100,12 @@ def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
         Frozen(std=(1.0, 0.0, 1.0))
 
 
-FROZEN_RECIPE = ["data.samples=40", "encoder.name=frozen", f"encoder.backbone.model={__name__}:corners"]
+STUDY = Path(__file__).parents[3] / "studies/noisy_pools/recipes/cifar10_features.toml"
 
 
 def test_fine_tuning_is_refused_for_it_has_no_images() -> None:
     with pytest.raises(RecipeError, match="a frozen encoder leaves none: set fine_tune = false"):
-        load_active_recipe("cifar10_small", [*FROZEN_RECIPE, "model.name=mlp"])
+        load_active_recipe(str(STUDY), ["fine_tune=true"])
 
 
 def test_a_run_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +120,10 @@ def test_a_run_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             for number in range(8):
                 PIL.Image.new("RGB", (32, 32), (25 * k, 10 * number, 100)).save(folder / f"{number}.png")
     recipe = tmp_path / "recipe.toml"
-    text = (Path(__file__).parents[3] / "studies/noisy_pools/recipes/cifar10_features.toml").read_text()
-    recipe.write_text(text.replace("studies.noisy_pools.lite:lite0", f"{__name__}:corners"))
+    recipe.write_text(STUDY.read_text().replace("studies.noisy_pools.lite:lite0", f"{__name__}:corners"))
     sets = ["data.samples=40", "data.validation_share=0.2", "schedule.initial=10", "schedule.per_round=5"]
     small = load_active_recipe(str(recipe), [*sets, "schedule.rounds=1", "noise.name=noisy_class", "epochs.epochs=2"])
-    run = execute_active(small, tmp_path / "run", name="features", data_root=tmp_path)
+    with pytest.raises(RecipeError, match="runs code that it names, .*:corners; read it, then say --allow-code"):
+        execute_active(small, tmp_path / "run", name="features", data_root=tmp_path)
+    run = execute_active(small, tmp_path / "run", name="features", data_root=tmp_path, allow_code=True)
     assert [row["labelled"] for row in run.history] == [10, 15]
