@@ -73,8 +73,10 @@ class Frozen:
             ValueError: inputs that are no images of three channels.
             DataError: see `Backbone.build`, or the cache cannot be written to.
         """
-        parts = {part: self._encoded(getattr(splits, part), cache) for part in ("train", "validation", "test")}
-        return replace(splits, **parts)
+        train, validation, test = (
+            self._encoded(part, cache) for part in (splits.train, splits.validation, splits.test)
+        )
+        return replace(splits, train=train, validation=validation, test=test)
 
     def _encoded(self, data: Batch, cache: Path | None) -> Batch:
         if data.inputs.ndim != 4 or data.inputs.shape[1] != 3:

@@ -1,0 +1,1 @@
+"""Does DONE, adversarial training under weights, help the classes that are weakest under attack?"""
