@@ -42,7 +42,9 @@ def features(
             of the user's that makes something else of images than finite features, a row an image.
     """
     name = key(images, backbone, transform)
-    return kept(images.name, backbone, name, len(images), lambda: _compute(images, backbone, transform, download), cache)
+    return kept(
+        images.name, backbone, name, len(images), lambda: _compute(images, backbone, transform, download), cache
+    )
 
 
 def kept(
