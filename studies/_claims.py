@@ -29,10 +29,12 @@ class Claim:
 
     Attributes:
         text: the claim. judgements: its cases, those of them that the runs cover.
+        cause: why it does not hold, where that is known.
     """
 
     text: str
     judgements: tuple[Judgement, ...]
+    cause: str = ""
 
     @property
     def held(self) -> bool:
@@ -52,4 +54,6 @@ def markdown(judged: list[Claim]) -> str:
             for one in claim.judgements
         ]
         lines.append(Table(["case", "figure", "against", "held"], cases).markdown())
+        if claim.cause and not claim.held:
+            lines.append(f"Why not: {claim.cause}.\n")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from steelyard.experiments.active.tables import Cells
 from studies._claims import Claim, markdown
 from studies.noisy_pools import claims
+from studies.noisy_pools.causes import with_causes
 
 __all__ = ["claims_section"]
 
@@ -28,7 +29,8 @@ def _claims(found: Cells) -> str:
             ("Tables 2 and 4 (SVHN, ResNet-18)", claims.REPORTED_SVHN, claims.REPORTED_SVHN_CLEAN),
         )
     ]
-    return "\n\n".join([markdown(claims.claims(test, clean)).rstrip(), *notes, ""])
+    judged = with_causes(claims.claims(test, clean), found)
+    return "\n\n".join([markdown(judged).rstrip(), *notes, ""])
 
 
 def _in_brief(judged: list[Claim]) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from steelyard.checkpoint import Stopped
+from steelyard.experiments.active.recipe import load_active_recipe
+from steelyard.experiments.active.run import ActiveRun
+from steelyard.experiments.active.tables import cells
 from steelyard.experiments.compare.rows import Spread
 from studies._claims import Claim, markdown
 from studies.noisy_pools.__main__ import main
@@ -19,6 +24,7 @@ from studies.noisy_pools.claims import (
     claims,
     moons_claims,
 )
+from studies.noisy_pools.report import claims_section
 
 
 def test_the_papers_own_tables() -> None:
@@ -87,6 +93,42 @@ def test_the_papers_figures_of_four_moons_stand_beside_the_nearest_run() -> None
     assert "**NOT held** (0 of 0 cases): LHD is right on at least 95 %" in page
     one = moons_claims({LHD: Spread.of([0.8125])}, {})
     assert not one[1].judgements  # one run has no standard error
+
+
+def course(selector: str, tuned: bool, test: tuple[float, float, float], clean: tuple[float, float]) -> ActiveRun:
+    """A run of two selections: test accuracies of its rounds, shares of clean samples among what was picked."""
+    recipe = replace(load_active_recipe("digits"), selector=selector, fine_tune=tuned)
+    shares = (0.2, *clean)
+    overall = (math.nan, clean[0], sum(clean) / 2)
+    rows = [
+        {"test": one, "clean_share": share, "clean_share_selected": of}
+        for one, share, of in zip(test, shares, overall, strict=True)
+    ]
+    return ActiveRun(Path(), "digits", (), recipe, tuple(rows), (), {})
+
+
+def test_a_claim_that_does_not_hold_says_why_by_the_runs() -> None:
+    runs = [
+        course("rand", False, (0.5, 0.6, 0.7), (0.2, 0.2)),
+        course("marg", False, (0.5, 0.6, 0.8), (0.7, 0.1)),
+        course("lhd", False, (0.5, 0.7, 0.9), (1.0, 0.7)),
+        course("rand", True, (0.3, 0.6, 0.6), (0.2, 0.2)),
+        course("lhd", True, (0.3, 0.7, 0.86), (1.0, 1.0)),
+    ]
+    page = claims_section(cells(runs))
+    assert "Per cent of clean samples, selection by selection: MARG on noisy_blank 70, 10." in page
+    assert "noisy samples picked in a round, on average: LHD 7.5." in page  # 15 % of 50
+    assert (
+        "changes the accuracy by -20.0 points on average, down on 1 of 1 kinds of noise: the training alone does it."
+        in page
+    )
+    assert "the best rival is not fine-tuned in 1 of 1 cases, and fine-tuning changes LHD itself by -4.0 points" in page
+    better = [*runs[:1], course("marg", False, (0.5, 0.6, 0.8), (0.1, 0.1)), *runs[2:3]]
+    assert "selection by selection" not in claims_section(cells(better))  # it holds
+    up = [*runs[:3], course("rand", True, (0.6, 0.6, 0.6), (0.2, 0.2))]
+    assert "by +10.0 points on average, down on 0 of 1 kinds of noise: what is selected by it later" in claims_section(
+        cells(up)
+    )
 
 
 def test_the_command_adds_the_claims_to_the_tables_of_active_learning(tmp_path: Path) -> None:
