@@ -31,7 +31,7 @@ def test_rare_classes_keep_a_fifth_of_their_training_samples() -> None:
 
 
 class Known(Cells):
-    """Figures of a formula in the place of trainings; whether test figures move a choice can be asked of it."""
+    """Figures of a formula instead of trainings; whether test figures move a choice can be asked of it."""
 
     def __init__(self, tmp_path: Path, test: float = 0.0) -> None:
         super().__init__(tmp_path / "none.json")

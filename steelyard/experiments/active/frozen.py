@@ -63,7 +63,7 @@ class Frozen:
         return (self.backbone.model,) if self.backbone.is_own else ()
 
     def apply(self, splits: Splits, cache: Path | None = None) -> Splits:
-        """Return the splits with features ``(n, d)`` in the place of images ``(n, 3, h, w)``.
+        """Return the splits with features ``(n, d)`` instead of images ``(n, 3, h, w)``.
 
         Args:
             splits: with the noise in them.

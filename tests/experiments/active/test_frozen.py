@@ -1,4 +1,4 @@
-"""Features of a frozen network in the place of images: of noise too, one pass an image, kept on disk."""
+"""Features of a frozen network instead of images: of noise too, one pass an image, kept on disk."""
 
 from __future__ import annotations
 
