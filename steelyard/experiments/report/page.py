@@ -14,6 +14,7 @@ from steelyard.experiments.compare.plot_files import test_bars, test_curves
 from steelyard.experiments.compare.published import beside
 from steelyard.experiments.compare.rows import BEST_ON_TEST, BRIEF, GROUP_METRICS, Row, compare, footnotes
 from steelyard.experiments.compare.run_groups import group_runs, labels, short
+from steelyard.experiments.compare.tables import scores_table
 from steelyard.experiments.data import called
 from steelyard.experiments.report.learned import learned, svg_source
 from steelyard.experiments.report.templating import template_named
@@ -52,6 +53,7 @@ def _section(runs: list[Run], data_root: Path | None) -> dict[str, Any]:
     return {
         "errors": errors,
         "errors_note": ERRORS,
+        "scores": scores_table(rows),
         "name": called(runs[0].recipe.data),
         "data_notes": list(dict.fromkeys(note for run in runs for note in run.environment.get("notes", ()))),
         "story": runs[0].recipe.data.story,

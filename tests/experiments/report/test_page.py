@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from steelyard.experiments.compare import plots
+from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.report.page import render, write_report
 from steelyard.experiments.runs.recipe import load_recipe
@@ -71,6 +72,15 @@ def test_the_figures_in_the_table_are_those_of_the_runs(runs: list[Run]) -> None
     text = re.sub(r"\s+", " ", Page(render(two)).text)
     tests = [100 * run.history[-1].test.accuracy for run in two]
     assert f"{np.mean(tests):.1f} ± {np.std(tests, ddof=1):.1f}" in text
+
+
+def test_ranking_and_balance_have_a_table_with_its_note(runs: list[Run]) -> None:
+    page = Page(render(runs))
+    rows = compare(runs)
+    assert "Ranking, balance and calibration on the test split" in page.text
+    low, high = rows[0].intervals["test AUROC"]
+    assert f"{rows[0].scores['test AUROC']} [{low:.3f}, {high:.3f}]" in page.text
+    assert "Brackets: a 95 % interval over the test samples" in page.text
 
 
 def test_a_run_that_ends_below_the_floor_is_marked(runs: list[Run]) -> None:
