@@ -139,5 +139,9 @@ ROWS: tuple[Row, ...] = (
     Row("balanced softmax", f"{_SHIPPED}/balanced_softmax"),
     Row("classifier re-training, groups", f"{_SHIPPED}/crt"),
     Row("classifier re-training, classes", f"{_SHIPPED}/crt", ("method.by=class",)),
+    Row("mixup", f"{_SHIPPED}/mixup"),
+    Row("LISA", f"{_SHIPPED}/lisa", reads="training"),
+    Row("MMD", f"{_SHIPPED}/mmd", reads="training"),
+    Row("CORAL", f"{_SHIPPED}/coral", reads="training"),
     *_found(),
 )
