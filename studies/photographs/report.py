@@ -85,7 +85,28 @@ def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int]) -
         cost = [f"{seconds:.1f}", f"{row['search seconds']:.0f}"]
         lines.append([row["row"], row["known"], *cells, *cost, *_published(row["row"])])
     head = ("method", "reads groups", *_FIGURES.values(), "s a run", "s of search", *_PUBLISHED)
-    return Table(head, lines)
+    return Table(head, lines, _notes(usable, criterion))
+
+
+def _notes(rows: Sequence[Mapping[str, Any]], criterion: str) -> list[str]:
+    """Return what has to be said of a table: how its settings were chosen, what failed, who published."""
+    if not rows:
+        return []
+    seeds = [run["seed"] for run in rows[0]["choices"][criterion]["runs"]]
+    notes = [
+        f"Per cent, mean ± standard deviation over the data seeds {', '.join(map(str, seeds))}. Settings: the best of "
+        f"{max(row['trials'] for row in rows)} on another data seed, and the step of each run, by {criterion}; the "
+        "lines stand in the order of that score. Seconds of processor time."
+    ]
+    for row in rows:
+        lost = [run["seed"] for run in row["choices"][criterion]["runs"] if "failed" in run]
+        if row["failed"] or lost:
+            said = f"{row['row']}: {row['failed']} of {row['trials']} settings failed"
+            notes.append(said + (f", and the chosen one on {', '.join(map(str, lost))}." if lost else "."))
+    methods = {one.published for one in ROWS if one.title in {row["row"] for row in rows}} - {""}
+    own = [one for one in published().figures if one.dataset == "waterbirds" and one.method in methods]
+    sources = list(dict.fromkeys(f"{one.method}, {published().note(one)}" for one in own))
+    return [*notes, *(f"Waterbirds (ResNet-50 trained as a whole unless said): {one}" for one in sources)]
 
 
 _FIGURES = {
