@@ -15,7 +15,7 @@ from studies._command import command_line
 from studies.photographs.place import report as place_report
 from studies.photographs.report import report
 from studies.photographs.search import Search
-from studies.photographs.sets import Sets
+from studies.photographs.sets import Sets, source
 from studies.photographs.table import Job, carry_out_all, read, rows_named
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 def photographs(
     task: tyro.conf.Positional[Literal["make", "place", "table", "tabulate"]],
-    name: Literal["waterbirds", "hard", "celeba"] = "waterbirds",
+    name: Literal["waterbirds", "hard", "celeba", "adult", "compas"] = "waterbirds",
     folder: Path = Path("runs/photographs/sets"),
     runs: Path = Path("runs/photographs/table"),
     out: Path = Path("results/photographs"),
@@ -45,7 +45,8 @@ def photographs(
 
     Args:
         task: what to do.
-        name: the set: "waterbirds", automobile against frog; "hard", bird against automobile; "celeba", in its layout.
+        name: the set: "waterbirds", automobile against frog; "hard", bird against automobile; "celeba", in its layout;
+            and for tables of people "adult" or "compas".
         folder: of the sets.
         runs: of the rows' trials and figures.
         out: of the tables.
@@ -68,19 +69,19 @@ def photographs(
         console.print(said, markup=False, soft_wrap=True)
 
     root = data_root_of(data_root)
-    sets = [Sets(folder, name, share, root) for share in shares]
+    sets = [source(folder, name, share, root) for share in shares]
     if task in ("make", "table"):
         for one in sets:
             for seed in (tuned_on, *seeds) if task == "table" else seeds:
                 one.make(seed, told)
     if task == "place":
-        place_report(sets[0], seeds[0], out, told)
+        place_report(Sets(folder, name, 0.0, root), seeds[0], out, told)
     if task in ("table", "tabulate"):
         search = Search(trials, tuned_on, seeds, steps)
-        planned = [Job(row, one, search, runs) for one in sets for row in rows_named(rows)]
+        planned = [Job(row, one, search, runs) for one in sets for row in rows_named(rows, name)]
         failed = carry_out_all(planned, jobs, told) if task == "table" else {}
-        everything = [[Job(row, one, search, runs) for row in rows_named(())] for one in sets]
-        report(out, name, shares, [read(own) for own in everything], failed)
+        everything = [[Job(row, one, search, runs) for row in rows_named((), name)] for one in sets]
+        report(out, sets, [read(own) for own in everything], failed)
     told(f"Written: {out if task != 'make' else folder}")
 
 

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from steelyard._support._files import write_text
 from steelyard.experiments.compare.published import published
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RunError
-from studies.photographs.composition import PRESETS
 from studies.photographs.rows import ROWS, Known
 from studies.photographs.search import CHOSEN_BY
+from studies.photographs.sets import Source
 
 __all__ = ["figures", "report", "shuffled_table", "table"]
 
@@ -31,8 +33,7 @@ _COMMAND = "python -m studies.photographs table"
 
 def report(
     out: Path,
-    name: str,
-    shares: Sequence[float],
+    sources: Sequence[Source],
     found: Sequence[Sequence[Mapping[str, Any]]],
     failed: Mapping[str, str],
 ) -> None:
@@ -40,9 +41,8 @@ def report(
 
     Args:
         out: the folder.
-        name: the set, of `composition.PRESETS`.
-        shares: of flipped labels.
-        found: for each share the rows' figures, as `search.carry_out` returns them.
+        sources: what rows were trained on.
+        found: for each source the rows' figures, as `search.carry_out` returns them.
         failed: rows that could not be tuned, and why; they are listed below the tables.
 
     Raises:
@@ -52,10 +52,10 @@ def report(
         raise RunError("no row is carried out; `python -m studies.photographs table` does so")
     notes = [f"{title} could not be tuned: {why}" for title, why in failed.items()]
     summary: list[dict[str, Any]] = []
-    for share, rows in zip(shares, found, strict=True):
-        case = name + (f"_flipped{round(100 * share)}" if share else "")
+    for one_source, rows in zip(sources, found, strict=True):
+        case = one_source.case
         for known in _KNOWN:
-            one = table(rows, known, PRESETS[name].counts["train"])
+            one = table(rows, known, one_source.sizes)
             if one.lines:
                 write_text(out / f"{case}_{known}.md", Table(one.head, one.lines, (*one.notes, *notes)).markdown())
                 write_text(out / f"{case}_{known}.csv", one.csv())
@@ -66,13 +66,13 @@ def report(
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int]) -> Table:
+def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int] | None) -> Table:
     """Return the table of the rows that can be used where groups are known as `known` says, best first on validation.
 
     Args:
         rows: as `search.carry_out` returns them.
         known: "training", "validation" or "nowhere".
-        sizes: of the groups in training, labels as drawn, for the adjusted average.
+        sizes: of the groups in training, for the adjusted average; see `sets.Source`.
     """
     readers, criterion = _KNOWN[known]
     usable = [row for row in rows if row["known"] in readers and criterion in row["choices"]]
@@ -83,12 +83,12 @@ def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int]) -
         cells = [_spread([one[name] for one in own]) for name in _FIGURES]
         seconds = statistics.fmean(run["seconds"] for run in runs) if runs else float("nan")
         cost = [f"{seconds:.1f}", f"{row['search seconds']:.0f}"]
-        lines.append([row["row"], row["known"], *cells, *cost, *_published(row["row"])])
-    head = ("method", "reads groups", *_FIGURES.values(), "s a run", "s of search", *_PUBLISHED)
-    return Table(head, lines, _notes(usable, criterion))
+        lines.append([row["row"], row["known"], *cells, *cost, *(_published(row["row"]) if sizes else ())])
+    head = ("method", "reads groups", *_FIGURES.values(), "s a run", "s of search", *(_PUBLISHED if sizes else ()))
+    return Table(head, lines, _notes(usable, criterion, sizes is not None))
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], criterion: str) -> list[str]:
+def _notes(rows: Sequence[Mapping[str, Any]], criterion: str, beside: bool) -> list[str]:
     """Return what has to be said of a table: how its settings were chosen, what failed, who published."""
     if not rows:
         return []
@@ -103,10 +103,14 @@ def _notes(rows: Sequence[Mapping[str, Any]], criterion: str) -> list[str]:
         if row["failed"] or lost:
             said = f"{row['row']}: {row['failed']} of {row['trials']} settings failed"
             notes.append(said + (f", and the chosen one on {', '.join(map(str, lost))}." if lost else "."))
+    if not beside:
+        return notes
     methods = {one.published for one in ROWS if one.title in {row["row"] for row in rows}} - {""}
-    own = [one for one in published().figures if one.dataset == "waterbirds" and one.method in methods]
-    sources = list(dict.fromkeys(f"{one.method}, {published().note(one)}" for one in own))
-    return [*notes, *(f"Waterbirds (ResNet-50 trained as a whole unless said): {one}" for one in sources)]
+    sources: dict[str, list[str]] = {}
+    for figure in published().figures:
+        if figure.dataset == "waterbirds" and figure.method in methods:
+            sources.setdefault(published().note(figure), []).append(figure.method)
+    return [*notes, *(f"Waterbirds, {', '.join(dict.fromkeys(own))}: {note}" for note, own in sources.items())]
 
 
 _FIGURES = {
@@ -120,12 +124,13 @@ _FIGURES = {
 _PUBLISHED = ("Waterbirds: worst group", "average")
 
 
-def figures(run: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, float]:
-    """Return a run's figures, in per cent; the adjusted average weighs the test groups by `sizes`."""
+def figures(run: Mapping[str, Any], sizes: Sequence[int] | None) -> dict[str, float]:
+    """Return a run's figures, in per cent; the adjusted average weighs the test groups by `sizes` where given."""
     test = _accuracies(run["test"])
+    adjusted = 100 * run["test"]["adjusted"] if sizes is None else float(np.average(test, weights=sizes))
     return {
         "worst": min(test),
-        "adjusted": sum(size * one for size, one in zip(sizes, test, strict=True)) / sum(sizes),
+        "adjusted": adjusted,
         "average": 100 * run["test"]["accuracy"],
         "balanced": statistics.fmean(test),
         "validation worst": min(_accuracies(run["validation"])),
@@ -145,7 +150,7 @@ def shuffled_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _accuracies(split: Mapping[str, Any]) -> list[float]:
-    return [100 * right / count for right, count in zip(split["right"], split["count"], strict=True)]
+    return [100 * right / count for right, count in zip(split["right"], split["count"], strict=True) if count]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from steelyard.experiments.runs.recipe import Recipe, load_recipe
+from steelyard.experiments.runs.recipe import Recipe, load_recipe, recipe_names
 
-__all__ = ["FOUND", "ROWS", "Known", "Row", "Samples"]
+__all__ = ["FOUND", "ROWS", "TABLES", "Known", "Row", "Samples", "rows_of"]
 
 Samples: TypeAlias = Literal["given", "validation", "both"]
 Known: TypeAlias = Literal["training", "validation", "nowhere"]
@@ -145,3 +145,16 @@ ROWS: tuple[Row, ...] = (
     Row("CORAL", f"{_SHIPPED}/coral", reads="training"),
     *_found(),
 )
+
+
+def rows_of(name: str) -> tuple[Row, ...]:
+    """Return the rows of a set: of a table such as "adult" those whose recipe it has, but MAPLE's, by its recipes."""
+    if name not in TABLES:
+        return ROWS
+    known = set(recipe_names())
+    renamed = [replace(row, recipe=row.recipe.replace(_SHIPPED, name), published="") for row in ROWS]
+    return tuple(row for row in renamed if row.recipe in known and "maple" not in row.recipe + "".join(row.overrides))
+
+
+TABLES = ("adult", "compas")
+"""Data sets of people that the same protocol is carried out on."""

@@ -178,6 +178,7 @@ def _figures(one: Evaluation) -> dict[str, Any]:
 def _split(metrics: SplitMetrics) -> dict[str, Any]:
     return {
         "accuracy": metrics.accuracy,
+        "adjusted": metrics.adjusted_accuracy,
         "right": list(metrics.group_right),
         "count": list(metrics.group_count),
         "calibration error": metrics.calibration_error,

@@ -6,15 +6,78 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from steelyard._support import _check
 from steelyard.experiments.data import CelebA, Splits, Waterbirds
 from steelyard.experiments.models.backbone import Backbone
+from steelyard.experiments.runs.recipe import load_recipe
 from studies.photographs.composition import PRESETS, read_pool
-from studies.photographs.features import FILE, REDUCED, prepare
+from studies.photographs.features import FILE, REDUCED, options, prepare
 from studies.photographs.layouts import TABLES, write_celeba, write_flipped, write_waterbirds
+from studies.photographs.rows import TABLES as TABULAR
 
-__all__ = ["Sets"]
+__all__ = ["Sets", "Source", "Tabular", "source"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What rows are trained on."""
+
+    @property
+    def case(self) -> str:
+        """The name of folders and tables."""
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The groups' sizes in training, labels as drawn; None: those that each run's figures are adjusted by."""
+
+    def make(self, seed: int, told: Callable[[str], None] = lambda said: None) -> None:
+        """Make what is missing of a data seed."""
+
+    def options(self, seed: int) -> tuple[str, ...]:
+        """Return what is set in a recipe for a data seed."""
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits of a data seed."""
+
+
+def source(folder: Path, name: str, share: float, data_root: Path | None) -> Source:
+    """Return the sets of photographs called `name`, or a table of people; see `Sets` for the arguments.
+
+    Raises:
+        ValueError: flipped labels of what has none.
+    """
+    if name not in TABULAR:
+        return Sets(folder, name, share, data_root)
+    if share:
+        raise ValueError(f"share flips labels of the photographs; take shares = 0 with {name}")
+    return Tabular(name, data_root)
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """Adult or COMPAS, dealt into splits by the data seed, as its recipes read it."""
+
+    case: str
+    data_root: Path | None = None
+    sizes: tuple[int, ...] | None = None
+
+    def make(self, seed: int, told: Callable[[str], None] = lambda said: None) -> None:
+        """Do nothing: the data are there, or `load` says so."""
+
+    def options(self, seed: int) -> tuple[str, ...]:
+        """Return nothing: the recipes are as they are."""
+        return ()
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits; DataError if the data are not there."""
+        return _dealt(self, seed)
+
+
+@lru_cache(maxsize=4)
+def _dealt(data: Tabular, seed: int) -> Splits:
+    return load_recipe(f"{data.case}/erm").data.load(seed, data.data_root)
 
 
 @dataclass(frozen=True)
@@ -39,13 +102,26 @@ class Sets:
         if self.share and self.name == "celeba":
             raise ValueError("share flips labels of Waterbirds' layout; take name = 'waterbirds' or 'hard'")
 
+    @property
+    def case(self) -> str:
+        """The set's name, and the share of flipped labels."""
+        return self.name + (f"_flipped{round(100 * self.share)}" if self.share else "")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The groups' sizes in training before any label is flipped."""
+        return PRESETS[self.name].counts["train"]
+
     def root(self, seed: int) -> Path:
         """Return the data root of a set."""
-        flipped = f"_flipped{round(100 * self.share)}" if self.share else ""
-        return self.folder / f"{self.name}{flipped}" / str(seed)
+        return self.folder / self.case / str(seed)
 
-    def make(self, seed: int, told: Callable[[str], None] = lambda said: None) -> Path:
-        """Write the set if it is not there, and its features; return its root.
+    def options(self, seed: int) -> tuple[str, ...]:
+        """Return what is set in a recipe of Waterbirds or CelebA for the set."""
+        return options(self.root(seed))
+
+    def make(self, seed: int, told: Callable[[str], None] = lambda said: None) -> None:
+        """Write the set if it is not there, and its features.
 
         Raises:
             DataError: the photographs are not there, or too few.
@@ -57,12 +133,12 @@ class Sets:
         if not (root / FILE).is_file():
             told(f"{root}: features")
             prepare(root, self._reader(root))
-        return root
 
     def _write(self, root: Path, seed: int) -> None:
         if self.share:
-            plain = Sets(self.folder, self.name, 0.0, self.data_root).make(seed)
-            write_flipped(plain, root, self.share, seed)
+            plain = Sets(self.folder, self.name, 0.0, self.data_root)
+            plain.make(seed)
+            write_flipped(plain.root(seed), root, self.share, seed)
             return
         composition = PRESETS[self.name]
         pool = read_pool(self.data_root, (*composition.objects, *composition.places))

@@ -15,10 +15,9 @@ from steelyard._support._files import write_text
 from steelyard._support._text import parse_json
 from steelyard._support._workers import worker_context
 from steelyard.experiments.errors import RecipeError, RunError
-from studies.photographs.features import options
-from studies.photographs.rows import ROWS
+from studies.photographs.rows import Row, rows_of
 from studies.photographs.search import Search, carry_out
-from studies.photographs.sets import Sets
+from studies.photographs.sets import Source
 
 __all__ = ["Job", "carry_out_all", "read", "rows_named"]
 
@@ -28,21 +27,21 @@ class Job:
     """A row on a set.
 
     Attributes:
-        row: the position in `rows.ROWS`.
+        row: the row.
         sets: what it is trained on.
         search: how it is tuned.
         runs: the folder of all rows.
     """
 
-    row: int
-    sets: Sets
+    row: Row
+    sets: Source
     search: Search
     runs: Path
 
     @property
     def folder(self) -> Path:
         """Where the row's trials and figures are filed."""
-        return self.runs / self.sets.root(0).parent.name / ROWS[self.row].key
+        return self.runs / self.sets.case / self.row.key
 
     @property
     def file(self) -> Path:
@@ -64,7 +63,7 @@ def carry_out_all(
     failed: dict[str, str] = {}
 
     def note(job: Job, why: str) -> None:
-        title = f"{ROWS[job.row].title} ({job.folder.parent.name})"
+        title = f"{job.row.title} ({job.sets.case})"
         told(f"{title}: {why or 'done'}")
         if why:
             failed[title] = why
@@ -83,9 +82,9 @@ def carry_out_all(
 
 def _carried_out(job: Job) -> str:
     """File a row; return why it cannot be, "" if it is."""
-    search = replace(job.search, overrides=(*job.search.overrides, *options(job.sets.root(job.search.tuned_on))))
+    search = replace(job.search, overrides=(*job.search.overrides, *job.sets.options(job.search.tuned_on)))
     try:
-        found = carry_out(ROWS[job.row], job.sets.load, search, job.folder)
+        found = carry_out(job.row, job.sets.load, search, job.folder)
     except (RecipeError, RunError) as error:
         return str(error)
     write_text(job.file, json.dumps(found, indent=1) + "\n")
@@ -108,9 +107,10 @@ def read(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     return found
 
 
-def rows_named(titles: Sequence[str]) -> tuple[int, ...]:
-    """Return the positions of the rows with these titles, all of them where none is named; RecipeError if unknown."""
-    known = [row.title for row in ROWS]
+def rows_named(titles: Sequence[str], name: str = "waterbirds") -> tuple[Row, ...]:
+    """Return a set's rows with these titles, all of them where none is named; RecipeError if one is unknown."""
+    rows = rows_of(name)
+    known = [row.title for row in rows]
     if unknown := [title for title in titles if title not in known]:
         raise RecipeError(f"unknown row {unknown[0]!r}; there are {', '.join(known)}")
-    return tuple(number for number, row in enumerate(ROWS) if not titles or row.title in titles)
+    return tuple(row for row in rows if not titles or row.title in titles)

@@ -21,11 +21,12 @@ from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.tuning.tuning import Tuning
 from studies.photographs import report as report_module
 from studies.photographs.report import figures, report, shuffled_table, table
-from studies.photographs.rows import ROWS, Row
+from studies.photographs.rows import ROWS, TABLES, Row, rows_of
 from studies.photographs.search import CHOSEN_BY, Search, carry_out, trained_on
-from studies.photographs.sets import Sets
+from studies.photographs.sets import Sets, source
 from studies.photographs.shuffled import within_groups
 from studies.photographs.table import Job, carry_out_all, read, rows_named
+from tests.experiments.layouts import write_compas
 
 COUNTS = ((300, 24, 12, 100), (40, 40, 20, 20), (400, 400, 400, 400))
 
@@ -161,13 +162,19 @@ def test_every_row_is_a_recipe_and_has_a_folder_of_its_own() -> None:
     assert len({row.key for row in ROWS}) == len(ROWS) >= 25
     for row in ROWS:
         row.load()
-    assert rows_named(["V-REx"]) == tuple(k for k, row in enumerate(ROWS) if row.title == "V-REx")
+    assert rows_named(["V-REx"]) == tuple(row for row in ROWS if row.title == "V-REx")
     with pytest.raises(RecipeError, match="unknown row 'Erm'; there are ERM, "):
         rows_named(["Erm"])
 
 
 def run_of(seed: int, worst: int, validation: int) -> dict[str, Any]:
-    test = {"accuracy": 0.9, "right": [90, worst, 80, 95], "count": [100] * 4, "calibration error": 0.05}
+    test = {
+        "accuracy": 0.9,
+        "right": [90, worst, 80, 95],
+        "count": [100] * 4,
+        "calibration error": 0.05,
+        "adjusted": 0.8,
+    }
     held = {"accuracy": 0.9, "right": [9, validation, 9, 9], "count": [10] * 4, "calibration error": 0.05}
     return {"seed": seed, "seconds": 2.0, "step": 5, "test": test, "validation": held}
 
@@ -192,7 +199,8 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
     assert list(lines[1][-2:]) == ["72.6", "97.3"]
     assert [line[0] for line in table(rows, "nowhere", sizes).lines] == ["ERM"]
     assert table(rows, "validation", sizes).lines[0][0] == "ERM"
-    report(tmp_path, "waterbirds", (0.0, 0.2), [rows, rows[:1]], {"JTT (waterbirds)": "diverged"})
+    sources = [Sets(tmp_path, "waterbirds", share) for share in (0.0, 0.2)]
+    report(tmp_path, sources, [rows, rows[:1]], {"JTT (waterbirds)": "diverged"})
     assert "JTT (waterbirds) could not be tuned: diverged" in (tmp_path / "waterbirds_training.md").read_text()
     assert (tmp_path / "waterbirds_flipped20_nowhere.csv").exists()
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -202,7 +210,30 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
     assert worst["mean"] == pytest.approx(0.77)
     assert worst["command"] == report_module._COMMAND
     with pytest.raises(RunError, match="no row is carried out"):
-        report(tmp_path, "waterbirds", (0.0,), [[]], {})
+        report(tmp_path, sources[:1], [[]], {})
+
+
+def test_tables_of_people_have_the_rows_that_they_have_recipes_of(tmp_path: Path) -> None:
+    for name in TABLES:
+        rows = rows_of(name)
+        assert {"ERM", "Group DRO", "DFR on validation", "Group DRO on groups by xrm"} <= {row.title for row in rows}
+        assert all(row.recipe.startswith(f"{name}/") and row.load().data.name == name for row in rows)
+    assert rows_of("waterbirds") == ROWS == rows_of("hard")
+    assert figures(run_of(0, 70, 6), None)["adjusted"] == pytest.approx(80)
+    with pytest.raises(ValueError, match="flips labels of the photographs"):
+        source(tmp_path, "adult", 0.2, None)
+
+
+def test_the_same_protocol_on_a_table_of_people(tmp_path: Path) -> None:
+    write_compas(tmp_path, rows=400)
+    search = Search(trials=2, tuned_on=1, seeds=(2,), steps=20)
+    people = source(tmp_path, "compas", 0.0, tmp_path)
+    jobs = [Job(row, people, search, tmp_path / "runs") for row in rows_named(["ERM", "up-weighting"], "compas")]
+    assert carry_out_all(jobs) == {}
+    report(tmp_path / "out", [people], [read(jobs)], {})
+    lines = (tmp_path / "out" / "compas_training.md").read_text().splitlines()
+    assert "Waterbirds" not in lines[0]
+    assert {line.split(" | ")[0] for line in lines[2:4]} == {"| ERM", "| up-weighting"}
 
 
 def test_what_is_filed_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
