@@ -10,6 +10,7 @@ from rich.console import Console
 
 from steelyard.cli.options import check_seeds, check_writable, data_root_of, set_threads
 from studies._command import command_line
+from studies.data_cleaning.problem import SHARES
 from studies.data_cleaning.study import METHODS, study
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ def data_cleaning(
     runs: Path = Path("runs/data_cleaning"),
     methods: tuple[str, ...] = tuple(METHODS),
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105),
+    shares: tuple[float, ...] = SHARES,
     tabulate: bool = False,
     data_root: Path | None = None,
     threads: int = 1,
@@ -31,9 +33,10 @@ def data_cleaning(
     Args:
         out: folder for the tables.
         runs: folder of a file for each method, share of wrong labels and seed.
-        methods: which to carry out: "net" (a function of a net's loss), "function" (of the model's own), "oracles",
-            "sample" (a weight a sample), "all" (samples alike).
+        methods: which to carry out: "net" (a function of a net's loss), "scaled" (that, by its largest weight),
+            "function" (of the model's own loss), "oracles", "sample" (a weight a sample), "all" (samples alike).
         seeds: of every method.
+        shares: of the labels that are drawn anew: 0.5, 0.7, 0.9.
         tabulate: only make the tables of what is there.
         data_root: where MNIST lies (default: $STEELYARD_DATA).
         threads: torch threads. 0 leaves torch's own choice.
@@ -46,7 +49,7 @@ def data_cleaning(
     def told(said: str) -> None:
         console.print(said, markup=False)
 
-    study(out, runs, () if tabulate else methods, seeds, data_root_of(data_root), told)
+    study(out, runs, () if tabulate else methods, seeds, data_root_of(data_root), told, shares)
     console.print(f"Written: {out}", markup=False, soft_wrap=True)
 
 

@@ -51,11 +51,19 @@ def cleaned(problem: Problem, seed: int, rounds: int = 2) -> Iterator[Cleaned]:
         reference = found.together
 
 
-def cleaned_by_net(problem: Problem, seed: int) -> Cleaned:
-    """Return what the weights come to where the reference is a small net, trained on the clean images alone."""
+def cleaned_by_net(problem: Problem, seed: int, scaled: bool = True) -> Cleaned:
+    """Return what the weights come to where the reference is a small net, trained on the clean images alone.
+
+    Args:
+        problem: the data.
+        seed: of the net and of the minibatches.
+        scaled: divide the weights by the largest, so that what is surely right counts as a clean image does. (A smaller
+            a acts as a larger penalty, and may be what is learned.)
+    """
     since = time.process_time()
     start = clean_alone(problem)
     weights, line = function_of_loss(problem, net_losses(problem, seed), start, seed)
+    weights = weights / weights.max() if scaled else weights
     return _trained(problem, weights, line, start, since)
 
 

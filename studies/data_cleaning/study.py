@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ def _function(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None,
         yield f"function of the loss, round {number}", found.alone, found.together, more
 
 
-def _net(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
-    found = cleaned_by_net(problem, seed)
+def _net(
+    problem: Problem, seed: int, scaled: bool = False
+) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
+    found = cleaned_by_net(problem, seed, scaled)
     more = {"line": found.line, "seconds": found.seconds, "auroc": _auroc(problem, found.weights)}
-    yield "function of a net's loss", found.alone, found.together, more
+    yield "function of a net's loss" + ", scaled" * scaled, found.alone, found.together, more
 
 
 def _sample(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
@@ -61,7 +64,16 @@ def _all(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tens
     yield "all samples alike", alone, with_clean(problem, weights, alone), {}
 
 
-METHODS = {"net": _net, "oracles": _oracles, "function": _function, "sample": _sample, "all": _all}
+Way = Callable[[Problem, int], Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]]
+
+METHODS: dict[str, Way] = {
+    "net": _net,
+    "scaled": partial(_net, scaled=True),
+    "oracles": _oracles,
+    "function": _function,
+    "sample": _sample,
+    "all": _all,
+}
 
 
 def study(
@@ -71,6 +83,7 @@ def study(
     seeds: Sequence[int],
     data_root: Path | None,
     told: Callable[[str], None] = lambda said: None,
+    shares: Sequence[float] = SHARES,
 ) -> list[Row]:
     """Carry out what is not there yet, write the tables to `out`, and return all rows.
 
@@ -81,6 +94,7 @@ def study(
         seeds: of the split, the corruption and the minibatches.
         data_root: where MNIST lies.
         told: is told of each file.
+        shares: of the labels that are drawn anew, among `SHARES`.
 
     Raises:
         RecipeError: an unknown method. DataError: MNIST is not there. RunError: nothing to tabulate.
@@ -90,7 +104,7 @@ def study(
     digits = Digits.read(data_root) if methods else None
     for seed in seeds:
         for method in methods:
-            for share in SHARES:
+            for share in shares:
                 path = runs / f"{method}-{share}-{seed}.json"
                 if digits is not None and not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,10 +27,11 @@ _PUBLISHED = {
     "SABA": ("saba", {"step_size": 0.1, "outer_ratio": 1e-3}),
     "StocBiO": ("stocbio", {"step_size": 0.01, "outer_ratio": 1e-5, "n_inner_steps": 10, "n_shia_steps": 10}),
     "FSLA": ("fsla", {"step_size": 1.0, "outer_ratio": 1e-4}),
-    "MRBO": ("mrbo", {"step_size": 0.1, "outer_ratio": 1e-4, "eta": 0.5, "n_shia_steps": 10}),
     "F2SA": ("f2sa", {}),  # not among the published settings: the solver's own defaults
 }
-_GRID = [{"step_size": step, "outer_ratio": ratio} for step in (0.03, 0.1) for ratio in (1e-5, 1e-4, 1e-3)]
+_GRID = [
+    {"step_size": step, "outer_ratio": ratio} for step, ratio in ((0.03, 1e-4), (0.1, 1e-5), (0.1, 1e-4), (0.1, 1e-3))
+]
 _EVERY = 128
 _TUNED_ON, _MEASURED_ON = 0, 101
 

@@ -89,7 +89,7 @@ def test_rows_and_tables(digits: Digits) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="there are net, oracles"):
+    with pytest.raises(RecipeError, match="there are net, scaled"):
         study(tmp_path, tmp_path, ("orcales",), (0,), None)
     with pytest.raises(RunError, match="--methods names some"):
         study(tmp_path, tmp_path / "runs", (), (0,), None)
