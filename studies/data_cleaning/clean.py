@@ -14,7 +14,17 @@ from studies.data_cleaning.problem import CLASSES, Problem
 from studies.data_cleaning.softmax import sample_losses, solve
 from studies.data_cleaning.weights import function_of_loss
 
-__all__ = ["PENALTY", "Cleaned", "clean_alone", "cleaned", "cleaned_by_net", "net_losses", "on_weights", "with_clean"]
+__all__ = [
+    "PENALTY",
+    "Cleaned",
+    "clean_alone",
+    "cleaned",
+    "cleaned_by_net",
+    "net_losses",
+    "net_of_clean",
+    "on_weights",
+    "with_clean",
+]
 
 PENALTY = 5.0  # times |theta|^2, beside the sum of losses: 1e-3 beside the mean over the 5,000 clean images
 
@@ -91,7 +101,14 @@ def with_clean(problem: Problem, weights: Tensor, start: Tensor | None = None) -
 
 
 def net_losses(problem: Problem, seed: int) -> Tensor:
-    """Return the losses of the given labels ``(n,)`` under a net with 128 hidden units, trained on the clean images.
+    """Return the losses of the given labels ``(n,)`` under `net_of_clean`."""
+    net = net_of_clean(problem, seed)
+    with torch.no_grad():
+        return F.cross_entropy(net(problem.train), problem.labels, reduction="none")
+
+
+def net_of_clean(problem: Problem, seed: int) -> nn.Module:
+    """Return a net with 128 hidden units, trained on the clean images.
 
     Adam, step 0.001, batches of 100, 15 epochs, weight decay 1e-4 and label smoothing 0.1, so that it is unsure of what
     it does not know.
@@ -106,5 +123,4 @@ def net_losses(problem: Problem, seed: int) -> Tensor:
             optimizer.zero_grad()
             F.cross_entropy(net(problem.clean[rows]), problem.clean_labels[rows], label_smoothing=0.1).backward()
             optimizer.step()
-    with torch.no_grad():
-        return F.cross_entropy(net(problem.train), problem.labels, reduction="none")
+    return net

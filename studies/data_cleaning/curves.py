@@ -102,6 +102,7 @@ def drawing(curves: Sequence[dict[str, Any]]) -> str:
 def curves(
     theirs: Path = Path("results/data_cleaning/theirs.json"),
     out: Path = Path("results/data_cleaning"),
+    tabulate: bool = False,
     data_root: Path | None = None,
     threads: int = 1,
 ) -> None:
@@ -110,27 +111,34 @@ def curves(
     Args:
         theirs: what `studies/data_cleaning/theirs.py` wrote.
         out: folder for `ours.json`, `curves.md` and `curves.svg`.
+        tabulate: only draw what is there.
         data_root: where MNIST lies (default: $STEELYARD_DATA).
         threads: torch threads. 0 leaves torch's own choice.
     """
     set_threads(threads)
     check_writable("--out", out)
-    digits = Digits.read(data_root_of(data_root))
-    problem = digits.problem(_SEED, _SHARE)
-    names = {"steelyard's SOBA": False, "steelyard's SOBA, begun on the clean images": True}
-    found = [
-        {
-            "problem": "ours",
-            "solver": name,
-            "settings": {key: value for key, value in SAMPLE.items() if key != "epochs"},
-            "curve": ours(problem, digits.test_inputs(), digits.test_labels, begun),
-        }
-        for name, begun in names.items()
-    ]
-    _files.write_text(out / "ours.json", json.dumps(found, indent=1) + "\n")
+    if not tabulate:
+        _files.write_text(out / "ours.json", json.dumps(_ours(data_root_of(data_root)), indent=1) + "\n")
+    found = parse_json((out / "ours.json").read_text(encoding="utf-8"))
     found += parse_json(theirs.read_text(encoding="utf-8")) if theirs.exists() else []
     _files.write_text(out / "curves.md", table(found).markdown())
     _files.write_text(out / "curves.svg", drawing(found))
+
+
+def _ours(root: Path | None) -> list[dict[str, Any]]:
+    digits = Digits.read(root)
+    problem, test = digits.problem(_SEED, _SHARE), digits.test_inputs()
+    settings = {key: value for key, value in SAMPLE.items() if key != "epochs"}
+    names = {"steelyard's SOBA": False, "steelyard's SOBA, begun on the clean images": True}
+    return [
+        {
+            "problem": "ours",
+            "solver": name,
+            "settings": settings,
+            "curve": ours(problem, test, digits.test_labels, begun),
+        }
+        for name, begun in names.items()
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

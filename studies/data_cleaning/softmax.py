@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from studies.data_cleaning.problem import CLASSES
 
@@ -50,6 +50,8 @@ def sample_losses(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(x @ theta, y, reduction="none")
 
 
-def error(theta: Tensor, x: Tensor, y: Tensor) -> float:
-    """Return the share of samples that are misclassified."""
-    return float(((x @ theta).argmax(1) != y).double().mean())
+@torch.no_grad()
+def error(model: Tensor | nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of samples that theta ``(d, 10)`` or a net misclassifies."""
+    outputs = x @ model if isinstance(model, Tensor) else model(x)
+    return float((outputs.argmax(1) != y).double().mean())

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard._support import _files
 from steelyard._support._text import parse_json
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
-from studies.data_cleaning.clean import clean_alone, cleaned, cleaned_by_net, on_weights, with_clean
+from studies.data_cleaning.clean import clean_alone, cleaned, cleaned_by_net, net_of_clean, on_weights, with_clean
 from studies.data_cleaning.problem import SHARES, Digits, Problem
 from studies.data_cleaning.softmax import error
 from studies.data_cleaning.weights import weight_a_sample
@@ -25,25 +25,24 @@ from studies.data_cleaning.weights import weight_a_sample
 __all__ = ["GOALS", "METHODS", "study", "tables"]
 
 Row = dict[str, Any]
+Trained = tuple[str, Tensor | None, Tensor | nn.Module | None, dict[str, Any]]  # name, the two final models, figures
 
 GOALS = {"the weights alone": (0.094, 0.097, 0.102), "weights and clean images": (0.089, 0.093, 0.095)}
 
 
-def _function(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
+def _function(problem: Problem, seed: int) -> Iterator[Trained]:
     for number, found in enumerate(cleaned(problem, seed), 1):
         more = {"line": found.line, "seconds": found.seconds, "auroc": _auroc(problem, found.weights)}
         yield f"function of the loss, round {number}", found.alone, found.together, more
 
 
-def _net(
-    problem: Problem, seed: int, scaled: bool = False
-) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
+def _net(problem: Problem, seed: int, scaled: bool = False) -> Iterator[Trained]:
     found = cleaned_by_net(problem, seed, scaled)
     more = {"line": found.line, "seconds": found.seconds, "auroc": _auroc(problem, found.weights)}
     yield "function of a net's loss" + ", scaled" * scaled, found.alone, found.together, more
 
 
-def _sample(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
+def _sample(problem: Problem, seed: int) -> Iterator[Trained]:
     since = time.process_time()
     weights = weight_a_sample(problem, seed)
     alone = on_weights(problem, weights)
@@ -51,20 +50,24 @@ def _sample(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, T
     yield "a weight a sample", alone, with_clean(problem, weights, alone), more
 
 
-def _oracles(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
+def _oracles(problem: Problem, seed: int) -> Iterator[Trained]:
     yield "the clean images alone", None, (start := clean_alone(problem)), {}
     right = problem.right.float()
     alone = on_weights(problem, right, start)
     yield "right labels only (oracle)", alone, with_clean(problem, right, alone), {}
 
 
-def _all(problem: Problem, seed: int) -> Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]:
+def _reference(problem: Problem, seed: int) -> Iterator[Trained]:
+    yield "the net that gives the losses, itself", None, net_of_clean(problem, seed), {}
+
+
+def _all(problem: Problem, seed: int) -> Iterator[Trained]:
     weights = problem.right.float() * 0 + 1
     alone = on_weights(problem, weights)
     yield "all samples alike", alone, with_clean(problem, weights, alone), {}
 
 
-Way = Callable[[Problem, int], Iterator[tuple[str, Tensor | None, Tensor | None, dict[str, Any]]]]
+Way = Callable[[Problem, int], Iterator[Trained]]
 
 METHODS: dict[str, Way] = {
     "net": _net,
@@ -73,6 +76,7 @@ METHODS: dict[str, Way] = {
     "function": _function,
     "sample": _sample,
     "all": _all,
+    "reference": _reference,
 }
 
 
