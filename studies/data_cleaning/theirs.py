@@ -3,8 +3,8 @@
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \\
         python -m studies.data_cleaning.theirs CHECKOUT DATA_ROOT OUT.json
 
-It needs jax, benchopt and scikit-learn, in an environment of its own, and nothing of steelyard. Times are CPU seconds of
-the process, evaluation and compilation left out. Stopped and started again it resumes.
+It needs jax, benchopt and scikit-learn, in an environment of its own, and nothing of steelyard. Times are CPU seconds
+of the process, evaluation and compilation left out. Stopped and started again it resumes.
 """
 
 from __future__ import annotations
