@@ -41,7 +41,7 @@ CELLS = [
     *(f"resnet18/32/{steps}/{kind}" for steps in (1, 5, 20) for kind in ("sgd", "adam")),
     *(f"resnet18/128/{steps}/{kind}" for steps in (1, 5) for kind in ("sgd", "adam")),
 ]
-FLOORS = {"reuse": 8 / 6, "reuse, no BatchNorm": 7 / 6, "truncated": 9 / 6, "difference": 8 / 6}
+FLOORS = {"reuse": 8 / 6, "reuse, no BatchNorm": 7 / 6, "truncated": 9 / 6, "difference": 8 / 6, "graphs": None}
 CHECKED = 2  # calls that the engine checks more dearly, before the one that is measured; see `benchmarks.checks`
 WHAT = ["time", "returned", "memory", "error"]
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
@@ -118,10 +118,10 @@ def plain(problem: Problem) -> None:
     optimizer.zero_grad()
 
 
-def steelyard(problem: Problem, estimator: Any, reuse: bool = False) -> Tensor:
+def steelyard(problem: Problem, estimator: Any, **options: bool) -> Tensor:
     """Record T steps, then ask the estimator."""
     optimizer = problem.optimizer()
-    with Recorder(problem.model, optimizer, SPREAD, steps=problem.steps, reuse=reuse) as recorder:
+    with Recorder(problem.model, optimizer, SPREAD, steps=problem.steps, **options) as recorder:
         for batch, weight in problem.batches(problem.weight):
             optimizer.zero_grad()
             recorder.loss(batch, weight).backward()
@@ -190,6 +190,7 @@ def unrolled(problem: Problem) -> Tensor:
 METHODS: dict[str, Callable[[Problem], Tensor]] = {
     "reuse": lambda problem: steelyard(problem, Truncated(), reuse=True),
     "truncated": lambda problem: steelyard(problem, Truncated(problem.steps)),
+    "graphs": lambda problem: steelyard(problem, Truncated(problem.steps), graphs=True),
     "difference": lambda problem: steelyard(problem, FiniteDifference(problem.steps)),
     "higher": by_higher,
     "torchopt": by_torchopt,
@@ -243,7 +244,7 @@ def worker(cell: str, method: str, what: str) -> dict[str, Any]:
 def measure(cell: str, wanted: list[str], runs: int, what: list[str]) -> None:
     """Measure one cell, methods in turn; every figure is kept as it comes."""
     steps = int(cell.split("/")[2])
-    methods = [name for name in wanted if steps == 1 or name != "reuse"]
+    methods = [name for name in wanted if name != ("reuse" if steps > 1 else "graphs")]
     if cell.endswith("warm"):  # the others' optimizers start from nothing
         methods = [name for name in methods if name in FLOORS]
     for number, way in ((number, way) for number in range(runs) for way in what if way in ("time", "returned")):

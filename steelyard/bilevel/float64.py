@@ -129,7 +129,7 @@ def _wide(one: MicroBatch, held: Tensors) -> MicroBatch:
 
 
 def _bare(findings: Findings) -> Findings:
-    return replace(findings, gradient=None, forward_record=None, guards=[])
+    return replace(findings, gradient=None, forward_record=None, graph=None, guards=[])
 
 
 def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:

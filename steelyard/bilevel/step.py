@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import Clip
+from steelyard.bilevel.gradient_graph import GradientGraph
 from steelyard.bilevel.integrity import Guard
 from steelyard.bilevel.objective import Divisor
 from steelyard.bilevel.sweep.graph_record import ForwardRecord
@@ -65,6 +66,7 @@ class Findings:
         gradient: references (no copies) to the gradients that the optimizer used, and their versions.
         projected: that gradient as `integrity.projection` has it; windows of one step have none.
         forward_record: what the forward pass computed, where the recorder was asked for it.
+        graph: of the gradient, where the recorder was asked for it and the step has one.
         fault: why the step has no derivative that is known to be right, as an error says it; empty: it has.
     """
 
@@ -77,6 +79,7 @@ class Findings:
     gradient: dict[str, tuple[Tensor, int]] | None = None
     projected: Tensor | None = None
     forward_record: ForwardRecord | None = None
+    graph: GradientGraph | None = None
     fault: str = ""
 
     @property
@@ -154,7 +157,7 @@ class Step:
         return tuple([self._alone(one) for one in (*self.accumulated, last)])
 
     def _alone(self, one: MicroBatch) -> Step:
-        findings = replace(one.findings, gradient=None, projected=None)
+        findings = replace(one.findings, gradient=None, projected=None, graph=None)
         return replace(self, **one._replace(findings=findings)._asdict(), accumulated=(), clips=())
 
 

@@ -299,7 +299,8 @@ class Truncated:
 
         def object_to(curved: Curved) -> str | None:
             other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale))
-            return other or objection_to(run, step, direction, curved.gradient, there is not step)(curved.tangents)
+            slope = curved.gradient or None
+            return other or objection_to(run, step, direction, slope, there is not step)(curved.tangents)
 
         found = self.ladder.curvature_and_losses(run, there, there.parameters, direction, object_to)
         rounded = {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}

@@ -198,8 +198,11 @@ def _gradient_of(run: Trajectory, step: Step) -> Tensors:
 
     (Entries that a clip holds constant may be others than they were; it gives the same gradient.)
     """
-    held = step.findings.held_gradient()
+    held, graph = step.findings.held_gradient(), step.findings.graph
     found = None if held is None else unclipped(step.clips, held)
+    if found is None and graph is not None and graph.whole:
+        slope = graph.slope()
+        found = slope if step.scale == 1.0 else {name: one * step.scale for name, one in slope.items()}
     # All ranks or none: one alone would wait for the others' share.
     lost = run.ranks.any(found is None)
     return run.ranks.mean(step_gradient(run, step)) if lost or found is None else dict(found)

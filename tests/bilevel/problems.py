@@ -101,6 +101,7 @@ class Problem:
     full_state: bool = False
     dtype: torch.dtype = torch.float64
     storage: Storage = field(default_factory=Storage)
+    graphs: bool = False
 
     def data(self) -> Batch:
         generator = torch.Generator().manual_seed(1)
@@ -122,7 +123,9 @@ class Problem:
         """The weights act inside of the window only: that is the derivative that an estimator claims."""
         with torch.random.fork_rng():
             model, optimizer, objective = self._start()
-            with Recorder(model, optimizer, objective, self.window, self.full_state, storage=self.storage) as recorder:
+            with Recorder(
+                model, optimizer, objective, self.window, self.full_state, storage=self.storage, graphs=self.graphs
+            ) as recorder:
                 self._train(weight, optimizer, recorder.loss)
                 return model, recorder.trajectory()
 

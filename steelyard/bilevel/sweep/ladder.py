@@ -6,11 +6,13 @@ what falls down the ladder gets slower, and must be seen to.
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +30,7 @@ from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import (
     CANNOT,
     EXACT,
+    KEPT,
     Curved,
     Differences,
     Rung,
@@ -207,11 +210,14 @@ class Ladder:
                 return "not finite"
             if not due:
                 return None
+            if rung.name == KEPT:
+                return _unlike(found, self._climb(question, known, rungs[1:], ask, fault, objection), step)
             signs = checks.signs(question, found.tangents, known.generator) if len(found.tangents) else None
             return signs or _bent(question, known, rung.answer, rung.name == EXACT)
 
         rungs = curvature_rungs(step.findings.coupled, self.differences)
-        return self._climb(question, known, rungs, lambda rung: _answer(rung, question), fault, objection)
+        ask = partial(_answer, question=question)
+        return self._climb(question, known, rungs, ask, fault, objection)
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, direction: Tensors) -> Tensors:
         """Return H u alone, of any objective; see `curvature_and_losses`."""
@@ -342,6 +348,23 @@ class Ladder:
         if len(question.batch) <= 4:
             return 4
         return max(1, self.memory // bytes_per_sample(probe, self.differences is None))
+
+
+def _unlike(found: Curved, plain: Curved, step: Step) -> str | None:
+    """Compare what the graph of a step's gradient gave with a replay's answer, which was checked; say what differs."""
+    sums = [(found.product, plain.product), ({"t": found.tangents}, {"t": plain.tangents})]
+    for one, other in sums:
+        dtype = next(iter(other.values())).dtype
+        tolerance = _UNLIKE_COUPLED if step.findings.coupled and dtype != torch.float64 else checks.tolerance_in(dtype)
+        apart = math.sqrt(sum(float((one[name] - value).double().square().sum()) for name, value in other.items()))
+        size = math.sqrt(sum(float(value.double().square().sum()) for value in other.values()))
+        if not apart <= tolerance * size:
+            return f"it is {apart:.3g} away from a replay's answer of size {size:.3g}"
+    return None
+
+
+_UNLIKE_COUPLED = 0.05
+"""How far reverse over reverse through BatchNorm, which rounds sums of large terms, may be from the other way."""
 
 
 def _finite_losses(question: Question, rows: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch.func import grad
 from torch.utils.hooks import RemovableHandle
 
 from steelyard.bilevel._forward_mode import jvp
+from steelyard.bilevel.gradient_graph import GradientGraph
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.from_record import row_products, tangents
@@ -24,13 +25,14 @@ from steelyard.bilevel.sweep.graph_record import Recording, Unusable
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.row_independence import separate
 
-__all__ = ["CANNOT", "EXACT", "Curved", "Differences", "Rung", "curvature_rungs", "general", "loss_rungs"]
+__all__ = ["CANNOT", "EXACT", "KEPT", "Curved", "Differences", "Rung", "curvature_rungs", "general", "loss_rungs"]
 
 CANNOT = (Unusable, RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError)
 """What torch raises where an operator has no derivative, or a transformation no rule."""
 
 
 EXACT = "reverse over reverse"
+KEPT = "the kept graph"
 
 
 class Rung(NamedTuple):
@@ -55,6 +57,37 @@ class Curved(NamedTuple):
     product: Tensors
     tangents: Tensor
     gradient: Tensors
+
+
+def _graph_of(question: Question) -> GradientGraph:
+    graph = question.step.findings.graph
+    if graph is None or not question.recorded:
+        raise Unusable("the graph of the step's gradient was not kept")
+    if not (graph.whole or graph.used):
+        raise Unusable("the step's gradient was written to")
+    return graph
+
+
+def _kept_graph_alone(question: Question) -> Tensor:
+    """The derivative of <u, gradient> by the factor of each loss, back through the graph of the training's gradient."""
+    graph = _graph_of(question)
+    found: tuple[Tensor, ...] = question.replay(
+        lambda module: graph.along(question.direction, [graph.extra]), {**question.at, **graph.copies}
+    )
+    return found[0]
+
+
+def _kept_graph(question: Question) -> Curved:
+    """H u and the t_i back through that graph: the second half of reverse over reverse."""
+    graph = _graph_of(question)
+    *product, values = question.replay(
+        lambda module: graph.along(question.direction, [*graph.copies.values(), graph.extra]),
+        {**question.at, **graph.copies},
+    )
+    # (A parameter that joined later has no copy, and no gradient in this step.)
+    nothing = {name: torch.zeros_like(one) for name, one in question.at.items() if name not in graph.copies}
+    slope = {**nothing, **graph.slope()} if graph.whole else {}  # (the optimizer's, which was cleared in place)
+    return Curved({**nothing, **dict(zip(graph.copies, product, strict=True))}, values, slope)
 
 
 def _row_products(question: Question) -> Tensor:
@@ -303,6 +336,7 @@ def _by_size(direction: Tensors) -> list[Tensors]:
 def loss_rungs(differences: Differences | None = None) -> list[Rung]:
     """Return the ways to the t_i alone, in order; with `differences` of the values first, instead of rules."""
     by_rules = [
+        Rung(KEPT, _kept_graph_alone, passing=True),
         Rung("row products of the record", _row_products, passing=True),
         Rung("forward over the record", _recorded_forward, passing=True),
         Rung("forward over a replay", _replayed_forward),
@@ -327,6 +361,7 @@ def curvature_rungs(coupled: bool, differences: Differences | None = None) -> li
     forward = Rung("forward over reverse", _forward_over_reverse)
     exact = [forward, reverse] if coupled else [reverse, forward]
     by_differences = Rung("differences of the gradient", (differences or Differences()).curved)
+    exact = [Rung(KEPT, _kept_graph, passing=True), *exact]
     return [*exact, by_differences] if differences is None else [by_differences, *exact]
 
 

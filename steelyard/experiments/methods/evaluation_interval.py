@@ -50,17 +50,17 @@ class OuterCost(NamedTuple):
         """Forward passes of an evaluation: a cross-fitted step has to train the model first."""
         return self.evaluated + (self._run(1.0) if self.folds > 1 else 0.0)
 
-    @property
-    def interval(self) -> int:
-        """Outer steps between two evaluations.
+    def interval(self, steps: int) -> int:
+        """Return how many outer steps of `steps` lie between two evaluations, the last of which is of the last step.
 
         Example:
-            >>> OuterCost(1000, 300, 1000, 1200, inner_steps=100).interval
+            >>> OuterCost(1000, 300, 1000, 1200, inner_steps=100).interval(20)
             1
-            >>> OuterCost(1000, 300, 1000, 1200, inner_steps=100, folds=2).interval
+            >>> OuterCost(1000, 300, 1000, 1200, inner_steps=100, folds=2).interval(30)
             10
         """
-        return max(1, math.ceil(_SHARE * self.evaluation / self.step))
+        evaluations = max(1, int(steps * self.step / (_SHARE * self.evaluation)))
+        return math.ceil(steps / min(steps, evaluations))
 
     def _run(self, share: float) -> float:
         kept = self.kept * share

@@ -110,7 +110,8 @@ class Maple:
         clip: largest norm of the gradient of the probabilities, and of that of the weights; 0 leaves them as they are.
         schedule: of both step sizes over the run: "cosine" down to 2%, or "constant".
         evaluate_every: outer steps between two evaluations; the last step is always evaluated. 0: as many as keep
-            evaluation, and the inner runs made for it, at a tenth of the run or less (`OuterCost` counts them).
+            evaluation, and the inner runs made for it, at a tenth of the run or less, by count (`OuterCost`); the last
+            step alone where not even that is so little.
         retrain: end with one more inner run, on all samples with the weights that they have on average, s_i w_i, which
             no draw of a mask disturbs; it is observed as step ``steps + 1`` and is the final model.
         risk: the outer risk.
@@ -192,7 +193,7 @@ class Maple:
             batch_size=self.inner.batch_size,
             folds=self.folds,
             draws=self.draws,
-        ).interval
+        ).interval(self.steps)
 
     def inner_run(self, problem: Problem) -> reweight.InnerRun:
         """Return the inner run."""
@@ -208,10 +209,9 @@ class Maple:
             schedule=reweight.CosineDecay() if self.inner.schedule == "cosine" else None,
         )
 
-    def fit(self, problem: Problem, observe: Observer) -> Fitted:
-        """Learn weights and probabilities, and return them with the inner model of the last outer step."""
-        inner = self.inner_run(problem)
-        maple = reweight.Maple(
+    def outer_run(self, problem: Problem, inner: reweight.InnerRun) -> reweight.Maple:
+        """Return what learns weights and probabilities."""
+        return reweight.Maple(
             inner,
             self.risk.build(),
             budget=self.budget,
@@ -227,6 +227,11 @@ class Maple:
             prior=self.prior.build(problem, reweight.budget_of(self.budget, len(problem.splits.train))),
             seed=problem.seed,
         )
+
+    def fit(self, problem: Problem, observe: Observer) -> Fitted:
+        """Learn weights and probabilities, and return them with the inner model of the last outer step."""
+        inner = self.inner_run(problem)
+        maple = self.outer_run(problem, inner)
         latest, every = Latest(problem.model), self.evaluation_interval(problem)
 
         def watch(step: reweight.OuterStep) -> None:

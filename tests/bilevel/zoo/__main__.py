@@ -51,7 +51,7 @@ def of_case(asked: list[Outcome], verdict: str) -> list[str]:
 
 def _group(o: Outcome) -> Group:
     q = o.question
-    how = ", reuse" if q.reuse else ", samples" if q.others else ""
+    how = ", reuse" if q.reuse else ", graphs" if q.graphs else ", samples" if q.others else ""
     return f"{q.estimator}{how}", str(q.dtype).rsplit(".")[-1], q.setting.steps
 
 

@@ -72,7 +72,7 @@ class Outcome:
     @property
     def label(self) -> str:
         s, q = self.question.setting, self.question
-        how = (" reuse" if q.reuse else "") + (" samples" if q.others else "")
+        how = (" reuse" if q.reuse else "") + (" graphs" if q.graphs else "") + (" samples" if q.others else "")
         own = "" if q.estimator == "Truncated" else f" {q.estimator}"
         return f"{self.case} | {s.optimizer} T={s.steps} {s.normalise} {_short(q.dtype)}{how}{own}"
 
@@ -86,6 +86,7 @@ class Question:
     reuse: bool = False
     estimator: Literal["Truncated", "FiniteDifference", "Unrolled"] = "Truncated"
     others: int = 0
+    graphs: bool = False
 
     @property
     def tolerance(self) -> float:
@@ -124,6 +125,9 @@ def questions() -> Iterator[Question]:
     yield Question(Setting("adam", 3), estimator="FiniteDifference")
     yield Question(Setting("adam", 1), torch.float32, estimator="FiniteDifference")
     yield Question(Setting("sgd", 3), estimator="Unrolled")
+    yield Question(Setting("sgd", 3), graphs=True)
+    yield Question(Setting("adam", 3, "weights"), graphs=True)
+    yield Question(Setting("adam", 3), torch.float32, graphs=True)
     yield Question(Setting("sgd", 1), others=OTHERS)
     # (A row of weight 0 may reach an entry whose gradient is 0; the slope there is that of a step of eps.)
     yield Question(Setting("adam, larger eps", 1, "weights"), others=OTHERS)
@@ -146,7 +150,13 @@ def answer(case: Case, start: Start, question: Question) -> Tensor:
     weight = weights(case).to(dtype)
     objective = WeightedLoss(case.loss, setting.normalise)  # type: ignore[arg-type]
     with Recorder(
-        model, optimizer, objective, setting.steps, question.estimator == "Unrolled", question.reuse
+        model,
+        optimizer,
+        objective,
+        setting.steps,
+        question.estimator == "Unrolled",
+        question.reuse,
+        graphs=question.graphs,
     ) as recorder:
         with seeded(case.name, "window"):
             for inputs, targets, rows in batches(case, setting.steps, dtype):

@@ -47,12 +47,19 @@ def test_the_default_counts() -> None:
 @pytest.mark.parametrize("folds", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [0, 64])
 @pytest.mark.parametrize("inner_steps", [1, 30])
+@pytest.mark.parametrize("steps", [1, 7, 30])
 def test_evaluation_takes_at_most_a_tenth_and_is_no_rarer_than_that_needs(
-    folds: int, batch_size: int, inner_steps: int
+    folds: int, batch_size: int, inner_steps: int, steps: int
 ) -> None:
+    """(The last step is evaluated whatever it costs.)"""
     cost = OuterCost(1000, 300.0, 1000, 1300, inner_steps, batch_size, folds)
-    assert cost.evaluation <= 0.1 * cost.interval * cost.step
-    assert cost.interval == 1 or cost.evaluation > 0.1 * (cost.interval - 1) * cost.step
+    interval = cost.interval(steps)
+
+    def share(every: int) -> float:
+        return -(-steps // every) * cost.evaluation / (steps * cost.step)
+
+    assert share(interval) <= 0.1 or interval == steps
+    assert interval == 1 or share(interval - 1) > 0.1
 
 
 def test_the_count_of_a_full_batch_with_two_folds() -> None:

@@ -1,0 +1,176 @@
+"""The graph of a recorded step's gradient, kept so that its derivatives need no pass over the step again.
+
+A recorder that is asked for graphs puts copies of the parameters into the module for the forward pass, which no step
+writes to, and takes the gradient by these with a graph of its own when `backward` comes to the loss. What the training
+sees is the same loss and the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = ["GradientGraph", "graphed"]
+
+
+@dataclass
+class GradientGraph:
+    """A step's gradient as a function of its parameters and of each sample's loss.
+
+    Attributes:
+        copies: the parameters that the forward pass read, by name.
+        extra: zeros ``(batch,)``: ``sum extra_i l_i`` was added to the loss, so a derivative by it is one along l_i.
+        gradients: by name, with their graph; of a parameter that the loss does not read None. Empty before `backward`.
+        used: the optimizer's gradient was these, bit for bit.
+    """
+
+    copies: dict[str, Tensor]
+    extra: Tensor
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    used: bool = False
+
+    def note_used(self, gradient: Mapping[str, Tensor]) -> None:
+        """Note whether the optimizer is given these gradients: the same memory, which nobody has written to."""
+        own = {name: g for name, g in self.gradients.items() if g is not None}
+        same = own.keys() == gradient.keys() and not any(g._version for g in own.values())
+        self.used = same and all(g.data_ptr() == gradient[name].data_ptr() for name, g in own.items())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the gradients have the values that they were computed with."""
+        return not any(g is not None and g._version for g in self.gradients.values())
+
+    def parameters(self, live: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the copies, without their graph; None where they are not what is `live`."""
+        if self.copies.keys() != live.keys() or not self.gradients:
+            return None
+        if any(not torch.equal(one, live[name]) for name, one in self.copies.items()):
+            return None
+        return {name: one.detach() for name, one in self.copies.items()}
+
+    def slope(self) -> dict[str, Tensor]:
+        """Return the gradient, without its graph; zeros where the loss reads no parameter."""
+        found = self.gradients
+        return {n: torch.zeros_like(one) if (g := found[n]) is None else g.detach() for n, one in self.copies.items()}
+
+    def is_slope(self, other: Mapping[str, Tensor]) -> bool:
+        """Whether `other` is the memory of these gradients."""
+        own = {name: g for name, g in self.gradients.items() if g is not None}
+        return self.whole and all(name in other and g.data_ptr() == other[name].data_ptr() for name, g in own.items())
+
+    def along(self, direction: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the derivatives of <direction, gradient> by `inputs`, of which the copies and `extra` can be some.
+
+        The graph stays, and can be asked again.
+        """
+        moving = [(g, direction[n]) for n, g in self.gradients.items() if g is not None and g.requires_grad]
+        if not moving:
+            return tuple(torch.zeros_like(one).detach() for one in inputs)
+        return torch.autograd.grad(
+            [g for g, _ in moving],
+            list(inputs),
+            [u for _, u in moving],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
+def graphed(
+    module: nn.Module,
+    live: Mapping[str, Tensor],
+    samples: int,
+    losses_of: Callable[[], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+    swapped: Callable[[nn.Module, Mapping[str, Tensor]], Any],
+) -> tuple[Tensor, GradientGraph | None]:
+    """Return the inner loss, and the graph of its gradient that a `backward` will leave; None where none can be kept.
+
+    Args:
+        module: what `losses_of` evaluates.
+        live: the optimised parameters, by name.
+        samples: how many losses there are.
+        losses_of: returns the losses ``(batch,)`` of the module as it is when it is called.
+        reduce: makes one number of them.
+        swapped: puts tensors in the places of parameters.
+    """
+    with torch.enable_grad():
+        copies = {name: p.clone() for name, p in live.items()}
+    with swapped(module, copies):
+        losses = losses_of()
+        value = reduce(losses)
+    if not value.requires_grad or losses.shape != (samples,):
+        return value, None
+    others = _others(value, live, copies)
+    if others is None:
+        return value, None
+    extra = torch.zeros_like(losses, requires_grad=True)
+    graph = GradientGraph(copies, extra)
+    whole = value + (extra * losses).sum()
+
+    def differentiate() -> list[Tensor | None]:
+        """Return the gradient by the copies and by the others, when `backward` comes for the first time."""
+        asked = [*copies.values(), *others]
+        with torch.enable_grad(), swapped(module, copies):  # a checkpoint reads the parameters again
+            found = torch.autograd.grad(whole, asked, create_graph=True, allow_unused=True)
+        graph.gradients.update(zip(copies, found, strict=False))
+        return [None if one is None else one.detach() for one in found]
+
+    delivered: Tensor = _Deliver.apply(value.detach(), _Once(differentiate), *live.values(), *others)
+    return delivered, graph
+
+
+class _Once:
+    """The value of a function, computed when it is first asked for; what the function holds is let go then."""
+
+    def __init__(self, function: Callable[[], list[Tensor | None]]) -> None:
+        self._function: Callable[[], list[Tensor | None]] | None = function
+        self._value: list[Tensor | None] = []
+
+    def __call__(self) -> list[Tensor | None]:
+        if self._function is not None:
+            self._value, self._function = self._function(), None
+        return [None if one is None else one.detach() for one in self._value]
+
+
+class _Deliver(torch.autograd.Function):
+    """A loss whose gradient is computed elsewhere, and handed to the live parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: _Once, *live: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        found = ctx.gradients()
+        if cotangent.device.type != "cpu" or float(cotangent) != 1.0:
+            found = [None if one is None else one * cotangent.to(one.dtype) for one in found]
+        return None, None, *found
+
+
+def _others(value: Tensor, live: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> list[Tensor] | None:
+    """Return what beside the copies the loss has a gradient by; None where its graph reads parameters past them."""
+    own, found = {id(p) for p in live.values()}, dict[int, Tensor]()
+    pending: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None, *(one.grad_fn for one in copies.values())}
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "CheckpointFunctionBackward":  # differentiates by `backward` alone
+            return None
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            if id(variable) in own:  # read past the module
+                return None
+            found[id(variable)] = variable
+        pending += [follower for follower, _ in node.next_functions]
+    return list(found.values())
