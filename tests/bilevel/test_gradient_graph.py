@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from steelyard.bilevel import Batch, Recorder, Storage, Truncated, WeightedLoss
+from steelyard.bilevel import Batch, NoDerivative, Recorder, Storage, Truncated, WeightedLoss
 from tests.bilevel.problems import (
     CROSS_ENTROPY,
     Problem,
@@ -299,6 +299,39 @@ def test_a_wrong_second_derivative_is_passed_over() -> None:
     plain, _, _ = asked(Net, plain_loop, graphs=False)
     found, _, _ = asked(Net, plain_loop, graphs=True)
     torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_what_is_refused_once_is_refused_again(graphs: bool) -> None:
+    """The dearer checks come at calls 1, 2, 4, ...: a refusal is no look that a later call can do without."""
+
+    class Bent(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.tanh()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g * g.abs().detach()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = Bent.apply(self.layer(x))
+            return found
+
+    torch.manual_seed(0)
+    model = Net().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    with Recorder(model, optimizer, OBJECTIVE, steps=3, graphs=graphs) as recorder:
+        plain_loop(model, optimizer, recorder)
+        trajectory = recorder.trajectory()
+        for _ in range(5):
+            with pytest.raises((NoDerivative, RuntimeError), match="stands|recorded loss"):
+                Truncated(3)(trajectory, outer)
 
 
 @pytest.mark.parametrize("options", [{"reuse": True}, {"storage": Storage(checkpoint_every=2)}])

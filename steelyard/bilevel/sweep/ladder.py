@@ -310,6 +310,7 @@ class Ladder:
             reasons[rung.name] = why or "another rank cannot"
             if lasting:
                 barred[rung.name] = reasons[rung.name]
+        known.calls = 0  # the next call is checked as dearly: it must not pass for want of a look
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
         remedy = ROUNDS_AWAY if question.step.conditions.autocast else _REMEDY
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
