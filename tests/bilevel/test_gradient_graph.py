@@ -306,13 +306,16 @@ def test_what_is_refused_once_is_refused_again(graphs: bool) -> None:
     """The dearer checks come at calls 1, 2, 4, ...: a refusal is no look that a later call can do without."""
 
     class Bent(torch.autograd.Function):
+        """A backward pass that is no derivative of the forward pass, and whose own derivative is not what it says."""
+
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.values = (1 + x * x).tolist()
             return x.tanh()
 
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> Tensor:
-            return g * g.abs().detach()
+            return g * torch.tensor(ctx.values, dtype=g.dtype)
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -330,7 +333,7 @@ def test_what_is_refused_once_is_refused_again(graphs: bool) -> None:
         plain_loop(model, optimizer, recorder)
         trajectory = recorder.trajectory()
         for _ in range(5):
-            with pytest.raises((NoDerivative, RuntimeError), match="stands|recorded loss"):
+            with pytest.raises(NoDerivative, match="along random directions H is"):
                 Truncated(3)(trajectory, outer)
 
 
