@@ -18,7 +18,7 @@ from studies.photographs.rows import ROWS, Known
 from studies.photographs.search import CHOSEN_BY
 from studies.photographs.sets import Source
 
-__all__ = ["figures", "report", "shuffled_table", "table"]
+__all__ = ["figures", "overview", "report", "shuffled_table", "table"]
 
 _WORST, _CLASS = CHOSEN_BY
 _KNOWN: Mapping[str, tuple[tuple[Known, ...], str]] = {
@@ -63,6 +63,8 @@ def report(
             write_text(out / f"{case}_shuffled.md", dealt.markdown())
         write_text(out / f"{case}_rows.json", json.dumps(rows, indent=1) + "\n")
         summary += _summary(rows, case)
+    if len(sources) > 1:
+        write_text(out / "overview.md", overview(sources, found).markdown())
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -111,6 +113,25 @@ def _notes(rows: Sequence[Mapping[str, Any]], criterion: str, beside: bool) -> l
         if figure.dataset == "waterbirds" and figure.method in methods:
             sources.setdefault(published().note(figure), []).append(figure.method)
     return [*notes, *(f"Waterbirds, {', '.join(dict.fromkeys(own))}: {note}" for note, own in sources.items())]
+
+
+def overview(sources: Sequence[Source], found: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
+    """Return one table of all sources, a line for each row of the first, chosen by the worst group of validation.
+
+    Args:
+        sources: what rows were trained on. found: for each the rows' figures.
+    """
+    names = ("worst", "adjusted", "validation worst")
+    head = [f"{source.case}: {_FIGURES[name]}" for source in sources for name in names]
+    lines = []
+    for row in sorted(found[0], key=lambda one: -one["choices"][_WORST]["score"]):
+        cells = []
+        for source, rows in zip(sources, found, strict=True):
+            same = [one["choices"][_WORST]["runs"] for one in rows if one["row"] == row["row"]]
+            own = [figures(run, source.sizes) for runs in same for run in runs if "failed" not in run]
+            cells += [_spread([one[name] for one in own]) if same else "" for name in names]
+        lines.append([row["row"], row["known"], *cells])
+    return Table(["method", "reads groups", *head], lines)
 
 
 _FIGURES = {

@@ -20,7 +20,7 @@ from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.tuning.tuning import Tuning
 from studies.photographs import report as report_module
-from studies.photographs.report import figures, report, shuffled_table, table
+from studies.photographs.report import figures, overview, report, shuffled_table, table
 from studies.photographs.rows import ROWS, TABLES, Row, rows_of
 from studies.photographs.search import CHOSEN_BY, Search, carry_out, trained_on
 from studies.photographs.sets import Sets, source
@@ -203,6 +203,11 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
     report(tmp_path, sources, [rows, rows[:1]], {"JTT (waterbirds)": "diverged"})
     assert "JTT (waterbirds) could not be tuned: diverged" in (tmp_path / "waterbirds_training.md").read_text()
     assert (tmp_path / "waterbirds_flipped20_nowhere.csv").exists()
+    whole = overview(sources, [rows, rows[:1]]).lines
+    assert [line[0] for line in whole] == ["Group DRO", "ERM"]
+    assert whole[1][2:] == whole[1][2:5] * 2
+    assert whole[0][5:] == [""] * 3
+    assert (tmp_path / "overview.md").exists()
     summary = json.loads((tmp_path / "summary.json").read_text())
     worst = next(
         one for one in summary if one["method"] == "Group DRO" and one["metric"] == "test worst-group accuracy"
