@@ -79,9 +79,10 @@ def photographs(
     if task in ("table", "tabulate"):
         search = Search(trials, tuned_on, seeds, steps)
         planned = [Job(row, one, search, runs) for one in sets for row in rows_named(rows, name)]
-        failed = carry_out_all(planned, jobs, told) if task == "table" else {}
+        if task == "table":
+            carry_out_all(planned, jobs, told)
         everything = [[Job(row, one, search, runs) for row in rows_named((), name)] for one in sets]
-        report(out, sets, [read(own) for own in everything], failed)
+        report(out, sets, [read(own) for own in everything])
     told(f"Written: {out if task != 'make' else folder}")
 
 

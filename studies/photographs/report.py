@@ -35,25 +35,23 @@ def report(
     out: Path,
     sources: Sequence[Source],
     found: Sequence[Sequence[Mapping[str, Any]]],
-    failed: Mapping[str, str],
 ) -> None:
     """Write the tables and `summary.json` to `out`.
 
     Args:
         out: the folder.
         sources: what rows were trained on.
-        found: for each source the rows' figures, as `search.carry_out` returns them.
-        failed: rows that could not be tuned, and why; they are listed below the tables.
+        found: for each source the rows' figures, as `table.read` returns them.
 
     Raises:
         RunError: there is no row.
     """
     if not any(found):
         raise RunError("no row is carried out; `python -m studies.photographs table` does so")
-    notes = [f"{title} could not be tuned: {why}" for title, why in failed.items()]
     summary: list[dict[str, Any]] = []
     for one_source, rows in zip(sources, found, strict=True):
         case = one_source.case
+        notes = [f"{row['row']}: {row['refused']}" for row in rows if "refused" in row]
         for known in _KNOWN:
             one = table(rows, known, one_source.sizes)
             if one.lines:
@@ -124,10 +122,10 @@ def overview(sources: Sequence[Source], found: Sequence[Sequence[Mapping[str, An
     names = ("worst", "adjusted", "validation worst")
     head = [f"{source.case}: {_FIGURES[name]}" for source in sources for name in names]
     lines = []
-    for row in sorted(found[0], key=lambda one: -one["choices"][_WORST]["score"]):
+    for row in sorted(_tuned(found[0]), key=lambda one: -one["choices"][_WORST]["score"]):
         cells = []
         for source, rows in zip(sources, found, strict=True):
-            same = [one["choices"][_WORST]["runs"] for one in rows if one["row"] == row["row"]]
+            same = [one["choices"][_WORST]["runs"] for one in _tuned(rows) if one["row"] == row["row"]]
             own = [figures(run, source.sizes) for runs in same for run in runs if "failed" not in run]
             cells += [_spread([one[name] for one in own]) if same else "" for name in names]
         lines.append([row["row"], row["known"], *cells])
@@ -162,12 +160,16 @@ def figures(run: Mapping[str, Any], sizes: Sequence[int] | None) -> dict[str, fl
 def shuffled_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return what MAPLE's weights are worth when each group's are dealt out again among its samples."""
     lines = []
-    for row in rows:
+    for row in _tuned(rows):
         runs = [run for run in row["choices"][_WORST]["runs"] if "shuffled" in run]
         if runs:
             worst = [[min(_accuracies(one["test"])) for one in own] for own in (runs, [r["shuffled"] for r in runs])]
             lines.append([row["row"], *map(_spread, worst)])
     return Table(("method", "test, worst group", "with weights shuffled within groups"), lines)
+
+
+def _tuned(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["choices"]]
 
 
 def _accuracies(split: Mapping[str, Any]) -> list[float]:

@@ -49,10 +49,8 @@ class Job:
         return self.folder / "row.json"
 
 
-def carry_out_all(
-    jobs: Sequence[Job], processes: int = 1, told: Callable[[str], None] = lambda said: None
-) -> dict[str, str]:
-    """Carry out what is not filed yet, and return what failed: the row's title and why.
+def carry_out_all(jobs: Sequence[Job], processes: int = 1, told: Callable[[str], None] = lambda said: None) -> None:
+    """Carry out and file what is not filed yet.
 
     Args:
         jobs: the rows.
@@ -60,35 +58,30 @@ def carry_out_all(
         told: is told of each row that is done.
     """
     left = [job for job in jobs if not job.file.exists()]
-    failed: dict[str, str] = {}
 
     def note(job: Job, why: str) -> None:
-        title = f"{job.row.title} ({job.sets.case})"
-        told(f"{title}: {why or 'done'}")
-        if why:
-            failed[title] = why
+        told(f"{job.row.title} ({job.sets.case}): {why or 'done'}")
 
     if processes == 1:
         for job in left:
             note(job, _carried_out(job))
-        return failed
+        return
     context = worker_context(__name__)
     with ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = {pool.submit(_carried_out, job): job for job in left}
         for future in as_completed(futures):
             note(futures[future], future.result())
-    return failed
 
 
 def _carried_out(job: Job) -> str:
-    """File a row; return why it cannot be, "" if it is."""
+    """File a row; return why it has no figures, "" if it has."""
     search = replace(job.search, overrides=(*job.search.overrides, *job.sets.options(job.search.tuned_on)))
     try:
         found = carry_out(job.row, job.sets.load, search, job.folder)
     except (RecipeError, RunError) as error:
-        return str(error)
+        found = {"row": job.row.title, "known": job.row.known, "refused": str(error), "choices": {}}
     write_text(job.file, json.dumps(found, indent=1) + "\n")
-    return ""
+    return str(found.get("refused", ""))
 
 
 def read(jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -48,6 +48,12 @@ def splits_of(seed: int) -> Splits:
 
 
 SMALL = ("method.training.steps=20", "method.training.evaluate_every=10")
+
+
+def row_titled(title: str) -> Row:
+    return next(row for row in ROWS if row.title == title)
+
+
 ERM = Row("ERM", "waterbirds/features/erm", SMALL)
 
 
@@ -119,7 +125,7 @@ def test_rows_trained_on_validation_are_judged_by_what_they_did_not_see() -> Non
 
 
 def test_a_row_that_fails_in_every_trial_says_why(tmp_path: Path) -> None:
-    humps = next(row for row in ROWS if row.title == "up-weighting on groups by maple")
+    humps = row_titled("up-weighting on groups by maple")
     row = replace(
         humps, overrides=(*humps.overrides, "method.groups.maple.steps=2", "method.groups.maple.inner.steps=2", *SMALL)
     )
@@ -136,7 +142,7 @@ def test_weights_are_shuffled_within_groups() -> None:
 
 
 def test_maple_has_its_shuffled_weights_measured(tmp_path: Path) -> None:
-    row = next(row for row in ROWS if row.title == "MAPLE, groups on validation")
+    row = row_titled("MAPLE, groups on validation")
     short = replace(row, overrides=("method.steps=3", "method.inner.steps=5"))
     found = carry_out(short, splits_of, Search(trials=1, tuned_on=1, seeds=(2,)), tmp_path)
     (run,) = found["choices"][CHOSEN_BY[0]]["runs"]
@@ -155,7 +161,7 @@ def test_maple_has_its_shuffled_weights_measured(tmp_path: Path) -> None:
     ],
 )
 def test_where_a_row_reads_groups(title: str, known: str) -> None:
-    assert next(row for row in ROWS if row.title == title).known == known
+    assert row_titled(title).known == known
 
 
 def test_every_row_is_a_recipe_and_has_a_folder_of_its_own() -> None:
@@ -200,8 +206,9 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
     assert [line[0] for line in table(rows, "nowhere", sizes).lines] == ["ERM"]
     assert table(rows, "validation", sizes).lines[0][0] == "ERM"
     sources = [Sets(tmp_path, "waterbirds", share) for share in (0.0, 0.2)]
-    report(tmp_path, sources, [rows, rows[:1]], {"JTT (waterbirds)": "diverged"})
-    assert "JTT (waterbirds) could not be tuned: diverged" in (tmp_path / "waterbirds_training.md").read_text()
+    refused = {"row": "JTT", "known": "nowhere", "refused": "JTT: no trial can be chosen", "choices": {}}
+    report(tmp_path, sources, [[*rows, refused], rows[:1]])
+    assert "JTT: no trial can be chosen" in (tmp_path / "waterbirds_training.md").read_text()
     assert (tmp_path / "waterbirds_flipped20_nowhere.csv").exists()
     whole = overview(sources, [rows, rows[:1]]).lines
     assert [line[0] for line in whole] == ["Group DRO", "ERM"]
@@ -215,7 +222,7 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
     assert worst["mean"] == pytest.approx(0.77)
     assert worst["command"] == report_module._COMMAND
     with pytest.raises(RunError, match="no row is carried out"):
-        report(tmp_path, sources[:1], [[]], {})
+        report(tmp_path, sources[:1], [[]])
 
 
 def test_tables_of_people_have_the_rows_that_they_have_recipes_of(tmp_path: Path) -> None:
@@ -234,8 +241,8 @@ def test_the_same_protocol_on_a_table_of_people(tmp_path: Path) -> None:
     search = Search(trials=2, tuned_on=1, seeds=(2,), steps=20)
     people = source(tmp_path, "compas", 0.0, tmp_path)
     jobs = [Job(row, people, search, tmp_path / "runs") for row in rows_named(["ERM", "up-weighting"], "compas")]
-    assert carry_out_all(jobs) == {}
-    report(tmp_path / "out", [people], [read(jobs)], {})
+    carry_out_all(jobs)
+    report(tmp_path / "out", [people], [read(jobs)])
     lines = (tmp_path / "out" / "compas_training.md").read_text().splitlines()
     assert "Waterbirds" not in lines[0]
     assert {line.split(" | ")[0] for line in lines[2:4]} == {"| ERM", "| up-weighting"}
@@ -246,13 +253,19 @@ def test_what_is_filed_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     job = Job(rows_named(["ERM"])[0], Sets(tmp_path / "sets"), search, tmp_path / "runs")
     monkeypatch.setattr(Sets, "load", lambda self, seed: splits_of(seed))
     told: list[str] = []
-    assert carry_out_all([job], 1, told.append) == {}
+    carry_out_all([job], 1, told.append)
     written = job.file.read_bytes()
-    assert carry_out_all([job], 1, told.append) == {}
+    carry_out_all([job], 1, told.append)
     assert told == ["ERM (waterbirds): done"]
     assert job.file.read_bytes() == written
     (row,) = read([job])
     assert row["row"] == "ERM"
+    humps = ("method.groups.maple.steps=2", "method.groups.maple.inner.steps=2")
+    lost = replace(job, row=replace(row_titled("DFR on groups by maple"), title="lost"))
+    lost = replace(lost, row=replace(lost.row, overrides=(*lost.row.overrides, *humps)))
+    carry_out_all([lost], 1, told.append)
+    assert told[-1].startswith("lost (waterbirds): lost: no trial can be chosen: OneHumpError")
+    assert read([lost])[0]["choices"] == {}
     job.file.write_text("[]")
     with pytest.raises(RunError, match="remove it and the row is carried out again"):
         read([job])
