@@ -87,6 +87,17 @@ def test_it_narrows_the_gap_and_leans_less_on_the_shortcut_than_erm() -> None:
     assert ours.visible.validation.vrex < erm.visible.validation.vrex
 
 
+def test_heads_at_their_optimum_lean_less_on_the_shortcut_than_erm() -> None:
+    training = Training(steps=200, evaluate_every=200, optimizer=OptimizerSettings("adam", 0.02))
+    methods = (ERM(training=training), InvRat(heads="outputs", penalty=Anneal(100.0, 1.0, 30), training=training))
+    erm, ours = (evaluate(NET, method.fit(NET, lambda step, model, extra: None).model, 1, {}) for method in methods)
+    assert ours.test.accuracy > erm.test.accuracy + 0.1
+    assert ours.visible.validation.vrex < erm.visible.validation.vrex
+    softmax = replace(NET, model_settings=replace(NET.model_settings, head="softmax"))
+    with pytest.raises(ValueError, match=r"head is 'softmax'; take model\.head = 'one_logit'"):
+        InvRat(heads="outputs").fit(softmax, lambda step, model, extra: None)
+
+
 def test_it_trains_in_bfloat16_with_its_heads_in_single_precision() -> None:
     def gaps(bfloat16: bool) -> list[float]:
         found: list[float] = []
