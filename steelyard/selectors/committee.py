@@ -22,7 +22,8 @@ def vote_entropy(probabilities: Float[Tensor, "members n classes"] | Numbers) ->
         probabilities: ``(members, n, classes)`` softmax outputs, members >= 2, as of `Ensemble.probabilities`.
 
     Returns:
-        ``(n,)`` in [0, log(min(members, classes))]. O(members n classes).
+        ``(n,)`` in [0, log(min(members, classes))]. O(members n classes) time and memory: a second or two for a
+        million samples of 10 classes and 4 members.
 
     Warns:
         DegenerateWarning: all members are identical: the score is 0.
@@ -52,7 +53,8 @@ def consensus_kl(probabilities: Float[Tensor, "members n classes"] | Numbers) ->
         probabilities: ``(members, n, classes)`` softmax outputs, members >= 2.
 
     Returns:
-        ``(n,)`` in [0, log(min(members, classes))]. O(members n classes).
+        ``(n,)`` in [0, log(min(members, classes))]. O(members n classes) time and memory: a second or two for a
+        million samples of 10 classes and 4 members.
 
     Warns:
         DegenerateWarning: all members are identical: the score is 0.

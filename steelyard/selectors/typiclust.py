@@ -74,7 +74,9 @@ def typiclust(
 
     Returns:
         ``(k,)`` int64 indices without duplicates, in the order picked; ties by the lowest index. O(n features (m + k))
-        a round of k-means, and all pairs within the clusters picked from; O(n features) memory.
+        a round of k-means, and all pairs within the clusters picked from; O(n features) memory. A million samples of
+        16 features cost, with k = 100, about 10^11 products in k-means and twice as many within the clusters: minutes
+        of one core.
 
     Raises:
         ValueError: NaN or infinite entries, another number of features in `labelled`, k outside of 1 .. n, numbers
