@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from steelyard.cli.shared import Overrides
 from steelyard.experiments.errors import UserError
 from studies._command import command_line
 from studies.doubly_robust import study
-from studies.doubly_robust.page import page
+from studies.doubly_robust.page import page, summary
 
 __all__ = ["main"]
 
@@ -32,7 +33,7 @@ def doubly_robust(
     Stopped and started again it goes on where it was: trainings that are in OUT/figures.json are read.
 
     Args:
-        out: folder for README.md and figures.json.
+        out: folder for README.md, summary.json and figures.json.
         chosen_on: seeds whose validation figures choose epsilon and temperature.
         seeds: seeds of the table.
         set_: a field to set in the recipe, as in --set method.training.steps=50; may be repeated.
@@ -51,8 +52,10 @@ def doubly_robust(
         cells = study.Cells(out / "figures.json", set_, status.update)
         chosen = study.choose(cells, chosen_on)
         found = study.outcome(cells, chosen, seeds)
-    write_text(out / "README.md", page(chosen, found, chosen_on, seeds, shlex.join(words)))
-    console.print(f"Written: {out}/README.md, figures.json", markup=False, soft_wrap=True)
+    command = shlex.join(words)
+    write_text(out / "README.md", page(chosen, found, chosen_on, seeds, command))
+    write_text(out / "summary.json", json.dumps(summary(found, seeds, command), indent=1) + "\n")
+    console.print(f"Written: {out}/README.md, summary.json, figures.json", markup=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

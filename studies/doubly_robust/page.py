@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from steelyard.experiments.compare.rows import Spread
+from steelyard.experiments.compare.summary import summary_row
 from steelyard.experiments.compare.table import Table
 from studies._claims import Claim, Judgement, markdown
 from studies.doubly_robust.study import DATA, METHODS, WEAK, Chosen, Figures, spread
 
-__all__ = ["claims", "page"]
+__all__ = ["claims", "page", "summary"]
 
 Outcome = Mapping[tuple[str, str], Sequence[Figures]]
 """Figures by data and method, a seed each."""
@@ -56,6 +57,25 @@ Per cent, mean ± standard deviation over seeds; the weakest classes are each ru
 ## Claims, judged by code
 
 {markdown(claims(found))}{_cause(found)}"""
+
+
+def summary(found: Outcome, seeds: Sequence[int], command: str) -> list[dict[str, object]]:
+    """Return the rows of the `summary.json`: the table's figures."""
+    return [
+        summary_row(
+            recipe="doubly_robust",
+            dataset=f"digits, {data}",
+            method=method,
+            metric=name,
+            selection="last",
+            mean=spread(of, name).mean,
+            std=spread(of, name).std,
+            seeds=list(seeds),
+            command=command,
+        )
+        for (data, method), of in found.items()
+        for name in _COLUMNS
+    ]
 
 
 def claims(found: Outcome) -> list[Claim]:
