@@ -51,7 +51,7 @@ def report(
     summary: list[dict[str, Any]] = []
     for one_source, rows in zip(sources, found, strict=True):
         case = one_source.case
-        notes = [f"{row['row']}: {row['refused']}" for row in rows if "refused" in row]
+        notes = [row["refused"] for row in rows if "refused" in row]
         for known in _KNOWN:
             one = table(rows, known, one_source.sizes)
             if one.lines:
@@ -59,7 +59,7 @@ def report(
                 write_text(out / f"{case}_{known}.csv", one.csv())
         if (dealt := shuffled_table(rows)).lines:
             write_text(out / f"{case}_shuffled.md", dealt.markdown())
-        write_text(out / f"{case}_rows.json", json.dumps(rows, indent=1) + "\n")
+        write_text(out / f"{case}_rows.json", json.dumps(rows) + "\n")
         summary += _summary(rows, case)
     if len(sources) > 1:
         write_text(out / "overview.md", overview(sources, found).markdown())
@@ -119,8 +119,8 @@ def overview(sources: Sequence[Source], found: Sequence[Sequence[Mapping[str, An
     Args:
         sources: what rows were trained on. found: for each the rows' figures.
     """
-    names = ("worst", "adjusted", "validation worst")
-    head = [f"{source.case}: {_FIGURES[name]}" for source in sources for name in names]
+    names = {"worst": "worst group", "adjusted": "average", "validation worst": "on validation"}
+    head = [f"{source.case}: {said}" if name == "worst" else said for source in sources for name, said in names.items()]
     lines = []
     for row in sorted(_tuned(found[0]), key=lambda one: -one["choices"][_WORST]["score"]):
         cells = []

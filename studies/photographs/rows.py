@@ -29,7 +29,8 @@ class Row:
         overrides: what is set in it, and so not drawn.
         samples: what it is trained on: "given", the training split; "validation", that split alone; "both".
         published: the method's name in `compare/published.toml`, for figures of Waterbirds beside ours.
-        reads: where it reads groups or places, if its recipe does not tell (`known`).
+        reads: where it reads groups or places, if its recipe does not tell (`known`); also of what fits weights to the
+            validation samples, whose groups are balanced, without their group labels.
     """
 
     title: str
@@ -126,7 +127,7 @@ ROWS: tuple[Row, ...] = (
     Row("Ordered SGD", f"{_SHIPPED}/ordered_sgd"),
     Row("LfF", f"{_SHIPPED}/lff", published="lff"),
     Row("JTT", f"{_SHIPPED}/jtt", published="jtt"),
-    Row("Learning to Reweight", _own("online")),
+    Row("Learning to Reweight", _own("online"), reads="validation"),
     Row("hardest half (EL2N)", _own("subset")),
     Row("self-cleaning", _own("self_cleaning")),
     Row("classes weighed alike", f"{_SHIPPED}/upweighting", ("method.by=class",)),

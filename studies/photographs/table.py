@@ -96,7 +96,7 @@ def read(jobs: Sequence[Job]) -> list[dict[str, Any]]:
                 raise ValueError("it holds no figures")
         except ValueError as error:
             raise RunError(f"{job.file} cannot be read: {error}; remove it and the row is carried out again") from error
-        found.append(row)
+        found.append({**row, "known": job.row.known})
     return found
 
 

@@ -157,7 +157,12 @@ def test_maple_has_its_shuffled_weights_measured(tmp_path: Path) -> None:
         *(("ERM", "nowhere"), ("Group DRO", "training"), ("DFR on validation", "validation"), ("V-REx", "training")),
         *(("validation rows alone", "validation"), ("training and validation together", "training")),
         *(("MAPLE, groups on validation", "validation"), ("Group DRO on groups by xrm", "nowhere")),
-        *(("DFR on groups by maple", "validation"), ("JTT", "nowhere"), ("classes weighed alike", "nowhere")),
+        *(
+            ("DFR on groups by maple", "validation"),
+            ("JTT", "nowhere"),
+            ("Learning to Reweight", "validation"),
+            ("classes weighed alike", "nowhere"),
+        ),
     ],
 )
 def test_where_a_row_reads_groups(title: str, known: str) -> None:
@@ -246,6 +251,14 @@ def test_the_same_protocol_on_a_table_of_people(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / "compas_training.md").read_text().splitlines()
     assert "Waterbirds" not in lines[0]
     assert {line.split(" | ")[0] for line in lines[2:4]} == {"| ERM", "| up-weighting"}
+
+
+def test_the_page_shows_the_table_that_was_written() -> None:
+    folder = Path(__file__).parents[2] / "results" / "photographs"
+    page, written = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "overview.md"))
+    assert written in page
+    titles = {row.title for row in ROWS}
+    assert {line.split(" | ")[0].removeprefix("| ") for line in written.splitlines()[2:]} <= titles
 
 
 def test_what_is_filed_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
