@@ -35,7 +35,7 @@ _TUNED_ON, _MEASURED_ON = 0, 101
 
 
 def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: float) -> None:
-    """Measure at their penalty with the published settings, then at ours with settings chosen on validation images."""
+    """Measure at our penalty with settings chosen on validation images, then at theirs with the published settings."""
     sys.path.insert(0, str(checkout))
     digits = _read(root)
     curves: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
@@ -46,10 +46,6 @@ def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: 
         out.write_text(json.dumps(curves, indent=1) + "\n")
         sys.stderr.write(f"{problem} {name} {settings} {curve[-1]}\n")
 
-    data = _their_data(digits)
-    for name, (file, settings) in _PUBLISHED.items():
-        if ("theirs", name) not in there:
-            keep("theirs", name, settings, _run(checkout, file, settings, data, 0.2, seconds))
     for name in ("SOBA", "SABA"):
         if ("ours", name) in there:
             continue
@@ -61,6 +57,10 @@ def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: 
         sys.stderr.write(f"{name} {tried}\n")
         best = _GRID[min(tried)[1]]
         keep("ours", name, best, _run(checkout, name.lower(), best, _our_data(digits, _MEASURED_ON), 1e-3, seconds))
+    data = _their_data(digits)
+    for name, (file, settings) in _PUBLISHED.items():
+        if ("theirs", name) not in there:
+            keep("theirs", name, settings, _run(checkout, file, settings, data, 0.2, seconds))
 
 
 def _run(
