@@ -77,7 +77,7 @@ def table(curves: Sequence[dict[str, Any]]) -> Table:
         least = min(point["test"] for point in curve)
         settings = ", ".join(f"{name} {value:g}" for name, value in one["settings"].items())
         lines.append(
-            [one["problem"], one["solver"], settings, "never" if first is None else f"{first:.1f}"]
+            [one["problem"], one["solver"], settings, f"not in {curve[-1]['seconds']:.0f}" if first is None else f"{first:.1f}"]
             + [f"{100 * value:.1f}" for value in (curve[-1]["test"], least)]
             + [f"{curve[-1]['seconds']:.0f}"]
         )
