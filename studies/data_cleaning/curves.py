@@ -76,11 +76,10 @@ def table(curves: Sequence[dict[str, Any]]) -> Table:
         curve, first = one["curve"], reached(one["curve"])
         least = min(point["test"] for point in curve)
         settings = ", ".join(f"{name} {value:g}" for name, value in one["settings"].items())
-        lines.append(
-            [one["problem"], one["solver"], settings, f"not in {curve[-1]['seconds']:.0f}" if first is None else f"{first:.1f}"]
-            + [f"{100 * value:.1f}" for value in (curve[-1]["test"], least)]
-            + [f"{curve[-1]['seconds']:.0f}"]
-        )
+        last = curve[-1]
+        when = f"not in {last['seconds']:.0f}" if first is None else f"{first:.1f}"
+        errors = [f"{100 * value:.1f}" for value in (last["test"], least)]
+        lines.append([one["problem"], one["solver"], settings, when, *errors, f"{last['seconds']:.0f}"])
     head = ["problem", "solver", "settings", f"CPU s to {100 * GOAL:.1f} %", "last error", "least error", "CPU s"]
     return Table(head, lines)
 
