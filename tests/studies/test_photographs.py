@@ -17,7 +17,7 @@ from steelyard.experiments.data import features as cached
 from steelyard.experiments.data.transforms import WATERBIRDS as WATERBIRDS_FRAMING
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
-from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.runs.recipe import changed, load_recipe
 from steelyard.experiments.runs.run import execute
 from studies.photographs import composition as composition_module
 from studies.photographs.composition import CELEBA, HARD, WATERBIRDS, Composition, Photograph, Sample, read_pool
@@ -191,6 +191,18 @@ def test_a_recipe_takes_the_features_that_were_prepared(
     )  # computed by the file's network, they are the same
     splits = recipe.data.load(0, written)
     assert torch.allclose(splits.train.inputs, found[train], atol=1e-3)
+
+
+def test_the_recipes_of_whole_images_run_on_the_set(written: Path, tmp_path: Path) -> None:
+    changes = {
+        "data": {"workers": 0, "per_group": 2},
+        "model": {"name": "logistic"},
+        "method": {"training": {"steps": 1, "batch_size": 4, "evaluate_every": 1}},
+    }
+    recipe = changed("waterbirds/group_dro", changes)
+    assert recipe.data.inputs == "images"
+    run = execute(recipe, tmp_path / "run", name="waterbirds/group_dro", data_root=written)
+    assert run.history[-1].test.group_count == (2, 2, 2, 2)
 
 
 def test_the_recipes_of_celeba_run_on_its_layout(photographs: Path, tmp_path: Path) -> None:
