@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/ runs as it stands, each page top to bottom, and prints what it says."""
+"""The Python of the README, of guides and of explanations runs as it stands, and prints what it says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = ROOT / "docs" / "guides"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
-DOCS = [
-    page for room in ("guides", "explanations", "tutorials") for page in sorted((ROOT / "docs" / room).glob("*.md"))
-]
+DOCS = [page for room in ("guides", "explanations") for page in sorted((ROOT / "docs" / room).glob("*.md"))]
 PAGES = [page for page in (README, *DOCS) if "```python\n" in page.read_text(encoding="utf-8")]
 
 
