@@ -514,12 +514,6 @@ class Recorder:
                     "by an optimizer of torch"
                 )
                 return
-            if said := differences.meets(one, len(self._window)):
-                step.findings.fault = (
-                    f"{said}, in a recorded step of the training: its update is not differentiated; train the steps of "
-                    "the window by an optimizer that is elementwise, SGD say"
-                )
-                return
 
     def _drop_untrained(self) -> None:
         """Forget parameters that have left the optimizer's groups."""

@@ -81,6 +81,7 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         # With one number for all, a pass over all parameters less.
         return back({}) if factor is None else Update(adjoint, {}, {}, factor)
     gradients = _trained(step, _gradient_of(run, step))
+    run.ranks.together(lambda: _check_elementwise(run, back, gradients))
     eps = eps_of(step)
     update = back(gradients) if eps is None else _exact_enough(run, back, gradients, eps)
     if run.differences is not None and run.ranks.any(not any(bool(u.any()) for u in update.direction.values())):
@@ -98,12 +99,28 @@ def _clipped(run: Trajectory, back: _PullBack) -> Update:
     step = back.step
     stages = clip_stages(step.clips, _gradient_of(run, step))
     used = _trained(step, stages[-1])
+    run.ranks.together(lambda: _check_elementwise(run, back, used))
     eps = None if back.pullback.linear else eps_of(step)
     if eps is None:
         update, rounding = back({} if back.pullback.linear else used), 0.0
     else:  # (the sweep's gradient is unclipped)
         update, rounding = _exact_enough(run, back, used, eps), typical_noise(_trained(step, stages[0]), eps)
     return update._replace(direction=pull_through_clips(step.clips, update.direction, stages), rounding=rounding)
+
+
+def _check_elementwise(run: Trajectory, back: _PullBack, gradients: Tensors) -> None:
+    """Raise RuntimeError where an optimizer without a closed form lets entries meet in this very step.
+
+    (Looked at here and not at every step that is recorded, most of which leave the window unasked.)
+    """
+    if run.differences is None:
+        return
+    for name in gradients:
+        if said := run.differences.meets(back.of(name, gradients, last=True), len(run.steps)):
+            raise RuntimeError(
+                f"{said}, in a recorded step of the training: its update is not differentiated; train the steps of "
+                "the window by an optimizer that is elementwise, SGD say"
+            )
 
 
 def _multiple(pullback: Pullback, step: Step) -> float | None:
