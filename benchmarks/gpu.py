@@ -320,7 +320,7 @@ def report(rows: list[Row], where: str) -> None:
     columns = ["part", "what", "seconds", "over plain steps", "MiB", "TFLOP/s", "of the ceiling", "note"]
     notes = [
         f"GPU: {where}. Data are random; medians of {LARGE.repeats} calls after two that warm up, between CUDA events",
-        "(of MAPLE the wall time of outer steps after the first). `of the ceiling`: of that of a large float32 product.",
+        "(of MAPLE the wall time of outer steps after the first). `of the ceiling`: of that of a float32 product.",
     ]
     _measure.write("gpu", "On a GPU", notes, rows, columns)
 
