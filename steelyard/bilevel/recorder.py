@@ -85,7 +85,7 @@ class Recorder:
             ``Truncated(steps=T)`` takes 2 T passes less over the window (9 a step become 6). Memory: activations and
             gradients of all T batches, until the trajectory is dropped; the gradient is then computed when
             ``backward()`` comes to the loss. Under BatchNorm second derivatives come from reverse over reverse, which
-            rounds more in float32 (1e-2 for a ResNet). Where a step has no such graph (accumulated gradients, autocast,
+            rounds more in float32, as in unrolling. Where a step has no such graph (accumulated gradients, autocast,
             hooks on parameters, a model behind DDP or `torch.compile`, reentrant checkpoints, an objective that is no
             `WeightedLoss`), it is replayed as without; ``Truncated.passed_over`` says so.
         storage: how the steps before the newest are kept; default whole, beside the parameters.
