@@ -205,15 +205,19 @@ class Ladder:
         known = _known(question, "curvature")
         due = run.ranks.any(known.due())
 
-        def fault(rung: Rung, found: Curved) -> str | None:
+        def replayed(rung: Rung, found: Curved) -> str | None:
             if not all_finite([*found.product.values(), found.tangents]):
                 return "not finite"
             if not due:
                 return None
-            if rung.name == KEPT:
-                return _unlike(found, self._climb(question, known, rungs[1:], ask, fault, objection), step)
             signs = checks.signs(question, found.tangents, known.generator) if len(found.tangents) else None
             return signs or _bent(question, known, rung.answer, rung.name == EXACT)
+
+        def fault(rung: Rung, found: Curved) -> str | None:
+            # (Not by one function that names itself: such a closure lives on with the step's graph until a collection.)
+            if due and rung.name == KEPT and all_finite([*found.product.values(), found.tangents]):
+                return _unlike(found, self._climb(question, known, rungs[1:], ask, replayed, objection), step)
+            return replayed(rung, found)
 
         rungs = curvature_rungs(step.findings.coupled, self.differences)
         ask = partial(_answer, question=question)
