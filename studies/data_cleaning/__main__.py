@@ -37,7 +37,7 @@ def data_cleaning(
             "function" (of the model's own loss), "oracles", "sample" (a weight a sample), "all" (samples alike),
             "reference" (the net itself).
         seeds: of every method.
-        shares: of the labels that are drawn anew: 0.5, 0.7, 0.9.
+        shares: of the labels that are drawn again: 0.5, 0.7, 0.9.
         tabulate: only make the tables of what is there.
         data_root: where MNIST lies (default: $STEELYARD_DATA).
         threads: torch threads. 0 leaves torch's own choice.

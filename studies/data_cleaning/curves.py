@@ -1,6 +1,6 @@
 """`python -m studies.data_cleaning.curves`: error against time, beside what `theirs` measured.
 
-A half of the labels is drawn anew, seed 101. Times are CPU seconds; evaluation is left out.
+A half of the labels is drawn again, seed 101. Times are CPU seconds; evaluation is left out.
 """
 
 from __future__ import annotations

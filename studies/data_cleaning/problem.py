@@ -24,7 +24,7 @@ class Problem:
     Attributes:
         train: ``(20000, 785)``. labels: ``(20000,)`` as given, many of them wrong. truth: ``(20000,)`` the right ones.
         clean, clean_labels: 5,000 images with right labels.
-        share: of the labels that were drawn anew, uniformly (a tenth of them stays right).
+        share: of the labels that were drawn again, uniformly (a tenth of them stays right).
     """
 
     train: Tensor

@@ -98,7 +98,7 @@ def study(
         seeds: of the split, the corruption and the minibatches.
         data_root: where MNIST lies.
         told: is told of each file.
-        shares: of the labels that are drawn anew, among `SHARES`.
+        shares: of the labels that are drawn again, among `SHARES`.
 
     Raises:
         RecipeError: an unknown method. DataError: MNIST is not there. RunError: nothing to tabulate.

@@ -142,7 +142,11 @@ def choose(cells: Cells, seeds: Sequence[int]) -> Chosen:
         for data in DATA
         for temperature in TEMPERATURES
     }
-    best = {data: max(TEMPERATURES, key=lambda t, data=data: tried[data, t]["weak_validation"]) for data in DATA}
+
+    def weak(data: str) -> Callable[[float], float]:
+        return lambda temperature: tried[data, temperature]["weak_validation"]
+
+    best = {data: max(TEMPERATURES, key=weak(data)) for data in DATA}
     return Chosen(epsilon, best, kept, tried)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ _SIDE = 64  # what its paddings are made for
 class _Features(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
 
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.network.extract_features(images.contiguous(memory_format=torch.channels_last))

@@ -132,7 +132,13 @@ def _summary(
     def add(
         recipe: str, dataset: str, method: str, metric: str, mean: float, std: float | None, seeds: list[int]
     ) -> None:
-        named = {"recipe": recipe, "dataset": dataset, "method": method, "metric": metric, "selection": "none"}
+        named: dict[str, Any] = {
+            "recipe": recipe,
+            "dataset": dataset,
+            "method": method,
+            "metric": metric,
+            "selection": "none",
+        }
         rows.append(summary_row(**named, mean=mean, std=std, seeds=seeds, command=command))
 
     for name, (keys, metrics) in _MEASURED.items():
