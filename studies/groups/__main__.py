@@ -10,7 +10,7 @@ from rich.console import Console
 
 from steelyard.cli.options import check_seeds, check_writable, data_root_of, set_threads
 from studies._command import command_line
-from studies.groups.case import CASES
+from studies.groups.case import CASES, TRAINED
 from studies.groups.tables import study
 
 __all__ = ["main"]
@@ -21,6 +21,8 @@ def groups(
     runs: Path = Path("runs/groups"),
     cases: tuple[str, ...] = tuple(CASES),
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105),
+    methods: tuple[str, ...] = TRAINED,
+    photographs: Path = Path("runs/photographs/sets"),
     tabulate: bool = False,
     data_root: Path | None = None,
     threads: int = 1,
@@ -32,8 +34,10 @@ def groups(
     Args:
         out: folder for the tables.
         runs: folder of a file for each case and seed.
-        cases: which to carry out, by name; COMPAS and Adult need their files below the data root.
+        cases: which to carry out, by name; COMPAS, Adult and MNIST need their files below the data root.
         seeds: of every case.
+        methods: what nets are trained on. Others can be carried out later.
+        photographs: folder of the sets that ``python -m studies.photographs make`` writes.
         tabulate: only make the tables of what is there.
         data_root: where data sets lie (default: $STEELYARD_DATA).
         threads: torch threads. 0 leaves torch's own choice.
@@ -48,6 +52,8 @@ def groups(
         () if tabulate else cases,
         seeds,
         data_root_of(data_root),
+        methods,
+        photographs,
         lambda said: console.print(said, markup=False),
     )
     console.print(f"Written: {out}", markup=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,27 @@ from torch import Tensor
 
 from steelyard import reweight
 from steelyard._support._modules import evaluating
-from steelyard.bilevel import WeightedLoss
+from steelyard.checkpoint import Journal
 from steelyard.experiments import load_recipe
-from steelyard.experiments.methods import Maple
+from steelyard.experiments.data import Splits
+from steelyard.experiments.methods import Maple, RefinedMaple
 from steelyard.experiments.training.problem import Problem, silent
+from studies.photographs.features import options
+from studies.photographs.sets import Sets
 
-__all__ = ["CASES", "GROUPED", "carry_out"]
+__all__ = ["CASES", "GROUPED", "PHOTOGRAPHS", "TRAINED", "carry_out"]
+
+PHOTOGRAPHS = "photographs"
+"""Waterbirds' shape: a set of each seed, as `python -m studies.photographs make` writes it."""
 
 _NOISE = "data.corruption.share=0.2"
+_UNIFORM = ("data.corruption.kind=uniform", _NOISE)
+_MNIST = "colored_mnist/refined_maple"
+# What a machine finds faster is measured when a run begins; here all seeds are to have the same arithmetic.
+_BFLOAT16 = "method.maple.inner.bfloat16=true"
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits": ("coloured_digits/maple", ()),
-    "digits, 20 % uniform": ("coloured_digits/maple", ("data.corruption.kind=uniform", _NOISE)),
+    "digits, 20 % uniform": ("coloured_digits/maple", _UNIFORM),
     "digits, 20 % adversarial": ("coloured_digits/maple", ("data.corruption.kind=adversarial", _NOISE)),
     "digits, 20 % Noisy-Class": ("coloured_digits/maple", ("data.corruption.kind=noisy_class", _NOISE)),
     "digits without colour": ("coloured_digits/maple", ("data.grayscale=true",)),
@@ -29,34 +40,82 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "COMPAS": ("compas/maple", ()),
     "COMPAS, V-REx": ("compas/maple", ("method.risk.penalty=vrex", "method.risk.shape=sqrt")),
     "Adult": ("adult/maple", ()),
+    "Colored MNIST": (_MNIST, (_BFLOAT16,)),
+    "Colored MNIST, 20 % uniform": (_MNIST, (_BFLOAT16, *_UNIFORM)),
+    PHOTOGRAPHS: ("waterbirds/features/maple", ()),
 }
 """By name: a recipe, and what is set in it."""
 
-GROUPED = tuple(CASES)[:4]
+GROUPED = (*tuple(CASES)[:4], "Colored MNIST", "Colored MNIST, 20 % uniform")
 """The cases with a shortcut, where nets are trained on what follows."""
 
+TRAINED = (
+    "found groups, balanced",
+    "calibrated share",
+    "Refine",
+    "MAPLE, s w",
+    "known groups, balanced",
+    "ERM",
+)
+"""What nets are trained on, in the order in which they are."""
 
-def carry_out(name: str, seed: int, data_root: Path | None = None) -> dict[str, Any]:
+
+def carry_out(
+    name: str,
+    seed: int,
+    data_root: Path | None = None,
+    row: Mapping[str, Any] | None = None,
+    file: Callable[[dict[str, Any]], None] = lambda row: None,
+    journals: Path | None = None,
+    methods: Collection[str] = TRAINED,
+) -> dict[str, Any]:
     """Return the figures of a case and a seed as plain numbers by name.
 
     Args:
         name: of `CASES`.
         seed: of the recipe: data, initial parameters and masks.
-        data_root: where COMPAS and Adult lie.
+        data_root: where COMPAS, Adult and MNIST lie; of the photographs the folder that holds the sets of all seeds.
+        row: figures of this case and seed that are there; they are not computed again.
+        file: is given the row after each figure that comes to it.
+        journals: a path whose name, with a suffix, is that of the checkpoints; None: no checkpoints.
+        methods: of `TRAINED`, those to carry out.
     """
+    row = dict(row or {})
+    wanted = [one for one in TRAINED if name in GROUPED and one in methods and f"{one} accuracy" not in row]
+    if "accepted" in row and not wanted:
+        return row
     recipe_name, overrides = CASES[name]
+    if name == PHOTOGRAPHS:
+        data_root = Sets(data_root or Path()).root(seed)
+        overrides = options(data_root)
     recipe = load_recipe(recipe_name, overrides, seed=seed)
-    problem = Problem(recipe.data.load(recipe.seed, data_root), recipe.model, recipe.seed)
-    assert isinstance(recipe.method, Maple)
-    fitted = recipe.method.fit(problem, silent)
+    splits = recipe.data.load(recipe.seed, data_root)
+    problem = Problem(splits, recipe.model, recipe.seed, journal=_journal(journals, "maple"))
+    method = recipe.method
+    assert isinstance(method, Maple | RefinedMaple)
+    refined = method if isinstance(method, RefinedMaple) else RefinedMaple(maple=method)
+    fitted = refined.maple.fit(problem, silent)
     result = fitted.reweighting
     assert result is not None
-    train, facts = problem.splits.train, problem.splits.facts
-    rare = None if name not in GROUPED else ~facts["colour_agrees"]
-    row: dict[str, Any] = {"case": name, "seed": seed, "samples": len(train), **_recovered(result, train.targets, rare)}
-    if rare is not None:
-        row |= _trained(problem, fitted.model, result, recipe.method, facts)
+    train, facts = splits.train, splits.facts
+    rare = _rare(name, splits)
+    row |= {"case": name, "seed": seed, "samples": len(train), **_recovered(result, train.targets, rare)}
+    if name in GROUPED:
+        row |= _figures(problem, fitted.model, "MAPLE, last step")
+    file(row)
+    for one, weight, notes in _weights(problem, result, refined, wanted, journals):
+        model, _ = _inner(problem, refined)(train, weight)
+        row |= {**notes, **_figures(problem, model, one), **_given(weight, facts, one)}
+        file(row)
     return row
+
+
+def _rare(name: str, splits: Splits) -> Tensor | None:
+    """Return who contradicts the shortcut, for the cases with one."""
+    if name == PHOTOGRAPHS:  # groups 2 label + place; the place mostly goes with the label
+        assert splits.train.group is not None
+        return (splits.train.group == 1) | (splits.train.group == 2)
+    return ~splits.facts["colour_agrees"] if name in GROUPED else None
 
 
 def _recovered(result: reweight.Reweighting, targets: Tensor, rare: Tensor | None) -> dict[str, Any]:
@@ -77,46 +136,67 @@ def _recovered(result: reweight.Reweighting, targets: Tensor, rare: Tensor | Non
     return row
 
 
-def _trained(
+def _weights(
     problem: Problem,
-    last: torch.nn.Module,
     result: reweight.Reweighting,
-    method: Maple,
-    facts: Mapping[str, Tensor],
-) -> dict[str, Any]:
-    """Return the test accuracy of nets trained as the recipe's inner run, and the wrong labels that they are given.
+    refined: RefinedMaple,
+    wanted: Collection[str],
+    journals: Path | None,
+) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """Yield what is to be trained on: its name of `TRAINED`, weights, further figures.
 
-    Where the groups are refused, what needs them is not tried: these figures are missing.
+    Where the groups are refused, what needs them is not tried.
     """
     train = problem.splits.train
-    inner = reweight.InnerRun(
-        problem.model, method.inner.optimizer.build, WeightedLoss(problem.loss), method.inner.steps, seed=problem.seed
-    )
-    ones, rare = torch.ones(len(train)), ~facts["colour_agrees"]
-    weights = {
-        "ERM": ones,
-        "MAPLE, s w": result.expected_weights,
-        "known groups, balanced": reweight.balance(ones, 2 * train.targets + rare.long()),
-    }
-    row: dict[str, Any] = {"MAPLE, last step accuracy": _accuracy(problem, last)}
+    ones, rare = torch.ones(len(train)), ~problem.splits.facts["colour_agrees"] if wanted else None
     try:
         found = result.groups(train.targets)
-        weights["found groups, balanced"] = reweight.balance(ones, found.cells)
-        refined = reweight.Refine(inner).fit(train, found)
-        calibrated = reweight.Refine(inner, rounds=0, shares="calibrated").fit(train, found)
-        weights |= {"Refine": refined.expected_weights, "calibrated share": calibrated.expected_weights}
-        row["calibrated share of the rare"] = float(calibrated.expected_weights[found.high].sum() / len(train))
     except reweight.OneHumpError:
-        pass
-    for name, weight in weights.items():
-        model, _ = inner.fresh()(train, weight)
-        row[f"{name} accuracy"] = _accuracy(problem, model)
-        row[f"{name} wrong labels"] = float(weight[facts["label_flipped"]].sum() / weight.sum())
-    return row
+        found = None
+    for one in wanted:
+        assert rare is not None
+        if one == "ERM":
+            yield one, ones, {}
+        elif one == "MAPLE, s w":
+            yield one, result.expected_weights, {}
+        elif one == "known groups, balanced":
+            yield one, reweight.balance(ones, 2 * train.targets + rare.long()), {}
+        elif found is not None and one == "found groups, balanced":
+            yield one, reweight.balance(ones, found.cells), {}
+        elif found is not None:
+            calibrated = one == "calibrated share"
+            settings = replace(refined, rounds=0 if calibrated else 2, shares="calibrated" if calibrated else "equal")
+            place = _journal(journals, "calibrated" if calibrated else "refine")
+            learned = settings.refine(_inner(problem, refined)).fit(train, found, journal=place)
+            notes: dict[str, Any] = {f"{one} history": learned.history}
+            if calibrated:
+                notes["calibrated share of the rare"] = float(learned.expected_weights[found.high].sum() / len(train))
+            yield one, learned.expected_weights, notes
 
 
-def _accuracy(problem: Problem, model: torch.nn.Module) -> float:
-    """Return the accuracy on the test split."""
-    test = problem.splits.test
-    with evaluating(model), torch.no_grad():
-        return float((problem.head.predict(model(test.inputs)) == test.targets).double().mean())
+def _inner(problem: Problem, refined: RefinedMaple) -> reweight.InnerRun:
+    """Return the run of the nets that score and of the last training."""
+    return refined.inner_run(problem).fresh()
+
+
+def _journal(place: Path | None, suffix: str) -> Journal:
+    return Journal() if place is None else Journal(place.with_name(f"{place.name}_{suffix}.safetensors"), every=600)
+
+
+def _given(weight: Tensor, facts: Mapping[str, Tensor], name: str) -> dict[str, float]:
+    """Return which share of the mass has a wrong label, and which contradicts the shortcut."""
+    wrong, rare = facts["label_flipped"], ~facts["colour_agrees"]
+    return {
+        f"{name} wrong labels": float(weight[wrong].sum() / weight.sum()),
+        f"{name} against the shortcut": float(weight[rare].sum() / weight.sum()),
+    }
+
+
+def _figures(problem: Problem, model: torch.nn.Module, name: str) -> dict[str, float]:
+    """Return the accuracies on the test split and on validation, which is of the training environments."""
+    found = {}
+    for split, suffix in ((problem.splits.test, "accuracy"), (problem.splits.validation, "validation accuracy")):
+        with evaluating(model), torch.no_grad():
+            right = problem.head.predict(model(split.inputs)) == split.targets
+        found[f"{name} {suffix}"] = float(right.double().mean())
+    return found

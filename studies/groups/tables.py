@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,11 @@ from steelyard._support import _files
 from steelyard._support._text import parse_json
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
-from studies.groups.case import CASES, GROUPED, carry_out
+from studies.groups.case import CASES, GROUPED, PHOTOGRAPHS, TRAINED, carry_out
 
 __all__ = ["study"]
 
-_TRAINED = (
-    "ERM",
-    "MAPLE, last step",
-    "MAPLE, s w",
-    "found groups, balanced",
-    "calibrated share",
-    "Refine",
-    "known groups, balanced",
-)
+_ROWS = ("MAPLE, last step", *TRAINED)
 
 
 def study(
@@ -33,6 +26,8 @@ def study(
     cases: Sequence[str],
     seeds: Sequence[int],
     data_root: Path | None = None,
+    methods: Collection[str] = TRAINED,
+    photographs: Path = Path("runs/photographs/sets"),
     told: Callable[[str], None] = lambda said: None,
 ) -> list[dict[str, Any]]:
     """Carry out what is not there yet, write the tables to `out`, and return the rows of all that is there.
@@ -43,21 +38,26 @@ def study(
         cases: names of `CASES` to carry out.
         seeds: of each.
         data_root: where data sets lie.
+        methods: names of `TRAINED`; others of a case may be carried out later.
+        photographs: where the sets of photographs lie.
         told: is told of each case that is done.
 
     Raises:
-        RecipeError: an unknown case. DataError: data that are not there. RunError: nothing to tabulate, or a damaged
-            file.
+        RecipeError: an unknown case or method. DataError: data that are not there. RunError: nothing to tabulate, or a
+            damaged file.
     """
     if unknown := set(cases) - set(CASES):
         raise RecipeError(f"unknown case {min(unknown)!r}; there are {', '.join(CASES)}")
+    if unknown := set(methods) - set(TRAINED):
+        raise RecipeError(f"unknown method {min(unknown)!r}; there are {', '.join(map(repr, TRAINED))}")
     for name in cases:
         for seed in seeds:
             path = _place(runs, name, seed)
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _files.write_text(path, json.dumps(carry_out(name, seed, data_root), indent=1) + "\n")
-                told(f"{name}, seed {seed}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there = _row(path, name) if path.exists() else {}
+            root = photographs if name == PHOTOGRAPHS else data_root
+            carry_out(name, seed, root, there, partial(_file, path), path.with_suffix(""), methods)
+            told(f"{name}, seed {seed}")
     rows = [row for name in CASES for row in _read(runs, name)]
     if not rows:
         raise RunError(f"no case under {runs} is carried out; --cases names some")
@@ -91,7 +91,7 @@ def accuracy(rows: Sequence[dict[str, Any]]) -> Table:
     lines = []
     for name in GROUPED:
         own = [row for row in rows if row["case"] == name]
-        for method in _TRAINED:
+        for method in _ROWS:
             having = [row for row in own if f"{method} accuracy" in row]
             if having:
                 figures = [_mean(having, f"{method} {figure}", 1, 100.0) for figure in ("accuracy", "wrong labels")]
@@ -103,7 +103,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and sample deviation of each test accuracy, as every results folder has them."""
     found = []
     for name in GROUPED:
-        for method in _TRAINED:
+        for method in _ROWS:
             having = [row for row in rows if row["case"] == name and f"{method} accuracy" in row]
             values = [row[f"{method} accuracy"] for row in having]
             if values:
@@ -136,19 +136,25 @@ def _range(rows: Sequence[dict[str, Any]], key: str, form: str) -> str:
     return f"{form.format(min(values))} to {form.format(max(values))}"
 
 
+def _file(path: Path, row: Mapping[str, Any]) -> None:
+    _files.write_text(path, json.dumps(row, indent=1) + "\n")
+
+
 def _place(runs: Path, name: str, seed: int) -> Path:
     words = "".join(one if one.isalnum() else "_" for one in name).strip("_").lower()
     return runs / f"{words}_seed{seed}.json"
 
 
 def _read(runs: Path, name: str) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(runs.glob(_place(runs, name, 0).name.replace("_seed0", "_seed[0-9]*"))):
-        try:
-            row = parse_json(_files.read_bytes(path))
-            if not isinstance(row, dict) or row.get("case") != name:
-                raise ValueError(f"it is not of the case {name!r}")
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} cannot be read ({error}); remove it and the case is carried out again") from error
-        found.append(row)
-    return found
+    places = runs.glob(_place(runs, name, 0).name.replace("_seed0", "_seed[0-9]*"))
+    return [_row(path, name) for path in sorted(places)]
+
+
+def _row(path: Path, name: str) -> dict[str, Any]:
+    try:
+        row = parse_json(_files.read_bytes(path))
+        if not isinstance(row, dict) or row.get("case") != name:
+            raise ValueError(f"it is not of the case {name!r}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it and the case is carried out again") from error
+    return row

@@ -78,9 +78,7 @@ class RefinedMaple:
         """
         learned = self.maple.fit(problem, observe).reweighting
         assert learned is not None  # MAPLE learns weights
-        train = problem.splits.train
-        settings = replace(self.maple.inner, steps=self.steps or self.maple.inner.steps)
-        inner = replace(self.maple, inner=settings).inner_run(problem)
+        train, inner = problem.splits.train, self.inner_run(problem)
         try:
             found = learned.groups(train.targets)
         except reweight.OneHumpError as error:
@@ -89,13 +87,19 @@ class RefinedMaple:
             figures = {**error.found.figures(), "refined": 0.0}
         else:
             history = learned.history
-            learned = self._refine(inner).fit(train, found, history=history, journal=problem.journal)
+            learned = self.refine(inner).fit(train, found, history=history, journal=problem.journal)
             figures = {**found.figures(), "refined": 1.0}
         model, _ = inner.fresh()(train, learned.expected_weights)
         observe(self.last_step, model, figures)
         return Fitted(model, learned)
 
-    def _refine(self, inner: reweight.InnerRun) -> reweight.Refine:
+    def inner_run(self, problem: Problem) -> reweight.InnerRun:
+        """Return the run of the nets that score, and of the last training."""
+        settings = replace(self.maple.inner, steps=self.steps or self.maple.inner.steps)
+        return replace(self.maple, inner=settings).inner_run(problem)
+
+    def refine(self, inner: reweight.InnerRun) -> reweight.Refine:
+        """Return what makes weights of found groups, with nets trained by `inner`."""
         return reweight.Refine(
             inner,
             rounds=self.rounds,
