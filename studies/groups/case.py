@@ -102,11 +102,11 @@ def carry_out(
     row |= {"case": name, "seed": seed, "samples": len(train), **_recovered(result, train.targets, rare)}
     if name in GROUPED:
         row |= _figures(problem, fitted.model, "MAPLE, last step")
-    file(row)
+    file(dict(row))
     for one, weight, notes in _weights(problem, result, refined, wanted, journals):
         model, _ = _inner(problem, refined)(train, weight)
         row |= {**notes, **_figures(problem, model, one), **_given(weight, facts, one)}
-        file(row)
+        file(dict(row))
     return row
 
 
