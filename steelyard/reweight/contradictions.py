@@ -38,8 +38,8 @@ def easy_contradictions(
     curve of that distance, as a score of `contradicted`, under the weights. It needs a task that a linear teacher
     knows something of; where it knows nothing, or all samples are equally hard, the figure is near 1/2 by chance.
 
-    It is a hint and no test: with 20 % wrong labels on top of what the data have it was right on 8, 9 and 10 of 10 fresh
-    cases of three data sets with two classes. Our own figure; no paper has it.
+    It is a hint and no test: with 20 % wrong labels on top of what the data have it was right on 8, 9 and 10 of 10
+    fresh cases of three data sets with two classes. Our own figure; no paper has it.
 
     Args:
         train: ``n`` samples whose targets are class ids.
