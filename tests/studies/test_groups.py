@@ -10,7 +10,7 @@ import pytest
 
 from steelyard.experiments import load_recipe
 from steelyard.experiments.errors import RecipeError, RunError
-from studies.groups import case, tables
+from studies.groups import case, hint, tables
 from studies.groups.case import CASES
 from studies.groups.tables import study
 
@@ -80,3 +80,9 @@ def test_a_case_is_carried_out_figure_by_figure(tmp_path: Path, monkeypatch: pyt
     assert "found groups, balanced accuracy" not in whole
     assert case.carry_out("digits", 1, None, whole, filed.append, place, ["ERM"]) == whole
     assert len(filed) == 5
+
+
+def test_the_hint_tells_chosen_labels_in_breast_cancer() -> None:
+    plain, chosen = (hint.figure("breast cancer", kind, 310) for kind in ("none", "adversarial"))
+    assert plain < 0.3  # as filed: 0.11 and 0.61
+    assert chosen > 0.5
