@@ -13,6 +13,7 @@ What `fit` is given beside X and y decides how the weights are learned:
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,7 @@ with needed_by("steelyard.estimators", install="steelyard[experiments]"):
 
 __all__ = ["ReweightedClassifier", "ReweightedRegressor"]
 
+_FAR = 3  # standard deviations
 _WHOLE = 4096  # rows of a step that are no noise to speak of
 
 Rows = Any
@@ -88,7 +90,8 @@ class _Reweighted(BaseEstimator):
         Args:
             X: ``(n, features)`` numbers.
             y: ``(n,)`` targets.
-            validation: ``(X, y)`` of other rows, which are trusted and judge the model.
+            validation: ``(X, y)`` of other rows, which are trusted and judge the model. Their X is in the units of X:
+                a `Pipeline` transforms X alone, so transform them before they go through it.
             groups: ``(rows of validation,)`` labels: the worst of these groups judges.
             environments: ``(n,)`` labels of the rows of X: a model must do equally well in all of them.
 
@@ -105,10 +108,11 @@ class _Reweighted(BaseEstimator):
             raise ValueError("give environments of the training rows, or validation rows, not both: either one judges")
         _check.integer("epochs", self.epochs, low=1)
         _check.integer("batch_size", self.batch_size, low=1)
+        self._centre, self._spread = X.mean(axis=0), X.std(axis=0)
         self._mean, self._scale = np.zeros(X.shape[1], X.dtype), np.ones(X.shape[1], X.dtype)
         if self.standardise:
-            spread = X.std(axis=0)
-            self._mean, self._scale = X.mean(axis=0), np.where(spread > 0, spread, 1).astype(X.dtype)
+            self._mean = self._centre
+            self._scale = np.where(self._spread > 0, self._spread, 1).astype(X.dtype)
         places = None if environments is None else _codes("environments", environments, len(X))
         train = Batch.of(self._inputs(X), self._targets(y), environment=places)
         judges = None if validation is None else self._judges(validation, groups)
@@ -167,7 +171,20 @@ class _Reweighted(BaseEstimator):
             raise ValueError("validation must be a pair (X, y) of other rows than those of fit") from error
         rows, labels = validate_data(self, rows, labels, dtype=np.float32, reset=False)
         group = None if groups is None else _codes("groups", groups, len(rows))
+        self._warn_of_other_units(rows)
         return Batch.of(self._inputs(rows), self._targets(labels, known=True), group=group)
+
+    def _warn_of_other_units(self, rows: np.ndarray) -> None:
+        """Warn where most columns of the validation rows lie far from those of X, as if in other units."""
+        far = np.abs(rows.mean(axis=0) - self._centre) > _FAR * np.where(self._spread > 0, self._spread, 1)
+        if far.mean() > 0.5:
+            warnings.warn(
+                f"{int(far.sum())} of {far.size} columns of the validation rows have means more than {_FAR} standard "
+                "deviations from those of X: a pipeline transforms X alone, so transform the validation rows alike, "
+                "as by scaler.transform, before they are given",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _outputs_of(self, X: Rows) -> np.ndarray:
         check_is_fitted(self, "module_")

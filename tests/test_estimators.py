@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
@@ -143,3 +146,18 @@ def test_what_does_not_fit_is_refused(more: dict[str, Any], said: str) -> None:
     rows, labels = np.random.default_rng(0).normal(size=(10, 2)), np.arange(10) % 2
     with pytest.raises(ValueError, match=said):
         ReweightedClassifier(epochs=1).fit(rows, labels, **more)
+
+
+def test_validation_rows_in_other_units_are_warned_of() -> None:
+    """A pipeline scales X and leaves fit's validation as it is."""
+    rows, labels, given = flipped()
+    pipeline = make_pipeline(StandardScaler(), ReweightedClassifier(epochs=2))
+    far = 50 + 10 * rows
+    with pytest.warns(
+        UserWarning, match="5 of 5 columns of the validation rows .* transform the validation rows alike"
+    ):
+        pipeline.fit(far[:300], given[:300], reweightedclassifier__validation=(far[300:], labels[300:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scaled = StandardScaler().fit(far[:300]).transform(far[300:])
+        pipeline.fit(far[:300], given[:300], reweightedclassifier__validation=(scaled, labels[300:]))

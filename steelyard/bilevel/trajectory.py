@@ -74,6 +74,14 @@ class Trajectory:
     earlier: list[Step] = field(default_factory=list)
     differences: ElementwisePullback | None = None
 
+    def __repr__(self) -> str:
+        """Say what it is of, without its tensors."""
+        samples = len(torch.unique(torch.cat([step.batch.index for step in self.steps]))) if self.steps else 0
+        return (
+            f"Trajectory({len(self.steps)} steps of {self.optimizer.__name__}, {samples} samples, "
+            f"{len(self.names)} parameter tensors of {type(self.module).__name__})"
+        )
+
     @property
     def pullback(self) -> Pullback:
         """The adjoint of the optimizer's update."""

@@ -117,7 +117,7 @@ def suspects(
 
     suspecting.check_folder(folder, overwrite, resume)
     settings = OutOfFoldSettings(
-        folds, repeats, training=training_for(len(splits.train) * (folds - 1) // folds, epochs)
+        folds, repeats, training=training_for(len(splits.train) * (folds - 1) // folds, epochs, model)
     )
     total = settings.models * (1 + check)
     console, regression = Console(), splits.target_scale is not None
@@ -150,8 +150,9 @@ def suspects(
     said = [f"{found.noise.share:.1%} of {len(splits.train):,} {what} seem wrong (too high where {where})."]
     if found.planted is not None:
         said.append(
-            f"Of {found.planted.count} {what} that were made wrong on purpose, the first {found.planted.looked} rows "
-            f"of the list hold {found.planted.within:.0%} (AUROC {found.planted.auroc:.3f})."
+            f"Of {found.planted.count} {what} that seemed right and were made wrong on purpose, the first "
+            f"{found.planted.looked} of the rows that had seemed right hold {found.planted.within:.0%} "
+            f"(AUROC {found.planted.auroc:.3f})."
         )
     said.append("It cannot find errors that all rows of a kind share; a rare case that is right looks suspect, too.")
     say(console, [*said, f"Written: {folder}/{suspecting.CSV}, {suspecting.PAGE}"])

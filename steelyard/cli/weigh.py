@@ -152,7 +152,7 @@ def weigh(
     from steelyard.experiments.weigh.written import MODEL, PLAIN_MODEL, WEIGHTS, write_models, write_weights
 
     console = Console()
-    plan = plan_for(known, splits, epochs=epochs, clean_method=method)
+    plan = plan_for(known, splits, epochs=epochs, clean_method=method, model=model)
     regression = splits.target_scale is not None
     recognised = [f"{data.target} holds numbers: a regression (--task classification would say otherwise)."]
     say(console, [*recognised * (regression and task == "auto"), *plan.reasons])

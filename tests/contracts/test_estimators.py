@@ -108,3 +108,7 @@ def test_an_outer_loss_that_is_none_is_refused(name: str, recorded: tuple[nn.Mod
     for outer in (lambda m: 1.0, lambda m: next(m.parameters()), lambda m: next(m.parameters()).sum() * torch.nan):
         with pytest.raises((ValueError, TypeError, FloatingPointError), match="outer"):
             ask(name, recorded[1], outer)
+
+
+def test_a_record_says_what_it_is_of_in_a_line(recorded: tuple[nn.Module, Trajectory]) -> None:
+    assert repr(recorded[1]) == "Trajectory(3 steps of Adam, 7 samples, 4 parameter tensors of Sequential)"

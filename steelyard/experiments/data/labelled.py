@@ -337,6 +337,8 @@ class Labelled(OwnData):
             remedy = "mark some of them so" if self.split else "add rows, or give the split a larger share"
             if table.more and part == PARTS[1]:
                 remedy = f"add some to {table.more[0][1].path}"
+            elif table.more and rows and rows[0] >= table.more[0][0]:  # clean rows name what no other row does
+                remedy = f"write it there as in {table.path} (there, {kind} is one of {few(_others(names, absent))})"
             raise DataError(
                 f"{table.path}, column {column!r}: the {kind} {names[absent]!r} has no sample in the {part} split "
                 f"({total}); {remedy}"
@@ -395,3 +397,8 @@ def _in_memory(
     group: Int[Tensor, " k"] | None,
 ) -> Batch:
     return Batch.of(inputs[at], targets, environment=environment, group=group)
+
+
+def _others(names: Sequence[str], left_out: int) -> list[str]:
+    """Return the names in quotes, but one."""
+    return [repr(name) for place, name in enumerate(names) if place != left_out]

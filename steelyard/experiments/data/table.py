@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,13 +209,23 @@ def _table(
     lines = []
     for line, fields in rows:
         if len(fields) != len(header):
-            raise DataError(f"{path}, line {line}: has {len(fields)} values, expected {len(header)}")
+            raise DataError(
+                f"{path}, line {line}: has {len(fields)} values, expected {len(header)}{_separated_by(header)}"
+            )
         for column, place in places:
             columns[column].append(fields[place])
         lines.append(line)
     if not lines:
         raise DataError(f"{path} has no rows")
     return Table(path, columns, lines)
+
+
+def _separated_by(header: Sequence[str]) -> str:
+    """Return a remedy where the header's names hold what often separates columns elsewhere."""
+    for sign, named in ((";", ";"), ("\t", "\\t"), ("|", "|")):
+        if sum(name.count(sign) for name in header) >= len(header):
+            return f"; the header holds {named!r}: say --separator {shlex.quote(named)}, or separator in a recipe"
+    return "; write the missing values as empty cells, and quote what holds a separator"
 
 
 def check_columns(place: str, header: Sequence[str], wanted: Iterable[str]) -> None:
@@ -239,6 +250,8 @@ def _text(path: Path, data: bytes | None = None) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if data[:2] == b"\x1f\x8b":
+            raise DataError(f"{path} is compressed (gzip); unpack it first: gunzip {path}") from error
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8") from error
 

@@ -33,6 +33,7 @@ RankedBy: TypeAlias = Literal["suspicion", "weight", "loss"]
 
 PLAIN = "plain"
 _BATCH = 256
+_RATES: Mapping[ModelName, float] = {"mlp": 1e-3, "linear": 1e-2}
 _FEWEST_STEPS = 300
 _READINGS = 20  # evaluations of a training
 _MANY_CLEAN = 0.1  # of the training rows
@@ -67,14 +68,27 @@ def model_named(name: ModelName, *, regression: bool = False) -> MLP | Logistic:
     return MLP(hidden=(64,), head=head) if name == "mlp" else Logistic(head=head)
 
 
-def training_for(samples: int, epochs: int) -> Training:
-    """Return how a model is trained on so many samples: Adam at 1e-3 on batches of 256, 300 steps at least."""
+def training_for(samples: int, epochs: int, model: ModelName = "mlp") -> Training:
+    """Return how a model is trained on so many samples: Adam on batches of 256, 300 steps at least.
+
+    The learning rate is 1e-3, and 1e-2 for a linear layer: it begins at zero, and Adam moves a weight by at most about
+    the rate a step.
+    """
     steps = max(_FEWEST_STEPS, epochs * -(-samples // _BATCH))
     every = max(1, steps // _READINGS)
-    return Training(steps=steps, batch_size=_BATCH, evaluate_every=every, optimizer=OptimizerSettings("adam", 1e-3))
+    return Training(
+        steps=steps, batch_size=_BATCH, evaluate_every=every, optimizer=OptimizerSettings("adam", _RATES[model])
+    )
 
 
-def plan_for(knowledge: Knowledge, splits: Splits, *, epochs: int, clean_method: CleanMethod = "auto") -> Plan:
+def plan_for(
+    knowledge: Knowledge,
+    splits: Splits,
+    *,
+    epochs: int,
+    clean_method: CleanMethod = "auto",
+    model: ModelName = "mlp",
+) -> Plan:
     """Return the plan for what the user has.
 
     Args:
@@ -82,8 +96,9 @@ def plan_for(knowledge: Knowledge, splits: Splits, *, epochs: int, clean_method:
         splits: the data.
         epochs: passes over the training samples.
         clean_method: what clean rows are used by; "auto" decides by how many there are.
+        model: what is trained, which decides the learning rate.
     """
-    training, numbers = training_for(len(splits.train), epochs), splits.target_scale is not None
+    training, numbers = training_for(len(splits.train), epochs, model), splits.target_scale is not None
     plain = {PLAIN: ERM(training=training)}
     count = f"{len(splits.train):,}"
     if knowledge == "clean rows":

@@ -47,9 +47,10 @@ class Planted:
     """How well labels that were made wrong on purpose were found: what the method can do on this very table.
 
     Attributes:
-        count: labels that were made wrong, at random.
-        auroc: of finding them among all rows, by suspicion. (Labels that were wrong before count as right here.)
-        within: the share of them among the first `looked` rows.
+        count: labels that were made wrong, at random among the rows whose labels seemed right. (Of two classes a
+            label that was wrong before would have been made right.)
+        auroc: of finding them among these rows, by suspicion.
+        within: the share of them among the first `looked` of these rows.
         looked: twice their number.
     """
 
@@ -140,12 +141,14 @@ def find_suspects(
         Stopped: the work was asked to stop.
     """
     told = {"data": plain(data), "model": plain(model), "settings": plain(settings), "seed": seed, "check": check}
+    told["planted among"] = "the rows whose labels seem right"
     identity = {"work": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(), **splits.sources}
     try:
         journal = Journal(folder / CHECKPOINT, identity=identity, every=checkpoint_every, stop=stop)
         problem = Problem(splits, model, seed, journal)
         scores, noise, suspect = _judged(problem, settings, trained)
-        planted = _plant(problem, settings, lambda done: trained(settings.models + done)) if check else None
+        seem_right = suspect.argsort(stable=True)[: max(2, round(len(suspect) * (1 - noise.share)))]
+        planted = _plant(problem, settings, seem_right, lambda done: trained(settings.models + done)) if check else None
     except (ValueError, FloatingPointError) as error:
         raise RunError(f"{data.source}: {error}") from error
     table = None if isinstance(data, OwnArrays) else data.read()
@@ -204,12 +207,17 @@ def _labels(found: Found) -> dict[str, list[object]]:
     return {name: [found.splits.classes[code] for code in one.tolist()] for name, one in classes.items()}
 
 
-def _plant(problem: Problem, settings: OutOfFoldSettings, trained: Callable[[int], None]) -> Planted:
-    """Make a share of the labels wrong, at random, and look for them: another class, or another row's number."""
+def _plant(
+    problem: Problem, settings: OutOfFoldSettings, seem_right: Int[Tensor, " k"], trained: Callable[[int], None]
+) -> Planted:
+    """Make a share of the labels wrong, at random, and look for them: another class, or another row's number.
+
+    Both is done among the rows `seem_right`: wrong labels that were there before would else fill the head of the list.
+    """
     data, classes = problem.splits.train, len(problem.splits.classes)
     draws = generator(problem.seed, _PLANTED)
-    count = max(1, round(_PLANTED_SHARE * len(data)))
-    rows = torch.randperm(len(data), generator=draws)[:count]
+    count = max(1, round(_PLANTED_SHARE * len(seem_right)))
+    rows = seem_right[torch.randperm(len(seem_right), generator=draws)[:count]]
     labels = data.targets.clone()
     if classes:
         labels[rows] = (labels[rows] + torch.randint(1, classes, (count,), generator=draws)) % classes
@@ -221,7 +229,8 @@ def _plant(problem: Problem, settings: OutOfFoldSettings, trained: Callable[[int
     found = _judged(replace(problem, splits=splits), settings, trained)[2]
     wrong = torch.zeros(len(data), dtype=torch.bool)
     wrong[rows] = True
-    looked = min(2 * count, len(data))
+    found, wrong = found[seem_right], wrong[seem_right]
+    looked = min(2 * count, len(found))
     first = found.argsort(descending=True, stable=True)[:looked]
     return Planted(count, auroc(found, wrong), float(wrong[first].double().sum()) / count, looked)
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from steelyard.experiments.data import CelebA, Waterbirds
+from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.data.images import ImageList, decode
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.data.transforms import CELEBA, WATERBIRDS, evaluation_transform, training_transform
@@ -406,3 +407,11 @@ def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     images = Waterbirds().read(tmp_path).images
     Image.new("L", (9, 9), 7).save(folder / images.files[0])
     assert images.open(0).getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "scan.png")
+    found = np.asarray(open_image(tmp_path / "scan.png"))
+    assert found.shape == (32, 32, 3)
+    np.testing.assert_allclose(found / 255, np.repeat(levels[..., None], 3, 2) / 65535, atol=0.5 / 255 + 1e-9)

@@ -43,7 +43,9 @@ def test_spaced_tables(tmp_path: Path) -> None:
     ("data", "words"),
     [
         ("a,bb\n1,2\n", r"line 1: there is no column 'b'; did you mean 'bb'\? \(the columns are a, bb\)"),
-        ("a,b\n1,2\n3\n", "line 3: has 1 values, expected 2"),
+        ("a,b\n1,2\n3\n", "line 3: has 1 values, expected 2; write the missing values as empty cells"),
+        ("a;b\n1;2\n3,5;4\n", "line 3: has 2 values, expected 1; the header holds ';': say --separator ';'"),
+        (b"\x1f\x8b\x08\x00abc", "is compressed .gzip.; unpack it first: gunzip "),
         ("a,b\n", "has no rows"),
         ("", "there is no column 'a'"),
         (b"a,b\n1,2\n\xe9,3\n", "line 3: not UTF-8 .byte 0xe9."),

@@ -30,7 +30,7 @@ def suspects(*words: str) -> int:
 
 def test_every_row_is_ranked_and_the_page_says_what_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert suspects("--out", "found") == 0
-    assert "labels that were made wrong on purpose" in capsys.readouterr().out
+    assert "labels that seemed right and were made wrong on purpose" in capsys.readouterr().out
     found, frame = pandas.read_csv("found/suspects.csv"), table()
     assert list(found) == [*COLUMNS, "aum", "lhd", "disagreement"]
     assert found["suspect_rank"].tolist() == list(range(1, len(frame) + 1))
