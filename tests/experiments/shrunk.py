@@ -43,8 +43,10 @@ def shortened(name: str) -> list[str]:
     match method:
         case "maple":
             fields = ["model.hidden=[8]", "method.steps=3", "method.inner.steps=2", "method.folds=2"]
+            fields += ["method.evaluate_every=1"]
         case "maple_prior":
             fields = ["model.hidden=[8]", "method.steps=3", "method.inner.steps=2", "method.folds=2"]
+            fields += ["method.evaluate_every=1"]
             fields += ["method.prior.scores=[{name='el2n', models=2, training={steps=2}}]"]
         case "subset":
             fields += ["method.prior.scores=[{name='lhd', training={steps=3}}]"]

@@ -89,7 +89,7 @@ _SAMPLES = {**FIGURES, "test worst-group accuracy": _Figure(lambda _: None, _wor
 def figures(tests: Sequence[SplitMetrics]) -> dict[str, list[float]]:
     """Return the figures that all of `tests`, a seed each, have: by name a value for each seed."""
     values = {name: [one.value(metrics) for metrics in tests] for name, one in FIGURES.items()}
-    return {name: found for name, of in values.items() if len(found := _known(of)) == len(tests)}
+    return {name: found for name, of in values.items() if (found := _known(of)) and len(found) == len(tests)}
 
 
 def intervals(tests: Sequence[SplitMetrics]) -> dict[str, Interval]:

@@ -142,7 +142,7 @@ def logit_interval(value: float, error: float, level: float = 0.95) -> tuple[flo
     Example:
         >>> low, high = logit_interval(0.9, 0.03)
         >>> round(low, 3), round(high, 3)
-        (0.823, 0.945)
+        (0.824, 0.945)
     """
     width = NormalDist().inv_cdf((1 + level) / 2) * error
     if not 0 < value < 1:

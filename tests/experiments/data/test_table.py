@@ -39,12 +39,16 @@ def test_spaced_tables(tmp_path: Path) -> None:
     assert read_spaced(write(tmp_path, "f1 0\nf2 2\n"), ["part"], ["file", "part"]).columns == {"part": ["0", "2"]}
 
 
+def test_a_header_that_holds_another_separator_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 3: has 2 values, expected 1; the header holds ';': say --separator ';'"):
+        read_csv(write(tmp_path, "a;b\n1;2\n3,5;4\n"), ["a;b"])
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         ("a,bb\n1,2\n", r"line 1: there is no column 'b'; did you mean 'bb'\? \(the columns are a, bb\)"),
         ("a,b\n1,2\n3\n", "line 3: has 1 values, expected 2; write the missing values as empty cells"),
-        ("a;b\n1;2\n3,5;4\n", "line 3: has 2 values, expected 1; the header holds ';': say --separator ';'"),
         (b"\x1f\x8b\x08\x00abc", "is compressed .gzip.; unpack it first: gunzip "),
         ("a,b\n", "has no rows"),
         ("", "there is no column 'a'"),

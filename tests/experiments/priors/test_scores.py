@@ -330,7 +330,8 @@ def test_maple_starts_at_the_prior_and_is_anchored():
         shown.append(extra)
 
     prior = PriorSettings((QUICK["aum"],), anchor=0.1)
-    method = Maple(budget=100, steps=2, learn="probabilities", inner=InnerSettings(steps=3), probability_rate=1e-9)
+    inner = InnerSettings(steps=3)
+    method = Maple(100, steps=2, learn="probabilities", inner=inner, probability_rate=1e-9, evaluate_every=1)
     plain_run = method.fit(PROBLEM, observe).reweighting
     assert torch.allclose(plain_run.probabilities, torch.full((300,), 1 / 3), atol=1e-6)
     assert "anchor_kl" not in shown[0]

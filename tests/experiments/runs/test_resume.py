@@ -203,7 +203,7 @@ def _identity(place: Path) -> dict[str, str]:
 
 def test_an_unfinished_run_is_not_begun_again_by_accident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_done(tmp_path, monkeypatch)
-    with pytest.raises(RunError, match="not empty; .*--resume to go on .*--overwrite"):
+    with pytest.raises(RunError, match="not empty; .*--resume to continue .*--overwrite"):
         go(ERM, tmp_path)
     with pytest.raises(RunError, match="did not finish.*--resume"):
         read_run(tmp_path)

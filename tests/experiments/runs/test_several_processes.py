@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def figures(evaluation: Evaluation) -> list[float]:
     found: list[float] = []
 
     def collect(value: Any) -> None:
+        if dataclasses.is_dataclass(value):
+            value = vars(value)
         if isinstance(value, dict):
             value = tuple(value.values())
         if isinstance(value, (tuple, list)):
