@@ -195,7 +195,7 @@ def test_suspects_of_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["suspects", *words, "--overwrite"]) == 0
     said = capsys.readouterr().out
     assert "cost holds numbers" in said
-    assert "targets that were made wrong on purpose" in said
+    assert "targets that seemed right and were made wrong on purpose" in said
     found, frame = pandas.read_csv("found/suspects.csv"), table()
     assert list(found) == [
         *("suspect_rank", "id", "row", "target", "predicted", "suspicion", "residual", "right_probability"),
