@@ -11,6 +11,7 @@ from steelyard._support._modules import last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.methods._reads import ReadsBy
 from steelyard.experiments.methods.found_groups import GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.alignment import Alignment, Distance
@@ -21,7 +22,7 @@ from steelyard.experiments.training.trainer import Anneal, train
 __all__ = ["AligningMethod"]
 
 
-class AligningMethod(TrainedMethod):
+class AligningMethod(ReadsBy, TrainedMethod):
     """ERM plus `gamma` times the mean distance of features, over pairs of environments or of groups of one class.
 
     Attributes:
@@ -40,21 +41,6 @@ class AligningMethod(TrainedMethod):
 
     def __post_init__(self) -> None:
         _check.in_range("gamma", self.gamma, low=0.0)
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether it reads the environments of training samples."""
-        return self.by == "environment" or (self.by == "group" and self.groups.needs_environments)
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether it reads the groups of training samples."""
-        return self.by == "group" and self.groups.needs_training_groups
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether it reads the groups of validation samples."""
-        return self.by == "group" and self.groups.needs_validation_groups
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from steelyard.experiments.methods._reads import Reads
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.trainer import Training
 
 __all__ = ["TrainedMethod"]
 
 
-class TrainedMethod(ABC):
+class TrainedMethod(Reads, ABC):
     """A method whose observed steps are those of its `training`: a dataclass of settings, and `fit`.
 
     Attributes:
@@ -26,21 +27,6 @@ class TrainedMethod(ABC):
     def last_step(self) -> int:
         """The number of the last step that is observed."""
         return self.training.steps
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether it reads the groups of training samples."""
-        return False
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether it reads the groups of validation samples (what selects a step does not count)."""
-        return False
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether it reads the environments of training samples; in data with groups these are an attribute."""
-        return False
 
     @abstractmethod
     def fit(self, problem: Problem, observe: Observer) -> Fitted:

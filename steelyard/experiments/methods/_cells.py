@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.methods._reads import ReadsBy
 from steelyard.experiments.methods.found_groups import GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.problem import Problem
@@ -11,7 +12,7 @@ from steelyard.experiments.training.problem import Problem
 __all__ = ["CellMethod"]
 
 
-class CellMethod(TrainedMethod):
+class CellMethod(ReadsBy, TrainedMethod):
     """A method for which each training sample is of one cell: its class, its group or its environment.
 
     Attributes:
@@ -21,21 +22,6 @@ class CellMethod(TrainedMethod):
 
     by: group_labels.Cell
     groups: GroupSource
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether it reads the environments of training samples."""
-        return self.by == "environment" or (self.by == "group" and self.groups.needs_environments)
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether it reads the groups of training samples."""
-        return self.by == "group" and self.groups.needs_training_groups
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether it reads the groups of validation samples."""
-        return self.by == "group" and self.groups.needs_validation_groups
 
     def labelled(self, problem: Problem) -> Batch:
         """Return the training samples with the id of their cell as their group.

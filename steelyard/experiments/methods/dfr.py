@@ -13,6 +13,7 @@ from steelyard._support import _check
 from steelyard._support._modules import evaluating, inputs_of_last_linear, last_linear
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.methods._reads import ReadsBy
 from steelyard.experiments.methods.erm import ERM
 from steelyard.experiments.methods.found_groups import FOUND, Given, GroupSource
 from steelyard.experiments.training import group_labels
@@ -25,7 +26,7 @@ __all__ = ["DFR", "features"]
 
 
 @dataclass(frozen=True)
-class DFR(TrainedMethod):
+class DFR(ReadsBy, TrainedMethod):
     """DFR (Kirichenko et al. 2023, arXiv:2204.02937): DFR-Tr on the training samples, DFR-Val on validation.
 
     An ERM model is trained; the inputs of its last linear layer are standardised by their training mean and deviation;
@@ -65,14 +66,9 @@ class DFR(TrainedMethod):
             _check.in_range("strengths", strength, low=0.0, open_low=True)
 
     @property
-    def needs_environments(self) -> bool:
-        """Whether it reads the environments of training samples."""
-        return self.by == "environment" or (self.by == "group" and self.groups.needs_environments)
-
-    @property
     def needs_training_groups(self) -> bool:
         """Whether it reads the groups of training samples."""
-        return self.by == "group" and self.fit_on == "train" and self.groups.needs_training_groups
+        return self.fit_on == "train" and super().needs_training_groups
 
     @property
     def needs_validation_groups(self) -> bool:

@@ -13,6 +13,7 @@ from steelyard._support import _check
 from steelyard._support._modules import class_logits, evaluating
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
+from steelyard.experiments.methods._reads import Reads, ReadsAsMaple
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.misclassified import misclassified
@@ -45,23 +46,8 @@ class Given:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Found(Reads):
     """Label x a group that is found without group labels, in one process."""
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether the groups are found by groups of training samples."""
-        return False
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether the groups are found by groups of validation samples."""
-        return False
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether the groups are found by the environments of training samples."""
-        return False
 
     def label(self, problem: Problem) -> Batch:
         """Return the training samples with group ids 0, 1, ...: 2 label + rare, those without a sample left out.
@@ -81,7 +67,7 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class MapleGroups(_Found):
+class MapleGroups(ReadsAsMaple, _Found):
     """The samples above the valley of MAPLE's keep-probabilities (`reweight.find_groups`).
 
     Attributes:
@@ -93,21 +79,6 @@ class MapleGroups(_Found):
 
     maple: Maple
     name: Literal["maple"] = "maple"
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether the groups are found by groups of training samples."""
-        return self.maple.needs_training_groups
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether the groups are found by groups of validation samples."""
-        return self.maple.needs_validation_groups
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether the groups are found by the environments of training samples."""
-        return self.maple.needs_environments
 
     def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
         """Return which training samples are of the rare group."""

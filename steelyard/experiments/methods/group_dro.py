@@ -10,6 +10,7 @@ import torch
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._base import TrainedMethod
+from steelyard.experiments.methods._reads import ReadsBy
 from steelyard.experiments.methods.found_groups import FOUND, Given, GroupSource
 from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.batches import sampled
@@ -21,7 +22,7 @@ __all__ = ["GroupDRO"]
 
 
 @dataclass(frozen=True)
-class GroupDRO(TrainedMethod):
+class GroupDRO(ReadsBy, TrainedMethod):
     """Group DRO (Sagawa et al. 2020, arXiv:1911.08731, Algorithm 1; the adjustment is of section 3.3).
 
     ``min_theta max_g R_g + C / sqrt(n_g)``: at each step ``q_g <- q_g exp(step (R_g + C / sqrt(n_g)))``, normalised,
@@ -54,21 +55,6 @@ class GroupDRO(TrainedMethod):
         _check.in_range("adjustment", self.adjustment, low=0.0)
         if self.balanced and not self.training.batch_size:
             raise ValueError("balanced draws batches: it needs a training.batch_size above 0")
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether it reads the environments of training samples."""
-        return self.by == "environment" or (self.by == "group" and self.groups.needs_environments)
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether it reads the groups of training samples."""
-        return self.by == "group" and self.groups.needs_training_groups
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether it reads the groups of validation samples."""
-        return self.by == "group" and self.groups.needs_validation_groups
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Train and return the last model."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
+from steelyard.experiments.methods._reads import ReadsAsMaple
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.ranges import FIXED
@@ -15,7 +16,7 @@ __all__ = ["RefinedMaple"]
 
 
 @dataclass(frozen=True)
-class RefinedMaple:
+class RefinedMaple(ReadsAsMaple):
     """MAPLE finds groups that no column names (`reweight.find_groups`), and `reweight.Refine` trains on them.
 
     MAPLE's steps are observed as its own; then one more, the model trained under the refined weights, which is the
@@ -54,21 +55,6 @@ class RefinedMaple:
     def last_step(self) -> int:
         """The number of the last step that is observed."""
         return self.maple.last_step + 1
-
-    @property
-    def needs_environments(self) -> bool:
-        """Whether it reads the environments of training samples."""
-        return self.maple.needs_environments
-
-    @property
-    def needs_training_groups(self) -> bool:
-        """Whether it reads the groups of training samples."""
-        return self.maple.needs_training_groups
-
-    @property
-    def needs_validation_groups(self) -> bool:
-        """Whether it reads the groups of validation samples."""
-        return self.maple.needs_validation_groups
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Learn weights by MAPLE, refine them, and return them with the model trained under them.
