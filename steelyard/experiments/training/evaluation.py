@@ -236,13 +236,16 @@ def measure(
     else:
         predicted = problem.head.predict(outputs)
         right = predicted == data.targets
+        further = _scores(problem, outputs, predicted, data, environments, len(group_sizes)) if scores else {}
         metrics = SplitMetrics(
             accuracy=float(right.float().mean()),
             loss=float(losses.mean()),
-            calibration_error=calibration_error(confidence(outputs), right),
+            calibration_error=(
+                further["scores"].calibration_error if scores else calibration_error(confidence(outputs), right)
+            ),
             class_accuracy=_shares(right, data.targets, len(problem.splits.classes)),
             **_group_figures(right, data, group_sizes),
-            **(_scores(problem, outputs, predicted, data, environments, len(group_sizes)) if scores else {}),
+            **further,
         )
     if data.environment is None:
         return metrics
