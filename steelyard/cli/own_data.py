@@ -16,7 +16,18 @@ from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.weigh.plan import Knowledge
 
-__all__ = ["ARRAYS", "Network", "Own", "Task", "check_environments", "data_of", "known_of", "loaded", "said_in_options"]
+__all__ = [
+    "ARRAYS",
+    "Network",
+    "Own",
+    "Task",
+    "check_environments",
+    "data_of",
+    "known_of",
+    "loaded",
+    "recognised",
+    "said_in_options",
+]
 
 _FIELDS = "target|id|split|features|drop|numeric|categorical|missing|separator|clean"  # those that are options, too
 ARRAYS = (".safetensors", ".npy")
@@ -129,6 +140,13 @@ def loaded(data: Own, load: Callable[[Own], Splits], task: Task) -> tuple[Own, S
             raise
     data = replace(data, task="regression")
     return data, load(data)
+
+
+def recognised(data: Own, splits: Splits, task: Task) -> list[str]:
+    """Return the sentence that says so where "auto" made a regression of the target."""
+    if task != "auto" or splits.target_scale is None:
+        return []
+    return [f"{data.target} holds numbers: a regression (--task classification would say otherwise)."]
 
 
 def check_environments(data: Own, splits: Splits) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
 from steelyard.cli.options import check_seeds, check_writable, every, set_threads
-from steelyard.cli.own_data import Network, Task, data_of, loaded, said_in_options
+from steelyard.cli.own_data import Network, Task, data_of, loaded, recognised, said_in_options
 from steelyard.cli.shared import command_line, progress_bars, say, stoppable
 from steelyard.experiments.weigh.plan import ModelName, model_named, training_for
 
@@ -121,8 +121,8 @@ def suspects(
     )
     total = settings.models * (1 + check)
     console, regression = Console(), splits.target_scale is not None
-    if regression and task == "auto":
-        say(console, [f"{data.target} holds numbers: a regression (--task classification would say otherwise)."])
+    if note := recognised(data, splits, task):
+        say(console, note)
     with progress_bars(console) as bars, stoppable(bars) as stop:
         bar = bars.add_task(f"model 1/{total}", total=total)
 

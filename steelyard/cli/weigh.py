@@ -11,7 +11,16 @@ from rich.console import Console
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
 from steelyard.cli.options import check_any_seed, check_seeds, check_writable, every, set_threads
-from steelyard.cli.own_data import Network, Task, check_environments, data_of, known_of, loaded, said_in_options
+from steelyard.cli.own_data import (
+    Network,
+    Task,
+    check_environments,
+    data_of,
+    known_of,
+    loaded,
+    recognised,
+    said_in_options,
+)
 from steelyard.cli.shared import command_line, progress_bars, say, stoppable, watcher
 from steelyard.experiments.weigh.plan import CleanMethod, ModelName, model_named, plan_for
 
@@ -154,8 +163,7 @@ def weigh(
     console = Console()
     plan = plan_for(known, splits, epochs=epochs, clean_method=method, model=model)
     regression = splits.target_scale is not None
-    recognised = [f"{data.target} holds numbers: a regression (--task classification would say otherwise)."]
-    say(console, [*recognised * (regression and task == "auto"), *plan.reasons])
+    say(console, [*recognised(data, splits, task), *plan.reasons])
     with progress_bars(console) as bars, stoppable(bars) as stop:
         watch = watcher(bars, len(plan.methods) * len(seeds))
         outcome = carry_out(

@@ -9,11 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from steelyard.experiments.training.regression import Errors
-from steelyard.experiments.weigh.figures import Weights, bounds_of, groups_of, outputs_of, parts_of, weights_of
-from steelyard.experiments.weigh.plan import PLAIN
+from steelyard.experiments.weigh.figures import AllFigures, bounds_of, groups_of, outputs_of, parts_of, weights_of
 from steelyard.experiments.weigh.spread import quarters
 from steelyard.experiments.weigh.work import Outcome
-from steelyard.theory import HypothesisBound
 
 __all__ = ["ErrorFigures", "ErrorGroup", "ErrorModel", "MeanError", "errors_of"]
 
@@ -68,33 +66,16 @@ class ErrorModel:
 
 
 @dataclass(frozen=True)
-class ErrorFigures:
-    """All of them.
+class ErrorFigures(AllFigures[ErrorModel]):
+    """All of them, of numbers; see `AllFigures`.
 
     Attributes:
-        models: of each method, ordinary training first; test rows decide nothing.
-        weighed: that of the written model.
-        grouped_by: what the groups are.
-        weights: how the weights spread.
         far: the median distance of the training targets from their median: a prediction that is further off counts as
             a miss, as half of the rows would be if that median were predicted. (Where more than half of the targets are
             the same, their standard deviation.) Wrong targets, if less than half are, hardly move it.
-        bounds: what the top-q bound says of the written model's misses on the test rows, q falling.
-        rows: the number of rows in each split.
     """
 
-    models: tuple[ErrorModel, ...]
-    weighed: ErrorModel
-    grouped_by: str
-    weights: Weights
     far: float
-    bounds: tuple[HypothesisBound, ...]
-    rows: dict[str, int]
-
-    @property
-    def plain(self) -> ErrorModel:
-        """Those of ordinary training."""
-        return next(model for model in self.models if model.name == PLAIN)
 
 
 def errors_of(outcome: Outcome) -> ErrorFigures:
@@ -107,7 +88,7 @@ def errors_of(outcome: Outcome) -> ErrorFigures:
     missed = _missed(*_predicted(outcome, outcome.models[weighed.name], "test"), far)
     rows = {name: len(part) for name, part in parts_of(splits).items()}
     bounds = bounds_of(missed)
-    return ErrorFigures(models, weighed, grouped_by, weights_of(outcome), far * _scale(outcome)[1], bounds, rows)
+    return ErrorFigures(models, weighed, grouped_by, weights_of(outcome), bounds, rows, far * _scale(outcome)[1])
 
 
 def _scale(outcome: Outcome) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,7 @@ from steelyard.theory import HypothesisBound, finite_class_bounds
 
 __all__ = [
     "Accuracy",
+    "AllFigures",
     "Calibration",
     "Figures",
     "Group",
@@ -113,30 +115,47 @@ class Weights:
     light: int
 
 
+@runtime_checkable
+class _Named(Protocol):
+    """The figures of one method's model."""
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+
+
+OfModel = TypeVar("OfModel", bound=_Named)
+
+
 @dataclass(frozen=True)
-class Figures:
-    """All of them.
+class AllFigures(Generic[OfModel]):
+    """All of them, of classes or of numbers.
 
     Attributes:
         models: of each method, ordinary training first; test rows decide nothing.
         weighed: that of the written model.
         grouped_by: what the groups are.
         weights: how the weights spread.
-        bounds: what the top-q bound says of the written model's errors on the test rows, q falling.
+        bounds: what the top-q bound says of the written model's errors (of numbers: its misses) on the test rows, q
+            falling.
         rows: the number of rows in each split.
     """
 
-    models: tuple[ModelFigures, ...]
-    weighed: ModelFigures
+    models: tuple[OfModel, ...]
+    weighed: OfModel
     grouped_by: str
     weights: Weights
     bounds: tuple[HypothesisBound, ...]
     rows: dict[str, int]
 
     @property
-    def plain(self) -> ModelFigures:
+    def plain(self) -> OfModel:
         """Those of ordinary training."""
         return next(model for model in self.models if model.name == PLAIN)
+
+
+class Figures(AllFigures[ModelFigures]):
+    """All of them, of classes."""
 
 
 def figures_of(outcome: Outcome) -> Figures:
