@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.bilevel.products import inner_gradient
-from steelyard.reweight.risk import MeanRisk, Risk
-from steelyard.reweight.single_loop import SingleLoop, descend, trained
+from steelyard.reweight.risk import Risk
+from steelyard.reweight.single_loop import ADAM, MEAN, SingleLoop, descend, trained
 
 __all__ = ["F2SA"]
-
-_MEAN = MeanRisk()
-_ADAM = partial(Adam, lr=0.1)
 
 
 class F2SA(SingleLoop):
@@ -59,9 +55,9 @@ class F2SA(SingleLoop):
         multiplier: float = 1.0,
         growth: float = 0.01,
         inner_steps: int = 10,
-        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = _ADAM,
+        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = ADAM,
         clean_size: int | None = None,
-        risk: Risk = _MEAN,
+        risk: Risk = MEAN,
         seed: int = 0,
     ) -> None:
         super().__init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steelyard._support import _check
-from steelyard._support._agreement import optimizer_settings
 from steelyard._support._finite import some_ids
 from steelyard.bilevel import Batch, Outer, WeightedLoss
-from steelyard.bilevel.trained_module import averaged_over
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.admission import check_no_graph
 from steelyard.reweight.clean import Balanced, CleanSamples
-from steelyard.reweight.identity import described, samples
-from steelyard.reweight.minibatches import blamed, divided_by_rows, shuffled, taken
+from steelyard.reweight.minibatch_method import MinibatchMethod, check_train
+from steelyard.reweight.minibatches import blamed, shuffled, taken
 from steelyard.reweight.outer_risk import OuterRisk
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import MeanRisk, Risk
@@ -52,7 +50,7 @@ class OnlineStep:
     index: Int[Tensor, " batch"]
 
 
-class Online(ABC):
+class Online(MinibatchMethod):
     """Train a model once, and weigh the samples of each minibatch by what they do to the loss on clean samples.
 
     Three ways to use one, from the least of your own loop to the most: `fit`; `step` with a batch, which does all that
@@ -77,6 +75,8 @@ class Online(ABC):
         NotImplementedError: a `model` or an `objective` of several processes.
     """
 
+    part = "online"
+
     def __init__(
         self,
         model: nn.Module,
@@ -88,25 +88,11 @@ class Online(ABC):
         risk: Risk = _MEAN,
         seed: int = 0,
     ) -> None:
-        self.model = _check.instance("model", model, nn.Module, "a module (its parameters are what optimizer trains)")
-        self.optimizer = _check.instance("optimizer", optimizer, Optimizer, "a torch.optim optimizer")
-        _check.instance("objective", objective, WeightedLoss, "a WeightedLoss, such as WeightedLoss(loss)")
-        several = {"objective.ranks are": objective.ranks.size, "model averages gradients over": averaged_over(model)}
-        for what, ranks in several.items():
-            if ranks > 1:
-                raise NotImplementedError(
-                    f"{type(self).__name__} trains in one process, and {what} {ranks}: leave out ranks and "
-                    "DistributedDataParallel, or learn the weights with Maple, which trains in several"
-                )
-        self.objective = divided_by_rows(objective)
-        self.risk = _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
-        self.seed = _check.seed("seed", seed)
+        super().__init__(model, optimizer, objective, risk, seed)
         self.clean = CleanSamples(clean, clean_size, self.seed)
         check_no_graph("clean", self.clean.samples)
         self.visits = Visits()
-        self.steps = 0
         self.epochs = 0
-        self.history: list[dict[str, Any]] = []
         self._epoch: dict[str, float] = {}
         self._clean_loss = math.nan
 
@@ -196,31 +182,19 @@ class Online(ABC):
         Raises:
             CheckpointError: the journal has a training of other settings or samples; beside that, what `step` raises.
         """
-        _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
-        check_no_graph("train", train)
+        check_train(train)
         epochs, batch_size = _check.integer("epochs", epochs, low=1), _check.integer("batch_size", batch_size, low=1)
-        if not len(train) or (ids := _check.distinct(train.index)) != len(train):
-            raise ValueError(
-                f"train must hold distinct samples, got {len(train)} with {0 if not len(train) else ids} ids"
-            )
-        _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
-        journal = Journal() if journal is None else journal
-        identity = {} if journal.path is None else self._identity(train, epochs, batch_size)
-        parts = {"model": self.model, "optimizer": self.optimizer, "online": self, **(carry or {})}
-        callbacks = _check.callables("callbacks", callbacks)
-        self.model.train()
-        with journal.stage(identity, **parts) as stage:
-            per_epoch = -(-len(train) // batch_size)
-            done, total, finished = stage.done, epochs * per_epoch, stage.finished
-            if not finished:
-                batches = self._batches(train, batch_size, done % per_epoch, total - done)
-            while not finished:
-                seen = self.step(next(batches))
-                done += 1
-                wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
-                finished = any(wish is True for wish in wishes) or done == total
-                self._note(seen, ends=finished or done % per_epoch == 0)
-                stage.step(done, last=finished)
+        per_epoch = -(-len(train) // batch_size)
+        self._carry_out(
+            train,
+            epochs,
+            batch_size,
+            callbacks,
+            journal,
+            carry,
+            lambda done, left: self._batches(train, batch_size, done % per_epoch, left),
+            self.step,
+        )
         return self.result(train.index)
 
     def result(self, index: Int[Tensor, " n"] | None = None) -> Reweighting:
@@ -269,11 +243,12 @@ class Online(ABC):
         """Return the settings of the method that a journal knows a training by."""
         return {"risk": self.risk, "seed": self.seed, "clean_size": self.clean.size, "objective": self.objective}
 
-    def _identity(self, train: Batch, epochs: int, batch_size: int) -> dict[str, str]:
-        own = {"method": type(self).__name__, "epochs": epochs, "batch_size": batch_size, **self._settings()}
-        found = {name: described(value) for name, value in own.items()}
-        found |= {name: str(value) for name, value in optimizer_settings("optimizer", self.optimizer).items()}
-        return found | samples("train", train) | samples("clean", self.clean.samples)
+    def _begin(self) -> None:
+        self.model.train()
+
+    @property
+    def _clean_samples(self) -> Batch:
+        return self.clean.samples
 
     def _batches(self, train: Batch, size: int, first: int, count: int) -> Iterator[Batch]:
         """Yield `count` batches from number `first` of the present epoch on."""

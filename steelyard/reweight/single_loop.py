@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,22 +15,20 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from steelyard._support import _check
-from steelyard._support._agreement import optimizer_settings
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.bilevel.products import Products, check_second_derivatives, products
-from steelyard.bilevel.trained_module import averaged_over
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.admission import check_no_graph
-from steelyard.reweight.identity import described, samples
-from steelyard.reweight.minibatches import blamed, blocks, divided_by_rows, taken
+from steelyard.reweight.minibatch_method import MinibatchMethod, check_train
+from steelyard.reweight.minibatches import blamed, blocks, taken
 from steelyard.reweight.outer_risk import OuterRisk
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.risk import MeanRisk, Risk
 
 __all__ = ["SingleLoop", "SingleLoopStep"]
 
-_MEAN = MeanRisk()
-_ADAM = partial(Adam, lr=0.1)
+MEAN = MeanRisk()
+ADAM = partial(Adam, lr=0.1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class SingleLoopStep:
     clean_loss: float
 
 
-class SingleLoop(ABC):
+class SingleLoop(MinibatchMethod):
     """Move the model and the weights at once: min over x of F(theta*(x)), theta*(x) = argmin G(x, theta).
 
     G(x, theta) = (1/n) sum w_i(x) l_i(theta) + regulariser over the training samples, F the risk of the clean ones.
@@ -76,6 +74,8 @@ class SingleLoop(ABC):
         NotImplementedError: a `model` or an `objective` of several processes.
     """
 
+    part = "solver"
+
     def __init__(
         self,
         model: nn.Module,
@@ -84,20 +84,12 @@ class SingleLoop(ABC):
         clean: Batch,
         weights: nn.Module,
         *,
-        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = _ADAM,
+        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = ADAM,
         clean_size: int | None = None,
-        risk: Risk = _MEAN,
+        risk: Risk = MEAN,
         seed: int = 0,
     ) -> None:
-        self.model = _check.instance("model", model, nn.Module, "a module (its parameters are what optimizer trains)")
-        self.optimizer = _check.instance("optimizer", optimizer, Optimizer, "a torch.optim optimizer")
-        _check.instance("objective", objective, WeightedLoss, "a WeightedLoss, such as WeightedLoss(loss)")
-        if objective.ranks.size > 1 or averaged_over(model) > 1:
-            raise NotImplementedError(
-                f"{type(self).__name__} trains in one process: leave out ranks and DistributedDataParallel, or learn "
-                "the weights with Maple, which trains in several"
-            )
-        self.objective = divided_by_rows(objective)
+        super().__init__(model, optimizer, objective, risk, seed)
         self.clean = _check.instance("clean", clean, Batch, "a Batch of clean samples")
         if not len(clean):
             raise ValueError("clean is empty: give samples with right labels")
@@ -112,12 +104,8 @@ class SingleLoop(ABC):
         if not self._outer_parameters:
             raise ValueError("weights have no parameter that requires a gradient: there is nothing to learn")
         self.outer_optimizer = outer_optimizer(self._outer_parameters)
-        self.risk = _check.instance("risk", risk, Risk, "a Risk, such as VREx()")
-        self.seed = _check.seed("seed", seed)
         self._parameters = trained(optimizer)
         self._checked = False
-        self.steps = 0
-        self.history: list[dict[str, Any]] = []
         self._epoch = {"steps": 0.0, "loss": 0.0, "clean_loss": 0.0}
 
     @abstractmethod
@@ -132,12 +120,7 @@ class SingleLoop(ABC):
         Raises:
             ValueError: no samples, or samples that share an id.
         """
-        _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
-        check_no_graph("train", train)
-        if not len(train) or (ids := _check.distinct(train.index)) != len(train):
-            raise ValueError(
-                f"train must hold distinct samples, got {len(train)} with {0 if not len(train) else ids} ids"
-            )
+        check_train(train)
         return train, _check.integer("batch_size", batch_size, low=1)
 
     def step(self, inner: Batch, outer: Batch) -> SingleLoopStep:
@@ -191,23 +174,16 @@ class SingleLoop(ABC):
         """
         train, batch_size = self.begin(train, batch_size)
         epochs = _check.integer("epochs", epochs, low=1)
-        _check.instance("journal", journal, (Journal, type(None)), 'a Journal, such as Journal("run.safetensors")')
-        journal = Journal() if journal is None else journal
-        identity = {} if journal.path is None else self._identity(train, epochs, batch_size)
-        callbacks = _check.callables("callbacks", callbacks)
-        parts = {"model": self.model, "optimizer": self.optimizer, "solver": self, **(carry or {})}
-        with journal.stage(identity, **parts) as stage:
-            per_epoch = -(-len(train) // batch_size)
-            done, total, finished = stage.done, epochs * per_epoch, stage.finished
-            if not finished:
-                batches = self._batches(train, batch_size, total - done)
-            while not finished:
-                seen = self.step(*next(batches))
-                done += 1
-                wishes = [callback(seen) for callback in callbacks]  # all of them, also after one says stop
-                finished = any(wish is True for wish in wishes) or done == total
-                self._note(seen, ends=finished or done % per_epoch == 0)
-                stage.step(done, last=finished)
+        self._carry_out(
+            train,
+            epochs,
+            batch_size,
+            callbacks,
+            journal,
+            carry,
+            lambda done, left: self._batches(train, batch_size, left),
+            lambda pair: self.step(*pair),
+        )
         return self.result(train.index)
 
     @torch.no_grad()
@@ -288,11 +264,9 @@ class SingleLoop(ABC):
             "outer_optimizer": self._make_outer_optimizer,
         }
 
-    def _identity(self, train: Batch, epochs: int, batch_size: int) -> dict[str, str]:
-        own = {"method": type(self).__name__, "epochs": epochs, "batch_size": batch_size, **self._settings()}
-        found = {name: described(value) for name, value in own.items()}
-        found |= {name: str(value) for name, value in optimizer_settings("optimizer", self.optimizer).items()}
-        return found | samples("train", train) | samples("clean", self.clean)
+    @property
+    def _clean_samples(self) -> Batch:
+        return self.clean
 
     def _batches(self, train: Batch, size: int, count: int) -> Iterator[tuple[Batch, Batch]]:
         """Yield the next `count` minibatches of each level."""

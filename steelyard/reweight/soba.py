@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.bilevel.products import inner_gradient
-from steelyard.reweight.risk import MeanRisk, Risk
-from steelyard.reweight.single_loop import SingleLoop, descend, learning_rate
+from steelyard.reweight.risk import Risk
+from steelyard.reweight.single_loop import ADAM, MEAN, SingleLoop, descend, learning_rate
 
 __all__ = ["SOBA", "StocBiO", "WithSystem"]
-
-_MEAN = MeanRisk()
-_ADAM = partial(Adam, lr=0.1)
 
 
 class WithSystem(SingleLoop):
@@ -33,10 +29,10 @@ class WithSystem(SingleLoop):
         clean: Batch,
         weights: nn.Module,
         *,
-        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = _ADAM,
+        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = ADAM,
         system_step: float | None = None,
         clean_size: int | None = None,
-        risk: Risk = _MEAN,
+        risk: Risk = MEAN,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -148,10 +144,10 @@ class StocBiO(WithSystem):
         *,
         inner_steps: int = 10,
         neumann_steps: int = 10,
-        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = _ADAM,
+        outer_optimizer: Callable[[Iterable[Tensor]], Optimizer] = ADAM,
         system_step: float | None = None,
         clean_size: int | None = None,
-        risk: Risk = _MEAN,
+        risk: Risk = MEAN,
         seed: int = 0,
     ) -> None:
         super().__init__(
