@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from steelyard._support import _check
+from steelyard._support._errors import UserError
 from steelyard.experiments.data import CelebA, Splits, Waterbirds
 from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.runs.recipe import load_recipe
@@ -17,7 +18,9 @@ from studies.photographs.features import FILE, REDUCED, options, prepare
 from studies.photographs.layouts import TABLES, write_celeba, write_flipped, write_waterbirds
 from studies.photographs.rows import TABLES as TABULAR
 
-__all__ = ["Sets", "Source", "Tabular", "source"]
+__all__ = ["Sets", "Source", "Tabular", "shares_of", "source"]
+
+UNFLIPPED = ("celeba", *TABULAR)
 
 
 @runtime_checkable
@@ -46,13 +49,16 @@ def source(folder: Path, name: str, share: float, data_root: Path | None) -> Sou
     """Return the sets of photographs called `name`, or a table of people; see `Sets` for the arguments.
 
     Raises:
-        ValueError: flipped labels of what has none.
+        UserError: flipped labels of what has none.
     """
-    if name not in TABULAR:
-        return Sets(folder, name, share, data_root)
-    if share:
-        raise ValueError(f"share flips labels of the photographs; take shares = 0 with {name}")
-    return Tabular(name, data_root)
+    if share and name in UNFLIPPED:
+        raise UserError(f"--shares: {share:g} flips training labels, which {name} has no table of; take --shares 0")
+    return Tabular(name, data_root) if name in TABULAR else Sets(folder, name, share, data_root)
+
+
+def shares_of(name: str) -> tuple[float, ...]:
+    """Return the shares of flipped training labels that `source` has of the set called `name`."""
+    return (0.0,) if name in UNFLIPPED else (0.0, 0.2)
 
 
 @dataclass(frozen=True)

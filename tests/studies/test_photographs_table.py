@@ -20,10 +20,11 @@ from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.tuning.tuning import Tuning
 from studies.photographs import report as report_module
+from studies.photographs.__main__ import main
 from studies.photographs.report import figures, overview, report, shuffled_table, table
 from studies.photographs.rows import ROWS, TABLES, Row, rows_of
 from studies.photographs.search import CHOSEN_BY, Search, carry_out, trained_on
-from studies.photographs.sets import Sets, source
+from studies.photographs.sets import Sets, shares_of, source
 from studies.photographs.shuffled import within_groups
 from studies.photographs.table import Job, carry_out_all, read, rows_named
 from tests.experiments.layouts import write_compas
@@ -366,3 +367,12 @@ def test_within_two_points_of_an_independent_implementation(method: str) -> None
     one, two = ours(f"waterbirds/features/{method}", overrides, splits), accuracies(theirs(splits), splits)
     assert min(one) == pytest.approx(min(two), abs=0.02)
     assert one == pytest.approx(two, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["celeba", "adult", "compas"])
+def test_flips_of_a_set_without_them_are_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["make", "--name", name, "--shares", "0.2"]) == 2
+    assert f"--shares: 0.2 flips training labels, which {name} has no table of; take --shares 0" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert shares_of(name) == (0.0,)
