@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks import _measure
 from steelyard._support._heap import keep_freed_memory
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
-from tests.bilevel.widened import widened
+from tests.support.widened import widened
 
 MUSTS = ["resnet18/128/1/sgd", "resnet18/32/1/sgd", "resnet18-gn/128/1/sgd"]
 CELLS = [

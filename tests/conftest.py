@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from . import shapes
+from tests.support import shapes
 
 jaxtyping.jaxtyped = shapes.jaxtyped  # before steelyard is imported
 

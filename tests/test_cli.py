@@ -13,7 +13,7 @@ import torch
 
 import steelyard
 from steelyard.cli import main
-from tests.experiments.layouts import write_compas
+from tests.support.layouts import write_compas
 
 TINY = ["--set", "method.training.steps=4", "--set", "model.hidden=[8]"]
 

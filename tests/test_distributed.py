@@ -19,11 +19,9 @@ from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.distributed import ALONE, Processes, RankError, Ranks
 from steelyard.reweight import Mask, Reweighting
 from steelyard.reweight.identity import described
-
-from .ranked import CASES, DIFFERENT, all_cases, alone, killed, started, uninterrupted
-from .shares import Threads, in_threads
-
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+from tests.support.ranked import CASES, DIFFERENT, all_cases, alone, killed, started, uninterrupted
+from tests.support.shares import Threads, in_threads
 
 _PATIENCE = 400  # seconds until a test gives up on processes that take some ten on a free machine
 

@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import steelyard
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 _PATIENCE = 600  # seconds until a test gives up on a process that takes some ten on a free machine
 
 _BUILD = """
@@ -190,7 +190,7 @@ def bare(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_rooms_work_beside_torch_numpy_safetensors_and_jaxtyping(bare: Path, tmp_path: Path) -> None:
-    command = [str(bare / "python"), "-I", str(ROOT / "tests" / "bare.py")]
+    command = [str(bare / "python"), "-I", str(ROOT / "tests" / "support" / "bare.py")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=_PATIENCE)
     assert done.returncode == 0, done.stderr
     works = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" works")]

@@ -18,10 +18,10 @@ import torch
 from steelyard import Reweighting
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import execute
+from tests.support.places import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # they give NumPy arrays, as the guides say one may
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _PATIENCE = 400  # seconds until a test gives up on processes that take some ten on a free machine
 

@@ -12,10 +12,10 @@ import pytest
 from steelyard.cli.command import main
 from steelyard.experiments.data import OwnArrays, OwnImages, OwnPython, OwnTable
 from steelyard.experiments.models.backbone import Backbone
-from tests.experiments.layouts import write_waterbirds, write_weights
-from tests.experiments.own import write_patients
+from tests.support.layouts import write_waterbirds, write_weights
+from tests.support.own import write_patients
+from tests.support.places import GUIDES
 
-GUIDES = Path(__file__).parent.parent / "docs" / "guides"
 GUIDE = GUIDES / "your_data.md"
 
 

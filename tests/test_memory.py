@@ -19,7 +19,7 @@ from steelyard.bilevel import Batch, Recorder, WeightedLoss
 from steelyard.experiments.methods import DFR, InvRat
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from steelyard.reweight import InnerRun
-from tests.experiments.biased import biased_problem
+from tests.support.biased import biased_problem
 
 OBJECTIVE = WeightedLoss(partial(F.cross_entropy, reduction="none"))
 DATA = Batch.of(torch.randn(24, 3), torch.arange(24) % 3, environment=torch.arange(24) // 3 % 2)

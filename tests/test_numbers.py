@@ -18,7 +18,7 @@ from steelyard.experiments.methods import ERM, JTT, GroupDRO, IRMv1
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import Learner, OptimizerSettings, Training
 from steelyard.reweight import InnerRun, Maple, Reweighting, VREx
-from tests.experiments.biased import biased_problem
+from tests.support.biased import biased_problem
 
 OBJECTIVE = WeightedLoss(partial(F.cross_entropy, reduction="none"))
 PROBLEM = biased_problem(n=40)

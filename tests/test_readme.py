@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+
 README = ROOT / "README.md"
-GUIDES = ROOT / "docs" / "guides"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 DOCS = [page for room in ("guides", "explanations") for page in sorted((ROOT / "docs" / room).glob("*.md"))]
 PAGES = [page for page in (README, *DOCS) if "```python\n" in page.read_text(encoding="utf-8")]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from steelyard._support._toml import tomllib
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "art": "adversarial-robustness-toolbox"}
 NOT_INSTALLED = {"steelyard", "tests", "tomllib", "_typeshed"}  # ours; Python's from 3.11 on; a type checker's

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from steelyard.bilevel import Batch
 from steelyard.theory import top_q_loss
-
-from .shapes import jaxtyped
+from tests.support.shapes import jaxtyped
 
 
 @jaxtyped(typechecker=None)

@@ -20,10 +20,10 @@ from steelyard.experiments.data import official
 from steelyard.experiments.methods import Method
 from steelyard.experiments.runs import recipe
 from steelyard.experiments.weigh import plan
-from tests.experiments.layouts import TINY, write_waterbirds, write_weights
-from tests.experiments.shrunk import small
+from tests.support.layouts import TINY, write_waterbirds, write_weights
+from tests.support.places import TUTORIALS
+from tests.support.shrunk import small
 
-TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
 FENCE = re.compile(r'^```(\w*)(?: title="([\w.]+)")?\n(.*?)^```$', re.M | re.S)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+
 SAY = {
     r"(go|goes|going|gone|went) on with": "resume, continue",
     r"in the place of": "instead of",

@@ -19,8 +19,7 @@ from torch import Tensor
 from steelyard._support._random import random_state
 from steelyard._support._workers import Loading, WorkerTraceback
 from steelyard.bilevel import Streamed
-
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
 
 
 class OddError(Exception):

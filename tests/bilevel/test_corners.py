@@ -14,7 +14,7 @@ from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Traje
 from steelyard.bilevel.sweep import forward_rules
 from steelyard.reweight import MeanRisk
 from steelyard.reweight.outer_risk import OuterRisk
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support.problems import CROSS_ENTROPY, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
 SGD = partial(torch.optim.SGD, lr=0.3)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, FlatUpdateWarning, Implicit, Recorder, Storage, Truncated, Unrolled, WeightedLoss
 from steelyard.bilevel.optimizers import COVERED, SUPPORTED, ElementwisePullback, ParameterUpdate, pullback_for
-from tests.bilevel import problems
-from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, dead_unit, mlp, relative
-from tests.test_readme import GUIDES
+from tests.support import problems
+from tests.support.places import GUIDES
+from tests.support.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, dead_unit, mlp, relative
 
 
 class Simple(torch.optim.Optimizer):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, NoDerivative, Recorder, Trajectory, Truncated, WeightedLoss, float64, update
 from steelyard.bilevel.optimizers._adaptive import adaptive
-from tests.bilevel.problems import CROSS_ENTROPY, relative
-from tests.bilevel.widened import widened
+from tests.support.problems import CROSS_ENTROPY, relative
+from tests.support.widened import widened
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

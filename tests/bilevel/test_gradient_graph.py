@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steelyard.bilevel import Batch, NoDerivative, Recorder, Storage, Truncated, WeightedLoss
-from tests.bilevel.problems import (
+from tests.support.problems import (
     CROSS_ENTROPY,
     Problem,
     batch_norm,

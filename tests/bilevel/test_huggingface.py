@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import steelyard._support._torchvision  # noqa: F401 (transformers imports it, beside a CPU's torch too)
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Streamed, Trajectory, Truncated, WeightedLoss
 from steelyard.reweight import InnerRun, Maple, MeanRisk
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support.problems import CROSS_ENTROPY, relative
 
 transformers = pytest.importorskip("transformers", reason="the extra [huggingface]")
 

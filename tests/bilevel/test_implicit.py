@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Implicit, Recorder, SolverWarning, Trajectory, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support.problems import CROSS_ENTROPY, relative
 
 N, D, RIDGE = 12, 3, 0.3
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Truncated, Unrolled, WeightedLoss
 from steelyard.bilevel.integrity import fingerprint, projection
-from tests.bilevel.problems import CROSS_ENTROPY, Problem, mlp, relative
+from tests.support.problems import CROSS_ENTROPY, Problem, mlp, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
 

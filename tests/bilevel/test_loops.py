@@ -21,8 +21,8 @@ from steelyard.bilevel import (
     Unrolled,
     WeightedLoss,
 )
-from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dropout, mlp, relative
-from tests.test_readme import GUIDES
+from tests.support.places import GUIDES
+from tests.support.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dropout, mlp, relative
 
 Clip = Callable[[Any, nn.Module], object]
 

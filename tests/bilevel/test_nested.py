@@ -12,7 +12,7 @@ from torch import nn
 
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Storage, Truncated, Unrolled, WeightedLoss
 from tests.bilevel.nested import CASES, COUNT, CROSS_ENTROPY, Case, ImageAndTable, Text, start_weight
-from tests.bilevel.problems import relative
+from tests.support.problems import relative
 
 WINDOWS = (1, 3)
 

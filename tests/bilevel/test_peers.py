@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from steelyard.bilevel import Recorder, Truncated, Unrolled, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dead_unit, relative
+from tests.support.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dead_unit, relative
 
 pytestmark = pytest.mark.filterwarnings("ignore:Differentiable RMSprop suffers:UserWarning")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from steelyard.bilevel import Batch, Recorder, Truncated, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dropout, mlp, relative
+from tests.support.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, dropout, mlp, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Trajectory, Truncated, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, convolution, dropout, relative
+from tests.support.problems import CROSS_ENTROPY, OPTIMIZERS, Problem, batch_norm, convolution, dropout, relative
 
 
 def extended_truth(case: Problem, rows: Tensor, step: float = 1e-5) -> Tensor:

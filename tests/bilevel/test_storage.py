@@ -18,7 +18,7 @@ from steelyard.bilevel.step import Conditions, Step
 from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.reweight import InnerRun
-from tests.bilevel.problems import (
+from tests.support.problems import (
     CROSS_ENTROPY,
     Problem,
     convolution,

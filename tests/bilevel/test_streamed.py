@@ -9,30 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from steelyard.bilevel import Batch, FiniteDifference, MemoryMapped, Recorder, Streamed, Truncated, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, batch_norm, mlp
+from tests.support.counted import Counted
+from tests.support.problems import CROSS_ENTROPY, batch_norm, mlp
 
 COUNT = 23
-
-
-class Counted(Dataset[Tensor]):
-    """Answers many rows at once, and notes how many were asked for."""
-
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs
-        self.asked: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, row: int) -> Tensor:
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, rows: list[int]) -> Tensor:
-        self.asked.append(len(rows))
-        return self.inputs[rows]
 
 
 def in_memory(count: int = COUNT) -> Batch:

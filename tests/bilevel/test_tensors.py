@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Implicit, Recorder, Trajectory, Truncated, Unrolled, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, Problem, batch_norm, mlp, relative
+from tests.support.problems import CROSS_ENTROPY, Problem, batch_norm, mlp, relative
 
 CASE = Problem()
 OPTIMIZERS: dict[str, Callable] = {

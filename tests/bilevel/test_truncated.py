@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from steelyard.bilevel import FiniteDifference, Truncated
-from tests.bilevel import problems
-from tests.bilevel.problems import OPTIMIZERS, Problem, relative
+from tests.support import problems
+from tests.support.problems import OPTIMIZERS, Problem, relative
 
 # A bias before BatchNorm has a gradient of pure rounding noise (1e-17), which an adaptive optimizer divides by
 # |noise| + eps. With eps at its default that noise shows in the finite differences, not in the derivative; a larger

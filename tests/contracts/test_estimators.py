@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steelyard import bilevel
 from steelyard.bilevel import FiniteDifference, Implicit, Trajectory, Truncated, Unrolled
-from tests.bilevel.problems import Problem, relative
+from tests.support.problems import Problem, relative
 
 Estimator = Callable[..., Tensor]
 

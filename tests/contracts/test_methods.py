@@ -20,7 +20,7 @@ from steelyard.experiments.training.adversarial import PGD
 from steelyard.experiments.training.problem import Fitted, Problem
 from steelyard.experiments.training.ranges import FIXED, Range
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
-from tests.experiments.biased import biased_problem
+from tests.support.biased import biased_problem
 
 KINDS = {kind.__name__: kind for kind in get_args(Method)}
 SHORT = Training(steps=4, batch_size=40, evaluate_every=2, optimizer=OptimizerSettings("sgd", 0.1))

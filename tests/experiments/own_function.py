@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from tests.experiments.own import patients
+from tests.support.own import patients
 
 NAMES = {"train": "train", "val": "validation", "test": "test"}
 

@@ -10,7 +10,7 @@ from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.evaluation import Evaluation
-from tests.experiments.shrunk import short
+from tests.support.shrunk import short
 
 DIGITS = (
     "erm",

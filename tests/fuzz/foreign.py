@@ -32,9 +32,9 @@ from safetensors.torch import save_file
 from steelyard.cli import main
 from steelyard.experiments.active.grid import Grid
 from steelyard.experiments.runs.run import execute
-from tests.experiments.ending import Killed
-from tests.experiments.shrunk import short
 from tests.fuzz.mutate import mutated
+from tests.support.ending import Killed
+from tests.support.shrunk import short
 
 __all__ = ["CASES", "made", "tried"]
 

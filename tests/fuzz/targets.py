@@ -43,8 +43,8 @@ from steelyard.experiments.runs.log import read_metrics
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import read_run
 from steelyard.reweight import Reweighting
-from tests.experiments.biased import biased_problem
-from tests.experiments.compared import made
+from tests.support.biased import biased_problem
+from tests.support.compared import made
 
 Target = Callable[[bytes, Path], bool]
 

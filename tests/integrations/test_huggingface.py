@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import steelyard._support._torchvision  # noqa: F401 (transformers imports it, beside a CPU's torch too)
 from steelyard.bilevel import Truncated
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support.problems import CROSS_ENTROPY, relative
 
 transformers = pytest.importorskip("transformers", reason="the extra [huggingface]")
 pytest.importorskip("accelerate", reason="the extra [huggingface]")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import steelyard._support._torchvision  # noqa: F401 (torchmetrics imports it, beside a CPU's torch too)
 from steelyard.bilevel import Batch, Truncated, WeightedLoss
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support.problems import CROSS_ENTROPY, relative
 
 lightning = pytest.importorskip("lightning", reason="the extra [lightning]")
 

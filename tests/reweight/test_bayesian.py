@@ -6,7 +6,7 @@ import torch
 
 from steelyard.reweight import BayesianIRM, IRMv1
 from steelyard.reweight.risks import scale_derivatives
-from tests.reweight.problems import CROSS_ENTROPY, spurious
+from tests.support.environments import CROSS_ENTROPY, spurious
 
 DATA, _ = spurious(60)
 OUTPUTS = DATA.inputs.sum(1, keepdim=True) * torch.tensor([-0.6, 0.6], dtype=torch.float64)  # nearly calibrated

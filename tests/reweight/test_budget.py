@@ -22,8 +22,7 @@ from steelyard.reweight import (
     keep_probabilities,
     pool,
 )
-
-from .problems import linear_run, spurious
+from tests.support.environments import linear_run, spurious
 
 TRAIN = spurious(40)[0]
 MEANT = [  # a budget, and what it keeps of 40 samples

@@ -9,8 +9,7 @@ from steelyard.bilevel import Batch
 from steelyard.experiments.data.corruption import adversarial_flips, uniform_flips
 from steelyard.reweight import Refine, find_groups
 from steelyard.reweight.contradictions import easy_contradictions
-
-from .problems import linear_run
+from tests.support.environments import linear_run
 
 N = 300
 

@@ -11,8 +11,7 @@ from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.distributed import Ranks
 from steelyard.reweight import InnerRun, cross_fit_scores
 from steelyard.reweight.cross_scores import Scoring
-
-from .problems import CROSS_ENTROPY, linear_run, shortcut
+from tests.support.environments import CROSS_ENTROPY, linear_run, shortcut
 
 N = 60
 

@@ -16,8 +16,7 @@ from steelyard.reweight import (
     find_groups,
     keep_probabilities,
 )
-
-from .problems import linear_run, shortcut
+from tests.support.environments import linear_run, shortcut
 
 
 def two_humps(seed=0, n=1000, share=0.15):

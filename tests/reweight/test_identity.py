@@ -14,8 +14,8 @@ from steelyard.bilevel import Streamed, Truncated, WeightedLoss
 from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.reweight import CubicBudget, IRMv1, Maple, Prior, Sqrt, VREx
 from steelyard.reweight.identity import described, samples
-from tests.reweight.problems import linear_run, spurious
-from tests.shares import in_threads
+from tests.support.environments import linear_run, spurious
+from tests.support.shares import in_threads
 
 
 def changed(name, batch):
@@ -153,7 +153,7 @@ def test_another_process_finds_the_same():
     what = (
         "from functools import partial; import torch, torch.nn.functional as F;"
         "from steelyard.reweight.identity import described, samples;"
-        "from tests.reweight.problems import linear_run, spurious;"
+        "from tests.support.environments import linear_run, spurious;"
         "print(described([linear_run(), partial(F.cross_entropy, reduction='none')]), samples('t', spurious(9)[0]))"
     )
     said = subprocess.run([sys.executable, "-c", what], capture_output=True, text=True, check=True, env=os.environ)

@@ -8,8 +8,7 @@ import torch
 from steelyard.bilevel import Batch, Truncated
 from steelyard.reweight import Sqrt, VREx, influence, keep_probabilities
 from steelyard.selectors import top_k
-
-from .problems import CROSS_ENTROPY, linear_run, spurious
+from tests.support.environments import CROSS_ENTROPY, linear_run, spurious
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from torch import nn
 from steelyard._support._precision import measured
 from steelyard.bilevel import Batch, Truncated, WeightedLoss
 from steelyard.reweight import CosineDecay, InnerRun
-
-from .problems import CROSS_ENTROPY, linear_run, spurious
+from tests.support.environments import CROSS_ENTROPY, linear_run, spurious
 
 WEIGHT = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).sub(0.4).clamp(min=0)
 

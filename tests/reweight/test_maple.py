@@ -20,8 +20,7 @@ from steelyard.reweight import (
     Sqrt,
     VREx,
 )
-
-from .problems import CROSS_ENTROPY, linear_run, spurious
+from tests.support.environments import CROSS_ENTROPY, linear_run, spurious
 
 RISK = Log(VREx()) + 0.1 * MeanRisk()
 

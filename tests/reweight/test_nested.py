@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.reweight import InnerRun, LearningToReweight, Maple, MeanRisk, OuterRisk, Sqrt, VREx
-from tests.reweight.problems import CROSS_ENTROPY, spurious
+from tests.support.environments import CROSS_ENTROPY, spurious
 
 RISK = Sqrt(VREx())
 

@@ -15,7 +15,7 @@ from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.checkpoint import CheckpointError, Journal, Stopped
 from steelyard.distributed import Ranks
 from steelyard.reweight import Balanced, GroupWorst, LearningToReweight, MetaWeightNet, Reweighting, WeightNet
-from tests.reweight.problems import CROSS_ENTROPY
+from tests.support.environments import CROSS_ENTROPY
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
 OPTIMIZERS = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "online_reweighting.py"
+from tests.support.places import EXAMPLES
+
+SCRIPT = EXAMPLES / "online_reweighting.py"
 
 
 def test_online_reweighting_finds_wrong_labels(capsys: pytest.CaptureFixture[str]) -> None:

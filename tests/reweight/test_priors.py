@@ -26,8 +26,7 @@ from steelyard.reweight import (
     pool,
 )
 from steelyard.reweight.priors import _under_budget
-
-from .problems import linear_run, spurious
+from tests.support.environments import linear_run, spurious
 
 NAN, INF = math.nan, math.inf
 # A coarse grid (ties), general values, infinite and missing ones.

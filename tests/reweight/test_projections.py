@@ -13,8 +13,7 @@ from scipy import optimize
 
 from steelyard.distributed import ALONE, RankError
 from steelyard.reweight import project_ball, project_box_simplex
-
-from ..shares import in_threads
+from tests.support.shares import in_threads
 
 # Values on a coarse grid (many ties, many entries exactly on a breakpoint) as well as general ones.
 ENTRIES = st.one_of(st.integers(-8, 8).map(lambda k: k / 4), st.floats(-50, 50, allow_subnormal=False))

@@ -6,8 +6,7 @@ import torch
 from steelyard.bilevel import Batch
 from steelyard.checkpoint import CheckpointError, Journal, Stopped
 from steelyard.reweight import Refine, Reweighting, find_groups
-
-from .problems import linear_run, shortcut
+from tests.support.environments import linear_run, shortcut
 
 N = 400
 

@@ -32,8 +32,7 @@ from steelyard.reweight import (
     keep_probabilities,
     project_box_simplex,
 )
-
-from .problems import CROSS_ENTROPY, linear_run, spurious
+from tests.support.environments import CROSS_ENTROPY, linear_run, spurious
 
 HALF, COUNTS = torch.full((4,), 0.5), torch.tensor([3, 2])
 TRAIN = spurious(20)[0]

@@ -16,8 +16,7 @@ from steelyard._support._signals import interrupts_held
 from steelyard.bilevel import WeightedLoss
 from steelyard.checkpoint import Journal
 from steelyard.reweight import InnerRun, Maple, Sqrt, VREx
-
-from .problems import CROSS_ENTROPY, spurious
+from tests.support.environments import CROSS_ENTROPY, spurious
 
 STEPS, INNER = 5, 4
 TRAIN = spurious(40)[0]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from steelyard.bilevel import Batch, FiniteDifference, Recorder, Truncated, Unrolled, WeightedLoss
 from steelyard.checkpoint import Journal
 from steelyard.reweight import InnerRun, Maple, MeanRisk, OuterRisk, OuterStep, Prior, Shared, Sqrt, VREx
-from tests.bilevel.problems import mlp, relative
-from tests.reweight.problems import CROSS_ENTROPY, linear_run, spurious
+from tests.support.environments import CROSS_ENTROPY, linear_run, spurious
+from tests.support.problems import mlp, relative
 
 SOURCE = torch.tensor([0, 2, 1, 0, 0, 1, 2, 2])
 START = torch.tensor([0.7, 1.3, 0.4], dtype=torch.float64)

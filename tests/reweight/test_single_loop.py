@@ -16,7 +16,7 @@ from steelyard.bilevel.products import inner_gradient, products
 from steelyard.checkpoint import CheckpointError, Journal, Stopped
 from steelyard.reweight import F2SA, SABA, SOBA, FeatureWeights, SampleWeights, Shared, StocBiO
 from steelyard.reweight.saba import Memory, RowMemory
-from tests.reweight.problems import CROSS_ENTROPY
+from tests.support.environments import CROSS_ENTROPY
 
 SOLVERS = {"soba": SOBA, "saba": SABA, "f2sa": F2SA, "stocbio": partial(StocBiO, inner_steps=3, neumann_steps=2)}
 RIDGE = 0.1

@@ -9,8 +9,8 @@ import torch
 
 from steelyard.bilevel import Streamed, Truncated
 from steelyard.reweight import CrossFit, Maple, OuterRisk, Sqrt, VREx
-from tests.bilevel.test_streamed import Counted
-from tests.reweight.problems import CROSS_ENTROPY, linear_run, spurious
+from tests.support.counted import Counted
+from tests.support.environments import CROSS_ENTROPY, linear_run, spurious
 
 RISK = Sqrt(VREx())
 

@@ -27,7 +27,8 @@ from studies.photographs.search import CHOSEN_BY, Search, carry_out, trained_on
 from studies.photographs.sets import Sets, shares_of, source
 from studies.photographs.shuffled import within_groups
 from studies.photographs.table import Job, carry_out_all, read, rows_named
-from tests.experiments.layouts import write_compas
+from tests.support.layouts import write_compas
+from tests.support.places import RESULTS
 
 COUNTS = ((300, 24, 12, 100), (40, 40, 20, 20), (400, 400, 400, 400))
 
@@ -255,7 +256,7 @@ def test_the_same_protocol_on_a_table_of_people(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_the_table_that_was_written() -> None:
-    folder = Path(__file__).parents[2] / "results" / "photographs"
+    folder = RESULTS / "photographs"
     page, written = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "overview.md"))
     assert written in page
     titles = {row.title for row in ROWS}

@@ -13,8 +13,8 @@ import pytest
 
 import steelyard
 from steelyard.cli.moved import moved_to
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.parent.name for path in (ROOT / "studies").glob("*/__main__.py"))
 
 

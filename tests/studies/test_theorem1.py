@@ -1,7 +1,6 @@
 """Theorem 1's study: its tables, claims and command."""
 
 import json
-from pathlib import Path
 
 import pandas
 import pytest
@@ -13,6 +12,7 @@ from studies.theorem1.claims import claims
 from studies.theorem1.networks import ramp
 from studies.theorem1.study import theorem1
 from studies.theorem1.thresholds import KINDS, corruption, coverage, factor_signs, gaps, settings
+from tests.support.places import RESULTS
 
 
 def nothing():
@@ -119,5 +119,5 @@ def test_user_errors(arguments: list[str], words: str, capsys: pytest.CaptureFix
 
 
 def test_committed_figures_are_remade_by_the_command_in_their_readme() -> None:
-    readme = (Path(__file__).parents[2] / "results" / "theory" / "README.md").read_text(encoding="utf-8")
+    readme = (RESULTS / "theory" / "README.md").read_text(encoding="utf-8")
     assert "`python -m studies.theorem1 --out results/theory`" in readme

@@ -17,8 +17,8 @@ from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLo
 from steelyard.bilevel.sweep.from_record import row_products, tangents
 from steelyard.bilevel.sweep.graph_record import Unusable
 from steelyard.bilevel.sweep.ladder import Ladder
-from tests.bilevel import problems
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support import problems
+from tests.support.problems import CROSS_ENTROPY, relative
 
 SIDE, CLASSES, ROWS = 6, 3, 7
 

@@ -24,7 +24,7 @@ from steelyard.bilevel import (
     Unrolled,
     WeightedLoss,
 )
-from tests.bilevel.problems import CROSS_ENTROPY, relative
+from tests.support.problems import CROSS_ENTROPY, relative
 
 D = torch.float64
 SGD = partial(torch.optim.SGD, lr=0.1)

@@ -17,6 +17,7 @@ from steelyard.experiments.active.run import execute_active
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.models.backbone import Backbone
+from tests.support.places import STUDIES
 
 SEEN: list[Tensor] = []
 
@@ -100,7 +101,7 @@ def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
         Frozen(std=(1.0, 0.0, 1.0))
 
 
-STUDY = Path(__file__).parents[3] / "studies/noisy_pools/recipes/cifar10_features.toml"
+STUDY = STUDIES / "noisy_pools/recipes/cifar10_features.toml"
 
 
 def test_fine_tuning_is_refused_for_it_has_no_images() -> None:

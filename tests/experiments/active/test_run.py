@@ -22,7 +22,7 @@ from steelyard.experiments.active.run import ActiveRun, data_of, execute_active,
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP
 from steelyard.experiments.training.adversarial import PGD
-from tests.experiments.ending import Killed, lasting
+from tests.support.ending import Killed, lasting
 
 FEW = Epochs(epochs=2, batch_size=32, learning_rate=1e-2)
 RECIPE = ActiveRecipe(

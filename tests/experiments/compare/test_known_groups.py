@@ -17,7 +17,7 @@ from steelyard.experiments.runs.recipe import load_recipe, recipe_names
 from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, Visible
 from steelyard.experiments.training.selection import KNOWN
-from tests.experiments.compared import RUNS
+from tests.support.compared import RUNS
 
 
 def made(name: str, seed: int = 0) -> Run:

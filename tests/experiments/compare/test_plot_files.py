@@ -13,7 +13,7 @@ from steelyard.experiments.compare.plot_files import test_curves as draw_curves
 from steelyard.experiments.compare.plot_files import write_plots
 from steelyard.experiments.compare.rows import Spread
 from steelyard.experiments.runs.recipe import load_recipe
-from tests.experiments.compared import RUNS, grouped, made
+from tests.support.compared import RUNS, grouped, made
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -18,6 +18,7 @@ from steelyard.experiments.compare.bars import Bars, accuracy_bars
 from steelyard.experiments.compare.plots import STYLE, accuracy_curves, outer_steps, svg
 from steelyard.experiments.compare.rows import Spread
 from studies.theorem1.figures import FIGURES, draw
+from tests.support.places import RESULTS
 
 
 def norms(size: float, growth: float, seeds: int = 1) -> str:
@@ -108,7 +109,7 @@ def test_nothing_is_cut_off_and_names_leave_the_plot_its_room(name: str, monkeyp
     assert height * min(place.height for place in places) > 0.3
 
 
-THEORY = Path(__file__).parents[3] / "results" / "theory"
+THEORY = RESULTS / "theory"
 
 
 @pytest.mark.parametrize("name", FIGURES)

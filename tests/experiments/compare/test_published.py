@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,8 @@ from steelyard.experiments.compare.rows import BEST_ON_TEST, Row, compare
 from steelyard.experiments.data import Waterbirds
 from steelyard.experiments.methods import DFR, GroupDRO
 from steelyard.experiments.runs.recipe import load_recipe
-from tests.experiments.compared import RUNS, made
+from tests.support.compared import RUNS, made
+from tests.support.places import RESULTS
 
 
 def rows(name: str, *changes: str, selection: str = "validation_mean") -> list[Row]:
@@ -117,5 +117,5 @@ def test_what_cannot_be_right_is_refused() -> None:
 
 def test_the_reference_irm_table_is_as_the_results_have_it() -> None:
     irm = {f.metric: f.percent() for f in published().figures if (f.dataset, f.method) == ("colored_mnist", "irmv1")}
-    page = (Path(__file__).parents[3] / "results" / "README.md").read_text(encoding="utf-8")
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
     assert all(text in page for text in irm.values())

@@ -8,7 +8,7 @@ import pytest
 
 from steelyard.experiments.compare.rows import BEST_ON_TEST, Spread, compare, footnotes
 from steelyard.experiments.runs.recipe import load_recipe
-from tests.experiments.compared import RUNS, grouped, made
+from tests.support.compared import RUNS, grouped, made
 
 
 def test_the_three_selections() -> None:

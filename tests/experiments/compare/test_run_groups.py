@@ -9,7 +9,7 @@ from steelyard.experiments.compare.run_groups import group_runs, short
 from steelyard.experiments.compare.tables import summary
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.runs.recipe import load_recipe
-from tests.experiments.compared import RUNS, made
+from tests.support.compared import RUNS, made
 
 
 def test_runs_of_different_recipes_are_not_averaged() -> None:

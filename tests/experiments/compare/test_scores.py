@@ -13,7 +13,7 @@ from steelyard.experiments.compare.tables import comma_separated, markdown, scor
 from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.calibration import binomial_interval
 from steelyard.experiments.training.class_scores import ClassScores
-from tests.experiments.compared import RUNS, grouped
+from tests.support.compared import RUNS, grouped
 
 
 def scored(run: Run, shift: float = 0.0) -> Run:

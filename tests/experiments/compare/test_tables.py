@@ -11,7 +11,7 @@ import pytest
 from steelyard.experiments.compare.rows import compare, footnotes
 from steelyard.experiments.compare.tables import FILES, comma_separated, markdown, summary, tex, write_comparison
 from tests.experiments.compare.test_latex import rows_of
-from tests.experiments.compared import RUNS, grouped, made
+from tests.support.compared import RUNS, grouped, made
 
 IRM = [made(seed, [(0.9, 0.6, 0.2 + seed / 10), (0.8, 0.9, 0.4)], "colored_mnist/irmv1") for seed in (0, 1)]
 

@@ -10,7 +10,7 @@ from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.terminal import show_comparison
 from steelyard.experiments.data import Waterbirds
 from steelyard.experiments.runs.run import Run
-from tests.experiments.compared import RUNS, grouped, made
+from tests.support.compared import RUNS, grouped, made
 
 
 def shown(runs: list[Run], width: int = 200) -> str:

@@ -12,7 +12,7 @@ from steelyard.experiments.data.cifar import read_cifar
 from steelyard.experiments.data.cifar_mnist import stack
 from steelyard.experiments.errors import DataError
 from tests.experiments.conftest import write_mnist
-from tests.experiments.layouts import REAL_ROOT, write_cifar_archive, write_cifar_folder
+from tests.support.layouts import REAL_ROOT, write_cifar_archive, write_cifar_folder
 
 # the tiny MNIST has 24 zeros and 24 ones to train with, 4 and 4 for the test
 SIZES = {"train_size": 14, "validation_size": 4, "test_size": 4}

@@ -21,7 +21,7 @@ from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.runs.schema import parse
-from tests.experiments.layouts import write_celeba, write_waterbirds, write_weights
+from tests.support.layouts import write_celeba, write_waterbirds, write_weights
 
 TRANSFORM = evaluation_transform(WATERBIRDS)
 

@@ -17,7 +17,7 @@ from steelyard.experiments.data.images import ImageList, decode
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.data.transforms import CELEBA, WATERBIRDS, evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
-from tests.experiments.layouts import (
+from tests.support.layouts import (
     ATTRIBUTES,
     CELEBA_LAYOUTS,
     TINY,

@@ -13,7 +13,7 @@ from steelyard.cli import main
 from steelyard.experiments.data import ColoredMNIST
 from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.errors import DataError
-from tests.experiments.layouts import REAL_ROOT
+from tests.support.layouts import REAL_ROOT
 
 Writer = Callable[..., Path]
 

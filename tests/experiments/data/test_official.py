@@ -13,8 +13,8 @@ from steelyard.cli import main
 from steelyard.experiments.data import official as module
 from steelyard.experiments.data.official import OFFICIAL, Official, digest_of, prepare, verify
 from steelyard.experiments.errors import DataError
-from tests.experiments.layouts import TINY, write_celeba, write_waterbirds
 from tests.experiments.served import Served, serving
+from tests.support.layouts import TINY, write_celeba, write_waterbirds
 
 SMALL = {"splits": (16, 8, 12), "groups": TINY[0]}
 BIRDS = replace(OFFICIAL["waterbirds"], **SMALL)

@@ -25,9 +25,9 @@ from steelyard.experiments.report.page import render
 from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.trainer import Training
-from tests.experiments.own import PICTURES, Means, write_pictures
+from tests.support.own import PICTURES, Means, write_pictures
 
-MEANS = Backbone("tests.experiments.own:means", workers=0)
+MEANS = Backbone("tests.support.own:means", workers=0)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_weights_of_a_file_are_put_into_ones_own_module() -> None:
     torch.testing.assert_close(scaled.train.inputs, 2 * plain.train.inputs)
     assert "weights.safetensors" in scaled.sources
     save_file({"other": torch.ones(3)}, "weights.safetensors")
-    with pytest.raises(DataError, match=r"weights\.safetensors does not hold the weights of a tests\.experiments\.own"):
+    with pytest.raises(DataError, match=r"weights\.safetensors does not hold the weights of a tests\.support\.own"):
         images(inputs="features", backbone=replace(MEANS, weights="weights.safetensors")).load(0)
 
 
@@ -241,9 +241,9 @@ def test_settings_that_cannot_be(settings: dict, words: str) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("tests.experiments.own:half", r"must return features \(48, d\), got torch.float32 of shape .*flatten or pool"),
-        ("tests.experiments.own:not_a_module", r"must return a torch.nn.Module, got 3"),
-        ("tests.experiments.own:meens", "has no function 'meens'; did you mean 'means'"),
+        ("tests.support.own:half", r"must return features \(48, d\), got torch.float32 of shape .*flatten or pool"),
+        ("tests.support.own:not_a_module", r"must return a torch.nn.Module, got 3"),
+        ("tests.support.own:meens", "has no function 'meens'; did you mean 'means'"),
         ("tests.experiments.owm:means", "there is no module 'tests.experiments.owm'; begin in the folder of tests.py"),
         ("own_broken:make", r"the module 'own_broken' cannot be imported: ZeroDivisionError"),
         ("own_needs:make", r"the module 'own_needs' cannot be imported: No module named 'not_there_at_all'"),
@@ -269,7 +269,7 @@ attributes = ["tone"]
 split = "part"
 size = 8
 [data.backbone]
-model = "tests.experiments.own:means"
+model = "tests.support.own:means"
 workers = 0
 [model]
 name = "logistic"
@@ -289,13 +289,13 @@ def written_recipe() -> Recipe:
 
 def test_a_recipe_runs_and_names_each_sample(frame: pandas.DataFrame) -> None:
     recipe = written_recipe()
-    with pytest.raises(RecipeError, match=r"runs code that it names, tests\.experiments\.own:means; .* --allow-code"):
+    with pytest.raises(RecipeError, match=r"runs code that it names, tests\.support\.own:means; .* --allow-code"):
         execute(recipe, Path("run"), name="mine.toml")
     assert not Path("run").exists()
     run = execute(recipe, Path("run"), name="mine.toml", allow_code=True)
     assert run.samples is not None
     assert run.samples["id"].tolist() == frame[frame["part"] == "train"]["picture"].tolist()
-    assert set(run.environment["files"]) == {"pictures", "pictures/data.csv", "tests.experiments.own:means"}
+    assert set(run.environment["files"]) == {"pictures", "pictures/data.csv", "tests.support.own:means"}
     again = execute(recipe, Path("run"), name="mine.toml", allow_code=True, resume=True)
     assert again.history == run.history
 
@@ -317,7 +317,7 @@ def test_methods_run_on_the_images_themselves() -> None:
 
 def test_published_networks_are_no_code_of_the_users() -> None:
     assert images(inputs="images").code == ()
-    assert images(inputs="features").code == ("tests.experiments.own:means",)
+    assert images(inputs="features").code == ("tests.support.own:means",)
     assert images(inputs="features", backbone=Backbone("resnet18")).code == ()
 
 

@@ -16,7 +16,7 @@ from steelyard.experiments.models import MLP, Logistic
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.trainer import Training
-from tests.experiments.own import write_patients
+from tests.support.own import write_patients
 
 SETTINGS: dict = {"attributes": ("sex",), "environment": "hospital"}
 

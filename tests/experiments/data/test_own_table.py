@@ -16,7 +16,7 @@ from steelyard.experiments.data import OwnTable, Splits
 from steelyard.experiments.data.encoding import Encoding
 from steelyard.experiments.data.groups import PARTS
 from steelyard.experiments.errors import DataError
-from tests.experiments.own import patients, write_patients
+from tests.support.own import patients, write_patients
 
 SETTINGS: dict = {"target": "ill", "id": "patient", "attributes": ("sex",), "environment": "hospital", "split": "part"}
 SETTINGS |= {"drop": ("beds",)}

@@ -30,7 +30,7 @@ from steelyard.experiments.training.evaluation import evaluate
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from steelyard.reweight import InnerRun
-from tests.experiments.layouts import write_celeba, write_waterbirds
+from tests.support.layouts import write_celeba, write_waterbirds
 
 TINY = ((3, 2, 1, 2), (1, 1, 1, 1), (1, 1, 1, 1))
 LABELS = ("targets", "index", "environment", "group")

@@ -12,7 +12,7 @@ from steelyard.experiments.data.adult import COLUMNS
 from steelyard.experiments.data.groups import Groups
 from steelyard.experiments.data.tabular import deal_parts, standardise
 from steelyard.experiments.errors import DataError
-from tests.experiments.layouts import REAL_ROOT, replace_line, write_adult, write_compas
+from tests.support.layouts import REAL_ROOT, replace_line, write_adult, write_compas
 
 WRITERS = {"adult": (Adult(), write_adult), "compas": (COMPAS(), write_compas)}
 

@@ -27,8 +27,8 @@ from steelyard.experiments.models import Logistic
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.class_losses import LDAMLoss
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
-from tests.experiments.biased import biased_problem, plain_loss, worst_group
 from tests.experiments.runs.test_resume import assert_same_run, die_at_every_checkpoint, go
+from tests.support.biased import biased_problem, plain_loss, worst_group
 
 PROBLEM = biased_problem()
 DATA = PROBLEM.splits.train

@@ -13,7 +13,7 @@ from steelyard.experiments.methods.dfr import _logistic, _Samples, features
 from steelyard.experiments.models import MLP
 from steelyard.experiments.training.batches import group_balanced_subset, shuffled
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
-from tests.experiments.biased import biased_problem, worst_group
+from tests.support.biased import biased_problem, worst_group
 
 PROBLEM = biased_problem(hidden=16)
 SGD = OptimizerSettings("sgd", 0.3)

@@ -18,7 +18,7 @@ from steelyard.experiments.training.adversarial import PGD, Adversary, robust_ac
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
 from steelyard.reweight import KLDRO
-from tests.experiments.biased import biased_problem
+from tests.support.biased import biased_problem
 
 PROBLEM = biased_problem(n=80, hidden=6)
 ATTACK = PGD(epsilon=0.4, step=0.2, steps=4, low=-20.0, high=20.0)

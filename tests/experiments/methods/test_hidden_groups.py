@@ -16,7 +16,7 @@ from steelyard.experiments.models import MLP
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute, read_run
 from steelyard.experiments.training.trainer import Training
-from tests.experiments.own import patients
+from tests.support.own import patients
 
 SHORT = Training(steps=2)
 WORST = OuterRisk("group_worst", "plain")

@@ -10,7 +10,7 @@ from steelyard.experiments.methods.evaluation_interval import OuterCost
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Fitted
-from tests.experiments.biased import biased_problem
+from tests.support.biased import biased_problem
 
 PROBLEM = biased_problem()
 METHOD = Maple(budget=150, steps=5, learn="probabilities", folds=2, inner=InnerSettings(steps=8))

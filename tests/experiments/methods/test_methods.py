@@ -14,7 +14,7 @@ from steelyard.experiments.training.batches import Gather, expanding, group_bala
 from steelyard.experiments.training.group_labels import counts, with_groups
 from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.trainer import Learner, OptimizerSettings, Training, train
-from tests.experiments.biased import biased_problem, plain_loss, worst_group
+from tests.support.biased import biased_problem, plain_loss, worst_group
 
 PROBLEM = biased_problem()
 SGD = OptimizerSettings("sgd", 0.5)

@@ -15,8 +15,8 @@ from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.alignment import mean_and_covariance_distance, mmd
 from steelyard.experiments.training.mixing import MixBatch
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
-from tests.experiments.biased import biased_problem, plain_loss, worst_group
 from tests.experiments.runs.test_resume import assert_same_run, die_at_every_checkpoint, go
+from tests.support.biased import biased_problem, plain_loss, worst_group
 
 PROBLEM, NET = biased_problem(), biased_problem(hidden=16)
 SGD = OptimizerSettings("sgd", 0.5)

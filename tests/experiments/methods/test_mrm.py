@@ -13,8 +13,8 @@ from steelyard.experiments.models import MLP
 from steelyard.experiments.training.evaluation import evaluate
 from steelyard.experiments.training.masked_model import MaskedModel
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training
-from tests.experiments.biased import biased_problem, worst_group
 from tests.experiments.training.test_trainer import PROBLEM
+from tests.support.biased import biased_problem, worst_group
 
 NET = replace(PROBLEM, model_settings=MLP(hidden=(16,)))
 ADAM = OptimizerSettings("adam", 0.02)

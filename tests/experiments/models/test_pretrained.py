@@ -14,7 +14,7 @@ from steelyard.experiments.models import PretrainedResNet
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.training.trainer import Training
-from tests.experiments.layouts import write_weights
+from tests.support.layouts import write_weights
 
 SHAPE = (3, 224, 224)
 

@@ -18,7 +18,7 @@ from steelyard.experiments.errors import DataError
 from steelyard.experiments.report.page import render, write_report
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import Run, execute
-from tests.experiments.layouts import write_waterbirds
+from tests.support.layouts import write_waterbirds
 
 EVIL = "<script>alert(1)</script>\"'&"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steelyard.experiments.runs.recipe import load_recipe
-from tests.experiments.shrunk import methods_of, runs_end_to_end, small
+from tests.support.shrunk import methods_of, runs_end_to_end, small
 
 OWN = {"coloured_digits/ordered_sgd": ["method.q=4"]}  # of batches of 8
 

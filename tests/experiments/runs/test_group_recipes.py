@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steelyard.experiments.runs.recipe import Recipe, load_recipe
-from tests.experiments.layouts import (
+from tests.support.layouts import (
     CELEBA_LAYOUTS,
     WATERBIRDS_LAYOUTS,
     write_adult,
@@ -18,7 +18,7 @@ from tests.experiments.layouts import (
     write_waterbirds,
     write_weights,
 )
-from tests.experiments.shrunk import methods_of, runs_end_to_end, small
+from tests.support.shrunk import methods_of, runs_end_to_end, small
 
 PROBLEMS = ("adult", "celeba", "compas", "waterbirds")
 NAMES = [name for problem in PROBLEMS for name in methods_of(problem)]

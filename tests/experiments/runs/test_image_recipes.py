@@ -6,8 +6,8 @@ import pytest
 
 from steelyard.experiments.runs.recipe import load_recipe
 from tests.experiments.conftest import write_mnist
-from tests.experiments.layouts import write_cifar_folder
-from tests.experiments.shrunk import methods_of, runs_end_to_end, small
+from tests.support.layouts import write_cifar_folder
+from tests.support.shrunk import methods_of, runs_end_to_end, small
 
 # the tiny MNIST has 24 zeros and 24 ones to train with, 4 and 4 for the test
 SIZES = ("data.train_size=12", "data.validation_size=4", "data.test_size=4")

@@ -21,8 +21,9 @@ from steelyard.experiments.errors import RecipeError
 from steelyard.experiments.runs import recipe as run
 from steelyard.experiments.runs.inheritance import DEEPEST, merged, read_with_bases
 from steelyard.experiments.runs.recipe import load_recipe, names_in, recipe_names
+from tests.support.places import STUDIES
 
-STUDY = Path(__file__).parents[3] / "studies" / "robust" / "recipes"
+STUDY = STUDIES / "robust" / "recipes"
 FOLDERS = {"run": run._SHIPPED, "active": active._SHIPPED, "robust": STUDY}
 FILES = [(kind, path) for kind, folder in FOLDERS.items() for path in sorted(folder.rglob("*.toml"))]
 WHOLE = 'data = {name = "coloured_digits"}\nmodel = {name = "mlp", hidden = [8]}\nmethod = {name = "erm"}\n'

@@ -25,8 +25,8 @@ from steelyard.experiments.runs.run import execute, read_run
 from steelyard.reweight import Reweighting
 from studies.priors.cells import collect
 from studies.priors.plan import main_cells
-from tests.experiments.ending import Killed
-from tests.experiments.shrunk import short
+from tests.support.ending import Killed
+from tests.support.shrunk import short
 
 RECIPE = short("coloured_digits/maple_prior")
 FEW = ["schedule.initial=20", "schedule.per_round=5", "schedule.rounds=1", "epochs.epochs=1", "model.hidden=[4]"]

@@ -16,8 +16,8 @@ from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.report.page import render
 from steelyard.experiments.runs.recipe import Recipe, load_recipe
 from steelyard.experiments.runs.run import Run, execute, read_run
-from tests.experiments.own import patients, write_patients
-from tests.experiments.shrunk import methods_of, runs_end_to_end, shortened
+from tests.support.own import patients, write_patients
+from tests.support.shrunk import methods_of, runs_end_to_end, shortened
 
 DATA = {"name": "table", "file": "patients.csv", "target": "ill", "id": "patient", "attributes": ["sex"]}
 DATA |= {"environment": "hospital", "split": "part", "missing_marks": ["", "NA"]}

@@ -15,8 +15,8 @@ from steelyard.experiments.errors import RunError
 from steelyard.experiments.runs.folder import check_directory, remove_run
 from steelyard.experiments.runs.replacement import recover, replacing, settle
 from steelyard.experiments.runs.run import execute, read_run
-from tests.experiments.ending import Killed
-from tests.experiments.shrunk import short
+from tests.support.ending import Killed
+from tests.support.shrunk import short
 
 OLD = {"config.json": "{}", "metrics.jsonl": "old\n", "model.safetensors": "parameters", "environment.json": "{}"}
 NEW = {"config.json": "{'new'}", "metrics.jsonl": "", "prior.safetensors": "scores"}

@@ -29,9 +29,9 @@ from steelyard.experiments.runs.log import Log
 from steelyard.experiments.runs.recipe import Recipe, load_recipe, recipe_names
 from steelyard.experiments.runs.run import execute, read_run
 from steelyard.reweight import Reweighting
-from tests.experiments.ending import Killed, lasting
-from tests.experiments.layouts import write_waterbirds
-from tests.experiments.shrunk import short
+from tests.support.ending import Killed, lasting
+from tests.support.layouts import write_waterbirds
+from tests.support.shrunk import short
 
 NAMES = [name for name in recipe_names() if name.startswith("coloured_digits/")]
 

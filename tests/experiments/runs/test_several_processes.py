@@ -31,13 +31,13 @@ from steelyard.experiments.training.batch_shards import batch_shards
 from steelyard.experiments.training.evaluation import Evaluation
 from steelyard.experiments.training.problem import Problem
 from steelyard.reweight import Reweighting
-from tests.experiments.layouts import write_waterbirds
-from tests.experiments.shrunk import short, shortened
 from tests.experiments.together import carry_out, recipes
-from tests.ranked import started
-from tests.shares import Threads, in_threads
+from tests.support.layouts import write_waterbirds
+from tests.support.places import ROOT
+from tests.support.ranked import started
+from tests.support.shares import Threads, in_threads
+from tests.support.shrunk import short, shortened
 
-ROOT = Path(__file__).parents[3]
 _PATIENCE = 400  # seconds until a test gives up on processes that take some ten on a free machine
 FEW = ((3, 2, 2, 2), (1, 1, 1, 1), (1, 1, 1, 1))
 

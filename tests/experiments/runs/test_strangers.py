@@ -32,9 +32,9 @@ from steelyard.experiments.priors import ComputedPrior, ScoreFile
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import execute, read_run
 from steelyard.experiments.training.selection import CRITERIA
-from tests.experiments.biased import biased_problem
-from tests.experiments.compared import made
-from tests.experiments.shrunk import short
+from tests.support.biased import biased_problem
+from tests.support.compared import made
+from tests.support.shrunk import short
 
 RECIPE = short("coloured_digits/maple_prior")
 NAME = "=cmd|'/C calc'!A1\x1b[31m\x07\u202ered\ud800\nnext|line"

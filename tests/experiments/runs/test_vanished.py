@@ -14,7 +14,7 @@ from steelyard.experiments.active.run import execute_active, read_active_run
 from steelyard.experiments.errors import RunError
 from steelyard.experiments.runs.replacement import replacing
 from steelyard.experiments.runs.run import execute, read_run
-from tests.experiments.shrunk import short
+from tests.support.shrunk import short
 
 RECIPE = short("coloured_digits/maple")
 

@@ -16,7 +16,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.experiments.models import HEADS, MLP, binary_cross_entropy, cross_entropy
 from steelyard.experiments.training.adversarial import PGD, Adversary, robust_accuracy
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
-from tests.experiments.biased import biased_problem
+from tests.support.biased import biased_problem
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -22,7 +22,7 @@ from steelyard.experiments.training.evaluation import (
 )
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.selection import CRITERIA
-from tests.experiments.layouts import write_adult
+from tests.support.layouts import write_adult
 
 
 @pytest.fixture(scope="module")

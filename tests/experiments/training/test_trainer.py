@@ -19,7 +19,7 @@ from steelyard.experiments.training.evaluation import evaluate
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.trainer import Anneal, OptimizerSettings, Training, train
 from steelyard.reweight import Custom
-from tests.experiments.biased import biased_problem, worst_group
+from tests.support.biased import biased_problem, worst_group
 
 
 def shortcut_problem(n: int = 400, seed: int = 0) -> Problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Annotated, get_args
 
@@ -30,8 +29,9 @@ from steelyard.experiments.methods.hyperparameters import page
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.ranges import FIXED, SUBPOPBENCH, Range, Within, hyperparameters
 from steelyard.experiments.tuning.trials import Search, trials
+from tests.support.places import ROOT
 
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "hyperparameters.md"
+PAGE = ROOT / "docs" / "reference" / "hyperparameters.md"
 
 
 def ranges(kind: type) -> dict[str, Range]:

@@ -21,7 +21,7 @@ from steelyard.experiments.training.evaluation import Evaluation, SplitMetrics, 
 from steelyard.experiments.training.selection import CRITERIA, Scored
 from steelyard.experiments.tuning import choice
 from steelyard.experiments.tuning.tuning import Tuning
-from tests.experiments.own import write_patients
+from tests.support.own import write_patients
 
 ERM = "coloured_digits/erm"
 TINY = ["method.training.steps=4", "method.training.evaluate_every=2", "model.hidden=[8]"]

@@ -13,9 +13,9 @@ import pytest
 from steelyard.cli import main
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.weigh import Predictor, plan
-from tests.experiments.own import patients
 from tests.experiments.weigh.recomputed import agree, figures_on
 from tests.experiments.weigh.recomputed_numbers import WrittenNumbers
+from tests.support.own import patients
 
 ROWS = 160
 WRONG = (7, 40, 93)

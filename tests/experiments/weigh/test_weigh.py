@@ -12,8 +12,8 @@ import pytest
 
 from steelyard.cli import main
 from steelyard.experiments.weigh import Predictor, plan
-from tests.experiments.own import patients
 from tests.experiments.weigh.recomputed import Written, agree, figures_on
+from tests.support.own import patients
 
 ROWS = 160
 KNOWN = {

@@ -49,9 +49,8 @@ from steelyard.reweight import (
     Sqrt,
     VREx,
 )
-
-from .bilevel.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm, dropout
-from .reweight.problems import spurious
+from tests.support.environments import spurious
+from tests.support.problems import CROSS_ENTROPY, OPTIMIZERS, batch_norm, dropout
 
 Case = Callable[[Ranks], dict[str, Tensor]]
 

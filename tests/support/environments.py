@@ -1,4 +1,4 @@
-"""Small problems that the tests of this room share."""
+"""Small problems of two environments, and an inner run on them."""
 
 from functools import partial
 
