@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from steelyard.experiments.methods import DFR, GroupDRO, Maple, RefinedMaple, Up
 from steelyard.experiments.methods.found_groups import EIIL, XRM, ErrorGroups, Given, MapleGroups, invariance_split
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.models import MLP
+from steelyard.experiments.models.heads import HeadName
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.training.trainer import OptimizerSettings, Training
@@ -35,7 +37,7 @@ def problem() -> Problem:
     [
         ErrorGroups(identification=FIRST),
         XRM(steps=20, optimizer=FIRST.optimizer),
-        EIIL(identification=FIRST, steps=300, rate=0.05),
+        EIIL(identification=FIRST),
     ],
     ids=["errors", "xrm", "eiil"],
 )
@@ -50,10 +52,32 @@ def test_who_contradicts_the_colour_is_found(problem: Problem, source: ErrorGrou
 
 
 def test_the_split_makes_the_penalty_greatest() -> None:
-    """Against every split of a few samples: the better of hard and soft is at a corner."""
-    slopes = torch.tensor([1.0, 0.9, -1.0, -0.8, 0.7, -1.1])
-    one = invariance_split(slopes, 500, 0.1, torch.Generator().manual_seed(0))
-    assert {tuple((slopes[one] > 0).tolist()), tuple((slopes[~one] > 0).tolist())} == {(True,) * 3, (False,) * 3}
+    """Against every split of a few samples, and against soft assignments by Adam."""
+    slopes = torch.tensor([3.0, 0.1, -0.2, -0.25, 0.05, -0.1, -0.27], dtype=torch.float64)
+
+    def penalty(q: torch.Tensor) -> torch.Tensor:
+        return (q @ slopes).square() + ((1 - q) @ slopes).square()
+
+    found = penalty(invariance_split(slopes).double())
+    splits = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(slopes))), dtype=torch.float64)
+    assert found == pytest.approx(max(penalty(q).item() for q in splits))
+    logits = torch.randn(len(slopes), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-penalty(logits.sigmoid())).backward()
+        optimizer.step()
+    assert penalty(logits.sigmoid().detach()).item() == pytest.approx(found.item(), rel=1e-2)
+    ends = (logits > 0).tolist()
+    assert ends in (invariance_split(slopes).tolist(), (~invariance_split(slopes)).tolist())
+
+
+@pytest.mark.parametrize("head", ["one_logit", "softmax"])
+def test_of_two_classes_eiil_finds_the_errors(problem: Problem, head: HeadName) -> None:
+    net = replace(problem, model_settings=MLP(hidden=(16,), head=head))
+    rare = EIIL(identification=FIRST).rare(net)
+    assert 0 < int(rare.sum()) < len(rare) / 2
+    assert torch.equal(rare, ErrorGroups(identification=FIRST).rare(net))
 
 
 def test_maples_groups(problem: Problem) -> None:
