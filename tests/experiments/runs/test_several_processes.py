@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -23,10 +24,11 @@ from steelyard.distributed import ALONE, RankError, Ranks
 from steelyard.experiments.data import Splits, Waterbirds
 from steelyard.experiments.data.photographs import Photographs
 from steelyard.experiments.errors import RecipeError
+from steelyard.experiments.methods import Method
 from steelyard.experiments.models import MLP, ResNet18
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import read_run
-from steelyard.experiments.runs.several_processes import check_alike, check_model, check_shared, loaded
+from steelyard.experiments.runs.several_processes import SHARED, check_alike, check_model, check_shared, loaded
 from steelyard.experiments.training.batch_shards import batch_shards
 from steelyard.experiments.training.evaluation import Evaluation
 from steelyard.experiments.training.problem import Problem
@@ -275,3 +277,16 @@ def test_what_the_command_says_of_processes_that_are_not_there(
         assert main([*command, "--out", str(tmp_path / "out")]) == status
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_guide_names_every_method_and_whether_it_is_shared() -> None:
+    guide = (Path(__file__).parents[3] / "docs/guides/several_processes.md").read_text(encoding="utf-8")
+    lines = {
+        word: set(re.findall(r"`(\w+)`", line))
+        for word in ("together", "refused, by name")
+        for line in guide.splitlines()
+        if line.startswith(f"| {word} |")
+    }
+    names = {one: str(get_args(get_type_hints(one)["name"])[0]) for one in get_args(Method)}
+    assert lines["together"] == {names[one] for one in SHARED}
+    assert lines["refused, by name"] == set(names.values()) - lines["together"]
