@@ -15,7 +15,7 @@ from studies._command import command_line
 from studies.photographs.place import report as place_report
 from studies.photographs.report import report
 from studies.photographs.search import Search
-from studies.photographs.sets import Sets, shares_of, source
+from studies.photographs.sets import Sets, shares_of, source, tables_of
 from studies.photographs.table import Job, carry_out_all, read, rows_named
 
 __all__ = ["main"]
@@ -26,7 +26,7 @@ def photographs(
     name: Literal["waterbirds", "hard", "celeba", "adult", "compas"] = "waterbirds",
     folder: Path = Path("runs/photographs/sets"),
     runs: Path = Path("runs/photographs/table"),
-    out: Path = Path("results/photographs"),
+    out: Path | None = None,
     seeds: tuple[int, ...] = (101, 102, 103),
     tuned_on: int = 100,
     trials: int = 16,
@@ -49,7 +49,8 @@ def photographs(
             and for tables of people "adult" or "compas".
         folder: of the sets.
         runs: of the rows' trials and figures.
-        out: of the tables.
+        out: of the tables (default: results/photographs, of other sets than "waterbirds" a folder in it, and of
+            people's tables results/adult/tuned and results/compas/tuned).
         seeds: the data seeds of the figures.
         tuned_on: the data seed of the search.
         trials: settings of each row.
@@ -62,6 +63,7 @@ def photographs(
         threads: torch threads of each process. 0 leaves torch's own choice.
     """
     set_threads(threads)
+    out = tables_of(name) if out is None else out
     check_seeds("--seeds", (*seeds, tuned_on))
     check_writable("--out", out)
     console = Console()

@@ -14,7 +14,7 @@ from steelyard._support._files import write_text
 from steelyard.experiments.compare.published import published
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RunError
-from studies.photographs.rows import ROWS, Known
+from studies.photographs.rows import ROWS, Known, rows_of
 from studies.photographs.search import CHOSEN_BY
 from studies.photographs.sets import Source
 
@@ -29,6 +29,9 @@ _KNOWN: Mapping[str, tuple[tuple[Known, ...], str]] = {
 """Where groups are known -> the rows that may then be used, by what they read, and the criterion."""
 
 _COMMAND = "python -m studies.photographs table"
+_BESIDE = {"waterbirds": "waterbirds", "hard": "waterbirds", "celeba": "celeba"}
+"""Whose published figures stand beside a set's."""
+_TITLES = {"waterbirds": "Waterbirds", "celeba": "CelebA"}
 
 
 def report(
@@ -53,26 +56,27 @@ def report(
         case = one_source.case
         notes = [row["refused"] for row in rows if "refused" in row]
         for known in _KNOWN:
-            one = table(rows, known, one_source.sizes)
+            one = table(rows, known, one_source.sizes, _BESIDE.get(one_source.name, ""))
             if one.lines:
                 write_text(out / f"{case}_{known}.md", Table(one.head, one.lines, (*one.notes, *notes)).markdown())
                 write_text(out / f"{case}_{known}.csv", one.csv())
         if (dealt := shuffled_table(rows)).lines:
             write_text(out / f"{case}_shuffled.md", dealt.markdown())
         write_text(out / f"{case}_rows.json", json.dumps(rows) + "\n")
-        summary += _summary(rows, case)
+        summary += _summary(rows, one_source)
     if len(sources) > 1:
         write_text(out / "overview.md", overview(sources, found).markdown())
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int] | None) -> Table:
+def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int] | None, beside: str = "") -> Table:
     """Return the table of the rows that can be used where groups are known as `known` says, best first on validation.
 
     Args:
         rows: as `search.carry_out` returns them.
         known: "training", "validation" or "nowhere".
         sizes: of the groups in training, for the adjusted average; see `sets.Source`.
+        beside: the data set whose published figures stand beside; "" for none.
     """
     readers, criterion = _KNOWN[known]
     usable = [row for row in rows if row["known"] in readers and criterion in row["choices"]]
@@ -83,12 +87,13 @@ def table(rows: Sequence[Mapping[str, Any]], known: str, sizes: Sequence[int] | 
         cells = [_spread([one[name] for one in own]) for name in _FIGURES]
         seconds = statistics.fmean(run["seconds"] for run in runs) if runs else float("nan")
         cost = [f"{seconds:.1f}", f"{row['search seconds']:.0f}"]
-        lines.append([row["row"], row["known"], *cells, *cost, *(_published(row["row"]) if sizes else ())])
-    head = ("method", "reads groups", *_FIGURES.values(), "s a run", "s of search", *(_PUBLISHED if sizes else ()))
-    return Table(head, lines, _notes(usable, criterion, sizes is not None))
+        lines.append([row["row"], row["known"], *cells, *cost, *(_published(row["row"], beside) if beside else ())])
+    published_head = (f"{_TITLES[beside]}: worst group", "average") if beside else ()
+    head = ("method", "reads groups", *_FIGURES.values(), "s a run", "s of search", *published_head)
+    return Table(head, lines, _notes(usable, criterion, beside))
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], criterion: str, beside: bool) -> list[str]:
+def _notes(rows: Sequence[Mapping[str, Any]], criterion: str, beside: str) -> list[str]:
     """Return what has to be said of a table: how its settings were chosen, what failed, who published."""
     if not rows:
         return []
@@ -108,9 +113,9 @@ def _notes(rows: Sequence[Mapping[str, Any]], criterion: str, beside: bool) -> l
     methods = {one.published for one in ROWS if one.title in {row["row"] for row in rows}} - {""}
     sources: dict[str, list[str]] = {}
     for figure in published().figures:
-        if figure.dataset == "waterbirds" and figure.method in methods:
+        if figure.dataset == beside and figure.method in methods:
             sources.setdefault(published().note(figure), []).append(figure.method)
-    return [*notes, *(f"Waterbirds, {', '.join(dict.fromkeys(own))}: {note}" for note, own in sources.items())]
+    return [*notes, *(f"{_TITLES[beside]}, {', '.join(dict.fromkeys(own))}: {note}" for note, own in sources.items())]
 
 
 def overview(sources: Sequence[Source], found: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
@@ -140,7 +145,6 @@ _FIGURES = {
     "validation worst": "validation, worst group",
     "calibration": "calibration error",
 }
-_PUBLISHED = ("Waterbirds: worst group", "average")
 
 
 def figures(run: Mapping[str, Any], sizes: Sequence[int] | None) -> dict[str, float]:
@@ -183,17 +187,19 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f}{spread}"
 
 
-def _published(title: str) -> tuple[str, str]:
+def _published(title: str, beside: str) -> tuple[str, str]:
     method = next((row.published for row in ROWS if row.title == title), "")
-    found = {one.metric: one for one in published().figures if (one.dataset, one.method) == ("waterbirds", method)}
+    found = {one.metric: one for one in published().figures if (one.dataset, one.method) == (beside, method)}
     metrics = ("test worst-group accuracy", "test adjusted accuracy")
     worst, average = (found[one].percent() if one in found else "" for one in metrics)
     return worst, average
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], case: str) -> list[dict[str, Any]]:
+def _summary(rows: Sequence[Mapping[str, Any]], source: Source) -> list[dict[str, Any]]:
     """Return mean and sample deviation of the worst group and the average, as every results folder has them."""
     summary = []
+    recipes = {row.title: row.shown for row in rows_of(source.name)}
+    command = _COMMAND + ("" if source.name == "waterbirds" else f" --name {source.name}")
     for row in rows:
         for selection, choice in row["choices"].items():
             runs = [run for run in choice["runs"] if "failed" not in run]
@@ -203,15 +209,15 @@ def _summary(rows: Sequence[Mapping[str, Any]], case: str) -> list[dict[str, Any
                 values = [of(run) for run in runs]
                 summary.append(
                     {
-                        "recipe": next((one.shown for one in ROWS if one.title == row["row"]), ""),
-                        "dataset": case,
+                        "recipe": recipes.get(row["row"], ""),
+                        "dataset": source.case,
                         "method": row["row"],
                         "metric": metric,
                         "selection": selection,
                         "mean": statistics.fmean(values) if values else None,
                         "std": statistics.stdev(values) if len(values) > 1 else None,
                         "seeds": [run["seed"] for run in runs],
-                        "command": _COMMAND,
+                        "command": command,
                     }
                 )
     return summary

@@ -27,6 +27,7 @@ class Row:
         title: of the table.
         recipe: a recipe's name, or its file.
         overrides: what is set in it, and so not drawn.
+        ranges: what is drawn otherwise than its class declares, ``"field=10^U(a, b)"``.
         samples: what it is trained on: "given", the training split; "validation", that split alone; "both".
         published: the method's name in `compare/published.toml`, for figures of Waterbirds beside ours.
         reads: where it reads groups or places, if its recipe does not tell (`known`); also of what fits weights to the
@@ -36,6 +37,7 @@ class Row:
     title: str
     recipe: str
     overrides: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
     samples: Samples = "given"
     published: str = ""
     reads: Known | None = None
@@ -71,7 +73,13 @@ def _own(name: str) -> str:
 
 
 FOUND = ("xrm", "eiil", "errors", "maple")
-"""Ways to find groups without labels, `found_groups`."""
+"""Ways to find groups without labels, `found_groups`; of two classes "eiil" finds what "errors" finds."""
+
+_OF_OUTPUTS = ("method.gamma=10^U(-5, 1)",)
+"""MMD and CORAL of outputs: SubpopBench's 10^U(-1, 1) is for 2,048 features, whose distances are far smaller."""
+
+_HIDDEN = ("model.name=mlp", "model.hidden=[128]")
+_FEATURES = (*_HIDDEN, "method.on=features")
 
 _MAPLE = {
     "name": "maple",
@@ -142,20 +150,40 @@ ROWS: tuple[Row, ...] = (
     Row("classifier re-training, classes", f"{_SHIPPED}/crt", ("method.by=class",)),
     Row("mixup", f"{_SHIPPED}/mixup"),
     Row("LISA", f"{_SHIPPED}/lisa", reads="training"),
-    Row("MMD", f"{_SHIPPED}/mmd", reads="training"),
-    Row("CORAL", f"{_SHIPPED}/coral", reads="training"),
+    Row("MMD", f"{_SHIPPED}/mmd", ranges=_OF_OUTPUTS, reads="training"),
+    Row("MMD, groups of a class", f"{_SHIPPED}/mmd", ("method.by=group",), _OF_OUTPUTS),
+    Row("CORAL", f"{_SHIPPED}/coral", ranges=_OF_OUTPUTS, reads="training"),
+    Row("CORAL, groups of a class", f"{_SHIPPED}/coral", ("method.by=group",), _OF_OUTPUTS),
+    Row("ERM, a hidden layer", f"{_SHIPPED}/erm", _HIDDEN),
+    Row("MMD, a hidden layer", f"{_SHIPPED}/mmd", _FEATURES, reads="training"),
+    Row("CORAL, a hidden layer", f"{_SHIPPED}/coral", _FEATURES, reads="training"),
     *_found(),
 )
 
 
 def rows_of(name: str) -> tuple[Row, ...]:
-    """Return the rows of a set: of a table such as "adult" those whose recipe it has, but MAPLE's, by its recipes."""
-    if name not in TABLES:
+    """Return the rows of a set: where it has recipes of its own, what is among them.
+
+    CelebA's layout has MAPLE on validation besides; people's tables have nothing of MAPLE's, and nets with a hidden
+    layer, so MMD and CORAL align features there, by SubpopBench's ranges.
+    """
+    if name not in _RECIPES:
         return ROWS
+    renamed = [replace(row, recipe=row.recipe.replace(_SHIPPED, _RECIPES[name])) for row in ROWS]
     known = set(recipe_names())
-    renamed = [replace(row, recipe=row.recipe.replace(_SHIPPED, name), published="") for row in ROWS]
-    return tuple(row for row in renamed if row.recipe in known and "maple" not in row.recipe + "".join(row.overrides))
+    rows = [row for row in renamed if row.recipe in known]
+    if name in TABLES:
+        return tuple(replace(row, ranges=(), published="") for row in rows if _fits_tables(row))
+    maple = next(row for row in ROWS if row.recipe == _own("maple_validation"))
+    return (*rows, replace(maple, overrides=(f"data.name={name}", *maple.overrides)))
+
+
+def _fits_tables(row: Row) -> bool:
+    return "maple" not in row.recipe + "".join(row.overrides) and _HIDDEN[0] not in row.overrides
 
 
 TABLES = ("adult", "compas")
 """Data sets of people that the same protocol is carried out on."""
+
+_RECIPES = {"celeba": "celeba/features", **{name: name for name in TABLES}}
+"""Where a set's recipes lie, if not in `_SHIPPED`."""

@@ -77,7 +77,9 @@ def carry_out(row: Row, sets: Sets, search: Search, folder: Path) -> dict[str, A
     Raises:
         RecipeError: no trial can be chosen.
     """
-    tuning = Tuning.of(row.recipe, search.settings(row), folder, count=search.trials, seeds=(search.tuned_on,))
+    tuning = Tuning.of(
+        row.recipe, search.settings(row), folder, count=search.trials, seeds=(search.tuned_on,), ranges=row.ranges
+    )
     began = time.process_time()
     histories = _trials(tuning, trained_on(sets(search.tuned_on), row.samples, halve=True))
     spent = time.process_time() - began

@@ -18,7 +18,7 @@ from studies.photographs.features import FILE, REDUCED, options, prepare
 from studies.photographs.layouts import TABLES, write_celeba, write_flipped, write_waterbirds
 from studies.photographs.rows import TABLES as TABULAR
 
-__all__ = ["Sets", "Source", "Tabular", "shares_of", "source"]
+__all__ = ["Sets", "Source", "Tabular", "shares_of", "source", "tables_of"]
 
 UNFLIPPED = ("celeba", *TABULAR)
 
@@ -26,6 +26,10 @@ UNFLIPPED = ("celeba", *TABULAR)
 @runtime_checkable
 class Source(Protocol):
     """What rows are trained on."""
+
+    @property
+    def name(self) -> str:
+        """The name of the set."""
 
     @property
     def case(self) -> str:
@@ -61,13 +65,25 @@ def shares_of(name: str) -> tuple[float, ...]:
     return (0.0,) if name in UNFLIPPED else (0.0, 0.2)
 
 
+def tables_of(name: str) -> Path:
+    """Return the folder in which the repository has the tables of the set called `name`."""
+    if name in TABULAR:
+        return Path("results") / name / "tuned"
+    return Path("results/photographs") / ("" if name == "waterbirds" else name)
+
+
 @dataclass(frozen=True)
 class Tabular:
     """Adult or COMPAS, dealt into splits by the data seed, as its recipes read it."""
 
-    case: str
+    name: str
     data_root: Path | None = None
     sizes: tuple[int, ...] | None = None
+
+    @property
+    def case(self) -> str:
+        """The table's name."""
+        return self.name
 
     def make(self, seed: int, told: Callable[[str], None] = lambda said: None) -> None:
         """Do nothing: the data are there, or `load` says so."""
@@ -83,7 +99,7 @@ class Tabular:
 
 @lru_cache(maxsize=4)
 def _dealt(data: Tabular, seed: int) -> Splits:
-    return load_recipe(f"{data.case}/erm").data.load(seed, data.data_root)
+    return load_recipe(f"{data.name}/erm").data.load(seed, data.data_root)
 
 
 @dataclass(frozen=True)

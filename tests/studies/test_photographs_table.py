@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from steelyard._support._errors import UserError
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError, RunError
@@ -24,7 +26,7 @@ from studies.photographs.__main__ import main
 from studies.photographs.report import figures, overview, report, shuffled_table, table
 from studies.photographs.rows import ROWS, TABLES, Row, rows_of
 from studies.photographs.search import CHOSEN_BY, Search, carry_out, trained_on
-from studies.photographs.sets import Sets, shares_of, source
+from studies.photographs.sets import Sets, shares_of, source, tables_of
 from studies.photographs.shuffled import within_groups
 from studies.photographs.table import Job, carry_out_all, read, rows_named
 from tests.support.layouts import write_compas
@@ -206,7 +208,7 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
     assert found["balanced"] == pytest.approx((90 + 70 + 80 + 95) / 4)
     assert found["adjusted"] == pytest.approx(np.average([90, 70, 80, 95], weights=sizes))
     rows = [row_of("ERM", "nowhere", (70, 74), 0.6), row_of("Group DRO", "training", (76, 78), 0.8)]
-    lines = table(rows, "training", sizes).lines
+    lines = table(rows, "training", sizes, "waterbirds").lines
     assert [line[0] for line in lines] == ["Group DRO", "ERM"]
     assert lines[1][2] == "72.0 ± 2.8"
     assert list(lines[1][-2:]) == ["72.6", "97.3"]
@@ -239,7 +241,7 @@ def test_tables_of_people_have_the_rows_that_they_have_recipes_of(tmp_path: Path
         assert all(row.recipe.startswith(f"{name}/") and row.load().data.name == name for row in rows)
     assert rows_of("waterbirds") == ROWS == rows_of("hard")
     assert figures(run_of(0, 70, 6), None)["adjusted"] == pytest.approx(80)
-    with pytest.raises(ValueError, match="flips labels of the photographs"):
+    with pytest.raises(UserError, match="flips training labels, which adult has no table of"):
         source(tmp_path, "adult", 0.2, None)
 
 
@@ -377,3 +379,36 @@ def test_flips_of_a_set_without_them_are_refused_in_one_line(name: str, capsys: 
         capsys.readouterr().err.split()
     )
     assert shares_of(name) == (0.0,)
+
+
+def test_celebas_layout_has_its_own_recipes_and_no_flips() -> None:
+    rows = rows_of("celeba")
+    assert {"ERM", "Group DRO", "DFR on validation", "MAPLE, groups on validation", "validation rows alone"} <= {
+        row.title for row in rows
+    }
+    assert all(row.load().data.name == "celeba" for row in rows)
+    assert tables_of("celeba") == Path("results/photographs/celeba")
+    assert tables_of("adult") == Path("results/adult/tuned")
+    assert tables_of("waterbirds") == Path("results/photographs")
+
+
+def records(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+
+
+def test_published_figures_beside_are_those_of_the_layout(tmp_path: Path) -> None:
+    rows = [row_of("ERM", "nowhere", (70, 74), 0.6)]
+    for name, head in (("celeba", "CelebA: worst group"), ("hard", "Waterbirds: worst group")):
+        report(tmp_path / name, [Sets(tmp_path, name)], [rows])
+        (written,) = records(tmp_path / name / f"{name}_training.csv")
+        assert written[head] == {"celeba": "47.2", "hard": "72.6"}[name]
+        assert f"--name {name}" in (tmp_path / name / "summary.json").read_text()
+
+
+def test_a_row_is_tuned_in_its_own_range(tmp_path: Path) -> None:
+    row = replace(row_titled("CORAL"), overrides=SMALL)
+    found = carry_out(row, splits_of, Search(trials=4, tuned_on=7, seeds=(8,)), tmp_path)
+    drawn = [float(trial["gamma"]) for trial in records(tmp_path / "trials.csv")]
+    assert min(drawn) < 0.1
+    assert max(drawn) <= 10
+    assert found["trials"] == 4

@@ -29,7 +29,9 @@ class MMD(AligningMethod):
     Attributes:
         gamma: >= 0; 0 is ERM.
         by: "environment", or "group": between groups of the same class.
-        on: "features" are the inputs of the last linear layer; "outputs" are what a linear model can align.
+        on: "features" are the inputs of the last linear layer; "outputs" are what a linear model can align. These are
+            few, and farther apart than the 2,048 features that the range of `gamma` is for: give a lower one,
+            `steelyard tune --range 'method.gamma=10^U(-5, 1)'`.
         groups: where the groups come from, if `by` is "group": the data, or found (`found_groups`).
 
     Raises (in `fit`):
