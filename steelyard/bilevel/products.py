@@ -15,7 +15,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import batch_in_float64
 from steelyard.bilevel.objective import WeightedLoss
 
-__all__ = ["Products", "check_second_derivatives", "inner_gradient", "products"]
+__all__ = ["Products", "check_second_derivatives", "gradient_of", "inner_gradient", "products"]
 
 _MISSING = "the model or the loss has an operator without a right second derivative"
 _REMEDY = "exchange it, or take F2SA, which needs none"
@@ -67,10 +67,10 @@ def products(
     with torch.enable_grad():
         leaves = weight.detach().requires_grad_()
         value = objective(model, batch, leaves)
-        gradient = _gradient(value, parameters, create_graph=True)
+        gradient = gradient_of(value, parameters, create_graph=True)
         along = sum(((one * v).sum() for one, v in zip(gradient, direction, strict=True)), value.new_zeros(()))
         try:
-            *curvature, tangents = _gradient(along, [*parameters, leaves])
+            *curvature, tangents = gradient_of(along, [*parameters, leaves])
         except RuntimeError as error:
             if "derivative" not in str(error) and "differentiate" not in str(error):
                 raise
@@ -139,7 +139,7 @@ def inner_gradient(
     with torch.enable_grad():
         losses = objective.sample_losses(model, batch)
         value = objective.reduce(model, losses, weight.detach())
-        return value.detach(), losses.detach(), _gradient(value, parameters)
+        return value.detach(), losses.detach(), gradient_of(value, parameters)
 
 
 @torch.no_grad()
@@ -152,6 +152,7 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(one.double().square().sum()) for one in tensors))
 
 
-def _gradient(value: Tensor, at: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Return d value / d tensor for each of `at`, 0 where there is no path."""
-    return torch.autograd.grad(value, at, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+def gradient_of(value: Tensor, at: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Return d value / d tensor for each of `at`, 0 where there is no path; dense, also of a sparse embedding."""
+    found = torch.autograd.grad(value, at, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return tuple(one.to_dense() if one.is_sparse else one for one in found)

@@ -77,6 +77,11 @@ class F2SA(SingleLoop):
         self.penalised, self._penalised_optimizer = copy.deepcopy((model, optimizer))
         self._penalised_parameters = trained(self._penalised_optimizer)
 
+    @property
+    def period(self) -> int:
+        """The weights move once in so many steps."""
+        return self.inner_steps
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the solver has beside the model and its optimizer: tensors, numbers, lists and dicts only."""
         return {

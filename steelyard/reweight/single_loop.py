@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +18,8 @@ from torch.optim import Adam, Optimizer
 
 from steelyard._support import _check
 from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.bilevel.products import Products, check_second_derivatives, products
+from steelyard.bilevel.products import Products, gradient_of, products
+from steelyard.bilevel.sweep.coupling import changes_with_company
 from steelyard.checkpoint import Journal, Stateful
 from steelyard.reweight.admission import check_no_graph
 from steelyard.reweight.minibatch_method import MinibatchMethod, check_train
@@ -70,8 +73,8 @@ class SingleLoop(MinibatchMethod):
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: `clean` is empty, or `clean_size` is out of range.
-        NotImplementedError: a `model` or an `objective` of several processes.
+        ValueError: `clean` is empty, or `clean_size` is out of range; the optimizer decays weights, or moves nothing.
+        NotImplementedError: a `model` or an `objective` of several processes; an optimizer whose step needs a closure.
     """
 
     part = "solver"
@@ -105,12 +108,18 @@ class SingleLoop(MinibatchMethod):
             raise ValueError("weights have no parameter that requires a gradient: there is nothing to learn")
         self.outer_optimizer = outer_optimizer(self._outer_parameters)
         self._parameters = trained(optimizer)
+        self._check_optimizer()
         self._checked = False
         self._epoch = {"steps": 0.0, "loss": 0.0, "clean_loss": 0.0}
 
     @abstractmethod
     def _advance(self, inner: Batch, outer: Batch) -> tuple[Tensor, Tensor]:
         """Take a step and return the loss of `inner` and the risk of `outer`, as they were before."""
+
+    @property
+    def period(self) -> int:
+        """The weights move once in so many steps."""
+        return 1
 
     def begin(self, train: Batch, batch_size: int) -> tuple[Batch, int]:
         """Check the samples of the inner problem and the size of its minibatches, and prepare for them.
@@ -127,14 +136,19 @@ class SingleLoop(MinibatchMethod):
         """Take one step, on a minibatch of training samples and one of clean samples.
 
         Raises:
-            ValueError: an empty batch; weights that are not one a sample, or negative; BatchNorm in training mode.
+            ValueError: an empty batch; weights that are not one a sample, or negative; samples that meet in the model,
+                as in BatchNorm in training mode; an optimizer that has other parameters than at the start.
             NotImplementedError: an operator without a second derivative.
             FloatingPointError: a loss is NaN or infinite.
         """
         for name, batch in (("inner", inner), ("outer", outer)):
             if not len(_check.instance(name, batch, Batch, "a Batch: Batch(inputs, targets, index)")):
                 raise ValueError(f"{name} is empty; leave it out")
-        _check_rows_apart(self.model, type(self).__name__)
+        self._check_optimizer()
+        _check_batch_norm(self.model, type(self).__name__)
+        if not self._checked:
+            self._check_first(inner)
+            self._checked = True
         found = [float(value) for value in self._advance(inner, outer)]
         if not all(map(math.isfinite, found)):
             raise FloatingPointError(
@@ -170,10 +184,17 @@ class SingleLoop(MinibatchMethod):
             What `result` gives. The history has one row an epoch: epoch, loss and clean_loss, means over its steps.
 
         Raises:
+            ValueError: so few steps that the weights would not move.
             CheckpointError: the journal has a run of other settings or samples; beside that, what `step` raises.
         """
         train, batch_size = self.begin(train, batch_size)
         epochs = _check.integer("epochs", epochs, low=1)
+        steps = self.steps + epochs * -(-len(train) // batch_size)
+        if steps < self.period:
+            raise ValueError(
+                f"epochs: after {epochs} of batches of {batch_size} {type(self).__name__} has taken {steps} steps, and "
+                f"it moves the weights once in {self.period}: take more epochs or a smaller batch_size"
+            )
         self._carry_out(
             train,
             epochs,
@@ -220,10 +241,32 @@ class SingleLoop(MinibatchMethod):
             raise ValueError(f"weights gave {float(weight.detach().min())}; they must be >= 0: end them with a sigmoid")
         return weight
 
+    def _check_optimizer(self) -> None:
+        """Raise unless the optimizer moves `_parameters` down the gradient of G, and of nothing beside G."""
+        name, optimizer = type(self).__name__, self.optimizer
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise NotImplementedError(f"optimizer: {type(optimizer).__name__} steps by a closure; take SGD or Adam")
+        if not self._parameters:
+            raise ValueError("optimizer moves no parameter that requires a gradient: there is nothing to train")
+        if [id(p) for p in trained(optimizer)] != [id(p) for p in self._parameters]:
+            raise ValueError(f"optimizer has other parameters than when {name} was made: make {name} after the last")
+        if decay := next((d for group in optimizer.param_groups if (d := group.get("weight_decay"))), None):
+            raise ValueError(
+                f"optimizer: weight_decay = {decay:g} is a part of the inner problem that {name} cannot see: set it to "
+                "0 and give the objective a regulariser, such as lambda m: 0.5 * decay * sum of squares"
+            )
+
+    def _check_first(self, batch: Batch) -> None:
+        """Raise where the first minibatch shows that a minibatch is no part of one sum."""
+        model = copy.deepcopy(self.model)  # (a forward pass may write to buffers)
+        if changes_with_company(lambda part: self.objective.sample_losses(model, part), batch):
+            raise ValueError(
+                f"{type(self).__name__} takes a minibatch for a part of one sum, and the samples' losses change with "
+                "who is beside them: take what mixes samples out of the model, or take LearningToReweight or Maple"
+            )
+
     def _products(self, batch: Batch, weight: Tensor, direction: Sequence[Tensor]) -> Products:
-        if not self._checked:
-            check_second_derivatives(self.model, self.objective, batch, weight, self._parameters)
-            self._checked = True
         return products(self.model, self.objective, batch, weight, self._parameters, direction)
 
     def _risk(self, batch: Batch, model: nn.Module, parameters: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -231,7 +274,7 @@ class SingleLoop(MinibatchMethod):
         risk = OuterRisk(self.risk, batch, self.objective.loss, forward=self.objective.outputs_of)
         with torch.enable_grad():
             value = risk(model)
-            slope = torch.autograd.grad(value, list(parameters), allow_unused=True, materialize_grads=True)
+            slope = gradient_of(value, parameters)
         return value.detach(), slope
 
     def _through(self, weight: Tensor, tangents: Tensor) -> tuple[Tensor, ...]:
@@ -307,7 +350,7 @@ def learning_rate(optimizer: Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def _check_rows_apart(model: nn.Module, name: str) -> None:
+def _check_batch_norm(model: nn.Module, name: str) -> None:
     """Raise ValueError where a sample's loss depends on who is beside it: a minibatch is then no estimate of one G."""
     for place, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):

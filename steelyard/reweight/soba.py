@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.bilevel.products import inner_gradient
+from steelyard.bilevel.products import check_second_derivatives, inner_gradient
 from steelyard.reweight.risk import Risk
 from steelyard.reweight.single_loop import ADAM, MEAN, SingleLoop, descend, learning_rate
 
@@ -59,6 +59,11 @@ class WithSystem(SingleLoop):
         """Take over what `state_dict` gave."""
         super().load_state_dict(state)
         self.direction = [one.clone() for one in state["direction"]]
+
+    def _check_first(self, batch: Batch) -> None:
+        super()._check_first(batch)
+        weight = self._weigh(batch)
+        check_second_derivatives(self.model, self.objective, batch, weight, self._parameters)
 
     def _step_of_system(self) -> float:
         return learning_rate(self.optimizer) if self.system_step is None else self.system_step
@@ -166,6 +171,11 @@ class StocBiO(WithSystem):
         self.neumann_steps = _check.integer("neumann_steps", neumann_steps, low=1)
         self._term = [torch.zeros_like(p) for p in self._parameters]
 
+    @property
+    def period(self) -> int:
+        """The weights move once in so many steps."""
+        return self.inner_steps + self.neumann_steps + 1
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the solver has beside the model and its optimizer: tensors, numbers, lists and dicts only."""
         return {**super().state_dict(), "term": [one.clone() for one in self._term]}
@@ -176,7 +186,7 @@ class StocBiO(WithSystem):
         self._term = [one.clone() for one in state["term"]]
 
     def _advance(self, inner: Batch, outer: Batch) -> tuple[Tensor, Tensor]:
-        phase = self.steps % (self.inner_steps + self.neumann_steps + 1) - self.inner_steps
+        phase = self.steps % self.period - self.inner_steps
         value, slope = self._risk(outer, self.model, self._parameters)
         weight = self._weigh(inner)
         if phase < 0:

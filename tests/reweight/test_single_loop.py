@@ -18,7 +18,12 @@ from steelyard.reweight import F2SA, SABA, SOBA, FeatureWeights, SampleWeights, 
 from steelyard.reweight.saba import Memory, RowMemory
 from tests.support.environments import CROSS_ENTROPY
 
-SOLVERS = {"soba": SOBA, "saba": SABA, "f2sa": F2SA, "stocbio": partial(StocBiO, inner_steps=3, neumann_steps=2)}
+SOLVERS = {
+    "soba": SOBA,
+    "saba": SABA,
+    "f2sa": partial(F2SA, inner_steps=2),
+    "stocbio": partial(StocBiO, inner_steps=3, neumann_steps=2),
+}
 RIDGE = 0.1
 PLAIN = partial(SGD, lr=0.5)
 
@@ -350,3 +355,80 @@ def test_refusals() -> None:
         made(SOBA, problem, weights).fit(problem.train.take(torch.zeros(3).long()), epochs=1, batch_size=2)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         made(SOBA, problem, weights, rate=1e6).fit(problem.train, epochs=200, batch_size=24)
+
+
+@pytest.mark.parametrize("kind", ["soba", "saba", "f2sa", "stocbio"])
+def test_an_optimizer_that_moves_by_more_than_the_inner_loss_is_refused(kind: str) -> None:
+    problem, model = Ridge(), linear()
+
+    def solver(optimizer: torch.optim.Optimizer) -> None:
+        SOLVERS[kind](model, optimizer, OBJECTIVE, problem.clean, SampleWeights(24).double())
+
+    with pytest.raises(
+        ValueError, match="weight_decay = 0.01 is a part of the inner problem.*give the objective a reg"
+    ):
+        solver(torch.optim.AdamW(model.parameters()))  # (its default)
+    with pytest.raises(NotImplementedError, match="LBFGS steps by a closure"):
+        solver(torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ValueError, match="nothing to train"):
+        solver(SGD(nn.Linear(2, 1).requires_grad_(False).parameters(), lr=0.1))
+    made_before = made(SOLVERS[kind], problem, SampleWeights(24).double())
+    made_before.begin(problem.train, 24)
+    made_before.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(ValueError, match="other parameters than when"):
+        made_before.step(problem.train, problem.clean)
+
+
+class Centred(nn.Module):
+    """Takes the minibatch's mean out of the inputs, without a layer that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1)).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x - x.mean(0))
+
+
+@pytest.mark.parametrize("kind", ["soba", "saba", "f2sa", "stocbio"])
+def test_samples_that_meet_in_the_model_are_refused(kind: str) -> None:
+    problem, model = Ridge(), Centred()
+
+    def fit(model: nn.Module) -> None:
+        optimizer, weights = SGD(model.parameters(), lr=0.1), SampleWeights(24).double()
+        SOLVERS[kind](model, optimizer, WeightedLoss(squared), problem.clean, weights).fit(
+            problem.train, epochs=3, batch_size=6
+        )
+
+    with pytest.raises(ValueError, match="change with who is beside them"):
+        fit(model)
+    fit(model.inner)  # dropout by itself couples nothing
+
+
+@pytest.mark.parametrize(("kind", "period"), [("soba", 1), ("saba", 1), ("f2sa", 2), ("stocbio", 6)])
+def test_so_few_steps_that_no_weight_would_move_are_refused(kind: str, period: int) -> None:
+    problem, weights = Ridge(), SampleWeights(24).double()
+    solver = made(SOLVERS[kind], problem, weights)
+    assert solver.period == period
+    if period > 1:
+        with pytest.raises(ValueError, match=f"it moves the weights once in {period}: take more epochs"):
+            solver.fit(problem.train, epochs=period - 1, batch_size=24)
+    start = weights.raw.detach().clone()
+    solver.fit(problem.train, epochs=max(period, 2), batch_size=24)
+    assert not torch.equal(weights.raw.detach(), start)
+
+
+@pytest.mark.parametrize("kind", ["soba", "saba", "f2sa", "stocbio"])
+def test_a_sparse_embedding_is_trained_as_a_dense_one(kind: str) -> None:
+    train = Batch.of(torch.arange(12) % 5, torch.arange(12.0))
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Embedding(5, 1, sparse=sparse)
+        weights = SampleWeights(12)
+        solver = SOLVERS[kind](
+            model, SGD(model.parameters(), lr=0.1), WeightedLoss(squared), train.take(torch.arange(4)), weights
+        )
+        solver.fit(train, epochs=5, batch_size=4)
+        found.append((model.weight.detach(), weights.raw.detach()))
+    torch.testing.assert_close(found[0], found[1])

@@ -6,7 +6,7 @@ within a domain) is found by effect: the same samples in other company have othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from steelyard.bilevel.sweep.beside import losses_beside
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["mixes_samples", "moves_recorded"]
+__all__ = ["changes_with_company", "mixes_samples", "moves_recorded"]
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -78,10 +78,32 @@ def moves_recorded(run: Trajectory, step: Step, others: Batch) -> bool:
     return not _alike(step, found[: len(alone)], alone)
 
 
+def changes_with_company(losses: Callable[[Batch], Tensor], batch: Batch) -> bool:
+    """Whether the losses of `batch`, evaluated together, are others than those of its two halves.
+
+    Random operators give constants meanwhile.
+
+    Args:
+        losses: from a batch to its samples' losses; called on parts of `batch` of one sample and more.
+        batch: the samples; of fewer than two there is nothing to see.
+    """
+    count = len(batch)
+    if count < 2:
+        return False
+    half = torch.arange(count).split((count + 1) // 2)
+    with torch.no_grad(), _Constants():
+        together, apart = losses(batch), torch.cat([losses(batch.take(part)) for part in half])
+    return not _within_rounding(together, apart, together.dtype in (torch.bfloat16, torch.float16))
+
+
 def _alike(step: Step, together: Tensor, apart: Tensor) -> bool:
     """Whether losses are the same up to rounding."""
+    return _within_rounding(together, apart, step.conditions.autocast is not None)
+
+
+def _within_rounding(together: Tensor, apart: Tensor, coarse: bool) -> bool:
     precision = torch.float32 if together.dtype not in _TOLERANCE else together.dtype
-    tolerance = 2e-2 if step.conditions.autocast else _TOLERANCE[precision]
+    tolerance = 2e-2 if coarse else _TOLERANCE[precision]
     scale = together[torch.isfinite(together)].abs().max() if bool(torch.isfinite(together).any()) else 1.0
     return torch.allclose(together, apart, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
 
