@@ -23,10 +23,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# The site of docs/, in build/site; strict: a page or a name that is missing is an error.
+# The site of docs/, in build/site; strict: a page, a link or a name that is missing is an error.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch goes in first, pinned and alone: torchvision's own requirement would otherwise decide which build is taken.
 $(READY): pyproject.toml constraints.txt

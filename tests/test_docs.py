@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,6 +29,45 @@ def test_links_and_named_results_exist(name: str) -> None:
     named = re.findall(r"`(results/[\w/.]+)`", text)
     missing = [target for target in linked if not (ROOT / name).parent.joinpath(target).exists()]
     assert missing + [target for target in named if not (ROOT / target).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    """What puts files of the repository on the site."""
+    spec = importlib.util.spec_from_file_location("repository", ROOT / "docs" / "repository.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_link_of_the_site_stays_on_the_site(site: ModuleType) -> None:
+    """Links out of docs/ lead to pages that are made of the repository's files; those of these pages, too."""
+    outside = site.taken_in()
+    pages = [*(ROOT / "docs").rglob("*.md"), *(path for path in outside if path.suffix == ".md")]
+    there = {site.place(path) for path in [*pages, *outside, *(ROOT / "docs" / "images").iterdir()]}
+    links = [
+        (site.place(page), os.path.normpath(Path(site.place(page)).parent / link))
+        for page in pages
+        for link in re.findall(r"\]\(([^)#\s]+)", site.rewritten(page.read_text(encoding="utf-8"), page))
+        if "://" not in link
+    ]
+    assert [(page, link) for page, link in links if link not in there] == []
+    menu = set(re.findall(r"- (repository/\S+)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert menu == {site.place(path) for path in site.IN_THE_MENU}
+    assert {"repository/examples/noisy_csv.py.md", "repository/ARCHITECTURE.md"} <= {link for _, link in links}
+
+
+def test_a_link_keeps_its_place_in_the_page(site: ModuleType) -> None:
+    guide = ROOT / "docs" / "guides" / "weights.md"
+    text = "[a](../../results/README.md#top), [b](speed.md), [c](../../studies), [d](https://pytorch.org), [e](gone.md)"
+    assert site.rewritten(text, guide) == (
+        "[a](../repository/results/README.md#top), [b](speed.md), [c](../repository/studies/README.md), "
+        "[d](https://pytorch.org), [e](gone.md)"
+    )
+    back = site.rewritten("[f](../docs/guides/speed.md)", ROOT / "results" / "README.md")
+    assert back == "[f](../../guides/speed.md)"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

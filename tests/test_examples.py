@@ -86,6 +86,12 @@ def test_weights_in_other_estimators() -> None:
         assert weighted > plain
 
 
+def test_searches_on_noisy_folds() -> None:
+    recorded, checked, weighted = example("noisy_folds").main(draws=2).values()
+    assert checked > recorded + 0.02
+    assert weighted > recorded + 0.02
+
+
 def test_selections_from_embeddings() -> None:
     typical, random, both, as_many = example("selectors_on_embeddings").main().values()
     assert typical > random + 0.1
