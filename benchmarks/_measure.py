@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -29,6 +30,16 @@ def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 def resident() -> int:
     """Return the bytes of this process that are in memory."""
     return _status("VmRSS")
+
+
+class Seeds(argparse.Action):
+    """The option ``--seeds``: a seed that is named twice is refused, for one run counted twice hides its spread."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Keep the seeds; end the process with one line and status 2 where one is named twice."""
+        if twice := [seed for seed in values if values.count(seed) > 1]:
+            parser.error(f"--seeds names {twice[0]} twice; name each seed once")
+        setattr(namespace, self.dest, values)
 
 
 def reset_peak() -> None:

@@ -196,7 +196,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure what is not measured yet, one line of JSON each; print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100, 120)))
+    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=list(range(100, 120)))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "clean_rows.jsonl")
     parser.add_argument("--table", action="store_true", help="measure nothing")

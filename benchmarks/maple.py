@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=3, metavar=("ROW", "STEPS", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--data-root", default=os.environ.get("STEELYARD_DATA"), help="default: $STEELYARD_DATA")
     parser.add_argument("--steps", type=int, default=3, help="outer iterations of the first rows, at least 2")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()

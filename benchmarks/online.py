@@ -313,7 +313,7 @@ def main() -> None:
     """Measure, a line of JSON each, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["steps", "features", "table"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
+    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[101, 102, 103])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("runs/online_features.safetensors"))

@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, type=int, metavar=("STEPS", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--data-root", default=os.environ.get("STEELYARD_DATA"), help="default: $STEELYARD_DATA")
     parser.add_argument("--steps", type=int, default=4, help="outer steps, at least 2")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="FIELD=VALUE", help="of the recipe")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()

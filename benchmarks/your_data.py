@@ -170,7 +170,7 @@ def _row(case: str, some: list[dict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[0, 1, 2, 3, 4])
     parser.add_argument("--flipped", type=float, default=0.2)
     parser.add_argument("--rows", type=int, help="rows of the table (default: all)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -159,7 +159,7 @@ def text() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[201, 202, 203, 204, 205])
+    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[201, 202, 203, 204, 205])
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     given = parser.parse_args()
     if not given.table:

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from steelyard.cli.options import check_writable, data_root_of, every, set_threads
+from steelyard.cli.options import check_seeds, check_writable, data_root_of, every, set_threads
 from steelyard.cli.shared import Overrides, progress_bars, stoppable
 
 __all__ = ["active", "grid_command"]
@@ -69,6 +69,7 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
         from steelyard.experiments.active.grid import Grid  # torchvision and matplotlib: seconds
 
         set_threads(threads)
+        check_seeds("--seeds", seeds)
         console = Console()
         folder = out or Path("runs") / "active" / Path(recipe).stem
         steps = every(checkpoint_every)

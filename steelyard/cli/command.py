@@ -89,34 +89,51 @@ def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
         work: what the command line asks for.
         words: the command line, for what is said of a run that was stopped.
     """
-    from steelyard.checkpoint import Stopped
-    from steelyard.distributed import RankError, launched_processes
-
     try:
-        if launched_processes() > 1 and words[1:2] != ["run"]:
+        if _launched() > 1 and words[1:2] != ["run"]:
             raise UserError("of the commands only `run` is carried out by several processes; start this one by itself")
         work()
     except (UserError, MissingPackage) as error:
         return _fail(str(error))
-    except RankError as error:
-        return _fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a disk that is full
         place = error.filename2 or error.filename  # of a file that is moved, where to
         said = f"{place}: {error.strerror}" if place else str(error)
         return _fail(f"{said}; make room, or name another place (--out)")
-    except Stopped as stopped:
-        again = shlex.join([*(a for a in words if a not in ("--overwrite", "--resume")), "--resume"])
-        if launched_processes() > 1:
-            if os.environ.get("RANK") != "0":
-                return 128 + stopped.reason  # the first says it for all
-            again = f"torchrun ... -m {again}"
-        said = f"stopped by {signal.Signals(stopped.reason).name} after a whole step; resume with: {again}"
-        sys.stderr.write(f"steelyard: {said}\n")
-        return 128 + stopped.reason
     except KeyboardInterrupt:
         sys.stderr.write("steelyard: interrupted\n")
         return 130
+    except Exception as error:
+        # Their modules take torch's seconds to import, which what is wrong with an option need not wait for.
+        from steelyard.checkpoint import Stopped
+        from steelyard.distributed import RankError
+
+        if isinstance(error, RankError):
+            return _fail(str(error), 1)
+        if not isinstance(error, Stopped):
+            raise
+        return _stopped(error.reason, words)
     return 0
+
+
+def _launched() -> int:
+    """Return how many processes were started together; torch is imported only where the environment says so."""
+    if not os.environ.get("WORLD_SIZE"):
+        return 1
+    from steelyard.distributed import launched_processes
+
+    return launched_processes()
+
+
+def _stopped(reason: int, words: Sequence[str]) -> int:
+    """Say how to resume what the signal `reason` stopped and return the exit status."""
+    again = shlex.join([*(a for a in words if a not in ("--overwrite", "--resume")), "--resume"])
+    if _launched() > 1:
+        if os.environ.get("RANK") != "0":
+            return 128 + reason  # the first says it for all
+        again = f"torchrun ... -m {again}"
+    said = f"stopped by {signal.Signals(reason).name} after a whole step; resume with: {again}"
+    sys.stderr.write(f"steelyard: {said}\n")
+    return 128 + reason
 
 
 def _carry_out(name: str, arguments: list[str]) -> None:

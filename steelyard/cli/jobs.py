@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskID
 
 from steelyard._support._errors import UserError
 from steelyard._support._text import printable
+from steelyard.cli.options import check_seeds
 from steelyard.cli.shared import progress_bars, stoppable
 from steelyard.distributed import Ranks
 from steelyard.experiments.errors import RunError
@@ -36,13 +37,14 @@ def plan(names: Sequence[str], overrides: tuple[str, ...], seeds: Sequence[int],
     Runs go to OUT/seed<k>, and to OUT/<recipe>/seed<k> where there are several recipes.
 
     Raises:
-        RecipeError: see `load_recipe`. UserError: two runs would go to the same folder.
+        RecipeError: see `load_recipe`. UserError: a seed twice, or two runs would go to the same folder.
     """
+    check_seeds("--seeds", seeds)
     planned: list[Planned] = []
     for name in names:
         folder = Path(name).stem if name.endswith(".toml") else name
         root = Path("runs") / folder if out is None else out / (folder if len(names) > 1 else "")
-        for seed in dict.fromkeys(seeds) or (None,):
+        for seed in seeds or (None,):
             recipe = load_recipe(name, overrides, seed)
             planned.append(Planned(recipe, root / f"seed{recipe.seed}", name, overrides))
     places = [one.directory for one in planned]

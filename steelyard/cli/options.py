@@ -30,16 +30,21 @@ def seconds(option: str, value: float | None) -> float | None:
 
 
 def check_seeds(option: str, seeds: Iterable[int]) -> None:
-    """Raise UserError unless all are what torch's generators take, without a sign."""
+    """Raise UserError unless all are what torch's generators take, without a sign, and each is named once."""
+    known: set[int] = set()
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise UserError(f"{option} must be in [0, {2**63 - 1}], got {seed}")
+        if seed in known:  # the same run again, counted as one more, would make a spread look smaller
+            raise UserError(f"{option} names {seed} twice; name each seed once")
+        known.add(seed)
 
 
-def check_any_seed(seeds: tuple[int, ...]) -> None:
-    """Raise UserError if ``--seeds`` names none."""
+def check_any_seed(seeds: tuple[int, ...], option: str = "--seeds") -> None:
+    """Raise UserError if the option names no seed, or one that `check_seeds` refuses."""
     if not seeds:
-        raise UserError("--seeds needs at least one seed, as in --seeds 0 1 2")
+        raise UserError(f"{option} needs at least one seed, as in {option} 0 1 2")
+    check_seeds(option, seeds)
 
 
 def check_writable(option: str, folder: Path) -> None:

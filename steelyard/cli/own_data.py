@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from steelyard._support._errors import UserError
+from steelyard.cli.own_options import Network, Task
 from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable, Splits
 from steelyard.experiments.data.label_columns import NotClasses
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
-from steelyard.experiments.weigh.plan import Knowledge
 
 __all__ = [
     "ARRAYS",
-    "Network",
     "Own",
-    "Task",
     "check_environments",
     "data_of",
-    "known_of",
     "loaded",
     "recognised",
     "said_in_options",
@@ -32,35 +29,6 @@ __all__ = [
 _FIELDS = "target|id|split|features|drop|numeric|categorical|missing|separator|clean"  # those that are options, too
 ARRAYS = (".safetensors", ".npy")
 Own: TypeAlias = OwnTable | OwnArrays | OwnImages
-Task: TypeAlias = Literal["auto", "classification", "regression"]
-
-
-def known_of(clean: Path | None, groups: Sequence[str], groups_on: str, environments: str) -> Knowledge:
-    """Return what the user has; UserError where two things are told."""
-    told: dict[str, Knowledge] = {}
-    if clean is not None:
-        told["--clean"] = "clean rows"
-    if groups:
-        told["--groups"] = "groups on validation" if groups_on == "validation" else "groups"
-    if environments:
-        told["--environments"] = "environments"
-    if len(told) > 1:
-        raise UserError(f"{' and '.join(told)} ask for different methods: give one of them")
-    if groups_on == "validation" and not groups:
-        raise UserError("--groups-on validation needs --groups: the columns that make the groups")
-    return next(iter(told.values()), "nothing")
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is told of images, and of what makes their features; the fields are options of `weigh`."""
-
-    images: Path | None
-    file: str
-    backbone: str
-    weights: str
-    size: int
-    allow_code: bool
 
 
 def data_of(
@@ -73,7 +41,7 @@ def data_of(
     task: Task,
     shared: dict[str, object],
 ) -> Own:
-    """Return the data set that the options name; UserError where they do not fit each other.
+    """Return the data set that the options name, which `check_source` passed; UserError where they do not fit.
 
     Args:
         table: a table, arrays, or a folder of images.
@@ -86,17 +54,10 @@ def data_of(
         shared: settings of `Labelled`.
     """
     shared = {**shared, "task": "regression" if task == "regression" else "classification"}
-    if not (table.exists() or table.suffix):
-        raise UserError(f"there is no file or folder {table} (paths begin in the working directory, {Path.cwd()})")
-    images = table.is_dir() or network.images is not None
-    if not shared["target"] and not table.is_dir():
-        raise UserError("--target is missing: the column of the class, or of the number")
-    if network.backbone and not images:
-        raise UserError(f"--backbone {network.backbone} is for images: name their folder by --images, or give a folder")
     own = {"clean": "" if clean is None else str(clean), "separator": separator}
     given = [name for name, names in columns.items() if names]
     try:
-        if images:
+        if table.is_dir() or network.images is not None:
             if given:
                 raise ValueError(f"--{given[0]} is for tables, and these are images")
             return _images(table, network, {**shared, **own})
@@ -111,16 +72,11 @@ def data_of(
 
 
 def _images(table: Path, network: Network, shared: dict[str, object]) -> OwnImages:
-    if not network.backbone:
-        raise ValueError("--backbone is missing: the network that makes features of the images, such as resnet18")
     backbone = Backbone(network.backbone, network.weights) if network.weights else Backbone(network.backbone)
     where = {"folder": str(table)}
     if network.images is not None:
         where = {"folder": str(network.images), "table": str(table), "file": network.file}
-    data = OwnImages(**where, size=network.size, backbone=backbone, **shared)  # type: ignore[arg-type]
-    if data.code and not network.allow_code:
-        raise ValueError(f"--backbone {network.backbone} runs code of yours; say --allow-code, too")
-    return data
+    return OwnImages(**where, size=network.size, backbone=backbone, **shared)  # type: ignore[arg-type]
 
 
 def _arrays(table: Path, features: tuple[str, ...], shared: dict[str, object]) -> OwnArrays:

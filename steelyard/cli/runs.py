@@ -48,7 +48,6 @@ def demo(
     )
 
     set_threads(threads)
-    seeds = tuple(dict.fromkeys(seeds))
     check_any_seed(seeds)
     console = Console()
     with progress_bars(console) as bars:

@@ -11,9 +11,7 @@ from rich.console import Console
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
 from steelyard.cli.options import check_seeds, check_writable, every, set_threads
-from steelyard.cli.own_data import Network, Task, data_of, loaded, recognised, said_in_options
-from steelyard.cli.shared import command_line, progress_bars, say, stoppable
-from steelyard.experiments.weigh.plan import ModelName, model_named, training_for
+from steelyard.cli.own_options import Network, Task, check_source
 
 __all__ = ["suspects"]
 
@@ -35,7 +33,7 @@ def suspects(
     backbone_weights: str = "",
     size: int = 224,
     allow_code: bool = False,
-    model: ModelName = "mlp",
+    model: Literal["mlp", "linear"] = "mlp",
     epochs: int = 20,
     folds: int = 5,
     repeats: int = 2,
@@ -97,7 +95,6 @@ def suspects(
         checkpoint_every: optimizer steps between two checkpoints.
         threads: torch threads; these nets are small. 0 leaves torch's own choice.
     """
-    set_threads(threads)
     check_seeds("--seed", [seed])
     for option, value, low in (("--epochs", epochs, 1), ("--folds", folds, 2), ("--repeats", repeats, 2)):
         if value < low:
@@ -105,10 +102,16 @@ def suspects(
     folder = out or Path("runs") / "suspects" / table.stem
     steps = every(checkpoint_every)
     check_writable("--out", folder)
+    network = Network(images, file, backbone, backbone_weights, size, allow_code)
+    check_source(table, target, network)
+    set_threads(threads)
+    from steelyard.cli.own_data import data_of, loaded, recognised, said_in_options  # torch: seconds
+    from steelyard.cli.shared import command_line, progress_bars, say, stoppable
+    from steelyard.experiments.weigh.plan import model_named, training_for
+
     with said_in_options():
         shared: dict[str, object] = {"target": target, "id": id}
         columns = {"features": features, "drop": drop, "numeric": numeric, "categorical": categorical}
-        network = Network(images, file, backbone, backbone_weights, size, allow_code)
         data = data_of(table, None, network, columns, missing, separator, task, shared)
         data, splits = loaded(data, lambda one: one.whole(), task)
     from steelyard.experiments.priors.out_of_fold import OutOfFoldSettings

@@ -90,6 +90,7 @@ def tune(
     set_threads(threads)
     jobs = check_jobs(jobs)
     check_seeds("--seed", [seed])
+    check_seeds("--seeds", seeds)
     if not 1 <= trials <= _MOST_TRIALS:
         raise UserError(f"--trials must be 1 to {_MOST_TRIALS}, got {trials}")
     if sum((overwrite, print_commands, collect)) > 1:

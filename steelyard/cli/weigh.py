@@ -10,19 +10,8 @@ from rich.console import Console
 
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
-from steelyard.cli.options import check_any_seed, check_seeds, check_writable, every, set_threads
-from steelyard.cli.own_data import (
-    Network,
-    Task,
-    check_environments,
-    data_of,
-    known_of,
-    loaded,
-    recognised,
-    said_in_options,
-)
-from steelyard.cli.shared import command_line, progress_bars, say, stoppable, watcher
-from steelyard.experiments.weigh.plan import CleanMethod, ModelName, model_named, plan_for
+from steelyard.cli.options import check_any_seed, check_writable, every, set_threads
+from steelyard.cli.own_options import Network, Task, check_source, known_of
 
 __all__ = ["weigh"]
 
@@ -50,8 +39,8 @@ def weigh(
     size: int = 224,
     allow_code: bool = False,
     test_share: float = 0.2,
-    model: ModelName = "mlp",
-    method: CleanMethod = "auto",
+    model: Literal["mlp", "linear"] = "mlp",
+    method: Literal["auto", "online", "self_cleaning"] = "auto",
     epochs: int = 20,
     seeds: tuple[int, ...] = (0,),
     out: Path | None = None,
@@ -133,10 +122,7 @@ def weigh(
         checkpoint_every: optimizer steps between two checkpoints.
         threads: torch threads; these nets are small. 0 leaves torch's own choice.
     """
-    set_threads(threads)
-    seeds = tuple(dict.fromkeys(seeds))
     check_any_seed(seeds)
-    check_seeds("--seeds", seeds)
     if epochs < 1:
         raise UserError(f"--epochs must be at least 1, got {epochs}")
     folder = out or Path("runs") / "weigh" / table.stem
@@ -145,12 +131,24 @@ def weigh(
     known = known_of(clean, groups, groups_on, environments)
     if method != "auto" and known != "clean rows":
         raise UserError(f"--method {method} is about clean rows, which judge the others: give --clean FILE, too")
+    network = Network(images, file, backbone, backbone_weights, size, allow_code)
+    check_source(table, target, network)
+    set_threads(threads)
+    from steelyard.cli.own_data import (  # torch: seconds
+        check_environments,
+        data_of,
+        loaded,
+        recognised,
+        said_in_options,
+    )
+    from steelyard.cli.shared import command_line, progress_bars, say, stoppable, watcher
+    from steelyard.experiments.weigh.plan import model_named, plan_for
+
     with said_in_options():
         shared: dict[str, object] = {"target": target, "id": id, "split": split, "test_share": test_share}
         shared |= {"split_seed": seeds[0], "attributes": groups, "environment": environments}
         shared |= {"groups_on": "validation" if known == "groups on validation" else "all"}
         columns = {"features": features, "drop": drop, "numeric": numeric, "categorical": categorical}
-        network = Network(images, file, backbone, backbone_weights, size, allow_code)
         data = data_of(table, clean, network, columns, missing, separator, task, shared)
         data, splits = loaded(data, lambda one: one.load(seeds[0]), task)
     check_environments(data, splits)

@@ -41,7 +41,7 @@ def doubly_robust(
     """
     set_threads(threads)
     check_any_seed(seeds)
-    check_any_seed(chosen_on)
+    check_any_seed(chosen_on, "--chosen-on")
     if both := set(chosen_on) & set(seeds):
         raise UserError(f"--seeds names {min(both)}, which --chosen-on has too: a seed that chose reports nothing")
     check_writable("--out", out)

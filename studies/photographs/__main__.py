@@ -64,7 +64,8 @@ def photographs(
     """
     set_threads(threads)
     out = tables_of(name) if out is None else out
-    check_seeds("--seeds", (*seeds, tuned_on))
+    check_seeds("--seeds", seeds)
+    check_seeds("--tuned-on", [tuned_on])
     check_writable("--out", out)
     console = Console()
 

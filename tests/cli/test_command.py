@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,31 @@ print("imported:", [name for name in heavy if name in sys.modules])
 def test_help_and_version_import_neither_torch_nor_an_extra(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", _IMPORTED, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+_SAID = {
+    "photos --backbone nets:build": "--backbone nets:build runs code of yours; say --allow-code, too",
+    "photos": "--backbone is missing: the network that makes features of the images",
+    "t.csv": "--target is missing",
+    "t.csv --target y --backbone resnet18": "--backbone resnet18 is for images",
+    "nowhere": "there is no file or folder nowhere",
+    "t.csv --target y --epochs 0": "--epochs must be at least 1, got 0",
+}
+_REFUSED = """
+import shlex, sys
+from steelyard.cli import main
+for words in sys.argv[1:]:
+    assert main(shlex.split(words)) == 2
+print("imported:", [name for name in ("torch", "pandas", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_what_is_wrong_with_an_option_does_not_wait_for_torch(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    calls = [f"{command} {words}" for command in ("weigh", "suspects") for words in _SAID]
+    done = subprocess.run([sys.executable, "-c", _REFUSED, *calls], capture_output=True, text=True, cwd=tmp_path)
+    errors = done.stderr.splitlines()
+    assert done.stdout == "imported: []\n"
+    assert len(errors) == len(calls)
+    for error, said in zip(errors, [*_SAID.values()] * 2, strict=True):
+        assert said in error

@@ -144,6 +144,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["--seeds", "-1"], "--seeds must be in [0, 9223372036854775807], got -1"),
         (["--seeds", "0", "99999999999999999999"], "--seeds must be in [0, 922"),
+        (["--seeds", "4", "4"], "--seeds names 4 twice"),
         (["--out", "/proc/x"], "--out /proc/x cannot be written"),
     ],
 )

@@ -65,18 +65,17 @@ class Grid:
         fine_tuning: Literal["recipe", "off", "on", "both"] = "recipe",
         program: str = "steelyard active",
     ) -> Grid:
-        """Return the grid of all combinations; an empty sequence leaves that to the recipe. A seed counts once.
+        """Return the grid of all combinations; an empty sequence leaves that to the recipe.
 
         `program` is what the grid's command begins with.
 
         Raises:
-            RecipeError: no such recipe, or a field that does not fit. UserError: a selector or kind of noise twice.
+            RecipeError: no such recipe, or a field that does not fit. UserError: a seed, selector or noise twice.
         """
-        for option, named in (("--selectors", selectors), ("--noises", noises)):
+        for option, named in (("--seeds", seeds), ("--selectors", selectors), ("--noises", noises)):
             if twice := [value for value in named if list(named).count(value) > 1]:
                 raise UserError(f"{option} names {twice[0]} twice")
         planned = []
-        seeds = tuple(dict.fromkeys(seeds))
         for seed, noise, tuned, selector in _combinations(seeds, noises, _SWITCH[fine_tuning], selectors):
             sets = {"noise.name": noise, "fine_tune": tuned, "selector": selector}
             chosen = (*overrides, *(f"{key}={value}" for key, value in sets.items() if value is not None))

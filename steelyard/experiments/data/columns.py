@@ -8,6 +8,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ _UNREADABLE = (
 
 
 def read_any(path: Path, data: bytes, separator: str = ",") -> Table:
-    """Return all columns of a table; lines are rows (from 0) where it is no text.
+    """Return all columns of a table, blanks around their names left out; lines are rows (from 0) where it is no text.
 
     Args:
         path: says the format: .parquet (.pq), .npz, and all else is text.
@@ -36,8 +37,16 @@ def read_any(path: Path, data: bytes, separator: str = ",") -> Table:
         separator: between the values of a line of text; " " is any number of blanks.
 
     Raises:
-        DataError: it is empty, damaged, or holds what is no column of numbers or words.
+        DataError: it is empty, damaged, holds what is no column of numbers or words, or two columns of one name.
     """
+    table = _as_it_stands(path, data, separator)
+    names = [name.strip() for name in table.columns]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: there are two columns {twice!r}, but for blanks around the name; rename one of them")
+    return replace(table, columns=dict(zip(names, table.columns.values(), strict=True)))
+
+
+def _as_it_stands(path: Path, data: bytes, separator: str) -> Table:
     columns: Mapping[str, Sequence[str]]
     if path.suffix in (".parquet", ".pq"):
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard._support._text import few
+from steelyard.experiments.data.dates import DATE_ORDERS, DateOrder, days_of
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.errors import DataError
 
@@ -22,7 +24,7 @@ _MOST_CATEGORIES = 1000
 
 @dataclass(frozen=True)
 class NumberColumn:
-    """A column of numbers: ``(x - mean) / deviation``.
+    """A column of numbers, or of dates, which are days since 1970-01-01: ``(x - mean) / deviation``.
 
     Attributes:
         name: of the column.
@@ -30,6 +32,7 @@ class NumberColumn:
         deviation: likewise; 1 where all those rows have one value.
         fill: what stands in place of a missing number.
         gaps: whether a 0/1 input of its own says that the number is missing.
+        dates: how its dates are written; "" for numbers.
     """
 
     name: str
@@ -37,6 +40,7 @@ class NumberColumn:
     deviation: float
     fill: float
     gaps: bool
+    dates: DateOrder = ""
 
 
 @dataclass(frozen=True)
@@ -91,31 +95,34 @@ class Encoding:
         rows: Int[Tensor, " k"],
         *,
         refuse: bool = False,
+        dates: Mapping[str, DateOrder] = MappingProxyType({}),
     ) -> Encoding:
         """Return the encoding whose constants are those of the `rows`.
 
         Args:
             table: the columns.
-            numbers: which of them hold numbers.
+            numbers: which of them hold numbers, or dates.
             categories: which hold categories.
             marks: what stands for a missing value.
             rows: positions ``(k,)``, of the training samples.
             refuse: see `Encoding`.
+            dates: how the dates are written of those of `numbers` that hold dates.
 
         Raises:
-            DataError: a word among numbers, a number missing in all rows, too many categories.
+            DataError: a word among numbers or dates, a number missing in all rows, too many categories.
         """
         places = rows.tolist()
         gaps = {name: gaps_in(table, name, marks) for name in (*numbers, *categories)}
         found = []
-        columns = [_fitted_number(table, name, gaps[name], rows) for name in numbers]
+        columns = [_fitted_number(table, name, gaps[name], rows, dates.get(name, "")) for name in numbers]
         if columns:
-            stacked = torch.stack([values for values, _ in columns], 1)[rows].double()  # a constant has deviation 0
+            stacked = torch.stack([values for values, _ in columns], 1)[rows]  # float64: a constant has deviation 0
             means, deviations = stacked.mean(0), stacked.std(0, correction=0)
             deviations = torch.where(deviations > 0, deviations, 1.0)
             scales = zip(numbers, means.tolist(), deviations.tolist(), columns, strict=True)
             for name, mean, deviation, (_, fill) in scales:
-                found.append(NumberColumn(name, mean, deviation, fill, any(gaps[name][row] for row in places)))
+                some = any(gaps[name][row] for row in places)
+                found.append(NumberColumn(name, mean, deviation, fill, some, dates.get(name, "")))
         words = tuple(_fitted_category(table, name, gaps[name], places) for name in categories)
         return cls(tuple(found), words, tuple(marks), refuse)
 
@@ -123,17 +130,18 @@ class Encoding:
         """Return the inputs of the rows of a table that has the columns.
 
         Raises:
-            DataError: a word among numbers; or a missing value, where these are refused.
+            DataError: a word among numbers or dates; or a missing value, where these are refused.
         """
         gaps = {name: gaps_in(table, name, self.missing_marks) for name in self.columns}
         if self.refuse:
             refuse_gaps(table, gaps)
         blocks = []
         if self.numbers:
-            values = torch.stack([_numbers(table, one.name, gaps[one.name], one.fill) for one in self.numbers], 1)
+            found = [_numbers(table, one.name, gaps[one.name], one.fill, one.dates) for one in self.numbers]
+            values = torch.stack(found, 1)
             mean = torch.tensor([one.mean for one in self.numbers], dtype=torch.float64)
             deviation = torch.tensor([one.deviation for one in self.numbers], dtype=torch.float64)
-            blocks.append(((values.double() - mean) / deviation).float())
+            blocks.append(((values - mean) / deviation).float())
         blocks += [torch.tensor(gaps[one.name], dtype=torch.float32)[:, None] for one in self.numbers if one.gaps]
         for column in self.categories:
             width = len(column.values) + column.gaps
@@ -160,6 +168,7 @@ class Encoding:
                 deviation=float(one["deviation"]),
                 fill=float(one["fill"]),
                 gaps=bool(one["gaps"]),
+                dates=_order(one.get("dates", "")),  # files from before there were dates have none
             )
             for one in found["numbers"]
         )
@@ -168,6 +177,12 @@ class Encoding:
             for one in found["categories"]
         )
         return cls(numbers, categories, tuple(map(str, found["missing_marks"])), bool(found["refuse"]))
+
+
+def _order(told: Any) -> DateOrder:
+    if told and told not in DATE_ORDERS:
+        raise ValueError(f"dates must be one of {', '.join(DATE_ORDERS)}, got {told!r}")
+    return cast(DateOrder, told)
 
 
 def gaps_in(table: Table, name: str, marks: Sequence[str]) -> list[bool]:
@@ -201,26 +216,28 @@ def refuse_gaps(table: Table, gaps: Mapping[str, Sequence[bool]]) -> None:
         )
 
 
-def _numbers(table: Table, name: str, gap: Sequence[bool], fill: float) -> Float[Tensor, " n"]:
-    """Return a column of numbers, gaps filled."""
+def _numbers(table: Table, name: str, gap: Sequence[bool], fill: float, dates: DateOrder) -> Float[Tensor, " n"]:
+    """Return a column of numbers or days in float64, gaps filled."""
+    if dates:
+        return torch.where(torch.tensor(gap), fill, days_of(table, name, gap, dates))
     column = ["0" if empty else value for value, empty in zip(table.columns[name], gap, strict=True)]
     try:
-        numbers = table.with_column(name, column).numbers(name)
+        numbers = table.with_column(name, column).numbers(name).double()
     except DataError as error:
         raise DataError(f"{error}; mend it, or list {name!r} in data.categorical or data.drop") from error
     return torch.where(torch.tensor(gap), fill, numbers)
 
 
 def _fitted_number(
-    table: Table, name: str, gap: Sequence[bool], train: Int[Tensor, " k"]
+    table: Table, name: str, gap: Sequence[bool], train: Int[Tensor, " k"], dates: DateOrder
 ) -> tuple[Float[Tensor, " n"], float]:
-    """Return a column of numbers, gaps filled with the mean of the training rows, and that mean."""
-    numbers = _numbers(table, name, gap, 0.0)
+    """Return a column of numbers or days, gaps filled with the mean of the training rows, and that mean."""
+    numbers = _numbers(table, name, gap, 0.0, dates)
     known = ~torch.tensor(gap)
     fitted = numbers[train][known[train]]
     if not len(fitted):
         raise DataError(f"{table.path}: {name!r} is missing in every row of the training split; list it in data.drop")
-    fill = float(fitted.double().mean().float())
+    fill = float(fitted.mean().float())
     return torch.where(known, numbers, fill), fill
 
 

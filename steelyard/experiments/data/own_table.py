@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steelyard._support._text import few
 from steelyard.experiments.data.columns import read_any
+from steelyard.experiments.data.dates import DateOrder, date_order
 from steelyard.experiments.data.encoding import CategoryColumn, Encoding, gaps_in, refuse_gaps
 from steelyard.experiments.data.labelled import Labelled
 from steelyard.experiments.data.own_data import check_distinct, sha256
@@ -28,8 +29,9 @@ __all__ = ["OwnTable"]
 class OwnTable(Labelled):
     """A table of your own, a row a sample.
 
-    Input: a vector. Numbers, standardised by the training rows; then, of each column of categories, a 0/1 column for
-        each value that training rows have (a value that only other rows have is 0 in all of them, and said).
+    Input: a vector. Numbers, and dates as days, standardised by the training rows; then, of each column of categories,
+        a 0/1 column for each value that training rows have (one that only other rows have is 0 in all of them, and
+        said).
     Label, metadata, splits: as the settings of `Labelled` say.
     Missing values: refused, or with ``missing = "category"`` a 0/1 column of their own, where training rows have some;
         a missing number is then the mean of training.
@@ -45,7 +47,7 @@ class OwnTable(Labelled):
             without a name (a row's number, as pandas writes it) is none.
         drop: columns that it does not see.
         numeric: columns that hold numbers. A column of neither list holds numbers if half of the values that training
-            rows have, or more, are numbers; a word in it is then an error.
+            rows have, or more, are numbers; a word in it is then an error. The same for dates, see `date_order`.
         categorical: columns that hold categories, whatever they look like.
         missing: what to do with missing values of features.
         missing_marks: what stands for a missing value.
@@ -174,13 +176,20 @@ class OwnTable(Labelled):
         """Return the inputs of all rows, with what is fitted (scales, categories) taken from the rows `train`."""
         rows, marks = train.tolist(), self.missing_marks
         gaps = {name: gaps_in(table, name, marks) for name in seen}
-        numbers = [name for name in seen if self._is_numeric(table, name, gaps[name], rows)]
+        known = {name: [row for row in rows if not gap[row]] for name, gap in gaps.items()}
+        dates = {name: order for name in seen if (order := self._dates(table, name, known[name]))}
+        numbers = [name for name in seen if name in dates or self._is_numeric(table, name, known[name])]
         words = [name for name in seen if name not in numbers]
         refuse = self.missing == "refuse"
         if refuse:
             refuse_gaps(table, gaps)  # before what else may be wrong with a column that has some
-        encoding = Encoding.fit(table, numbers, words, marks, train, refuse=refuse)
-        notes = [*_listed("Numbers, standardised by the training rows", numbers), *_listed("Categories", words)]
+        encoding = Encoding.fit(table, numbers, words, marks, train, refuse=refuse, dates=dates)
+        days = [f"{name} ({order})" for name, order in dates.items()]
+        notes = [
+            *_listed("Numbers, standardised by the training rows", [name for name in numbers if name not in dates]),
+            *_listed("Dates, as days, standardised by the training rows", days),
+            *_listed("Categories", words),
+        ]
         for name in numbers:
             if any(gaps[name]):
                 notes.append(_of_gaps(table, name, gaps[name], "the mean of the training rows in its place"))
@@ -188,13 +197,16 @@ class OwnTable(Labelled):
             notes += _of_categories(table, column, gaps[column.name])
         return encoding.inputs(table), tuple(notes), encoding
 
-    def _is_numeric(self, table: Table, name: str, gap: Sequence[bool], train: Sequence[int]) -> bool:
+    def _is_numeric(self, table: Table, name: str, known: Sequence[int]) -> bool:
         """Return whether a column holds numbers, as it was said or by the values of the training rows."""
         if name in self.numeric or name in self.categorical:
             return name in self.numeric
-        known = [table.columns[name][row] for row in train if not gap[row]]
-        count = sum(_is_number(value) for value in known)
+        count = sum(_is_number(table.columns[name][row]) for row in known)
         return bool(known) and 2 * count >= len(known)
+
+    def _dates(self, table: Table, name: str, known: Sequence[int]) -> DateOrder:
+        """Return how a column's dates are written, by the values of the training rows; "" where it holds none."""
+        return "" if name in self.categorical else date_order(table, name, known)
 
 
 def _head(table: Table) -> str:

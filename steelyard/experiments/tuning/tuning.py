@@ -12,7 +12,7 @@ from steelyard._support._files import write_text
 from steelyard._support._plain import plain
 from steelyard._support._toml import toml_text
 from steelyard.experiments.compare.table import Table
-from steelyard.experiments.errors import RecipeError, RunError
+from steelyard.experiments.errors import RecipeError, RunError, UserError
 from steelyard.experiments.runs.folder import check_recipe, is_finished
 from steelyard.experiments.runs.jobs import Failed, Planned
 from steelyard.experiments.runs.recipe import Recipe, changed, load_recipe, overridden, recipe_names, table_of
@@ -77,8 +77,10 @@ class Tuning:
 
         Raises:
             RecipeError: a field or a range that cannot be; a selection that prefers nothing; a method that needs groups
-                where `groups` says that none are known.
+                where `groups` says that none are known. UserError: a seed twice.
         """
+        if twice := [seed for seed in seeds if list(seeds).count(seed) > 1]:
+            raise UserError(f"seeds names {twice[0]} twice; name each seed once")
         given = dict(map(_range, ranges))
         held = [override.partition("=")[0].strip() for override in overrides]
         if groups != "recipe":
@@ -88,7 +90,7 @@ class Tuning:
         scored(CRITERIA[recipe.selection], recipe.selection)
         search = Search.of(recipe, held=held, vary=vary, given=given)
         drawn = tuple(trials(name, overrides, search, count, seed))
-        runs = tuple(dict.fromkeys(seeds)) or (recipe.seed,)
+        runs = tuple(seeds) or (recipe.seed,)
         return cls(name, tuple(overrides), folder, search, drawn, runs, recipe.selection)
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard.experiments.data import Splits
+from steelyard.experiments.data.dates import DateOrder, as_day, written_day
 from steelyard.experiments.data.table import as_number
 from steelyard.experiments.weigh.work import Outcome
 
@@ -108,8 +110,11 @@ def _columns(outcome: Outcome) -> Iterator[tuple[str, Int[Tensor, " n"], list[st
         return
     rows = outcome.splits.rows["train"].tolist()
     for column in encoding.numbers:
-        values = torch.tensor([as_number(table.columns[column.name][row]) for row in rows], dtype=torch.float64)
-        yield column.name, *quarters(values)
+        texts = [table.columns[column.name][row] for row in rows]
+        if column.dates:
+            yield column.name, *quarters(_days(texts, column.dates), written_day)
+            continue
+        yield column.name, *quarters(torch.tensor([as_number(text) for text in texts], dtype=torch.float64))
     for name in (one.name for one in encoding.categories):
         words = [table.columns[name][row].strip() or "(missing)" for row in rows]
         counts = Counter(words)
@@ -119,8 +124,21 @@ def _columns(outcome: Outcome) -> Iterator[tuple[str, Int[Tensor, " n"], list[st
         yield name, codes, [*most, "all others"]
 
 
-def quarters(values: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], list[str]]:
-    """Return the part of each number, a quarter of the training rows (the last part: missing ones), and the names."""
+def _days(texts: Sequence[str], order: DateOrder) -> Float[Tensor, " n"]:
+    """Return the day of each date, NaN where it is missing."""
+    days = [as_day(text, order) for text in texts]
+    return torch.tensor([math.nan if day is None else day for day in days], dtype=torch.float64)
+
+
+def quarters(
+    values: Float[Tensor, " n"], written: Callable[[float], str] = "{:g}".format
+) -> tuple[Int[Tensor, " n"], list[str]]:
+    """Return the part of each number, a quarter of the training rows (the last part: missing ones), and the names.
+
+    Args:
+        values: NaN where one is missing.
+        written: how a name shows a number.
+    """
     known = values[values.isfinite()]
     if not len(known):
         return torch.zeros(len(values), dtype=torch.int64), ["(missing)"]
@@ -128,7 +146,7 @@ def quarters(values: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], list[str]]
     edges = sorted({float(ordered[min(len(ordered) - 1, k * len(ordered) // _QUARTERS)]) for k in range(1, _QUARTERS)})
     codes = torch.searchsorted(torch.tensor(edges, dtype=torch.float64), values, right=True)
     low, high = float(ordered[0]), float(ordered[-1])
-    bounds = [low, *edges, high]
-    names = [f"{bounds[k]:g} to {'below ' if k < len(edges) else ''}{bounds[k + 1]:g}" for k in range(len(edges) + 1)]
+    bounds = list(map(written, [low, *edges, high]))
+    names = [f"{bounds[k]} to {'below ' if k < len(edges) else ''}{bounds[k + 1]}" for k in range(len(edges) + 1)]
     codes = torch.where(values.isfinite(), codes, len(names))
     return codes, [*names, "(missing)"]

@@ -62,12 +62,14 @@ def test_an_out_that_is_a_file_is_said_before_anything_runs(tmp_path: Path, caps
     assert not captured.out
 
 
-def test_a_seed_given_twice_counts_once_and_compare_says_what_it_does_not_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert len(Grid.of("digits", (), tmp_path, seeds=(3, 3)).planned) == 1
+def test_a_seed_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--seeds names 3 twice"):
+        Grid.of("digits", (), tmp_path, seeds=(3, 1, 3))
+
+
+def test_compare_says_what_it_does_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [*TINY[:-1], "schedule.rounds=1"]
-    assert main(["active", "digits", *few, "--seeds", "0", "0", "--out", str(tmp_path)]) == 0
+    assert main(["active", "digits", *few, "--seeds", "0", "--out", str(tmp_path)]) == 0
     place = next(tmp_path.rglob("state.safetensors")).parent
     for command in ("compare", "report"):
         assert main([command, str(place)]) == 2

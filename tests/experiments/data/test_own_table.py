@@ -297,6 +297,28 @@ def test_two_columns_of_one_name(file: Path) -> None:
         table(file).load(0)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".npz"])
+def test_blanks_around_a_columns_name_are_left_out(file: Path, tmp_path: Path, ending: str) -> None:
+    whole, frame, other = table(file).load(0), patients(), tmp_path / f"other{ending}"
+
+    def write(names: dict[str, str]) -> None:
+        named = frame.rename(columns=names)
+        if ending == ".csv":
+            named.to_csv(other, index=False)
+        elif ending == ".parquet":
+            named.to_parquet(other)
+        else:
+            np.savez(other, **{name: named[name].to_numpy(dtype="U") for name in named})
+
+    write({"age": " age ", "ill": "ill ", "ward": "\tward"})
+    splits = table(other).load(0)
+    assert torch.equal(splits.train.inputs, whole.train.inputs)
+    assert splits.encoding == whole.encoding
+    write({"dose": " age"})
+    with pytest.raises(DataError, match=rf"other\{ending}.* there are two columns 'age'"):
+        table(other).load(0)
+
+
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", ill=np.array(["a", None], dtype=object))
     with pytest.raises(DataError, match="cannot be read as an archive of plain NumPy arrays"):
