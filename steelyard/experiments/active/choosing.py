@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steelyard import selectors
@@ -82,6 +82,25 @@ def _power_bald(view: View, k: int, generator: torch.Generator) -> Tensor:
     return selectors.power_sampling(selectors.bald(view.dropout_probabilities(DRAWS)), k, generator=generator)
 
 
+def _softmax_bald(view: View, k: int, generator: torch.Generator) -> Tensor:
+    return selectors.softmax_sampling(selectors.bald(view.dropout_probabilities(DRAWS)), k, generator=generator)
+
+
+def _guessed_gradients(view: View) -> Float[Tensor, "m classes"]:
+    """Return the loss's gradients by the logits, were each label the one that the model predicts, as BADGE has them."""
+    return selectors.cross_entropy_gradients(view.probabilities, view.probabilities.argmax(1))
+
+
+def _craig(view: View, k: int, generator: torch.Generator) -> Tensor:
+    return selectors.craig(_guessed_gradients(view), k).index
+
+
+def _grad_match(view: View, k: int, generator: torch.Generator) -> Tensor:
+    """Match the gradients by the last layer: those by the logits alone are matched exactly by a few samples."""
+    gradients = _guessed_gradients(view)[:, :, None] * view.embeddings[:, None]  # (m, classes, features)
+    return selectors.grad_match(gradients.flatten(1), k).index
+
+
 def _epig(view: View, k: int, generator: torch.Generator) -> Tensor:
     """EPIG for the pool's own inputs: some of them are the targets."""
     draws = view.dropout_probabilities(DRAWS)
@@ -128,16 +147,20 @@ SELECTORS: Mapping[str, Selector] = {
     "prob_cover": _prob_cover,
     "batch_bald": _batch_bald,
     "power_bald": _power_bald,
+    "softmax_bald": _softmax_bald,
     "epig": _epig,
     "vote_entropy": _top(lambda view: selectors.vote_entropy(view.dropout_probabilities(DRAWS))),
     "density": _density,
     "bait": _bait,
+    "craig": _craig,
+    "grad_match": _grad_match,
     "dre": lambda view, k, generator: selectors.dre(view.probabilities, k, generator=generator),
 }
 """LHD's paper compares rand, conf, marg, bald, coreset, badge and lhd; Robust Active Learning the others (its EGL is by
 the inputs' gradients and its core-set runs on softmax outputs: `coreset_softmax`) and its own, dre. Neither has
-typiclust, prob_cover, batch_bald, power_bald, epig, vote_entropy (the committee is the dropout draws), density (entropy
-times density) and bait, whose cost grows with the square of classes x features."""
+typiclust, prob_cover, batch_bald, power_bald, softmax_bald, epig, vote_entropy (the committee is the dropout draws),
+density (entropy times density), craig and grad_match (with predicted labels for those that nobody knows yet; their
+weights are not used) and bait, whose cost grows with the square of classes x features."""
 
-DROPOUT_SELECTORS = ("bald", "batch_bald", "dropout_entropy", "epig", "power_bald", "vote_entropy")
+DROPOUT_SELECTORS = ("bald", "batch_bald", "dropout_entropy", "epig", "power_bald", "softmax_bald", "vote_entropy")
 """Those that need a net with dropout."""

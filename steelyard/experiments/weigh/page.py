@@ -181,13 +181,23 @@ def _lines(outcome: Outcome, folder: Path) -> str:
         "import pandas\n"
         f"from sklearn.ensemble import HistGradientBoosting{kind}\n\n"
         f"weights = pandas.read_csv({str(folder / WEIGHTS)!r})\n"
-        f"table = pandas.{read}({data.file!r}{more})\n"
+        f"table = pandas.{read}({data.file!r}{more}).rename(columns=str.strip)\n"
+        f"{''.join(map(_seconds_line, encoding.numbers))}"
         'train = weights["split"] == "train"\n'
         'sample_weight = (weights["weight"] * weights["keep_probability"])[train]\n'
         f"features = pandas.get_dummies(table[{list(encoding.columns)!r}])\n"
         f"model = HistGradientBoosting{kind}()\n"
         f"model.fit(features[train], table.loc[train, {data.target!r}]{labels}, sample_weight=sample_weight)\n"
     )
+
+
+def _seconds_line(column: NumberColumn) -> str:
+    """Return the line that makes a column of dates one of seconds; none for numbers."""
+    if not column.dates:
+        return ""
+    how = "format='mixed', utc=True" + (", dayfirst=True" if column.dates == "day first" else "")
+    name, first = repr(column.name), "pandas.Timestamp(0, tz='UTC')"
+    return f"table[{name}] = (pandas.to_datetime(table[{name}], {how}) - {first}).dt.total_seconds()\n"
 
 
 def _model_lines(outcome: Outcome, folder: Path) -> str:

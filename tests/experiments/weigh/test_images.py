@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 
 from steelyard.cli.command import main
+from steelyard.experiments.data import OwnImages
+from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.weigh import plan
 from tests.experiments.weigh.recomputed import OfArrays, agree, figures_on
 
@@ -67,6 +70,32 @@ def test_a_table_that_names_images(photos: Path) -> None:
 def test_a_folder_for_each_class(photos: Path) -> None:
     assert main(["weigh", "photos", *NET, "--allow-code", "--out", "out"]) == 0
     assert len(rows_of("out")) == 60
+
+
+def test_the_guide_computes_the_features_that_the_model_takes(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[3] / "docs/guides/weigh.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```py\n(.*?)```", text, re.S)
+    (photos / "weigh_nets.py").rename(photos / "my_nets.py")
+    words = ["photos", "--backbone", "my_nets:build", "--allow-code", "--model", "linear", "--epochs", "1"]
+    assert main(["weigh", *words]) == 0
+    new = photos / "new"
+    new.mkdir()
+    for file in (photos / "photos").rglob("*.png"):  # those of the table again: their features are known
+        (new / f"{file.parent.name}_{file.name}").write_bytes(file.read_bytes())
+    capsys.readouterr()
+    names: dict = {}
+    exec(block, names)
+    splits = OwnImages(folder="photos", backbone=Backbone("my_nets:build")).load(0)
+    known = dict(zip(splits.ids, splits.train.inputs, strict=True))
+    features = {
+        f"{file.name}".replace("_", "/"): row for file, row in zip(names["files"], names["features"], strict=True)
+    }
+    assert len(features) == 60
+    for name, row in known.items():
+        torch.testing.assert_close(features[name], row)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 60
+    assert lines[0].startswith("new/cat_00.png ")
 
 
 def seen(files: list[str]) -> np.ndarray:

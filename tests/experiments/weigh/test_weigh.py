@@ -153,6 +153,25 @@ def test_the_lines_on_the_page_run(known: str, folder: Path, pages: dict[str, st
     assert set(names["classes"]) <= {"no", "yes"}
 
 
+def test_a_column_of_dates_is_shown_by_dates_and_the_lines_of_the_page_read_it(folder: Path) -> None:
+    days = pandas.Series(pandas.date_range("2019-12-29", periods=ROWS))
+    seen = days.dt.strftime("%d/%m/%Y").mask(days.dt.day == 7, "")
+    table().assign(seen=seen).rename(columns={"age": " age "}).to_csv(folder / "visits.csv", index=False)
+    words = ["--target", "ill", "--id", "patient", "--epochs", "1", "--model", "linear", "--drop", "ward", "sex"]
+    assert main(["weigh", "visits.csv", *words, "hospital", "beds", "dose"]) == 0
+    shown = (folder / "runs/weigh/visits/page.html").read_text(encoding="utf-8")
+    assert re.search(r"2019-12-\d\d to below 2020-0\d-\d\d", shown)
+    assert "(missing)" in shown
+    for block in re.findall(r'<pre class="lines">(.*?)</pre>', shown, re.S):
+        names: dict = {}
+        exec(unescape(block), names)
+        if "table" in names:
+            given = pandas.to_timedelta(names["table"]["seen"], unit="s") + pandas.Timestamp("1970-01-01")
+            assert (given[days.dt.day != 7] == days[days.dt.day != 7]).all()
+            assert list(names["features"]) == ["age", "seen"]
+    assert len(names["classes"]) == ROWS
+
+
 def test_the_command_says_what_it_chose(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert weigh("--out", "said", "--environments", "hospital", "--overwrite") == 0
     said = " ".join(capsys.readouterr().out.split())
