@@ -11,6 +11,7 @@ from markupsafe import Markup
 from steelyard._support._text import printable
 from steelyard.experiments.compare.plots import accuracy_curves, histograms
 from steelyard.experiments.data import OwnTable, Splits
+from steelyard.experiments.data.encoding import NumberColumn
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.report.learned import svg_source
 from steelyard.experiments.report.templating import template_named

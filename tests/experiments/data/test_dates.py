@@ -16,7 +16,7 @@ from steelyard.experiments.data import OwnTable, Splits
 from steelyard.experiments.data.dates import as_day, written_day
 from steelyard.experiments.data.encoding import Encoding
 from steelyard.experiments.errors import DataError
-from tests.experiments.own import patients
+from tests.support.own import patients
 
 DAYS = pandas.date_range("1968-11-03", periods=240, freq="37D")
 
