@@ -210,7 +210,7 @@ class Recorder:
         self._depth = 0  # where a step has failed
         # Before this forward pass takes memory of its own:
         for earlier in [*self._window, *self._accumulation.steps]:
-            earlier.findings.gradient = earlier.findings.forward_record = None
+            earlier.findings.gradient = earlier.findings.forward_record = earlier.findings.losses = None
         if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
             self._names = optimized_names(self._module, self._optimizer)  # add_param_group
         modules = list(self._module.modules())
@@ -374,7 +374,7 @@ class Recorder:
             return reduce(losses_of())
         with Recording(live, listen=True) as recording:
             losses = losses_of()
-        findings.forward_record = recording.forward_record(losses)
+        findings.forward_record, findings.losses = recording.forward_record(losses), losses
         return reduce(losses)
 
     def trajectory(self) -> Trajectory:
@@ -403,6 +403,26 @@ class Recorder:
         return Trajectory(
             self._module, self._objective, steps, type(self._optimizer), names, mark, earlier, self._differences
         )
+
+    def at_rest(self) -> Trajectory:
+        """Return the newest loss as a step that leads nowhere, at the live parameters, and start a new, empty record.
+
+        For derivatives of the samples' losses where the model stands, without ``backward()`` or a step. Parameters are
+        held by reference: ask before they change, which is not looked at.
+
+        Raises:
+            RuntimeError: no loss was recorded.
+        """
+        step = self._accumulation.newest
+        if step is None:
+            raise RuntimeError("no loss was recorded: call recorder.loss(batch, weight) first")
+        self._accumulation.forget()
+        self._window.clear()
+        if step.findings.forward_record is not None:
+            step.findings.forward_record.listening = False
+        step.parameters = {name: p.detach() for p, name in self._names.items()}
+        names, unknown = tuple(step.parameters), torch.zeros(0, dtype=torch.int64)
+        return Trajectory(self._module, self._objective, [step], type(self._optimizer), names, unknown)
 
     def _note_moved(self, versions: list[int]) -> None:
         """Note where a forward pass that is not recorded has moved buffers since the newest step."""

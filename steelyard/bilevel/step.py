@@ -53,7 +53,7 @@ class Conditions:
 
 @dataclass
 class Findings:
-    """What was seen of a step while it ran; `gradient` and `forward_record` are of the newest step only.
+    """What was seen of a step while it ran; `gradient`, `forward_record` and `losses` are of the newest step only.
 
     Attributes:
         stochastic: the forward pass drew random numbers (dropout).
@@ -66,6 +66,7 @@ class Findings:
         gradient: references (no copies) to the gradients that the optimizer used, and their versions.
         projected: that gradient as `integrity.projection` has it; windows of one step have none.
         forward_record: what the forward pass computed, where the recorder was asked for it.
+        losses: ``(batch,)`` of that forward pass, on its graph.
         graph: of the gradient, where the recorder was asked for it and the step has one.
         fault: why the step has no derivative that is known to be right, as an error says it; empty: it has.
     """
@@ -79,6 +80,7 @@ class Findings:
     gradient: dict[str, tuple[Tensor, int]] | None = None
     projected: Tensor | None = None
     forward_record: ForwardRecord | None = None
+    losses: Tensor | None = None
     graph: GradientGraph | None = None
     fault: str = ""
 
@@ -157,7 +159,7 @@ class Step:
         return tuple([self._alone(one) for one in (*self.accumulated, last)])
 
     def _alone(self, one: MicroBatch) -> Step:
-        findings = replace(one.findings, gradient=None, projected=None, graph=None)
+        findings = replace(one.findings, gradient=None, projected=None, losses=None, graph=None)
         return replace(self, **one._replace(findings=findings)._asdict(), accumulated=(), clips=())
 
 

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from steelyard._support import _check
 from steelyard.bilevel import Batch, Outer, WeightedLoss
 from steelyard.reweight.clean import Balanced
-from steelyard.reweight.lookahead import LookAhead
+from steelyard.reweight.lookahead import Alignment, LookAhead
 from steelyard.reweight.online import Online
 from steelyard.reweight.risk import MeanRisk, Risk
 
@@ -66,12 +66,19 @@ class LearningToReweight(Online):
     ) -> None:
         super().__init__(model, optimizer, objective, clean, clean_size=clean_size, risk=risk, seed=seed)
         self.look_ahead = _check.choice("look_ahead", look_ahead, ("gradient", "optimizer"))
+        # At weights 0 a step of plain descent moves nothing but by the regulariser.
+        rests = look_ahead == "gradient" and objective.regulariser is None
         taken = optimizer if look_ahead == "optimizer" else _plain(optimizer)
-        self._look_ahead = LookAhead(model, taken, self.objective)
+        self._look_ahead = (Alignment if rests else LookAhead)(model, taken, self.objective)
 
     def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
-        zero = torch.zeros(len(batch), device=batch.device, dtype=next(self.model.parameters()).dtype)
-        helps = self._look_ahead(batch, zero, outer).neg_().clamp_(min=0)
+        if isinstance(self._look_ahead, Alignment):
+            found = self._look_ahead(batch, outer)
+            self._losses, self._look_ahead.losses = self._look_ahead.losses, None
+        else:
+            zero = torch.zeros(len(batch), device=batch.device, dtype=next(self.model.parameters()).dtype)
+            found = self._look_ahead(batch, zero, outer)
+        helps = found.neg_().clamp_(min=0)
         total = helps.sum()
         return helps * (len(batch) / total) if bool(total > 0) else helps
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steelyard.bilevel import Batch, Outer, Recorder, Truncated, WeightedLoss
+from steelyard.bilevel.replay import backward_into
+from steelyard.bilevel.window import check_outer
 
-__all__ = ["LookAhead", "untouched"]
+__all__ = ["Alignment", "LookAhead", "untouched"]
 
 
 class LookAhead:
@@ -62,13 +64,82 @@ class LookAhead:
             return self._estimator(self._recorder.trajectory(), outer)
 
 
+class Alignment:
+    """d outer / d weight of the samples of a step of plain gradient descent, at weights 0: -<grad outer, grad l_i> / b.
+
+    At weights 0 such a step leaves the parameters where they are (without a regulariser), so none is taken: `LookAhead`
+    with plain `SGD` of step 1 has the same derivative. What it leaves as it was, too, and the ways to <u, grad l_i> are
+    the same, checks included.
+
+    Cost, in forward passes of the batch: 1, which may be the ordinary step's own (`losses`), and 2 for the derivative;
+    and the gradient of `outer`. No copies of parameters.
+
+    Args:
+        model: the module that `optimizer` trains.
+        optimizer: of its parameters; it is asked for these alone.
+        objective: the inner loss; without a regulariser.
+
+    Attributes:
+        losses: ``(batch,)`` of the last call, with their graph, where another forward pass would be the same and leave
+            no other trace: the module has no buffers and drew no random numbers. Else None.
+
+    Raises:
+        TypeError, ValueError: as `Recorder`.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, objective: WeightedLoss) -> None:
+        self._model = model
+        self._recorder = Recorder(model, optimizer, objective, reuse=True)
+        self._ladder = Truncated().ladder
+        self.losses: Tensor | None = None
+
+    def __call__(self, batch: Batch, outer: Outer) -> Float[Tensor, " batch"]:
+        """Return d outer / d weight ``(batch,)``.
+
+        Args:
+            batch: the samples of the step.
+            outer: ``module -> scalar``, evaluated in the mode that the module is in.
+
+        Raises:
+            FloatingPointError: `outer` is NaN or infinite.
+            ValueError: `outer` depends on none of the optimizer's parameters.
+        """
+        self.losses = None
+        weight = torch.zeros(len(batch), device=batch.device, dtype=next(self._model.parameters()).dtype)
+        with untouched(self._model, parameters=False), torch.enable_grad():
+            self._recorder.loss(batch, weight)
+            run = self._recorder.at_rest()
+            (step,) = run.steps
+            direction = self._descent(run.final(), outer)
+            found = self._ladder.losses(run, step, step.parameters, direction, step.batch)
+        if step.findings.separable and not step.conditions.buffers:
+            self.losses = step.findings.losses
+        return run.weighted.pull(found, found, weight)
+
+    def _descent(self, parameters: dict[str, Tensor], outer: Outer) -> dict[str, Tensor]:
+        """Return minus the gradient of `outer` by the parameters."""
+        value = outer(self._model)
+        check_outer(value)
+        for p in parameters.values():
+            p.grad = None
+        backward_into(self._model, value, parameters)
+        if all(p.grad is None for p in parameters.values()):
+            raise ValueError("the clean loss depends on none of the parameters that the optimizer trains")
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad.neg() for name, p in parameters.items()}
+
+
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what is done inside to parameters, gradients and buffers of `model`, and to the random state."""
-    tensors = [*model.parameters(), *model.buffers()]
+def untouched(model: nn.Module, parameters: bool = True) -> Iterator[None]:
+    """Put back what is done inside to parameters, gradients and buffers of `model`, and to the random state.
+
+    Args:
+        model: the module.
+        parameters: whether its parameters are written to inside.
+    """
+    tensors = [*(model.parameters() if parameters else ()), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     gradients = [(p, p.grad) for p in model.parameters()]
-    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    devices = sorted({tensor.get_device() for tensor in [*model.parameters(), *tensors] if tensor.is_cuda})
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -95,6 +95,7 @@ class Online(MinibatchMethod):
         self.epochs = 0
         self._epoch: dict[str, float] = {}
         self._clean_loss = math.nan
+        self._losses: Tensor | None = None
 
     def weights(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Return the weights ``(batch,)`` of the next step, where the model and the optimizer stand now.
@@ -105,6 +106,12 @@ class Online(MinibatchMethod):
             ValueError: `batch` is empty.
             FloatingPointError: the risk of the clean samples, or a weight, is NaN or infinite.
         """
+        found = self._weighed(batch)
+        self._losses = None
+        return found
+
+    def _weighed(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """Return what `weights` does; the graph of the batch's losses stays, where `_weigh` has kept it."""
         _check.instance("batch", batch, Batch, "a Batch: Batch(inputs, targets, index), with the samples' ids")
         if not len(batch):
             raise ValueError("batch is empty; leave it out")
@@ -130,7 +137,7 @@ class Online(MinibatchMethod):
 
         It raises what `weights` raises.
         """
-        return self.objective(self.model, batch, self.weights(batch))
+        return self._loss_of(batch, self._weighed(batch))
 
     def step(self, batch: Batch) -> OnlineStep:
         """Take one training step: weigh the batch, and step with the weighted loss.
@@ -140,16 +147,17 @@ class Online(MinibatchMethod):
         Raises:
             FloatingPointError: the weighted loss is NaN or infinite; beside that, what `weights` raises.
         """
-        weight = self.weights(batch)
+        weight = self._weighed(batch)
         value = 0.0
         if bool(weight.any()):
             self.optimizer.zero_grad()
-            loss = self.objective(self.model, batch, weight)
+            loss = self._loss_of(batch, weight)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise FloatingPointError(f"step {self.steps}: the weighted loss is {value}; lower the learning rate")
             loss.backward()
             self.optimizer.step()
+        self._losses = None
         self.steps += 1
         return OnlineStep(self.steps - 1, value, self._clean_loss, weight, batch.index)
 
@@ -231,9 +239,19 @@ class Online(MinibatchMethod):
         self.history = [dict(row) for row in state["history"]]
         self._epoch = dict(state["epoch"])
 
+    def _loss_of(self, batch: Batch, weight: Tensor) -> Tensor:
+        """Return sum w_i l_i / b with a graph to the model, of losses that `_weigh` has kept, or of a forward pass."""
+        losses, self._losses = self._losses, None
+        if losses is None or not torch.is_grad_enabled():
+            return self.objective(self.model, batch, weight)
+        return self.objective.reduce(self.model, losses, weight)
+
     @abstractmethod
     def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
-        """Return the weights ``(batch,)`` >= 0 of the next step; `outer` is evaluated on the way."""
+        """Return the weights ``(batch,)`` >= 0 of the next step; `outer` is evaluated on the way.
+
+        Where the losses of `batch` are at hand, such as another forward pass would give them, they go to `_losses`.
+        """
 
     def _of_visits(self, means: Tensor) -> Tensor:
         """Return the weights ``(n,)`` of the result from the mean weights over visits in which they were positive."""

@@ -243,6 +243,8 @@ def test_misuse_is_named() -> None:
             recorder.loss(data(), torch.ones(5))
         with pytest.raises(ValueError, match="floating-point tensor"):
             recorder.loss(data(), torch.ones(6, dtype=torch.long))
+        with pytest.raises(RuntimeError, match="no loss was recorded"):
+            recorder.at_rest()
         recorder.loss(data(), torch.ones(6))
         with pytest.raises(RuntimeError, match="optimizer.step.. has not followed"):
             recorder.trajectory()

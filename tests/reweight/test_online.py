@@ -15,9 +15,12 @@ from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.checkpoint import CheckpointError, Journal, Stopped
 from steelyard.distributed import Ranks
 from steelyard.reweight import Balanced, GroupWorst, LearningToReweight, MetaWeightNet, Reweighting, WeightNet
+from steelyard.reweight.lookahead import Alignment, LookAhead
+from steelyard.reweight.minibatches import divided_by_rows
 from tests.support.environments import CROSS_ENTROPY
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
+OBJECTIVE_OF_ROWS = divided_by_rows(OBJECTIVE)
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
     "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -101,6 +104,43 @@ def test_looking_ahead_along_the_gradient_is_plain_descent(optimizer: str) -> No
     kept = -differences(lambda weight: retrained(model, plain, batch, weight, clean), zero).clamp(max=0)
     found = LearningToReweight(model, made, OBJECTIVE, clean).weights(batch)
     torch.testing.assert_close(found, 12 * kept / kept.sum(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
+def test_the_alignment_of_gradients_is_the_derivative_of_a_plain_step(options: dict) -> None:
+    model = net(**options)
+    plain = torch.optim.SGD(model.parameters(), lr=1.0)
+    batch, clean = some(12, seed=1, flips=0.4), some(20, seed=2)
+    outer, objective = partial(mean_loss, data=clean), OBJECTIVE_OF_ROWS
+    expected = LookAhead(model, plain, objective)(batch, torch.zeros(12, dtype=torch.float64), outer)
+    alignment = Alignment(model, plain, objective)
+    torch.testing.assert_close(alignment(batch, outer), expected, rtol=1e-9, atol=1e-12)
+    assert (alignment.losses is None) == bool(options)
+    if not options:
+        torch.testing.assert_close(alignment.losses, CROSS_ENTROPY(model(batch.inputs), batch.targets), rtol=0, atol=0)
+
+
+def test_an_outer_risk_of_nothing_that_is_trained_is_refused() -> None:
+    model = net()
+    alignment = Alignment(model, torch.optim.SGD(model[:2].parameters(), lr=1.0), OBJECTIVE_OF_ROWS)
+    with pytest.raises(ValueError, match="none of the parameters"):
+        alignment(some(12), lambda module: module[3].bias.sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
+def test_a_forward_pass_that_is_used_twice_changes_nothing(options: dict, monkeypatch) -> None:
+    train, clean = some(60, flips=0.4), some(20, seed=2)
+    trained = []
+    for used_twice in (True, False):
+        model = net(**options)
+        online = LearningToReweight(model, OPTIMIZERS["momentum"](model.parameters()), OBJECTIVE, clean)
+        if not used_twice:
+            monkeypatch.setattr(online, "_loss_of", partial(OBJECTIVE_OF_ROWS, model))
+        torch.manual_seed(0)
+        online.fit(train, epochs=2, batch_size=10)
+        trained.append(model.state_dict())
+        assert online._losses is None
+    torch.testing.assert_close(*trained, rtol=1e-12, atol=1e-14)
 
 
 def plain_learning_to_reweight(model, optimizer, batches, clean) -> None:

@@ -95,6 +95,8 @@ def _row_products(question: Question) -> Tensor:
     forward_record = _record_of(question)
     if not question.step.findings.separable:
         raise Unusable("the samples couple, or random numbers were drawn")
+    if forward_record.losses not in forward_record.gradients:
+        raise Unusable("no gradient has come by: backward has not run")
     if not separate(forward_record):
         raise Unusable("not all operators are known to keep the samples apart")
     with _without_autocast(question):
