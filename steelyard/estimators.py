@@ -99,7 +99,8 @@ class _Reweighted(BaseEstimator):
             itself.
 
         Raises:
-            ValueError: lengths that do not agree, groups without validation, environments beside validation.
+            ValueError: lengths that do not agree, groups without validation, environments beside validation; a module
+                that does not take the rows, or has outputs of another shape.
         """
         X, y = validate_data(self, X, y, dtype=np.float32)
         if groups is not None and validation is None:
@@ -116,6 +117,7 @@ class _Reweighted(BaseEstimator):
         places = None if environments is None else _codes("environments", environments, len(X))
         train = Batch.of(self._inputs(X), self._targets(y), environment=places)
         judges = None if validation is None else self._judges(validation, groups)
+        self._check_module(train.take(torch.arange(min(2, len(train)))))
         self.reweighting_, self.module_ = self._learn(train, judges)
         weights = torch.ones(len(X)) if self.reweighting_ is None else self.reweighting_.expected_weights
         self.sample_weight_ = weights.double().numpy()
@@ -159,7 +161,19 @@ class _Reweighted(BaseEstimator):
             return nn.Linear(inputs, outputs)
         if isinstance(self.module, nn.Module):
             return copy.deepcopy(self.module)
-        return self.module(inputs, outputs)
+        return _check.instance("module", self.module(inputs, outputs), nn.Module, "what makes a module")
+
+    def _check_module(self, few: Batch) -> None:
+        """Raise unless the module gives ``(rows, outputs)`` of a few rows."""
+        with torch.random.fork_rng(), torch.no_grad():
+            module = self._build().eval()
+            try:
+                shape = tuple(module(few.inputs).shape)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"module does not take rows of {self.n_features_in_} features: {reason}") from error
+        if shape != (wanted := (len(few), self._outputs())):
+            raise ValueError(f"module has outputs of shape {shape} for {len(few)} rows, and y needs {wanted}")
 
     def _inputs(self, X: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray((X - self._mean) / self._scale, dtype=np.float32))
@@ -233,7 +247,9 @@ class ReweightedClassifier(ClassifierMixin, _Reweighted):
         if not known:
             self.classes_ = np.unique(y)
             if len(self.classes_) < 2:
-                raise ValueError(f"y has one class, {self.classes_[0]!r}; a classifier needs two classes or more")
+                raise ValueError(
+                    f"y has one class, {self.classes_.tolist()[0]!r}; a classifier needs two classes or more"
+                )
         if new := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"validation has the label {new[0]!r}, which no training row has")
         return torch.from_numpy(np.searchsorted(self.classes_, y))

@@ -161,3 +161,24 @@ def test_validation_rows_in_other_units_are_warned_of() -> None:
         warnings.simplefilter("error")
         scaled = StandardScaler().fit(far[:300]).transform(far[300:])
         pipeline.fit(far[:300], given[:300], reweightedclassifier__validation=(scaled, labels[300:]))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (nn.Linear(7, 2), "module does not take rows of 3 features: mat1 and mat2 shapes cannot be multiplied"),
+        (nn.Linear(3, 4), r"module has outputs of shape \(2, 4\) for 2 rows, and y needs \(2, 2\)"),
+        (nn.Linear(3, 1), r"y needs \(2, 2\)"),
+        (nn.Flatten(0), r"module has outputs of shape \(6,\)"),
+        (lambda inputs, outputs: None, "module must be what makes a module"),
+    ],
+)
+def test_a_module_of_another_shape_is_refused(module: Any, said: str) -> None:
+    rows, labels = np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 2
+    with pytest.raises((TypeError, ValueError), match=said):
+        ReweightedClassifier(module, epochs=1).fit(rows, labels)
+
+
+def test_one_class_is_named_as_it_was_given() -> None:
+    with pytest.raises(ValueError, match="y has one class, 'a';"):
+        ReweightedClassifier().fit(np.zeros((4, 2)), np.full(4, "a"))
