@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import itemgetter
 
@@ -14,7 +14,7 @@ from steelyard._support import _check, _nested
 from steelyard._support._check import Numbers
 from steelyard._support._nested import Nested
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "joined"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,22 @@ class Batch:
             environment=maybe(self.environment),
             group=maybe(self.group),
         )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return the samples of all `batches`, one batch after the other; they have the same fields, nested alike."""
+
+    def maybe(name: str) -> Tensor | None:
+        found = [getattr(one, name) for one in batches]
+        return None if any(one is None for one in found) else torch.cat(found)
+
+    return _trusted(
+        inputs=_nested.combined(lambda _, tensors: torch.cat(tensors), "inputs", [one.inputs for one in batches]),
+        targets=torch.cat([one.targets for one in batches]),
+        index=torch.cat([one.index for one in batches]),
+        environment=maybe("environment"),
+        group=maybe("group"),
+    )
 
 
 def _trusted(**values: Nested) -> Batch:

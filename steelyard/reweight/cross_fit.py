@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard.bilevel import Batch, Streamed
-from steelyard.distributed import Ranks
+from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.outer_risk import Drawn, Estimator, OuterRisk, hypergradient
+from steelyard.reweight.together import Together, TogetherName, Trained
 
 __all__ = ["CrossFit"]
 
@@ -33,17 +36,22 @@ class CrossFit:
         inner: the inner run; every fold gets its own copy. It must restart: a warm start would carry what was learned
             of a fold into the next draw, where that fold may be the one judged.
         folds: >= 2.
+        together: whether the folds' models are trained as one: "auto", where that is the same and they are small (see
+            `Together`), True or False.
+
+    Attributes:
+        together: what trains them; its ``apart`` says why the last call did so one after the other.
 
     Raises:
         ValueError: fewer than two folds, or a warm-started inner run.
     """
 
-    def __init__(self, inner: InnerRun, folds: int) -> None:
+    def __init__(self, inner: InnerRun, folds: int, together: TogetherName = "auto") -> None:
         _check.integer("folds", folds, low=2)
         if not inner.restart:
             raise ValueError("folds > 1 needs an InnerRun with restart=True: a warm start has seen every fold")
         self.folds = folds
-        self._inners = [inner.fresh() for _ in range(folds)]
+        self.together = Together([inner.fresh() for _ in range(folds)], together)
 
     def __call__(
         self,
@@ -62,11 +70,44 @@ class CrossFit:
             weight: ``(n,)`` inner weights.
             generator: of the split.
         """
-        fold = self._split(weight, generator, outer.ranks)
+        folds = self.split(weight, generator, outer.ranks)
+        return next(self.each(estimator, outer, train, [weight], [folds]))
+
+    def each(
+        self,
+        estimator: Estimator,
+        outer: OuterRisk,
+        train: Batch,
+        weights: Sequence[Float[Tensor, " n"]],
+        folds: Sequence[Int[Tensor, " n"]],
+    ) -> Iterator[Drawn]:
+        """Yield what a call does for each of several `weights`, with the fold of every sample as `split` gives it.
+
+        The models of all of them are trained together, where folds are.
+        """
+        own = [
+            torch.where(fold == q, 0, weight) for weight, fold in zip(weights, folds, strict=True) for q in self._all
+        ]
+        trained = self.together([train] * len(own), own)
+        for weight, fold in zip(weights, folds, strict=True):
+            yield self._drawn(estimator, outer, train, weight, fold, islice(trained, self.folds))
+
+    @property
+    def _all(self) -> range:
+        return range(self.folds)
+
+    def _drawn(
+        self,
+        estimator: Estimator,
+        outer: OuterRisk,
+        train: Batch,
+        weight: Tensor,
+        fold: Tensor,
+        trained: Iterator[Trained],
+    ) -> Drawn:
         runs = []
-        for number, inner in enumerate(self._inners):
+        for number, (model, trajectory) in enumerate(trained):
             rows = (fold == number).nonzero().flatten()
-            model, trajectory = inner(train, torch.where(fold == number, 0, weight))
             with torch.no_grad():
                 own = outer.outputs(model.eval(), train, rows)
             runs.append((rows, own, model, trajectory))
@@ -85,13 +126,13 @@ class CrossFit:
                 total.index_add_(0, others, gradient.to(total.dtype))
         return Drawn(total, value)
 
-    def _split(self, weight: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
+    def split(self, weight: Float[Tensor, " n"], generator: torch.Generator, ranks: Ranks = ALONE) -> Int[Tensor, " n"]:
         """Return the fold ``(n,)`` of every sample, of equal size up to one; not all that is kept in one fold."""
         start, total = ranks.place(len(weight))
         while True:
             order = torch.randperm(total, generator=generator, device=generator.device)[start : start + len(weight)]
-            fold = (order % len(self._inners)).to(weight.device)
-            kept = ranks.sum(torch.bincount(fold[weight > 0], minlength=len(self._inners)))
+            fold = (order % self.folds).to(weight.device)
+            kept = ranks.sum(torch.bincount(fold[weight > 0], minlength=self.folds))
             # Fewer than two kept samples cannot be split: the inner run then says so.
             if int(kept.sum()) < 2 or int(kept.count_nonzero()) > 1:
                 return fold

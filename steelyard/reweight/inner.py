@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import tee
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy
 import torch
@@ -24,9 +24,25 @@ from steelyard.bilevel import Batch, Recorder, Storage, Streamed, Trajectory, We
 from steelyard.distributed import Ranks
 from steelyard.reweight.identity import described, settings
 
-__all__ = ["InnerRun"]
+__all__ = ["Begun", "InnerRun"]
 
 _WHOLE = Storage()
+
+
+class Begun(NamedTuple):
+    """A call of an `InnerRun` before its first step.
+
+    Attributes:
+        model: at the parameters where it starts, in training mode.
+        optimizer: of its parameters.
+        batches: for every step the batch and its weights, without end.
+        seed: of the batch order and the noise.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    batches: Iterator[tuple[Batch, Tensor]]
+    seed: int
 
 
 class InnerRun:
@@ -150,30 +166,36 @@ class InnerRun:
         Returns:
             The model at the final parameters, in training mode, and the record of the last `window` steps.
         """
+        begun = self.begin(train, weight)
+        device, optimizer = train.device, begun.optimizer
+        # In DistributedDataParallel for this run only: it holds the process group, which could not be left otherwise.
+        model = self.ranks.wrap(begun.model)
+        plain = partial(self.objective, model)
+        noise = _noise_seed(begun.seed, self.ranks.rank)
+        record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
+        with self.ranks.listening(), seeded(device, noise), record as recorder:
+            for step in range(self.steps):
+                self.set_rates(optimizer, step / self.steps)
+                loss = recorder.loss if step >= self.steps - self.window else plain
+                self._train_step(model, optimizer, loss, *next(begun.batches))
+                if after_step is not None:
+                    after_step(step + 1, model)
+            trajectory = recorder.trajectory()
+        return trajectory.module, trajectory
+
+    def begin(self, train: Batch, weight: Float[Tensor, " n"] | Numbers) -> Begun:
+        """Return what a call trains, and on what, before its first step; arguments and errors as those of a call."""
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
         weight = self.ranks.together(lambda: _weights(train, weight))
-        device = train.device
-        self.settle(device)
-        model, optimizer = self._start(device)
+        self.settle(train.device)
+        model, optimizer = self._start(train.device)
         self._agree(train, weight, optimizer)
         kept = _kept(weight, self.ranks)
         seed = self.seed if self.restart else self.seed + self._runs
         self._runs += 1
         generator = torch.Generator().manual_seed(seed)
         batches = _batches(train, weight, kept, self.batch_size, generator, self.ranks)
-        # In DistributedDataParallel for this run only: it holds the process group, which could not be left otherwise.
-        model = self.ranks.wrap(model)
-        plain = partial(self.objective, model)
-        record = Recorder(model, optimizer, self.objective, self.window, storage=self.storage)
-        with self.ranks.listening(), seeded(device, _noise_seed(seed, self.ranks.rank)), record as recorder:
-            for step in range(self.steps):
-                self._set_rates(optimizer, step / self.steps)
-                loss = recorder.loss if step >= self.steps - self.window else plain
-                self._train_step(model, optimizer, loss, *next(batches))
-                if after_step is not None:
-                    after_step(step + 1, model)
-            trajectory = recorder.trajectory()
-        return trajectory.module, trajectory
+        return Begun(model, optimizer, batches, seed)
 
     def fresh(self, seed: int | None = None) -> InnerRun:
         """Return a run of the same settings (or of another seed) that builds its own model and shares no state."""
@@ -239,7 +261,8 @@ class InnerRun:
         facts |= {"train's device": train.device.type, "weight": str(weight.dtype)}
         self.ranks.agree("the inner run", {f"inner.{name}": value for name, value in facts.items()})
 
-    def _set_rates(self, optimizer: Optimizer, progress: float) -> None:
+    def set_rates(self, optimizer: Optimizer, progress: float) -> None:
+        """Set the learning rates by the schedule; the groups are those of the optimizer that this run has made."""
         if self.schedule is not None:
             for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * self.schedule(progress)

@@ -35,6 +35,7 @@ from steelyard.reweight.result import Reweighting
 from steelyard.reweight.resumable import resumable
 from steelyard.reweight.risk import MeanRisk, Risk
 from steelyard.reweight.shared import Shared
+from steelyard.reweight.together import Together, TogetherName
 
 __all__ = ["Callback", "Maple"]
 
@@ -52,6 +53,14 @@ class _Draws(NamedTuple):
     kept: float
     mask: Tensor
     model: nn.Module | None
+
+
+class _Mask(NamedTuple):
+    """A mask ``(n,)``, the inner weights under it, and the fold of every sample in a cross-fitted step."""
+
+    mask: Tensor
+    weight: Tensor
+    fold: Tensor | None
 
 
 @dataclass(eq=False)
@@ -92,6 +101,8 @@ class Maple(OuterSettings):
             the sum over its samples (of all kept ones, each as a row of the last step; with more steps recorded, of
             those of the window). Weights stay aligned with the samples, and are equal within a source:
             ``shared.mean(result.weights, result.index)`` has one for each.
+        together: whether the inner runs of an outer step, of its folds and draws, are trained as one: "auto", where
+            that is the same up to rounding and the nets are small (see `Together`), True or False.
         prior: keep-probabilities known beforehand, where w and s start and/or what anchors s (see `Prior`).
         steps, learn, draws, folds, probability_optimizer, weight_optimizer, schedule, clip, patience, tolerance, seed:
             how w and s move; see `OuterSettings`, whose fields they are.
@@ -128,6 +139,7 @@ class Maple(OuterSettings):
     outer_chunk: int | None = None
     prior: Prior | None = None
     shared: Shared | None = None
+    together: TogetherName = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +166,8 @@ class Maple(OuterSettings):
         if self.prior is not None and self.prior.anchor and self.learn == "weights":
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
         self._check_shared()
-        self.cross_fit = CrossFit(self.inner, self.folds) if self.folds > 1 else None
+        self._together = Together([self.inner], self.together)
+        self.cross_fit = CrossFit(self.inner, self.folds, self.together) if self.folds > 1 else None
 
     def _check_shared(self) -> None:
         _check.instance("shared", self.shared, (Shared, type(None)), "a Shared, such as Shared(source)")
@@ -365,10 +378,12 @@ class Maple(OuterSettings):
     def _draws(self, state: OuterState, train: Batch, outer: OuterRisk) -> _Draws:
         """Return what the draws of a step give; of the state only the generator of masks moves."""
         progress, spread = state.step / self.steps, Spread()
-        leaves, losses, kept = state.leaves(), [], []
-        for _ in range(self.draws):
-            mask, weight = self._draw(state, progress)
-            model, drawn = self._hypergradient(state, train, outer, weight.detach())
+        leaves, losses, kept, model = state.leaves(), [], [], None
+        masks = [self._draw(state, progress) for _ in range(self.draws)]
+        weights, folds = [one.weight.detach() for one in masks], [one.fold for one in masks]
+        # Trained together where they can be, else each when it is asked for.
+        found_of = self._hypergradients(train, outer, weights, folds)
+        for (mask, weight, _), (model, drawn) in zip(masks, found_of, strict=True):  # noqa: B007 (the last is returned)
             found = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
             gradients = dict(zip(leaves, found, strict=True))
             if self.shared is not None:
@@ -416,8 +431,8 @@ class Maple(OuterSettings):
                 gradient.mul_(min(1.0, self.clip / max(norm, 1e-30)))
         return row
 
-    def _draw(self, state: OuterState, progress: float) -> tuple[Tensor, Tensor]:
-        """Draw a mask; return it and the inner weights ``(n,)``. One that leaves nothing to train on is drawn again.
+    def _draw(self, state: OuterState, progress: float) -> _Mask:
+        """Draw a mask, and the folds of a cross-fitted step. A mask that leaves nothing to train on is drawn again.
 
         (So for very small budgets the mask is Bernoulli(s) given that it is not empty.)
         """
@@ -427,20 +442,25 @@ class Maple(OuterSettings):
             mask = self.mask(state.probabilities, state.generator, progress=progress, ranks=state.ranks)
             weight = mask * state.weights
             if state.ranks.count(int((weight > 0).sum())) >= least:
-                return mask, weight
+                apart = self.cross_fit
+                fold = None if apart is None else apart.split(weight.detach(), state.generator, state.ranks)
+                return _Mask(mask, weight, fold)
         raise ValueError(
             f"{_REDRAWS} masks in a row kept fewer than {least} samples of positive weight (the probabilities sum to "
             f"{state.ranks.total(state.probabilities):.3g}); raise the budget"
         )
 
-    def _hypergradient(
-        self, state: OuterState, train: Batch, outer: OuterRisk, weight: Tensor
-    ) -> tuple[nn.Module | None, Drawn]:
+    def _hypergradients(
+        self, train: Batch, outer: OuterRisk, weights: list[Tensor], folds: list[Tensor | None]
+    ) -> Iterator[tuple[nn.Module | None, Drawn]]:
         assert self.estimator is not None
         if self.cross_fit is not None:
-            return None, self.cross_fit(self.estimator, outer, train, weight, state.generator)
-        model, trajectory = self.inner(train, weight)
-        return model, hypergradient(self.estimator, model, trajectory, outer, train)
+            split = [one for one in folds if one is not None]
+            for drawn in self.cross_fit.each(self.estimator, outer, train, weights, split):
+                yield None, drawn
+            return
+        for model, trajectory in self._together([train] * len(weights), weights):
+            yield model, hypergradient(self.estimator, model, trajectory, outer, train)
 
 
 def _given(model: nn.Module) -> nn.Module:
