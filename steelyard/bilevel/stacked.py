@@ -38,7 +38,8 @@ class Stacked(nn.Module):
             does; of all the parameters and buffers are copied.
 
     Raises:
-        ValueError: they have other parameters or buffers, by name, shape, type or whether they are trained.
+        ValueError: they have other parameters or buffers, by name, shape, type or whether they are trained; or two of
+            them share one.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -46,6 +47,8 @@ class Stacked(nn.Module):
         tensors = [_tensors(one) for one in members]
         for other in tensors[1:]:
             _check_alike(tensors[0], other)
+        if len({id(t) for one in tensors for t in one.values()}) < sum(map(len, tensors)):
+            raise ValueError("two members share a tensor")
         self.count = len(members)
         self._first = (members[0],)  # in a tuple: its parameters are not to be trained
         self._stacked: dict[str, Tensor] = {}

@@ -166,7 +166,7 @@ class Maple(OuterSettings):
         if self.prior is not None and self.prior.anchor and self.learn == "weights":
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
         self._check_shared()
-        self._together = Together([self.inner], self.together)
+        self.together_of_draws = Together([self.inner], self.together)
         self.cross_fit = CrossFit(self.inner, self.folds, self.together) if self.folds > 1 else None
 
     def _check_shared(self) -> None:
@@ -459,7 +459,7 @@ class Maple(OuterSettings):
             for drawn in self.cross_fit.each(self.estimator, outer, train, weights, split):
                 yield None, drawn
             return
-        for model, trajectory in self._together([train] * len(weights), weights):
+        for model, trajectory in self.together_of_draws([train] * len(weights), weights):
             yield model, hypergradient(self.estimator, model, trajectory, outer, train)
 
 

@@ -73,7 +73,7 @@ class Together:
         self._barred = _differing(self._inners)
         self._calls, self._products, self._limit, self._least = 0, 0.0, 0, 0
 
-    def __call__(self, train: Sequence[Batch], weights: Sequence[Tensor]) -> Iterator[Trained]:
+    def __call__(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> Iterator[Trained]:
         """Yield the model and the record of each run, in order; where they train one after the other, as it is asked.
 
         Args:
@@ -88,7 +88,7 @@ class Together:
         else:
             yield from self._trained(begun)
 
-    def _why_apart(self, train: Sequence[Batch], weights: Sequence[Tensor]) -> str:
+    def _why_apart(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> str:
         """Return what can be said before samples are gathered."""
         if self.together is False:
             return "together=False"
@@ -100,7 +100,7 @@ class Together:
             return "autocast"
         return self._barred or ("" if self.together is True else self._too_large(train[0], weights))
 
-    def _too_large(self, train: Batch, weights: Sequence[Tensor]) -> str:
+    def _too_large(self, train: Batch, weights: Sequence[Tensor] | Tensor) -> str:
         """Return that a net is too large to gain by it, as far as is counted; a function of the arguments alone."""
         first = self._inners[0]
         if not self._limit:
@@ -114,7 +114,7 @@ class Together:
             return ""
         return f"a forward pass of a net multiplies {products:.3g} times, more than {self._limit:.3g}"
 
-    def _begun(self, train: Sequence[Batch], weights: Sequence[Tensor]) -> list[_Run]:
+    def _begun(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> list[_Run]:
         """Return the runs before their first step; `apart` says why that is not to be taken together."""
         while len(self._copies) < len(train):
             self._copies.append(self._inners[len(self._copies) % len(self._inners)].fresh())

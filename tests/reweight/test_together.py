@@ -1,0 +1,219 @@
+"""Inner runs trained as one are those by themselves: models, records, hypergradients; what cannot be one is not."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from steelyard.bilevel import Batch, Truncated, WeightedLoss
+from steelyard.reweight import CrossFit, InnerRun, Maple, OuterRisk, Sqrt, VREx
+from steelyard.reweight.together import Together
+from tests.reweight.problems import CROSS_ENTROPY, spurious
+
+D = torch.float64
+SGD = partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=0.01)
+ADAM = partial(torch.optim.Adam, lr=0.05)
+
+
+class Words(nn.Module):
+    """The mean of the embeddings of an image's rounded pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.last = nn.Embedding(5, 4, dtype=D), nn.Linear(4, 3, dtype=D)
+
+    def forward(self, images):
+        return self.last(self.words((images.flatten(1) + 2).round().clamp(0, 4).long()).mean(1))
+
+
+class Centred(nn.Module):
+    """A layer that takes from each row the mean over the batch."""
+
+    def forward(self, rows):
+        return rows - rows.mean(0)
+
+
+def mlp(*layers):
+    """Linear layers, and between them those that the functions `layers` make."""
+    more = [make() for make in layers]
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 5, dtype=D), nn.Tanh(), *more, nn.Linear(5, 3, dtype=D))
+
+
+def convolution():
+    return nn.Sequential(nn.Conv2d(1, 2, 2, dtype=D), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3, dtype=D))
+
+
+def problem(samples=24, tasks=3, seed=0):
+    """Images of 3 x 3, three classes, and for every task weights of which some are 0, not equally many."""
+    g = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(samples, 1, 3, 3, generator=g, dtype=D)
+    data = Batch.of(inputs, torch.randint(0, 3, (samples,), generator=g))
+    weights = torch.rand(tasks, samples, generator=g, dtype=D)
+    return data, weights * (torch.rand(tasks, samples, generator=g, dtype=D) < 0.6)
+
+
+def run(make=mlp, optimizer=SGD, objective=None, steps=5, **options):
+    return InnerRun(make, optimizer, objective or WeightedLoss(CROSS_ENTROPY), steps, **options)
+
+
+def outer(data, model):
+    return F.cross_entropy(model(data.inputs), data.targets.flip(0))
+
+
+def hypergradients(trained, data, steps):
+    asked = {"samples": data} if steps == 1 else {"index": data.index}
+    return [Truncated(steps)(trajectory, partial(outer, data), **asked) for _, trajectory in trained]
+
+
+@pytest.mark.parametrize("normalise", ["weights", "batch", "none"])
+@pytest.mark.parametrize(("size", "window"), [(None, 1), (4, 3)])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("make", [mlp, convolution, Words])
+def test_models_and_hypergradients_are_those_of_each_run(make, optimizer, size, window, normalise):
+    data, weights = problem()
+    inner = run(make, optimizer, WeightedLoss(CROSS_ENTROPY, normalise), batch_size=size, window=window)
+    inners = [inner, inner.fresh(), inner.fresh(seed=5)]
+    together = Together(inners)
+    trained = list(together([data] * 3, weights))
+    assert together.apart == ""
+    found = hypergradients(trained, data, window)
+    for one, weight, (model, trajectory), gradient in zip(inners, weights, trained, found, strict=True):
+        alone = one.fresh()(data, weight)
+        torch.testing.assert_close(dict(model.named_parameters()), dict(alone[0].named_parameters()))
+        torch.testing.assert_close(trajectory.index, alone[1].index)
+        (expected,) = hypergradients([alone], data, window)
+        assert float((gradient - expected).abs().max()) < 1e-9 * float(expected.abs().max())
+
+
+def test_hypergradients_against_plain_retraining():
+    data, weights = problem(samples=8, tasks=2)
+    inner = run(steps=4, window=4)
+    trained = Together([inner, inner.fresh(seed=3)])([data, data], weights)
+    found = [one[weight > 0] for one, weight in zip(hypergradients(trained, data, 4), weights, strict=True)]
+
+    def retrained(seed, weight):
+        torch.manual_seed(seed)
+        model = mlp()
+        optimizer = SGD(model.parameters())
+        for _ in range(4):
+            losses = CROSS_ENTROPY(model(data.inputs), data.targets)
+            optimizer.zero_grad()
+            ((weight * losses).sum() / weight.sum()).backward()
+            optimizer.step()
+        return outer(data, model).item()
+
+    for seed, weight, gradient in zip((0, 3), weights, found, strict=True):
+        for place, value in zip(weight.nonzero().flatten().tolist(), gradient.tolist(), strict=True):
+            moved = torch.zeros_like(weight).index_fill(0, torch.tensor(place), 1e-5)
+            difference = (retrained(seed, weight + moved) - retrained(seed, weight - moved)) / 2e-5
+            assert abs(difference - value) < 1e-7
+
+
+def listening():
+    model = mlp()
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def checkpointed():
+    model, last = mlp(), nn.Linear(3, 3, dtype=D)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = model, last
+
+        def forward(self, rows):
+            return self.last(torch.utils.checkpoint.checkpoint(self.first, rows, use_reentrant=False))
+
+    return Twice()
+
+
+def _same(model):
+    return model
+
+
+class Own(torch.optim.SGD):
+    """A class that torch does not know."""
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason"),
+    [
+        (run(partial(mlp, partial(nn.BatchNorm1d, 5, dtype=D))), "couples samples"),
+        (run(partial(mlp, partial(nn.BatchNorm1d, 5, dtype=D, track_running_stats=False))), "couples samples"),
+        (run(partial(mlp, nn.Dropout)), "vmap"),
+        (run(partial(mlp, Centred)), "losses are others"),
+        (run(listening), "hooks"),
+        (run(checkpointed), "vmap"),
+        (run(optimizer=partial(Own, lr=0.1)), "Own has no closed form"),
+        (run(objective=WeightedLoss(CROSS_ENTROPY, regulariser=lambda m: m[1].weight.square().sum())), "inner loss"),
+        (run(restart=False), "warm start"),
+        (run(partial(_same, mlp())), "share a tensor"),
+    ],
+    ids=["batch norm", "no buffers", "dropout", "centred", "hooks", "checkpoint", "own", "l2", "warm", "one module"],
+)
+def test_what_cannot_be_one_pass_is_trained_apart_with_the_same_result(inner, reason):
+    data, weights = problem(tasks=2)
+    together = Together([inner, inner.fresh()], together=True)
+    trained = list(together([data, data], weights))
+    assert reason in together.apart
+    for weight, (model, _) in zip(weights, trained, strict=True):
+        expected, _ = inner.fresh()(data, weight)
+        torch.testing.assert_close(
+            dict(model.named_parameters()), dict(expected.named_parameters()), rtol=0, atol=1e-14
+        )
+
+
+def test_runs_of_other_settings_and_large_nets_are_trained_apart():
+    data, weights = problem(tasks=2)
+    other = Together([run(), run(steps=6)])
+    assert [len(trajectory.steps) for _, trajectory in other([data, data], weights)] == [1, 1]
+    assert other.apart == "the runs differ in steps"
+    wide = run(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 500_000, dtype=D), nn.Linear(500_000, 3, dtype=D)), steps=1
+    )
+    large = Together([wide])
+    next(large([data, data], weights))
+    assert "multiplies" in large.apart
+    switched = Together([run()], together=False)
+    next(switched([data, data], weights))
+    assert switched.apart == "together=False"
+
+
+@pytest.mark.parametrize(("folds", "draws"), [(3, 1), (2, 2), (1, 3)])
+def test_maple_together_and_apart(folds, draws):
+    data, _ = spurious(40)
+    inner = InnerRun(lambda: nn.Linear(2, 2, dtype=D), SGD, WeightedLoss(CROSS_ENTROPY), 10, batch_size=7)
+    seen = {}
+    for together in ("auto", False):
+        maple = Maple(
+            inner.fresh(), Sqrt(VREx()), budget=20, steps=3, draws=draws, folds=folds, seed=1, together=together
+        )
+        models = []
+        result = maple.fit(data, callbacks=[lambda step, models=models: models.append(step.model.weight.clone())])
+        seen[together] = (result, models)
+        trains = maple.cross_fit.together if folds > 1 else maple.together_of_draws
+        assert (trains.apart == "") is (together == "auto")
+    (one, models), (other, expected) = seen.values()
+    torch.testing.assert_close(one.weights, other.weights)
+    torch.testing.assert_close(one.probabilities, other.probabilities)
+    torch.testing.assert_close(models, expected)
+    assert [row["kept"] for row in one.history] == [row["kept"] for row in other.history]
+
+
+def test_cross_fit_of_several_weights_is_one_call_for_each():
+    data, _ = spurious(30)
+    inner = InnerRun(lambda: nn.Linear(2, 2, dtype=D), ADAM, WeightedLoss(CROSS_ENTROPY), 8)
+    outer_risk = OuterRisk(Sqrt(VREx()), data, CROSS_ENTROPY)
+    weights = [torch.rand(30, dtype=D).bernoulli() for _ in range(2)]
+    apart, together = CrossFit(inner, 3, together=False), CrossFit(inner, 3)
+    expected = [apart(Truncated(), outer_risk, data, one, torch.Generator().manual_seed(4)) for one in weights]
+    folds = [apart.split(one, torch.Generator().manual_seed(4)) for one in weights]
+    found = list(together.each(Truncated(), outer_risk, data, weights, folds))
+    assert together.together.apart == ""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.gradient, other.gradient)
+        assert one.value == pytest.approx(other.value)
