@@ -10,7 +10,7 @@ from torch import nn
 from steelyard.bilevel import Batch, Truncated, WeightedLoss
 from steelyard.reweight import CrossFit, InnerRun, Maple, OuterRisk, Sqrt, VREx
 from steelyard.reweight.together import Together
-from tests.reweight.problems import CROSS_ENTROPY, spurious
+from tests.support.environments import CROSS_ENTROPY, spurious
 
 D = torch.float64
 SGD = partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=0.01)
