@@ -6,6 +6,7 @@ from steelyard.reweight.constraints import ConstraintSet, budget_of
 from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.cross_scores import CrossFitScores, cross_fit_scores
 from steelyard.reweight.f2sa import F2SA
+from steelyard.reweight.fit_together import fit_together
 from steelyard.reweight.groups import FoundGroups, OneHumpError, balance, find_groups
 from steelyard.reweight.humps import TwoMeans, Valley, adjusted_rand, two_means, valley
 from steelyard.reweight.influence import influence
@@ -108,6 +109,7 @@ __all__ = [
     "budget_of",
     "cross_fit_scores",
     "find_groups",
+    "fit_together",
     "influence",
     "keep_probabilities",
     "pool",

@@ -70,8 +70,14 @@ class CrossFit:
             weight: ``(n,)`` inner weights.
             generator: of the split.
         """
-        folds = self.split(weight, generator, outer.ranks)
-        return next(self.each(estimator, outer, train, [weight], [folds]))
+        folds = [self.split(weight, generator, outer.ranks)]
+        own = self.tasks([weight], folds)
+        return next(self.each(estimator, outer, train, [weight], folds, self.together([train] * len(own), own)))
+
+    def tasks(self, weights: Sequence[Float[Tensor, " n"]], folds: Sequence[Int[Tensor, " n"]]) -> list[Tensor]:
+        """Return the weights of the inner runs of each of several `weights`, 0 in the fold that a run leaves out."""
+        several = zip(weights, folds, strict=True)
+        return [torch.where(fold == number, 0, weight) for weight, fold in several for number in range(self.folds)]
 
     def each(
         self,
@@ -80,21 +86,14 @@ class CrossFit:
         train: Batch,
         weights: Sequence[Float[Tensor, " n"]],
         folds: Sequence[Int[Tensor, " n"]],
+        trained: Iterator[Trained],
     ) -> Iterator[Drawn]:
-        """Yield what a call does for each of several `weights`, with the fold of every sample as `split` gives it.
+        """Yield what a call returns for each of several `weights`, with the folds that `split` gave.
 
-        The models of all of them are trained together, where folds are.
+        `trained` has the models and records of their `tasks`, in that order.
         """
-        own = [
-            torch.where(fold == q, 0, weight) for weight, fold in zip(weights, folds, strict=True) for q in self._all
-        ]
-        trained = self.together([train] * len(own), own)
         for weight, fold in zip(weights, folds, strict=True):
             yield self._drawn(estimator, outer, train, weight, fold, islice(trained, self.folds))
-
-    @property
-    def _all(self) -> range:
-        return range(self.folds)
 
     def _drawn(
         self,

@@ -23,6 +23,7 @@ from steelyard.checkpoint import Journal, Stateful
 from steelyard.distributed import ALONE, Ranks
 from steelyard.reweight.admission import admit, agree_on_state
 from steelyard.reweight.constraints import Budget, ConstraintSet
+from steelyard.reweight.course import Asked, Course, driven
 from steelyard.reweight.cross_fit import CrossFit
 from steelyard.reweight.identity import described, samples, settings
 from steelyard.reweight.inner import InnerRun
@@ -35,7 +36,7 @@ from steelyard.reweight.result import Reweighting
 from steelyard.reweight.resumable import resumable
 from steelyard.reweight.risk import MeanRisk, Risk
 from steelyard.reweight.shared import Shared
-from steelyard.reweight.together import Together, TogetherName
+from steelyard.reweight.together import Together, TogetherName, Trained
 
 __all__ = ["Callback", "Maple"]
 
@@ -166,7 +167,7 @@ class Maple(OuterSettings):
         if self.prior is not None and self.prior.anchor and self.learn == "weights":
             raise ValueError("prior.anchor draws s to the prior, but learn='weights' holds s; use anchor=0 or learn s")
         self._check_shared()
-        self.together_of_draws = Together([self.inner], self.together)
+        self._together = Together([self.inner], self.together)
         self.cross_fit = CrossFit(self.inner, self.folds, self.together) if self.folds > 1 else None
 
     def _check_shared(self) -> None:
@@ -253,6 +254,25 @@ class Maple(OuterSettings):
                 finished step; the journal, if there is one, has written it (of several ranks: its last checkpoint),
                 and the message says how to resume.
         """
+        course = self.course(train, validation, callbacks, state=state, journal=journal, carry=carry, progress=progress)
+        (result,) = driven([course], lambda asked: {number: self.trained(one) for number, one in asked.items()})
+        return result
+
+    def course(
+        self,
+        train: Batch,
+        validation: Batch | None = None,
+        callbacks: Iterable[Callback] = (),
+        *,
+        state: OuterState | None = None,
+        journal: Journal | None = None,
+        carry: Mapping[str, Stateful] | None = None,
+        progress: bool | None = None,
+    ) -> Course:
+        """Return `fit` as a generator: it yields the inner runs of each step and is sent what they came to.
+
+        (So that those of several runs can be trained as one: `fit_together`.)
+        """
         if progress is not None:
             progress = _check.boolean("progress", progress)
         ranks = self.inner.ranks
@@ -279,7 +299,9 @@ class Maple(OuterSettings):
             finished = stage.finished
             while state.step < self.steps and not finished:
                 with self._undone(state, train, outer):
-                    drawn = self._draws(state, train, outer)
+                    masks = [self._draw(state, state.step / self.steps) for _ in range(self.draws)]
+                    trained = yield self._asked(train, masks)
+                    drawn = self._draws(state, train, outer, masks, trained)
                 with interrupts_held():  # from here on the step is finished
                     seen = self._move(state, train, drawn)
                     if watched and ranks.size > 1:
@@ -375,14 +397,35 @@ class Maple(OuterSettings):
             said = _blamed(error, outer, train) if isinstance(error, NotFiniteRiskError) else str(error)
             raise FloatingPointError(f"outer step {state.step + 1}: {said}") from error
 
-    def _draws(self, state: OuterState, train: Batch, outer: OuterRisk) -> _Draws:
-        """Return what the draws of a step give; of the state only the generator of masks moves."""
-        progress, spread = state.step / self.steps, Spread()
-        leaves, losses, kept, model = state.leaves(), [], [], None
-        masks = [self._draw(state, progress) for _ in range(self.draws)]
-        weights, folds = [one.weight.detach() for one in masks], [one.fold for one in masks]
-        # Trained together where they can be, else each when it is asked for.
-        found_of = self._hypergradients(train, outer, weights, folds)
+    def _asked(self, train: Batch, masks: list[_Mask]) -> Asked:
+        """Return the inner runs of a step."""
+        own, folds = [one.weight.detach() for one in masks], _folds(masks)
+        weights = own if self.cross_fit is None else self.cross_fit.tasks(own, folds)
+        return Asked([train] * len(weights), weights)
+
+    @property
+    def _trains(self) -> Together:
+        return self._together if self.cross_fit is None else self.cross_fit.together
+
+    @property
+    def apart(self) -> str:
+        """Why the inner runs of the last step were trained one after the other; "" where they were trained as one."""
+        return self._trains.apart
+
+    def inner_runs(self, count: int) -> list[InnerRun]:
+        """Return the runs that train the `count` models of a step, where all of them are in memory."""
+        return self._trains.runs(count)
+
+    def trained(self, asked: Asked) -> Iterator[Trained]:
+        """Yield the models and records of the inner runs of a step, together where they can be trained so."""
+        return self._trains(asked.train, asked.weights)
+
+    def _draws(
+        self, state: OuterState, train: Batch, outer: OuterRisk, masks: list[_Mask], trained: Iterator[Trained]
+    ) -> _Draws:
+        """Return what the draws of a step give."""
+        spread, losses, kept, model = Spread(), [], [], None
+        leaves, found_of = state.leaves(), self._hypergradients(train, outer, masks, trained)
         for (mask, weight, _), (model, drawn) in zip(masks, found_of, strict=True):  # noqa: B007 (the last is returned)
             found = torch.autograd.grad(weight, list(leaves.values()), drawn.gradient.to(weight.dtype))
             gradients = dict(zip(leaves, found, strict=True))
@@ -451,16 +494,20 @@ class Maple(OuterSettings):
         )
 
     def _hypergradients(
-        self, train: Batch, outer: OuterRisk, weights: list[Tensor], folds: list[Tensor | None]
+        self, train: Batch, outer: OuterRisk, masks: list[_Mask], trained: Iterator[Trained]
     ) -> Iterator[tuple[nn.Module | None, Drawn]]:
         assert self.estimator is not None
         if self.cross_fit is not None:
-            split = [one for one in folds if one is not None]
-            for drawn in self.cross_fit.each(self.estimator, outer, train, weights, split):
+            weights = [one.weight.detach() for one in masks]
+            for drawn in self.cross_fit.each(self.estimator, outer, train, weights, _folds(masks), trained):
                 yield None, drawn
             return
-        for model, trajectory in self.together_of_draws([train] * len(weights), weights):
+        for model, trajectory in trained:
             yield model, hypergradient(self.estimator, model, trajectory, outer, train)
+
+
+def _folds(masks: list[_Mask]) -> list[Tensor]:
+    return [one.fold for one in masks if one.fold is not None]
 
 
 def _given(model: nn.Module) -> nn.Module:

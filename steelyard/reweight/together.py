@@ -80,13 +80,24 @@ class Together:
             train: the samples of every task.
             weights: ``(n,)`` for each, as an `InnerRun` takes it.
         """
+        found = self.trained(train, weights)
+        if found is not None:
+            yield from found
+            return
+        for run, batch, weight in zip(cycle(self._inners), train, weights, strict=False):
+            yield run(batch, weight)
+
+    def trained(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> list[Trained] | None:
+        """Return what a call yields, trained as one; None where that is not the same, or no gain (`apart` says why)."""
         self.apart = self._why_apart(train, weights)
         begun = [] if self.apart else self._begun(train, weights)
-        if self.apart:
-            for run, batch, weight in zip(cycle(self._inners), train, weights, strict=False):
-                yield run(batch, weight)
-        else:
-            yield from self._trained(begun)
+        return None if self.apart else self._trained(begun)
+
+    def runs(self, count: int) -> list[InnerRun]:
+        """Return the runs of so many tasks, each with a model of its own: copies of the first ones follow the last."""
+        while len(self._copies) < count:
+            self._copies.append(self._inners[len(self._copies) % len(self._inners)].fresh())
+        return self._copies[:count]
 
     def _why_apart(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> str:
         """Return what can be said before samples are gathered."""
@@ -116,11 +127,9 @@ class Together:
 
     def _begun(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> list[_Run]:
         """Return the runs before their first step; `apart` says why that is not to be taken together."""
-        while len(self._copies) < len(train):
-            self._copies.append(self._inners[len(self._copies) % len(self._inners)].fresh())
         begun = [
             _Run(run.objective, run.begin(batch, weight))
-            for run, batch, weight in zip(self._copies, train, weights, strict=False)
+            for run, batch, weight in zip(self.runs(len(train)), train, weights, strict=True)
         ]
         self._calls += 1
         if not self._calls & (self._calls - 1):

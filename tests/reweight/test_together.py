@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from steelyard.bilevel import Batch, Truncated, WeightedLoss
-from steelyard.reweight import CrossFit, InnerRun, Maple, OuterRisk, Sqrt, VREx
+from steelyard.checkpoint import Journal
+from steelyard.reweight import CrossFit, InnerRun, Maple, OuterRisk, Sqrt, VREx, fit_together
 from steelyard.reweight.together import Together
 from tests.support.environments import CROSS_ENTROPY, spurious
 
@@ -195,8 +196,7 @@ def test_maple_together_and_apart(folds, draws):
         models = []
         result = maple.fit(data, callbacks=[lambda step, models=models: models.append(step.model.weight.clone())])
         seen[together] = (result, models)
-        trains = maple.cross_fit.together if folds > 1 else maple.together_of_draws
-        assert (trains.apart == "") is (together == "auto")
+        assert (maple.apart == "") is (together == "auto")
     (one, models), (other, expected) = seen.values()
     torch.testing.assert_close(one.weights, other.weights)
     torch.testing.assert_close(one.probabilities, other.probabilities)
@@ -212,8 +212,68 @@ def test_cross_fit_of_several_weights_is_one_call_for_each():
     apart, together = CrossFit(inner, 3, together=False), CrossFit(inner, 3)
     expected = [apart(Truncated(), outer_risk, data, one, torch.Generator().manual_seed(4)) for one in weights]
     folds = [apart.split(one, torch.Generator().manual_seed(4)) for one in weights]
-    found = list(together.each(Truncated(), outer_risk, data, weights, folds))
+    own = together.tasks(weights, folds)
+    trained = together.together([data] * len(own), own)
+    found = list(together.each(Truncated(), outer_risk, data, weights, folds, trained))
     assert together.together.apart == ""
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.gradient, other.gradient)
         assert one.value == pytest.approx(other.value)
+
+
+def maple(seed, steps=3, lr=0.3, **options):
+    inner = InnerRun(
+        lambda: nn.Linear(2, 2, dtype=D), partial(torch.optim.SGD, lr=lr), WeightedLoss(CROSS_ENTROPY), 8, seed=seed
+    )
+    return Maple(inner, Sqrt(VREx()), budget=20, steps=steps, seed=seed, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 2}, {"draws": 2}], ids=["plain", "folds", "draws"])
+def test_seeds_together_are_each_seed_alone(options):
+    data = [spurious(40 + 3 * seed, seed)[0] for seed in range(3)]
+    lengths = (3, 2, 3)  # one ends before the others
+    alone = [maple(s, n, **options).fit(one) for s, n, one in zip(range(3), lengths, data, strict=True)]
+    several = [maple(s, n, **options) for s, n in zip(range(3), lengths, strict=True)]
+    seen = [[], [], []]
+    watch = [[lambda step, into=into: into.append(step.row["outer_loss"])] for into in seen]
+    found = fit_together(several, data, callbacks=watch)
+    for one, other, losses in zip(found, alone, seen, strict=True):
+        torch.testing.assert_close(one.weights, other.weights)
+        torch.testing.assert_close(one.probabilities, other.probabilities)
+        assert losses == [row["outer_loss"] for row in one.history]
+
+
+def test_seeds_that_cannot_be_trained_as_one_train_their_own():
+    data = spurious(40)[0]
+    several = [maple(0, folds=2), maple(1, folds=2, lr=0.1)]
+    found = fit_together(several, [data, data])
+    for one, (seed, rate) in zip(found, [(0, 0.3), (1, 0.1)], strict=True):
+        expected = maple(seed, folds=2, lr=rate).fit(data)
+        assert torch.equal(one.probabilities, expected.probabilities)
+    assert several[0].apart == ""  # the folds of one are
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OverflowError])
+def test_an_error_of_one_run_ends_all_and_a_ctrl_c_writes_every_journal(tmp_path, error):
+    data = spurious(40)[0]
+
+    def stop(step):
+        if step.step == 1:
+            raise error
+
+    def journals():
+        return [Journal(tmp_path / f"{number}.safetensors", every=1000) for number in range(2)]
+
+    with pytest.raises(error):
+        fit_together([maple(0), maple(1)], [data] * 2, callbacks=[[], [stop]], journals=journals())
+    written = [path.exists() for path in (tmp_path / "0.safetensors", tmp_path / "1.safetensors")]
+    assert written == [error is KeyboardInterrupt] * 2
+    resumed = fit_together([maple(0), maple(1)], [data] * 2, callbacks=[[], []], journals=journals())
+    plain = fit_together([maple(0), maple(1)], [data] * 2)
+    assert all(torch.equal(one.probabilities, two.probabilities) for one, two in zip(resumed, plain, strict=True))
+
+
+def test_as_many_of_everything_as_runs():
+    data = spurious(40)[0]
+    with pytest.raises(ValueError, match="train has 1 entries for 2 runs: give one for each"):
+        fit_together([maple(0), maple(1)], [data])
