@@ -12,10 +12,11 @@ from rich.console import Console
 
 from steelyard.cli.options import check_seeds, check_writable, data_root_of, set_threads
 from studies._command import command_line
+from studies.photographs.images import Images
 from studies.photographs.place import report as place_report
 from studies.photographs.report import report
 from studies.photographs.search import Search
-from studies.photographs.sets import Sets, shares_of, source, tables_of
+from studies.photographs.sets import Sets, Source, shares_of, source, tables_of
 from studies.photographs.table import Job, carry_out_all, read, rows_named
 
 __all__ = ["main"]
@@ -23,7 +24,7 @@ __all__ = ["main"]
 
 def photographs(
     task: tyro.conf.Positional[Literal["make", "place", "table", "tabulate"]],
-    name: Literal["waterbirds", "hard", "celeba", "adult", "compas"] = "waterbirds",
+    name: Literal["waterbirds", "hard", "celeba", "images", "adult", "compas"] = "waterbirds",
     folder: Path = Path("runs/photographs/sets"),
     runs: Path = Path("runs/photographs/table"),
     out: Path | None = None,
@@ -46,14 +47,14 @@ def photographs(
     Args:
         task: what to do.
         name: the set: "waterbirds", automobile against frog; "hard", bird against automobile; "celeba", in its layout;
-            and for tables of people "adult" or "compas".
+            "images", the whole images of the first under a small net; and for tables of people "adult" or "compas".
         folder: of the sets.
         runs: of the rows' trials and figures.
         out: of the tables (default: results/photographs, of other sets than "waterbirds" a folder in it, and of
             people's tables results/adult/tuned and results/compas/tuned).
         seeds: the data seeds of the figures.
         tuned_on: the data seed of the search.
-        trials: settings of each row.
+        trials: settings of each row; with 1 the recipe's own, and no search.
         steps: of each training by the one trainer.
         shares: of the training labels that are flipped, a table for each (default: 0 and 0.2;
             of celeba, adult and compas 0 alone).
@@ -73,10 +74,10 @@ def photographs(
         console.print(said, markup=False, soft_wrap=True)
 
     root = data_root_of(data_root)
-    sets = [source(folder, name, share, root) for share in (shares_of(name) if shares is None else shares)]
+    sets = [_source(folder, name, share, root) for share in (shares_of(name) if shares is None else shares)]
     if task in ("make", "table"):
         for one in sets:
-            for seed in (tuned_on, *seeds) if task == "table" else seeds:
+            for seed in (tuned_on, *seeds) if task == "table" and trials > 1 else seeds:
                 one.make(seed, told)
     if task == "place":
         place_report(Sets(folder, name, 0.0, root), seeds[0], out, told)
@@ -88,6 +89,12 @@ def photographs(
         everything = [[Job(row, one, search, runs) for row in rows_named((), name)] for one in sets]
         report(out, sets, [read(own) for own in everything])
     told(f"Written: {out if task != 'make' else folder}")
+
+
+def _source(folder: Path, name: str, share: float, data_root: Path | None) -> Source:
+    if name == "images":
+        return Images(Sets(folder, "waterbirds", share, data_root))
+    return source(folder, name, share, data_root)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

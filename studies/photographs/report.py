@@ -29,7 +29,7 @@ _KNOWN: Mapping[str, tuple[tuple[Known, ...], str]] = {
 """Where groups are known -> the rows that may then be used, by what they read, and the criterion."""
 
 _COMMAND = "python -m studies.photographs table"
-_BESIDE = {"waterbirds": "waterbirds", "hard": "waterbirds", "celeba": "celeba"}
+_BESIDE = {"waterbirds": "waterbirds", "hard": "waterbirds", "images": "waterbirds", "celeba": "celeba"}
 """Whose published figures stand beside a set's."""
 _TITLES = {"waterbirds": "Waterbirds", "celeba": "CelebA"}
 
@@ -98,9 +98,13 @@ def _notes(rows: Sequence[Mapping[str, Any]], criterion: str, beside: str) -> li
     if not rows:
         return []
     seeds = [run["seed"] for run in rows[0]["choices"][criterion]["runs"]]
+    said = f"mean ± standard deviation over the data seeds {', '.join(map(str, seeds))}"
+    trials = max(row["trials"] for row in rows)
+    settings = f"the best of {trials} on another data seed, and the step of each run, by {criterion}"
+    if trials == 1:
+        settings = f"the recipes', which nobody tuned on these data; the step of each run by {criterion}"
     notes = [
-        f"Per cent, mean ± standard deviation over the data seeds {', '.join(map(str, seeds))}. Settings: the best of "
-        f"{max(row['trials'] for row in rows)} on another data seed, and the step of each run, by {criterion}; the "
+        f"Per cent, {said if len(seeds) > 1 else f'of the data seed {seeds[0]} alone'}. Settings: {settings}; the "
         "lines stand in the order of that score. Seconds of processor time."
     ]
     for row in rows:

@@ -72,7 +72,7 @@ def _own(name: str) -> str:
     return str(_OWN / f"{name}.toml")
 
 
-FOUND = ("xrm", "eiil", "errors", "maple")
+FOUND = ("xrm", "errors", "maple")
 """Ways to find groups without labels, `found_groups`; of two classes "eiil" finds what "errors" finds."""
 
 _OF_OUTPUTS = ("method.gamma=10^U(-5, 1)",)
@@ -167,6 +167,8 @@ def rows_of(name: str) -> tuple[Row, ...]:
     CelebA's layout has MAPLE on validation besides; people's tables have nothing of MAPLE's, and nets with a hidden
     layer, so MMD and CORAL align features there, by SubpopBench's ranges.
     """
+    if name == "images":
+        return _IMAGES
     if name not in _RECIPES:
         return ROWS
     renamed = [replace(row, recipe=row.recipe.replace(_SHIPPED, _RECIPES[name])) for row in ROWS]
@@ -181,6 +183,18 @@ def rows_of(name: str) -> tuple[Row, ...]:
 def _fits_tables(row: Row) -> bool:
     return "maple" not in row.recipe + "".join(row.overrides) and _HIDDEN[0] not in row.overrides
 
+
+def _on_images() -> Iterator[Row]:
+    """Yield the rows on whole images: a LeNet-5, MAPLE's inner runs in batches, each from where the last one ended."""
+    maple = ("method.steps=8", "method.inner.steps=75", "method.inner.batch_size=128", "method.inner.restart=false")
+    own = {"MAPLE, groups on validation": (*maple, "method.inner.optimizer.learning_rate=0.001")}
+    titles = ("ERM", "up-weighting", "Group DRO", "DFR on validation", *own, "validation rows alone")
+    for row in ROWS:
+        if row.title in (*titles, "training and validation together"):
+            yield replace(row, overrides=("model.name=lenet5", *row.overrides, *own.get(row.title, ())))
+
+
+_IMAGES = tuple(_on_images())
 
 TABLES = ("adult", "compas")
 """Data sets of people that the same protocol is carried out on."""

@@ -38,7 +38,7 @@ class Search:
     """How rows are tuned and measured.
 
     Attributes:
-        trials: settings of each row, the recipe as it stands among them.
+        trials: settings of each row, the recipe as it stands among them; with 1 nothing is searched.
         tuned_on: the data seed of the search.
         seeds: the data seeds of the figures.
         steps: of each training by the one trainer; MAPLE's and the online method's are their recipes'.
@@ -75,8 +75,10 @@ def carry_out(row: Row, sets: Sets, search: Search, folder: Path) -> dict[str, A
     reported train for as many steps as it chose.
 
     Raises:
-        RecipeError: no trial can be chosen.
+        RecipeError: no trial can be chosen, or no run of the only one has figures.
     """
+    if search.trials == 1:
+        return _as_it_stands(row, sets, search)
     tuning = Tuning.of(
         row.recipe, search.settings(row), folder, count=search.trials, seeds=(search.tuned_on,), ranges=row.ranges
     )
@@ -118,6 +120,24 @@ def carry_out(row: Row, sets: Sets, search: Search, folder: Path) -> dict[str, A
         "search seconds": spent,
         "choices": choices,
     }
+
+
+def _as_it_stands(row: Row, sets: Sets, search: Search) -> dict[str, Any]:
+    """Return the figures of a row whose settings nobody chose; its score is that of the runs' own validation."""
+    courses: dict[tuple[int, int], _Course] = {}
+    choices = {}
+    for name in CHOSEN_BY[: 1 + (row.known == "nowhere")]:
+        choose = scored(CRITERIA[name], name)
+        runs = [
+            _measured(row, load_recipe(row.recipe, search.settings(row), seed), sets(seed), choose, courses, 0)
+            for seed in search.seeds
+        ]
+        if not courses:
+            raise RecipeError(f"{row.title}: {runs[0]['failed']}")
+        seen = [[one.visible for one in course.history] for course in courses.values()]
+        score = reached(seen if row.samples == "given" else [one[-1:] for one in seen], choose).score
+        choices[name] = {"trial": 0, "score": score, "settings": {}, "runs": runs}
+    return {"row": row.title, "known": row.known, "trials": 1, "failed": 0, "search seconds": 0.0, "choices": choices}
 
 
 CHOSEN_BY = ("validation_worst_group", "validation_worst_class")

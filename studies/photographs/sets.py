@@ -149,17 +149,22 @@ class Sets:
             DataError: the photographs are not there, or too few.
         """
         root = self.root(seed)
-        if not (root / TABLES[self.name]).is_file():
-            told(f"{root}: images")
-            self._write(root, seed)
+        self.write(seed, told)
         if not (root / FILE).is_file():
             told(f"{root}: features")
             prepare(root, self._reader(root))
 
+    def write(self, seed: int, told: Callable[[str], None] = lambda said: None) -> None:
+        """Write the images and their table if they are not there; errors are those of `make`."""
+        root = self.root(seed)
+        if not (root / TABLES[self.name]).is_file():
+            told(f"{root}: images")
+            self._write(root, seed)
+
     def _write(self, root: Path, seed: int) -> None:
         if self.share:
             plain = Sets(self.folder, self.name, 0.0, self.data_root)
-            plain.make(seed)
+            plain.write(seed)
             write_flipped(plain.root(seed), root, self.share, seed)
             return
         composition = PRESETS[self.name]

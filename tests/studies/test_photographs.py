@@ -23,8 +23,10 @@ from studies.photographs import composition as composition_module
 from studies.photographs.composition import CELEBA, HARD, WATERBIRDS, Composition, Photograph, Sample, read_pool
 from studies.photographs.drawing import FULL, drawn, mask
 from studies.photographs.features import FILE, axes, prepare
+from studies.photographs.images import SIDE, Images
 from studies.photographs.layouts import WATERBIRDS_FOLDER, write_celeba, write_flipped, write_waterbirds
 from studies.photographs.place import place_only
+from studies.photographs.sets import Sets
 from tests.studies import photographed
 from tests.studies.photographed import COUNTS, write_pool
 
@@ -237,3 +239,25 @@ def test_presets_are_within_cifar() -> None:
                 wanted[preset.objects[group // 2]] += count
                 wanted[preset.places[group % 2]] += count
         assert max(wanted.values()) <= 5000
+
+
+def test_whole_images_are_what_lies_within_the_rim(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = replace(TINY, size=(2 * SIDE, 2 * SIDE), rim=3)
+    monkeypatch.setitem(composition_module.PRESETS, "waterbirds", twice)
+    images = Images(Sets(tmp_path, "waterbirds", 0.25, photographs))
+    images.make(5)
+    splits = images.load(5)
+    assert images.case == "images_flipped25"
+    assert splits.train.inputs.shape == (70, 3, SIDE, SIDE)
+    assert tuple(splits.test.group.bincount()) == COUNTS["test"]
+    assert splits.groups[1] == "automobile on ship"
+    plain = Images(replace(images.sets, share=0.0)).load(5)
+    assert int((plain.train.targets != splits.train.targets).sum()) == 18  # a quarter of 70
+    assert torch.equal(plain.train.inputs, splits.train.inputs)
+    first = next((images.sets.root(5) / WATERBIRDS_FOLDER).rglob("00001.png"))
+    pixels = np.asarray(Image.open(first)).astype(float)[3:-3, 3:-3] / 255
+    halved = pixels.reshape(SIDE, 2, SIDE, 2, 3).mean((1, 3))
+    expected = (halved - WATERBIRDS_FRAMING.mean) / WATERBIRDS_FRAMING.std
+    assert splits.train.inputs[0].permute(1, 2, 0).numpy() == pytest.approx(expected, abs=1e-5)

@@ -115,6 +115,27 @@ def test_choices_do_not_move_when_test_figures_do(tmp_path: Path) -> None:
         assert one["runs"][0]["test"]["accuracy"] == pytest.approx(1 - two["runs"][0]["test"]["accuracy"])
 
 
+def test_one_setting_is_not_searched_for(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def sets(seed: int) -> Splits:
+        asked.append(seed)
+        return splits_of(seed)
+
+    found = carry_out(ERM, sets, Search(trials=1, tuned_on=7, seeds=(8, 9)), tmp_path)
+    assert set(asked) == {8, 9}
+    worst = []
+    for run in found["choices"][CHOSEN_BY[0]]["runs"]:
+        seen = histories(load_recipe(ERM.recipe, SMALL, run["seed"]), splits_of(run["seed"]))
+        worst.append(max(one.validation.worst_group_accuracy for one in seen))
+        assert (
+            min(r / n for r, n in zip(*(run["validation"][of] for of in ("right", "count")), strict=True)) == worst[-1]
+        )
+    assert found["choices"][CHOSEN_BY[0]]["score"] == pytest.approx(sum(worst) / 2)
+    noted = table([found], "training", None).notes[0]
+    assert "Settings: the recipes', which nobody tuned" in noted
+
+
 def test_rows_trained_on_validation_are_judged_by_what_they_did_not_see() -> None:
     splits = splits_of(0)
     alone, both = (trained_on(splits, samples, halve=True) for samples in ("validation", "both"))
