@@ -12,6 +12,7 @@ from rich.console import Console
 
 from steelyard.cli.options import check_seeds, check_writable, data_root_of, set_threads
 from studies._command import command_line
+from studies.photographs.finders import report as finders_report
 from studies.photographs.images import Images
 from studies.photographs.place import report as place_report
 from studies.photographs.report import report
@@ -23,7 +24,7 @@ __all__ = ["main"]
 
 
 def photographs(
-    task: tyro.conf.Positional[Literal["make", "place", "table", "tabulate"]],
+    task: tyro.conf.Positional[Literal["make", "place", "finders", "table", "tabulate"]],
     name: Literal["waterbirds", "hard", "celeba", "images", "adult", "compas"] = "waterbirds",
     folder: Path = Path("runs/photographs/sets"),
     runs: Path = Path("runs/photographs/table"),
@@ -41,8 +42,9 @@ def photographs(
     """Waterbirds' layout made of CIFAR-10's photographs, and every method on it, tuned alike.
 
     make: write the sets of the seeds with their features. place: what a net knows of the object that sees only the
-    place. table: tune every row on one data seed, measure it on the others, and tabulate. tabulate: only the tables of
-    what is there. Stopped and started again it resumes: what is filed is left alone.
+    place. finders: how much of the minorities is found without labels of groups. table: tune every row on one data
+    seed, measure it on the others, and tabulate. tabulate: only the tables of what is there. Stopped and started again
+    it resumes: what is filed is left alone.
 
     Args:
         task: what to do.
@@ -81,6 +83,8 @@ def photographs(
                 one.make(seed, told)
     if task == "place":
         place_report(Sets(folder, name, 0.0, root), seeds[0], out, told)
+    if task == "finders":
+        finders_report(sets, seeds, out, told)
     if task in ("table", "tabulate"):
         search = Search(trials, tuned_on, seeds, steps)
         planned = [Job(row, one, search, runs) for one in sets for row in rows_named(rows, name)]

@@ -18,9 +18,11 @@ from steelyard._support._errors import UserError
 from steelyard.bilevel.batch import Batch
 from steelyard.experiments.data import Splits
 from steelyard.experiments.errors import RecipeError, RunError
+from steelyard.experiments.methods.found_groups import ErrorGroups
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.tuning.tuning import Tuning
+from studies.photographs import finders
 from studies.photographs import report as report_module
 from studies.photographs.__main__ import main
 from studies.photographs.report import figures, overview, report, shuffled_table, table
@@ -411,6 +413,23 @@ def test_celebas_layout_has_its_own_recipes_and_no_flips() -> None:
     assert tables_of("celeba") == Path("results/photographs/celeba")
     assert tables_of("adult") == Path("results/adult/tuned")
     assert tables_of("waterbirds") == Path("results/photographs")
+
+
+def test_what_is_found_is_held_against_the_groups() -> None:
+    splits = {"plain": splits_of}
+    (line, other) = finders.table(splits, (3,), lambda said: None).lines
+    assert [line[1], other[1]] == ["xrm", "errors"]
+    seen = splits_of(3)
+    problem = Problem(seen, load_recipe("waterbirds/features/upweighting").model, 3)
+    wrong = ErrorGroups().rare(problem)
+    small = (seen.train.group == 1) | (seen.train.group == 2)
+    expected = [
+        wrong.double().mean(),
+        wrong[small].double().mean(),
+        small[wrong].double().mean(),
+        small.double().mean(),
+    ]
+    assert other[2:] == [f"{100 * one:.1f}" for one in expected]
 
 
 def records(file: Path) -> list[dict[str, str]]:
