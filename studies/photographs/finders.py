@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -54,11 +55,10 @@ def minority(targets: Int[Tensor, " n"], groups: Int[Tensor, " n"]) -> Bool[Tens
     """Return who is of a class's smaller group.
 
     Example:
-        >>> import torch
         >>> minority(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 2, 3, 3])).tolist()
         [False, False, True, True, False, False]
     """
-    found = groups.new_zeros(groups.shape, dtype=bool)
+    found = torch.zeros_like(groups, dtype=torch.bool)
     sizes = groups.bincount()
     for label in targets.unique():
         own = groups[targets == label].unique()
