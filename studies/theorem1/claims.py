@@ -88,7 +88,7 @@ def _foundations(tables: Tables) -> list[PrintedClaim]:
         PrintedClaim(
             "6.3",
             "L_q >= L, so Q >= 0 without corruption",
-            ok("L - L_q", "-inf [L_q - L], no corruption"),
+            ok("L - L_q", "sup [L - L_q], no corruption"),
             f"largest L - L_q: {worst('L - L_q'):.1e} ({cases} cases)",
             "gamma falls with the rank and sums to q: Chebyshev's sum inequality. Equality iff q = s or equal losses.",
         ),

@@ -48,8 +48,8 @@ _ALLOWED = {
     "L - L_q": _ROUNDING,
     "|L_q(D) - L_q(D')| over (s/q)(M/n)": 1 + _ROUNDING,
     "sum |L_(j)(D) - L_(j)(D')| over M": 1 + _ROUNDING,
-    "-inf [L_q - L], no corruption": _ROUNDING,
-    "-inf [L_q(g) - L] over M x changed share": 1 + _ROUNDING,
+    "sup [L - L_q], no corruption": _ROUNDING,
+    "sup [L - L_q(g)] over M x changed share": 1 + _ROUNDING,
     "|R^_n(D) - R^_n(D')| over M/n": 1 + _ROUNDING,
     "|z| of the ordered-SGD gradient, 8 coordinates": 4.5,  # a right mean exceeds it with probability 5e-5
     "share of samples with R_n > R^_n + deviation": DELTA,
@@ -86,12 +86,12 @@ def _case(generator: torch.Generator, enumerate_batches: bool) -> Iterator[tuple
     yield "|L_q(D) - L_q(D')| over (s/q)(M/n)", float((top - top_other).abs().max()) * q * n / s
     ordered = (losses.sort(1).values - other.sort(1).values).abs().sum(1)
     yield "sum |L_(j)(D) - L_(j)(D')| over M", float(ordered.max())
-    yield "-inf [L_q - L], no corruption", -float(theory.factor_draw(losses, losses, s, q))
+    yield "sup [L - L_q], no corruption", -float(theory.factor_draw(losses, losses, s, q))
     changed = _pick(1, n + 1, generator)
     corrupted, clean = losses.clone(), losses.clone()
     corrupted[:, :changed] = 0.0
     clean[:, :changed] = clean[:, :changed].round()
-    yield "-inf [L_q(g) - L] over M x changed share", -float(theory.factor_draw(clean, corrupted, s, q)) * n / changed
+    yield "sup [L - L_q(g)] over M x changed share", -float(theory.factor_draw(clean, corrupted, s, q)) * n / changed
 
 
 def _largest_z(draws: int, generator: torch.Generator) -> float:
