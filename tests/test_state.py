@@ -100,7 +100,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
 def test_any_tree_with_the_right_digest_is_read_or_refused(tree: str) -> None:
     """Someone may well compute the digest: then the tree is all that stands between the bytes and us."""
     tensors = {"0": torch.zeros(2)}
-    header = {"format": KIND, "tree": tree, "sha256": _state._digest(tree, tensors)}
+    header = {"format": KIND, "tree": tree, "sha256": _state.digest_of_tree(tree, tensors)}
     try:
         data = save(tensors, header)
     except UnicodeEncodeError:  # a lone surrogate cannot be in a file
@@ -115,7 +115,7 @@ def test_any_tree_with_the_right_digest_is_read_or_refused(tree: str) -> None:
     "tree", ["[" * 100_000, '{"list": ' * 100_000, "{}", '{"a": 1, "b": 2}', '{"dict": [[[], 1]]}'], ids=range(5)
 )
 def test_deep_and_odd_trees_are_refused(tree: str) -> None:
-    header = {"format": KIND, "tree": tree, "sha256": _state._digest(tree, {})}
+    header = {"format": KIND, "tree": tree, "sha256": _state.digest_of_tree(tree, {})}
     with pytest.raises(StateError, match="tree cannot be read"):
         decode(save({}, header), KIND)
 

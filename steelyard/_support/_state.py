@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steelyard._support import _files
 
-__all__ = ["StateError", "clone", "decode", "digest", "encode", "read", "write"]
+__all__ = ["StateError", "clone", "decode", "digest", "digest_of_tree", "encode", "read", "write"]
 
 
 class StateError(ValueError):
@@ -35,7 +35,7 @@ def encode(state: Any, kind: str) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_flatten(state, tensors, "state"))
-    header = {"format": kind, "tree": tree, "sha256": _digest(tree, tensors)}
+    header = {"format": kind, "tree": tree, "sha256": digest_of_tree(tree, tensors)}
     return to_bytes(tensors, header)
 
 
@@ -43,7 +43,7 @@ def digest(state: Any) -> str:
     """Return the SHA-256 of `state`, the same wherever and whenever it is taken."""
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_flatten(state, tensors, "state"))
-    return _digest(tree, tensors)
+    return digest_of_tree(tree, tensors)
 
 
 def decode(data: bytes, kind: str) -> Any:
@@ -60,7 +60,7 @@ def decode(data: bytes, kind: str) -> Any:
     if header.get("format") != kind:
         raise StateError(f"it holds {header.get('format', 'no format name')!r}, not {kind!r}")
     tree = header.get("tree", "")
-    if header.get("sha256") != _digest(tree, tensors):
+    if header.get("sha256") != digest_of_tree(tree, tensors):
         raise StateError("it is damaged: its digest does not fit its contents")
     try:
         return _unflatten(json.loads(tree), tensors)
@@ -139,7 +139,8 @@ def _header(data: bytes) -> dict[str, str]:
     return dict(table.get("__metadata__", {}))
 
 
-def _digest(tree: str, tensors: Mapping[str, Tensor]) -> str:
+def digest_of_tree(tree: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 that the header of a file has of its tree and its tensors."""
     found = hashlib.sha256(tree.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -28,7 +28,7 @@ from steelyard.experiments.training.trainer import OptimizerSettings, Training, 
 __all__ = ["INTERVALS", "SCORES", "DisagreementSettings", "Proxies", "disagreement_tables"]
 
 INTERVALS: tuple[Literal["hoeffding", "bernstein", "jackknife"], ...] = ("hoeffding", "bernstein", "jackknife")
-_ATTACKER, _PROXIES, _RANDOM, _KEPT = range(4)  # what a seed's derived ones are for
+_ATTACKER, PROXIES, _RANDOM, _KEPT = range(4)  # what a seed's derived ones are for
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _scores(proxies: Proxies, labels: Tensor, draws: torch.Generator) -> dict[st
 
 
 @dataclass(frozen=True)
-class _Corrupted:
+class Corrupted:
     """A seed's problem with corrupted labels, and who is who among its samples.
 
     Attributes:
@@ -145,7 +145,8 @@ class _Corrupted:
     boundary: Bool[Tensor, " n"]
 
 
-def _corrupted(settings: DisagreementSettings, seed: int) -> _Corrupted:
+def corrupted(settings: DisagreementSettings, seed: int) -> Corrupted:
+    """Return a draw of the digits, a share of whose training labels the attacker has changed."""
     clean = Problem(Digits().load(seed), MLP(hidden=(64,), head="softmax"), seed)
     data = clean.splits.train
     models = [derived(seed, _ATTACKER, k) for k in range(settings.attacker)]
@@ -155,7 +156,7 @@ def _corrupted(settings: DisagreementSettings, seed: int) -> _Corrupted:
     margin = (known.gather(1, mine) - known.scatter(1, mine, -1.0).amax(1, keepdim=True)).squeeze(1)
     boundary = ~wrong & (margin <= margin[~wrong].quantile(0.25))
     splits = replace(clean.splits, train=replace(data, targets=labels))
-    return _Corrupted(replace(clean, splits=splits), wrong, wrong & (margin > margin.median()), boundary)
+    return Corrupted(replace(clean, splits=splits), wrong, wrong & (margin > margin.median()), boundary)
 
 
 def disagreement_tables(
@@ -175,10 +176,10 @@ def disagreement_tables(
     rows: dict[str, list[dict[str, float | int | str | bool]]] = {"kept": [], "drawn": [], "gaps": []}
     for seed in settings.seeds:
         progress(f"seed {seed}: attack")
-        case = _corrupted(settings, seed)
+        case = corrupted(settings, seed)
         labels, most = case.problem.splits.train.targets, max(settings.sizes)
         progress(f"seed {seed}: {most + settings.reference} proxies")
-        seeds = [derived(seed, _PROXIES, k) for k in range(most + settings.reference)]
+        seeds = [derived(seed, PROXIES, k) for k in range(most + settings.reference)]
         everyone = Proxies.of(case.problem, settings.training, seeds)
         expected = selectors.rank_disagreement(everyone.losses[most:])
         for size in settings.sizes:
@@ -193,7 +194,7 @@ def disagreement_tables(
 
 
 def _kept(
-    settings: DisagreementSettings, case: _Corrupted, scores: Mapping[str, Tensor], *, trains: bool
+    settings: DisagreementSettings, case: Corrupted, scores: Mapping[str, Tensor], *, trains: bool
 ) -> list[dict[str, float | str]]:
     count = len(case.wrong)
     rows: list[dict[str, float | str]] = []
@@ -220,7 +221,7 @@ def _test_accuracy(settings: DisagreementSettings, problem: Problem, inside: Ten
     return float(right.double().mean())
 
 
-def _drawn(case: _Corrupted, scores: Mapping[str, Tensor]) -> list[dict[str, float | str]]:
+def _drawn(case: Corrupted, scores: Mapping[str, Tensor]) -> list[dict[str, float | str]]:
     forms = {"g": None, "g D": scores["dr_is"]}
     return [
         {"form": form, "corruption": float(selectors.importance_probabilities(scores["el2n"], d)[case.wrong].sum())}
@@ -244,7 +245,7 @@ def _sides(settings: DisagreementSettings, ranks: Tensor, expected: Tensor) -> d
 
 
 def _gaps(
-    settings: DisagreementSettings, case: _Corrupted, disagreement: Tensor, models: int, expected: Tensor
+    settings: DisagreementSettings, case: Corrupted, disagreement: Tensor, models: int, expected: Tensor
 ) -> dict[str, float | bool]:
     bulk, boundary = disagreement[case.bulk], disagreement[case.boundary]
     split = selectors.certificate(disagreement, models, delta=settings.delta)

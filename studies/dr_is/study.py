@@ -71,7 +71,8 @@ def _half(tables: Tables, value: str = "corruption") -> pandas.DataFrame:
     return kept[kept["share"] == _HALF].pivot_table(value, "score", "models", "mean")
 
 
-def _claims(tables: Tables, settings: DisagreementSettings) -> list[Claim]:
+def claims(tables: Tables, settings: DisagreementSettings) -> list[Claim]:
+    """Return what the paper says, each claim judged by the tables."""
     half, boundary = _half(tables), _half(tables, "boundary")
     drawn = tables["drawn"].pivot_table("corruption", "form", "models", "mean")
     gaps = (
@@ -296,4 +297,4 @@ sample's D is:
 
 Means over seeds unless a claim says otherwise. "Abstract": what the abstract of DR-IS promises, as we read it.
 
-{markdown(_claims(tables, settings))}"""
+{markdown(claims(tables, settings))}"""

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 import steelyard
 from steelyard import selectors
-from steelyard._support._state import StateError, _digest, decode, encode
+from steelyard._support._state import StateError, decode, digest_of_tree, encode
 from steelyard.bilevel import Batch
 from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.cli.losses import read_losses
@@ -35,7 +35,7 @@ from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
 from steelyard.experiments.data.waterbirds import Waterbirds
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.models.backbone import _load as load_weights
+from steelyard.experiments.models import Backbone
 from steelyard.experiments.priors import ScoreFile
 from steelyard.experiments.report.page import render
 from steelyard.experiments.report.priors import prior_section
@@ -108,7 +108,7 @@ def state(data: bytes, folder: Path) -> bool:
 def checkpoint(data: bytes, folder: Path) -> bool:
     """A checkpoint whose digest is right, its tree fuzzed: what a journal makes of it."""
     tree = data.decode("utf-8", "replace")
-    header = {"format": KIND, "tree": tree, "sha256": _digest(tree, {})}
+    header = {"format": KIND, "tree": tree, "sha256": digest_of_tree(tree, {})}
     path = _put(folder, "checkpoint.safetensors", save({}, header))
 
     def go_on() -> None:
@@ -185,7 +185,7 @@ def reweighting(data: bytes, folder: Path) -> bool:
 def backbone(data: bytes, folder: Path) -> bool:
     """A backbone's weights, as torch saves them."""
     path = _put(folder, "weights.pt", data)
-    return _allow(lambda: load_weights(path))
+    return _allow(lambda: Backbone(weights=str(path)).state())
 
 
 def losses(data: bytes, folder: Path) -> bool:

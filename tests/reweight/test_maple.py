@@ -44,7 +44,7 @@ def quick(**options):
 
 def risk_after(inner, train, target, weight, risk=RISK):
     """The outer risk as a function of the inner weights: the whole inner run again, weights possibly negative."""
-    model = inner._start(train.inputs.device)[0]
+    model = inner.initial(train.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     for _ in range(inner.steps):
         optimizer.zero_grad()
@@ -434,7 +434,8 @@ def test_batch_norm_against_training_again():
     quick(inner=inner, steps=1, learn="weights", budget=None, weight_optimizer=spy(gradients)).fit(train, target)
 
     def risk(weight):
-        model, optimizer = normalised_run(steps=1)._start(train.inputs.device)
+        model = inner.initial(train.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         losses = CROSS_ENTROPY(model(train.inputs), train.targets)
         ((losses * weight).sum() / weight.sum()).backward()
         optimizer.step()

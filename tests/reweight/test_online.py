@@ -292,12 +292,13 @@ def test_an_optimizer_whose_rate_moves_is_followed() -> None:
     made = warmed("adamw", model)
     batch, clean = some(12, seed=1, flips=0.4), some(20, seed=2)
     online = MetaWeightNet(model, made, OBJECTIVE, clean, net=small_weight_net())
+    look_ahead = LookAhead(model, made, online.objective)
     outer = partial(mean_loss, data=clean)
     found = []
     for rate in (0.01, 0.02):
         made.param_groups[0]["lr"] = rate
         weight = torch.ones(12, dtype=torch.float64)
-        found.append(online._look_ahead(batch, weight, outer))
+        found.append(look_ahead(batch, weight, outer))
         expected = differences(lambda weight: retrained(model, made, batch, weight, clean), weight)
         torch.testing.assert_close(found[-1], expected, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(found[0], found[1], rtol=0.1)

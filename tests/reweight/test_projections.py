@@ -179,8 +179,9 @@ def test_long_vectors_have_the_threshold_of_the_whole(monkeypatch, name, upper):
         for share in (1e-4, 0.01, 0.3, 0.9, 0.9999):
             monkeypatch.setattr(projections, "_LONG", 1 << 30)
             whole = projections._threshold(x, share * len(x), upper, ALONE)
-            for setting, value in (("_LONG", 1), ("_SAMPLE", 500), ("_CHUNK", 3000)):
-                monkeypatch.setattr(projections, setting, value)
+            monkeypatch.setattr(projections, "_LONG", 1)
+            monkeypatch.setattr(projections, "_SAMPLE", 500)
+            monkeypatch.setattr(projections, "_CHUNK", 3000)
             fast = projections._threshold(x, share * len(x), upper, ALONE)
             size, other = ((x.double() - v).clamp(0, upper).sum().item() for v in (whole, fast))
             assert fast == pytest.approx(whole, abs=1e-12, rel=1e-13) or other == pytest.approx(size, rel=1e-13)

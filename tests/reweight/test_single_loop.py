@@ -140,14 +140,8 @@ def test_at_the_inner_solution_the_direction_is_the_hypergradient(kind, form: st
     solver = made(kind, problem, weights, model=linear(theta))
     solver.direction = [v[None].clone()]
     expected = problem.hypergradient(weights)
-    solver.begin(problem.train, 24)
-    positions = torch.arange(24) if kind is SOBA else next(iter(solver._inner.values()))[1]
-    outer = torch.arange(30) if kind is SOBA else next(iter(solver._outer.values()))[1]
-    if kind is SABA:  # 24 of the 30 clean samples are no full batch
-        solver.clean_size = 30
-        solver.begin(problem.train, 24)
-        outer = next(iter(solver._outer.values()))[1]
-    solver.step(problem.train.take(positions), problem.clean.take(outer))
+    solver.clean_size = 30  # all of them
+    solver.fit(problem.train, epochs=1, batch_size=24)
     torch.testing.assert_close(weights.raw.grad, expected)
     torch.testing.assert_close(solver.direction[0][0], v)
     torch.testing.assert_close(solver.model.weight[0], theta)
@@ -266,10 +260,12 @@ def test_a_stopped_run_resumes_bit_for_bit(kind: str, tmp_path) -> None:
         run(kind, journal=Journal(path), epochs=4)
 
 
-def test_every_sample_is_taken_once_an_epoch_in_the_same_minibatches() -> None:
+def test_every_sample_is_taken_once_an_epoch_in_the_same_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Ridge()
     solver = made(SOBA, problem, SampleWeights(24).double())
-    seen = [inner.index.sort().values.tolist() for inner, _ in solver._batches(problem.train, 10, 6)]
+    seen, step = [], solver.step
+    monkeypatch.setattr(solver, "step", lambda *pair: seen.append(sorted(pair[0].index.tolist())) or step(*pair))
+    solver.fit(problem.train, epochs=2, batch_size=10)
     assert sorted(id_ for one in seen[:3] for id_ in one) == list(range(24))
     assert sorted(seen[:3]) == sorted(seen[3:])
 

@@ -19,7 +19,7 @@ from steelyard.experiments.training.trainer import OptimizerSettings, Training
 from studies.dr_is import measure as module
 from studies.dr_is.__main__ import main
 from studies.dr_is.measure import SCORES, DisagreementSettings, Proxies, disagreement_tables
-from studies.dr_is.study import _claims, disagreement
+from studies.dr_is.study import claims, disagreement
 
 TINY = DisagreementSettings(
     seeds=(3,),
@@ -49,9 +49,9 @@ def test_tables_have_a_row_for_every_case(tables: dict[str, pandas.DataFrame]) -
 
 
 def test_scores_and_gaps_by_brute_force(tables: dict[str, pandas.DataFrame]) -> None:
-    case = module._corrupted(TINY, 3)
+    case = module.corrupted(TINY, 3)
     labels, n = case.problem.splits.train.targets, len(case.wrong)
-    seeds = [module.derived(3, module._PROXIES, k) for k in range(5)]
+    seeds = [module.derived(3, module.PROXIES, k) for k in range(5)]
     proxies = Proxies.of(case.problem, TINY.training, seeds)
     ranks = torch.stack([losses.argsort().argsort().double() + 1 for losses in proxies.losses]) / n
     d = {
@@ -76,7 +76,7 @@ def test_scores_and_gaps_by_brute_force(tables: dict[str, pandas.DataFrame]) -> 
 
 
 def test_who_is_who(tables: dict[str, pandas.DataFrame]) -> None:
-    case, clean = module._corrupted(TINY, 3), Digits().load(3).train
+    case, clean = module.corrupted(TINY, 3), Digits().load(3).train
     assert torch.equal(case.problem.splits.train.targets != clean.targets, case.wrong)
     assert not bool((case.bulk & ~case.wrong).any())
     assert not bool((case.boundary & case.wrong).any())
@@ -110,8 +110,8 @@ def made_up(dr_is: float, el2n: float) -> dict[str, pandas.DataFrame]:
 
 
 def test_claims_follow_the_tables() -> None:
-    good = [claim.held for claim in _claims(made_up(dr_is=0.01, el2n=0.4), TINY)]
-    bad = [claim.held for claim in _claims(made_up(dr_is=0.5, el2n=0.1), TINY)]
+    good = [claim.held for claim in claims(made_up(dr_is=0.01, el2n=0.4), TINY)]
+    bad = [claim.held for claim in claims(made_up(dr_is=0.5, el2n=0.1), TINY)]
     assert good == [True, True, True, True, True, True, False, True, True, True, True, True, True]
     assert bad == [False, False, False, False, False, True, True, False, False, False, False, False, False]
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from steelyard.experiments.data import CelebA, Waterbirds
-from steelyard.experiments.data import features as cached
 from steelyard.experiments.data.transforms import WATERBIRDS as WATERBIRDS_FRAMING
 from steelyard.experiments.errors import DataError
 from steelyard.experiments.models.backbone import Backbone
@@ -182,8 +181,9 @@ def test_a_recipe_takes_the_features_that_were_prepared(
     assert found[train].mean(0) == pytest.approx(torch.zeros(5), abs=1e-4)
     covariance = found[train].T @ found[train]
     assert torch.allclose(covariance, covariance.diagonal().diag(), atol=1e-2 * float(covariance.diagonal().min()))
-    monkeypatch.setattr(cached, "_compute", lambda *args: pytest.fail("the features were kept"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image is decoded"))
     settings = [f"data.backbone.model={small}", f"data.backbone.weights={written / FILE}", "method.training.steps=50"]
+    settings += ["data.backbone.workers=0"]
     recipe = load_recipe("waterbirds/features/upweighting", settings)
     run = execute(recipe, tmp_path / "run", name="waterbirds/features/upweighting", data_root=written, allow_code=True)
     assert run.history[-1].test.group_count == COUNTS["test"]

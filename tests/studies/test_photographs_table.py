@@ -23,7 +23,6 @@ from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.tuning.tuning import Tuning
 from studies.photographs import finders
-from studies.photographs import report as report_module
 from studies.photographs.__main__ import main
 from studies.photographs.report import figures, overview, report, shuffled_table, table
 from studies.photographs.rows import ROWS, TABLES, Row, rows_of
@@ -252,7 +251,7 @@ def test_figures_and_tables_of_rows(tmp_path: Path) -> None:
         one for one in summary if one["method"] == "Group DRO" and one["metric"] == "test worst-group accuracy"
     )
     assert worst["mean"] == pytest.approx(0.77)
-    assert worst["command"] == report_module._COMMAND
+    assert worst["command"] == "python -m studies.photographs table"
     with pytest.raises(RunError, match="no row is carried out"):
         report(tmp_path, sources[:1], [[]])
 

@@ -21,7 +21,7 @@ from steelyard._support._files import open_file, regular
 from steelyard._support._random import all_seeded
 from steelyard.experiments.errors import DataError
 
-__all__ = ["Architecture", "Backbone"]
+__all__ = ["Architecture", "Backbone", "skeleton"]
 
 Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 
@@ -119,12 +119,8 @@ class Backbone:
 
         Args and errors are those of `build`.
         """
-        from steelyard._support._torchvision import torchvision
-
         source, state = self.state(download)
-        with torch.device("meta"):  # the constructor would draw parameters that the weights replace
-            network = torchvision.models.get_model(self.model, weights=None, **_SPECIAL.get(self.model, {}))
-        name, features = _last_layer(network, self.model)
+        network, name, features = skeleton(self.model)
         _put(network, name, nn.Identity())
         _fill(
             network, {key: value for key, value in state.items() if not key.startswith(f"{name}.")}, source, self.model
@@ -191,15 +187,23 @@ def _architectures() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
-def _last_layer(network: nn.Module, model: str) -> tuple[str, int]:
-    """Return the name of a classifier's last linear layer, and how many features go into it."""
+def skeleton(model: str) -> tuple[nn.Module, str, int]:
+    """Return a classifier of torchvision's on the meta device, its last layer's name, how many features go into that.
+
+    Raises:
+        DataError: the last layer is not linear.
+    """
+    from steelyard._support._torchvision import torchvision
+
+    with torch.device("meta"):  # the constructor would draw parameters that the weights replace
+        network = torchvision.models.get_model(model, weights=None, **_SPECIAL.get(model, {}))
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not layers or layers[-1][1].out_features != _CLASSES:
         raise DataError(
             f"{model} does not end in a linear layer, whose inputs would be the features; take another model, or "
             "'module:function' that returns one of your own"
         )
-    return layers[-1][0], layers[-1][1].in_features
+    return network, layers[-1][0], layers[-1][1].in_features
 
 
 def _put(network: nn.Module, name: str, layer: nn.Module) -> None:

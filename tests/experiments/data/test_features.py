@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from steelyard._support._plain import plain
 from steelyard._support._torchvision import torchvision
 from steelyard.experiments.data import CelebA, Waterbirds
-from steelyard.experiments.data import features as module
 from steelyard.experiments.data.features import cache_folder, features, key
 from steelyard.experiments.data.transforms import CELEBA, WATERBIRDS, evaluation_transform, training_transform
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.models import backbone as backbone_module
-from steelyard.experiments.models.backbone import Backbone
+from steelyard.experiments.models.backbone import Backbone, skeleton
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import execute
 from steelyard.experiments.runs.schema import parse
@@ -75,7 +74,8 @@ def test_the_second_time_no_image_is_decoded_and_no_network_built(
     write_celeba(tmp_path)
     data = CelebA(backbone=backbone)
     first = data.load(0, tmp_path)
-    monkeypatch.setattr(module, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image is decoded"))
+    monkeypatch.setattr(Backbone, "build", lambda *_, **__: pytest.fail("the network is built"))
     again = data.load(0, tmp_path)
     assert torch.equal(first.train.inputs, again.train.inputs)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
@@ -265,9 +265,8 @@ def test_methods_run_on_features_from_a_recipe(tmp_path: Path, backbone: Backbon
     ],
 )
 def test_the_last_layer_of_torchvisions_networks_is_found(model: str, layer: str, width: int) -> None:
-    with torch.device("meta"):
-        network = torchvision.models.get_model(model, weights=None, **backbone_module._SPECIAL.get(model, {}))
-    assert backbone_module._last_layer(network, model) == (layer, width)
+    _, *found = skeleton(model)
+    assert found == [layer, width]
 
 
 def test_another_network_of_torchvisions_with_weights_of_a_file(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from steelyard._support._modules import last_linear
 from steelyard.experiments.methods import DFR, ERM, PDE
-from steelyard.experiments.methods.dfr import _logistic, _Samples, features
+from steelyard.experiments.methods.dfr import features
 from steelyard.experiments.models import MLP
 from steelyard.experiments.training.batches import group_balanced_subset, shuffled
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
@@ -54,7 +55,8 @@ def test_the_new_layer_decides_as_the_regression_on_standardised_features(head: 
     halves = torch.randperm(len(problem.splits.validation), generator=generator).chunk(2)
     group_balanced_subset(data.group[halves[1]] if fit_on == "validation" else data.group, generator)  # for the choice
     subset = group_balanced_subset(data.group, generator)
-    reference = _logistic(_Samples(torch.tensor(x)[subset], data.targets[subset], data.group[subset]), 0.3)
+    lasso = {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio": 1.0}  # from scikit-learn 1.8 on
+    reference = LogisticRegression(C=0.3, solver="liblinear", random_state=0, **lasso).fit(x[subset], y[subset])
     with torch.no_grad():
         outputs = model(data.inputs)
     logit = outputs[:, 0] if head == "one_logit" else outputs[:, 1] - outputs[:, 0]

@@ -12,25 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steelyard import experiments
 from steelyard._support._plain import plain
 from steelyard._support._toml import tomllib
 from steelyard.cli import main
-from steelyard.experiments.active import recipe as active
 from steelyard.experiments.active.recipe import load_active_recipe
 from steelyard.experiments.errors import RecipeError
-from steelyard.experiments.runs import recipe as run
 from steelyard.experiments.runs.inheritance import DEEPEST, merged, read_with_bases
 from steelyard.experiments.runs.recipe import load_recipe, names_in, recipe_names
 from tests.support.places import STUDIES
 
 STUDY = STUDIES / "robust" / "recipes"
-FOLDERS = {"run": run._SHIPPED, "active": active._SHIPPED, "robust": STUDY}
+EXPERIMENTS = Path(experiments.__file__).parent
+FOLDERS = {"run": EXPERIMENTS / "recipes", "active": EXPERIMENTS / "active" / "recipes", "robust": STUDY}
 FILES = [(kind, path) for kind, folder in FOLDERS.items() for path in sorted(folder.rglob("*.toml"))]
 WHOLE = 'data = {name = "coloured_digits"}\nmodel = {name = "mlp", hidden = [8]}\nmethod = {name = "erm"}\n'
 
 
 def path_of(name: str, folder: Path) -> Path:
-    return run._path(name, folder, bases=True)
+    return folder / f"{name}.toml"
 
 
 def leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from steelyard.cli import main
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.weigh import Predictor, plan
+from steelyard.experiments.weigh import Predictor
 from tests.experiments.weigh.recomputed import OfArrays, agree, figures_on
 from tests.experiments.weigh.recomputed_numbers import WrittenNumbers
 
@@ -26,8 +26,6 @@ class NumbersOfArrays(OfArrays, WrittenNumbers):
 def arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Six features of two classes in two years, of images with two channels, and a number."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "_FEWEST_STEPS", 12)
-    monkeypatch.setattr(plan, "_MAPLE_STEPS", (2, 5))
     draws = np.random.default_rng(0)
     y, year = np.arange(ROWS) % 2, np.arange(ROWS) // 2 % 2
     x = draws.normal(0, 1, (ROWS, 2, 3)).astype(np.float32)

@@ -17,7 +17,6 @@ from PIL import Image
 from steelyard.cli.command import main
 from steelyard.experiments.data import OwnImages
 from steelyard.experiments.models.backbone import Backbone
-from steelyard.experiments.weigh import plan
 from tests.experiments.weigh.recomputed import OfArrays, agree, figures_on
 
 NETS = """
@@ -45,8 +44,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "weigh_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "_FEWEST_STEPS", 12)
-    monkeypatch.setattr(plan, "_MAPLE_STEPS", (2, 5))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 

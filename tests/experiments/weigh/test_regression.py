@@ -12,7 +12,7 @@ import pytest
 
 from steelyard.cli import main
 from steelyard.experiments.errors import DataError
-from steelyard.experiments.weigh import Predictor, plan
+from steelyard.experiments.weigh import Predictor
 from tests.experiments.weigh.recomputed import agree, figures_on
 from tests.experiments.weigh.recomputed_numbers import WrittenNumbers
 from tests.support.own import patients
@@ -55,19 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def beside(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(plan, "_FEWEST_STEPS", 12)
-    monkeypatch.setattr(plan, "_MAPLE_STEPS", (2, 5))
 
 
 def weigh(*words: str) -> int:
     return main(["weigh", "stays.csv", "--target", "cost", "--id", "patient", "--epochs", "1", *words])
-
-
-@pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
-    return {}
 
 
 def page(known: str, folder: Path, pages: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steelyard.cli import main
-from steelyard.experiments.weigh import plan, suspecting
+from steelyard.experiments.weigh import suspecting
 from tests.experiments.weigh.recomputed import figures_on
 from tests.experiments.weigh.test_weigh import table
 
@@ -18,9 +18,8 @@ COLUMNS = ["suspect_rank", "id", "row", "label", "predicted", "suspicion", "labe
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def patients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "_FEWEST_STEPS", 20)
     table().to_csv("patients.csv", index=False)
 
 

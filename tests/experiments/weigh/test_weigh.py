@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 from steelyard.cli import main
-from steelyard.experiments.weigh import Predictor, plan
+from steelyard.experiments.weigh import Predictor
 from tests.experiments.weigh.recomputed import Written, agree, figures_on
 from tests.support.own import patients
 
@@ -52,21 +52,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """A few steps: what is tested here is no training."""
+def beside(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(plan, "_FEWEST_STEPS", 12)
-    monkeypatch.setattr(plan, "_MAPLE_STEPS", (2, 5))
 
 
 def weigh(*words: str) -> int:
     return main(["weigh", "patients.csv", "--target", "ill", "--id", "patient", "--epochs", "1", *words])
-
-
-@pytest.fixture(scope="module")
-def pages(folder: Path) -> dict[str, str]:
-    """The pages that were made so far."""
-    return {}
 
 
 def page(known: str, folder: Path, pages: dict[str, str]) -> str:
