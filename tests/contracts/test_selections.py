@@ -98,6 +98,12 @@ def test_both_precisions_pick_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
+def test_half_precision_is_taken(name: str) -> None:
+    picked = SELECTIONS[name](pool(dtype=torch.bfloat16), 6, generator())
+    assert len(set(picked.tolist())) == 6
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
 def test_arrays_are_taken(name: str) -> None:
     assert torch.equal(SELECTIONS[name](as_arrays(pool()), 6, generator()), SELECTIONS[name](pool(), 6, generator()))
 

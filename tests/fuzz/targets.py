@@ -35,7 +35,7 @@ from steelyard.experiments.data.idx import read_idx
 from steelyard.experiments.data.table import read_csv, read_spaced
 from steelyard.experiments.data.waterbirds import Waterbirds
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.models import Backbone
+from steelyard.experiments.models.backbone import Backbone
 from steelyard.experiments.priors import ScoreFile
 from steelyard.experiments.report.page import render
 from steelyard.experiments.report.priors import prior_section

@@ -37,10 +37,9 @@ def test_consensus_kl_is_the_mean_divergence_from_the_mean() -> None:
 
 
 @pytest.mark.parametrize("score", [vote_entropy, consensus_kl])
-def test_committees_permute_agree_and_refuse(score) -> None:
+def test_committees_agree_and_refuse(score) -> None:
     p = draws()
-    order, members = torch.randperm(30, generator=generator(1)), torch.randperm(5, generator=generator(2))
-    torch.testing.assert_close(score(p[:, order]), score(p)[order])
+    members = torch.randperm(5, generator=generator(2))
     torch.testing.assert_close(score(p[members]), score(p))
     with pytest.warns(DegenerateWarning, match="all 3 members are identical"):
         assert (score(p[:1].expand(3, -1, -1)) == 0).all()

