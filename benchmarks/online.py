@@ -39,8 +39,11 @@ from steelyard.reweight import LearningToReweight, MetaWeightNet, WeightNet
 RESULTS = _measure.ROOT / "results" / "online"
 LOSS = partial(F.cross_entropy, reduction="none")
 OBJECTIVE = WeightedLoss(LOSS)
-RATE, BATCH, EPOCHS = 0.05, 100, 15
-COUNTS = {"train": 3000, "clean": 500, "test": 1500}
+RATE, BATCH, STEPS = 0.05, 100, 450
+COUNTS = {
+    "few": {"train": 3000, "clean": 500, "test": 1500},
+    "all": {"train": 49_000, "clean": 1000, "test": 10_000},
+}
 Step = Callable[[Batch, Batch], Tensor]
 
 
@@ -213,17 +216,26 @@ def steps(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def extracted(root: Path, cache: Path) -> dict[str, Tensor]:
+def extracted(root: Path, cache: Path, images: str) -> dict[str, Tensor]:
     """Return standardised features and labels of the images; they are computed once, and kept in `cache`."""
-    if cache.exists():
-        return load_file(cache)
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file(_features(root, COUNTS[images]), cache)
+    found = load_file(cache)
+    centre = found["train"].float().mean(0)
+    spread = found["train"].float().std(0) + 1e-6
+    return {name: (one - centre) / spread if one.is_floating_point() else one for name, one in found.items()}
+
+
+def _features(root: Path, counts: dict[str, int]) -> dict[str, Tensor]:
+    """Return features in 16 bits and labels, of the first images of each class."""
     from studies.photographs.backbone import whole
 
-    network = whole().eval().network
+    network = whole().eval().network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     found: dict[str, Tensor] = {}
     random = numpy.random.RandomState(0)
     for part, folder in (("train", "train"), ("clean", "train"), ("test", "test")):
-        each, first = COUNTS[part] // 10, COUNTS["train"] // 10 if part == "clean" else 0
+        each, first = counts[part] // 10, counts["train"] // 10 if part == "clean" else 0
         features, labels = [], []
         for label, kind in enumerate(sorted((root / "cifar10" / folder).iterdir())):
             paths = sorted(kind.iterdir())[first : first + each]
@@ -232,14 +244,11 @@ def extracted(root: Path, cache: Path) -> dict[str, Tensor]:
             with torch.inference_mode():
                 for some in images.split(100):
                     large = F.interpolate(some, (64, 64), mode="bilinear", align_corners=False)
-                    features.append(network.extract_features(large).mean((2, 3)).clone())
+                    large = large.to(memory_format=torch.channels_last)
+                    features.append(network.extract_features(large).mean((2, 3)).half().clone())
             labels.append(torch.full((each,), label))
         order = torch.from_numpy(random.permutation(10 * each))
         found[part], found[f"{part}_labels"] = torch.cat(features)[order], torch.cat(labels)[order]
-    centre, spread = found["train"].mean(0), found["train"].std(0) + 1e-6
-    found |= {part: (found[part] - centre) / spread for part in COUNTS}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in found.items()}, cache)
     return found
 
 
@@ -315,6 +324,7 @@ def main() -> None:
     parser.add_argument("what", choices=["steps", "features", "table"])
     parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[101, 102, 103])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", choices=[*COUNTS], default="few")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("runs/online_features.safetensors"))
     parser.add_argument("--out", type=Path, default=RESULTS / "online.jsonl")
@@ -327,7 +337,7 @@ def main() -> None:
         if given.what == "steps":
             file.writelines(json.dumps(row) + "\n" for row in steps(given.rounds))
             return
-        data = extracted(given.data_root, given.cache)
+        data = extracted(given.data_root, given.cache, given.images)
         for seed in given.seeds:
             for noise in ("flip", "long tail"):
                 for way in TRAINED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,9 @@ from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.reweight import SOBA, FeatureWeights, SampleWeights, SingleLoopStep
 from studies.data_cleaning.problem import CLASSES, Problem
 
-__all__ = ["SAMPLE", "function_of_loss", "learned", "weight_a_sample"]
+__all__ = ["CROSS_ENTROPY", "SAMPLE", "function_of_loss", "l2_penalty", "learned", "weight_a_sample"]
 
-_CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
+CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 
 
 def learned(
@@ -31,7 +30,6 @@ def learned(
     epochs: int,
     seed: int,
     start: Tensor | None = None,
-    watched: Callable[[nn.Module, int], None] = lambda model, step: None,
 ) -> Tensor:
     """Return the weights ``(n,)`` after SOBA's epochs.
 
@@ -44,14 +42,13 @@ def learned(
         batch_size: of both levels. epochs: over the training images.
         seed: of the minibatches.
         start: theta ``(785, 10)`` at first; None: 0.
-        watched: called with the model and the number of steps after each of them.
     """
     train, clean = Batch.of(problem.train, problem.labels), Batch.of(problem.clean, problem.clean_labels)
     model = nn.Linear(train.inputs.shape[1], CLASSES, bias=False)
     with torch.no_grad():
         model.weight.zero_() if start is None else model.weight.copy_(start.T)
     optimizer = SGD(model.parameters(), lr=rate)
-    objective = WeightedLoss(_CROSS_ENTROPY, regulariser=partial(_penalty, l2=l2))
+    objective = WeightedLoss(CROSS_ENTROPY, regulariser=partial(l2_penalty, l2=l2))
     solver = SOBA(model, optimizer, objective, clean, weights, outer_optimizer=partial(Adam, lr=outer_rate), seed=seed)
     total = epochs * -(-len(train) // batch_size)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, total) for one in (optimizer, solver.outer_optimizer)]
@@ -59,7 +56,6 @@ def learned(
     def after(seen: SingleLoopStep) -> None:
         for schedule in schedules:
             schedule.step()
-        watched(model, seen.step + 1)
 
     return solver.fit(train, epochs=epochs, batch_size=batch_size, callbacks=[after]).weights
 
@@ -103,7 +99,8 @@ def function_of_loss(
     return found, (net.bias.item(), -net.weight.item())
 
 
-def _penalty(model: nn.Module, l2: float) -> Tensor:
+def l2_penalty(model: nn.Module, l2: float) -> Tensor:
+    """Return l2 |theta|^2."""
     return l2 * torch.cat([p.flatten() for p in model.parameters()]).square().sum()
 
 

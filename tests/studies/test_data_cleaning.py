@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
 from steelyard.experiments.errors import RecipeError, RunError
+from studies.data_cleaning import curves
 from studies.data_cleaning.clean import cleaned, cleaned_by_net, on_weights
-from studies.data_cleaning.curves import ours, reached
+from studies.data_cleaning.curves import Posed, curve, reached, tuned
 from studies.data_cleaning.curves import table as curve_table
 from studies.data_cleaning.mixture import mixed, rows_of, table
 from studies.data_cleaning.problem import SHARES, Digits
 from studies.data_cleaning.softmax import error, solve
 from studies.data_cleaning.study import carry_out, study, tables
+from studies.data_cleaning.theirs import their_data
 from studies.data_cleaning.weights import weight_a_sample
 
 
@@ -106,14 +110,52 @@ def test_the_right_source_of_a_mixture_gains_weight(digits: Digits) -> None:
     assert [line[-1] for line in table(rows).lines][:2] == ["0 of 1", "1 of 1"]
 
 
-def test_curves_say_when_the_goal_is_reached(digits: Digits) -> None:
+def posed(digits: Digits) -> Posed:
     problem = digits.problem(0, 0.5)
-    test = digits.test_inputs()
-    curve = ours(problem, test, digits.test_labels, begun=True, batch_size=100, epochs=5)
-    assert [point["iteration"] for point in curve] == [0, 10, 20, 30]
-    assert all(one["seconds"] < two["seconds"] for one, two in pairwise(curve))
+    data = problem.train, problem.labels, problem.clean, problem.clean_labels
+    return Posed(*data, digits.test_inputs(), digits.test_labels, l2=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["SOBA", "SABA", "F2SA", "StocBiO"])
+def test_curves_go_down_and_say_how_they_ended(solver: str, digits: Digits) -> None:
+    problem = posed(digits)
+    points = curve(problem, solver, {"rate": 0.5, "outer_rate": 0.1}, seconds=math.inf, seed=0, steps=120)
+    assert [point["iteration"] for point in points] == [10 * (number + 1) for number in range(len(points))]
+    assert all(one["seconds"] < two["seconds"] for one, two in pairwise(points))
+    assert points[-1]["test"] < 0.9 * points[0]["test"]
+    assert 0 < points[-1]["outer"] < 2.4  # log 10 is that of a model that knows nothing
+    assert "outer" not in points[0]
+
+
+def test_a_curve_may_begin_at_a_model_of_the_clean_images(digits: Digits) -> None:
+    first, *_ = curve(posed(digits), "SOBA", {"rate": 0.1, "outer_rate": 0.1}, seconds=0.0, seed=0, begun=True)
+    assert first["iteration"] == 0
+    assert first["test"] < 0.1
+
+
+def test_settings_that_diverge_are_not_chosen(digits: Digits, monkeypatch) -> None:
+    monkeypatch.setattr(curves, "_GRID", [{"rate": 1e30, "outer_rate": 0.1}, {"rate": 0.3, "outer_rate": 0.1}])
+    assert tuned(posed(digits), "SOBA", seconds=0.0)["rate"] == 0.3
+
+
+def test_the_benchmarks_problem_has_its_split_its_scale_and_its_corruption() -> None:
+    random = numpy.random.RandomState(0)
+    images, labels = random.randint(0, 256, (25_000, 2)), random.randint(0, 10, 25_000)
+    parts = {"train_images": images, "train_labels": labels, "test_images": images[:50], "test_labels": labels[:50]}
+    data = their_data(parts)
+    assert data["x"].shape == (20_000, 2)
+    assert data["clean"].shape == (5_000, 2)
+    numpy.testing.assert_allclose(data["x"].mean(0), 0, atol=1e-5)
+    numpy.testing.assert_allclose(data["x"].std(0), 1, atol=1e-5)
+    rows = numpy.random.RandomState(32).permutation(25_000)  # as scikit-learn splits: the clean images first
+    assert (data["clean_y"] == labels[rows[:5_000]]).all()
+    kept = (data["y"] == labels[rows[5_000:]]).mean()
+    assert kept == pytest.approx(0.5 + 0.5 / 10, abs=0.02)
+
+
+def test_curves_say_when_the_goal_is_reached() -> None:
     points = [{"seconds": 1.0, "test": 0.2}, {"seconds": 2.0, "test": 0.1}, {"seconds": 3.0, "test": 0.3}]
     assert reached(points) == 2.0
     assert reached(points[:1]) is None
     lines = curve_table([{"problem": "ours", "solver": "one", "settings": {"rate": 0.1}, "curve": points}]).lines
-    assert lines == [["ours", "one", "rate 0.1", "2.0", "30.0", "10.0", "3"]]
+    assert lines == [["ours", "one", "rate 0.1", "2.0", "30.0", "10.0", "", "3"]]
