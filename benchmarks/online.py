@@ -1,17 +1,23 @@
 """Online reweighting on CIFAR-10: the package's ways beside the same through higher and TorchOpt.
 
     python -m benchmarks.online steps                                  # time of a step; a minute on one core
-    python -m benchmarks.online features --data-root ROOT              # a last layer on frozen features
-    python -m benchmarks.online table
+    python -m benchmarks.online memory
+    python -m benchmarks.online trained --images few --data-root ROOT  # a last layer on frozen features
+    python -m benchmarks.online trained --images all --data-root ROOT  # of all 50,000 training images
+    python -m benchmarks.online trained --images pixels --noises uniform --data-root ROOT  # a small ResNet
+    python -m benchmarks.online table                                  # and weight_of_loss.svg
 
 "steps": a ResNet of 16, 32 and 64 channels (0.17 M parameters, GroupNorm) on 32 x 32 noise and an MLP, batches of 100
 and 100 clean samples, SGD with momentum; CPU time of one thread, median of interleaved rounds. The floor: two plain
 steps, one of the batch and one of the clean samples.
 
-"features": 1,280 features of EfficientNet-Lite0 with ImageNet's weights at 64 x 64, of 3,000 training, 500 clean and
-1,500 test images; 40 % of the labels flipped to a uniformly drawn one, or a long tail of 1 : 100. Batches of 100, 15
-epochs, SGD 0.05 with momentum 0.9. Test images decide nothing. Through higher and TorchOpt the look-ahead is plain
-gradient descent, as the authors' code has it.
+"memory": what a process has in memory that is no file's, after 100 steps and after 500, of the MLP.
+
+"trained": `online_data.COUNTS` says of how many images; features are 1,280 of EfficientNet-Lite0 with ImageNet's
+weights at 64 x 64, pixels 16 x 16 for a ResNet of 8, 16 and 32 channels. Batches of 100 and 100 clean samples, SGD with
+momentum 0.9. Of "all" the learning rate is that with which plain training on seed 0 is most accurate on the clean
+images (which that does not train on), for all ways; of the others it is 0.05. Test images decide nothing. Through
+higher and TorchOpt the look-ahead is plain gradient descent, as the authors' code has it.
 """
 
 from __future__ import annotations
@@ -24,32 +30,30 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import numpy
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from benchmarks import _measure
+from benchmarks.online_data import COUNTS, NOISES, corrupted, extracted
 from steelyard.bilevel import Batch, WeightedLoss
+from steelyard.experiments.compare.plots import svg
 from steelyard.reweight import LearningToReweight, MetaWeightNet, WeightNet
 
 RESULTS = _measure.ROOT / "results" / "online"
 LOSS = partial(F.cross_entropy, reduction="none")
 OBJECTIVE = WeightedLoss(LOSS)
-RATE, BATCH, STEPS = 0.05, 100, 450
-COUNTS = {
-    "few": {"train": 3000, "clean": 500, "test": 1500},
-    "all": {"train": 49_000, "clean": 1000, "test": 10_000},
-}
+RATE, RATES, BATCH = 0.05, (0.05, 0.005, 0.0005), 100
+NET_RATE = 0.01  # of the weighting network: the paper's is 0.001, in a run thirty times as long
+STEPS = {"few": 450, "all": 1000, "pixels": 300}
 Step = Callable[[Batch, Batch], Tensor]
 
 
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
+def sgd(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """The optimizer of every way."""
-    return torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
 
 
 def _weighted_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, weight: Tensor) -> None:
@@ -58,9 +62,9 @@ def _weighted_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Ba
     optimizer.step()
 
 
-def plain(model: nn.Module) -> Step:
+def plain(model: nn.Module, rate: float = RATE) -> Step:
     """An ordinary step."""
-    optimizer = sgd(model)
+    optimizer = sgd(model, rate)
 
     def step(batch: Batch, clean: Batch) -> Tensor:
         _weighted_step(model, optimizer, batch, torch.ones(len(batch)))
@@ -69,9 +73,9 @@ def plain(model: nn.Module) -> Step:
     return step
 
 
-def two_plain(model: nn.Module) -> Step:
+def two_plain(model: nn.Module, rate: float = RATE) -> Step:
     """The floor: a step of the batch and one of the clean samples."""
-    one = plain(model)
+    one = plain(model, rate)
 
     def step(batch: Batch, clean: Batch) -> Tensor:
         one(clean, clean)
@@ -80,15 +84,16 @@ def two_plain(model: nn.Module) -> Step:
     return step
 
 
-def ours(method: type[LearningToReweight] | type[MetaWeightNet], model: nn.Module) -> Step:
+def ours(method: type[LearningToReweight] | type[MetaWeightNet], model: nn.Module, rate: float = RATE) -> Step:
     """A step of an online method of the package; the clean samples of each step are given to it."""
-    optimizer = sgd(model)
+    optimizer = sgd(model, rate)
     online: Any = None
 
     def step(batch: Batch, clean: Batch) -> Tensor:
         nonlocal online
         if online is None:
-            online = method(model, optimizer, OBJECTIVE, clean)
+            own = {"net_optimizer": partial(torch.optim.Adam, lr=NET_RATE)} if method is MetaWeightNet else {}
+            online = method(model, optimizer, OBJECTIVE, clean, **own)
         online.clean.samples = clean
         found: Tensor = online.step(batch).weights
         step.net = getattr(online, "net", None)  # type: ignore[attr-defined]
@@ -97,12 +102,12 @@ def ours(method: type[LearningToReweight] | type[MetaWeightNet], model: nn.Modul
     return step
 
 
-def _learning_to_reweight(look: Callable[..., Any], model: nn.Module) -> Step:
-    optimizer = sgd(model)
+def _learning_to_reweight(look: Callable[..., Any], model: nn.Module, rate: float = RATE) -> Step:
+    optimizer = sgd(model, rate)
 
     def step(batch: Batch, clean: Batch) -> Tensor:
         epsilon = torch.zeros(len(batch), requires_grad=True)
-        clean_loss, back = look(model, batch, epsilon, clean)
+        clean_loss, back = look(model, batch, epsilon, clean, rate)
         weight = (-torch.autograd.grad(clean_loss, epsilon)[0]).clamp(min=0)
         back()
         total = weight.sum()
@@ -114,16 +119,16 @@ def _learning_to_reweight(look: Callable[..., Any], model: nn.Module) -> Step:
     return step
 
 
-def _meta_weight_net(look: Callable[..., Any], model: nn.Module) -> Step:
-    optimizer = sgd(model)
+def _meta_weight_net(look: Callable[..., Any], model: nn.Module, rate: float = RATE) -> Step:
+    optimizer = sgd(model, rate)
     torch.manual_seed(0)
     net = WeightNet()
-    net_optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    net_optimizer = torch.optim.Adam(net.parameters(), lr=NET_RATE)
 
     def step(batch: Batch, clean: Batch) -> Tensor:
         with torch.no_grad():
             losses = LOSS(model(batch.inputs), batch.targets)
-        clean_loss, back = look(model, batch, net(losses), clean)
+        clean_loss, back = look(model, batch, net(losses), clean, rate)
         net_optimizer.zero_grad()
         clean_loss.backward()
         back()
@@ -136,28 +141,32 @@ def _meta_weight_net(look: Callable[..., Any], model: nn.Module) -> Step:
     return step
 
 
-def by_higher(model: nn.Module, batch: Batch, weight: Tensor, clean: Batch) -> tuple[Tensor, Callable[[], None]]:
+def by_higher(
+    model: nn.Module, batch: Batch, weight: Tensor, clean: Batch, rate: float
+) -> tuple[Tensor, Callable[[], None]]:
     """Return the clean loss after a look ahead through higher, and what puts the model back (nothing is to do)."""
     import higher
 
-    plain_descent = torch.optim.SGD(model.parameters(), lr=RATE)
+    plain_descent = torch.optim.SGD(model.parameters(), lr=rate)
     with higher.innerloop_ctx(model, plain_descent, copy_initial_weights=True) as (ahead, taken):
         taken.step((weight * LOSS(ahead(batch.inputs), batch.targets)).mean())
         return LOSS(ahead(clean.inputs), clean.targets).mean(), lambda: None
 
 
-def by_torchopt(model: nn.Module, batch: Batch, weight: Tensor, clean: Batch) -> tuple[Tensor, Callable[[], None]]:
+def by_torchopt(
+    model: nn.Module, batch: Batch, weight: Tensor, clean: Batch, rate: float
+) -> tuple[Tensor, Callable[[], None]]:
     """Return the clean loss after a look ahead through TorchOpt, and what puts the model back."""
     import torchopt
 
-    taken = torchopt.MetaSGD(model, lr=RATE)
+    taken = torchopt.MetaSGD(model, lr=rate)
     before = torchopt.extract_state_dict(model)
     taken.step((weight * LOSS(model(batch.inputs), batch.targets)).mean())
     value = LOSS(model(clean.inputs), clean.targets).mean()
     return value, lambda: torchopt.recover_state_dict(model, before)
 
 
-WAYS: dict[str, Callable[[nn.Module], Step]] = {
+WAYS: dict[str, Callable[..., Step]] = {
     "plain step": plain,
     "two plain steps (the floor)": two_plain,
     "LearningToReweight": partial(ours, LearningToReweight),
@@ -187,11 +196,11 @@ class Block(nn.Module):
         return found.relu()
 
 
-def resnet() -> nn.Module:
-    """Return a small ResNet."""
-    stages = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)]
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    return nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), *stages, head)
+def resnet(width: int = 16) -> nn.Module:
+    """Return a small ResNet of `width`, twice and four times `width` channels."""
+    stages = [Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
+    return nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), *stages, head)
 
 
 def mlp() -> nn.Module:
@@ -216,101 +225,123 @@ def steps(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def extracted(root: Path, cache: Path, images: str) -> dict[str, Tensor]:
-    """Return standardised features and labels of the images; they are computed once, and kept in `cache`."""
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_features(root, COUNTS[images]), cache)
-    found = load_file(cache)
-    centre = found["train"].float().mean(0)
-    spread = found["train"].float().std(0) + 1e-6
-    return {name: (one - centre) / spread if one.is_floating_point() else one for name, one in found.items()}
+def memory() -> list[dict[str, Any]]:
+    """Return what the process has in memory after 100 steps and after 500, in MB, of every way."""
+    rows = []
+    batch, clean = (Batch.of(torch.randn(BATCH, 784), torch.arange(BATCH) % 10) for _ in range(2))
+    for way, make in WAYS.items():
+        step = make(mlp())
+        found = []
+        for count in (100, 400):
+            for _ in range(count):
+                step(batch, clean)
+            found.append(_measure.anonymous() / 2**20)
+        rows.append({"memory": found, "way": way})
+    return rows
 
 
-def _features(root: Path, counts: dict[str, int]) -> dict[str, Tensor]:
-    """Return features in 16 bits and labels, of the first images of each class."""
-    from studies.photographs.backbone import whole
+def chosen_rate(data: dict[str, Tensor], noise: str) -> float:
+    """Return the learning rate with which plain training on seed 0 is most accurate on the clean images."""
 
-    network = whole().eval().network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-    found: dict[str, Tensor] = {}
-    random = numpy.random.RandomState(0)
-    for part, folder in (("train", "train"), ("clean", "train"), ("test", "test")):
-        each, first = counts[part] // 10, counts["train"] // 10 if part == "clean" else 0
-        features, labels = [], []
-        for label, kind in enumerate(sorted((root / "cifar10" / folder).iterdir())):
-            paths = sorted(kind.iterdir())[first : first + each]
-            pixels = torch.stack([torch.from_numpy(numpy.asarray(Image.open(path).convert("RGB"))) for path in paths])
-            images = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
-            with torch.inference_mode():
-                for some in images.split(100):
-                    large = F.interpolate(some, (64, 64), mode="bilinear", align_corners=False)
-                    large = large.to(memory_format=torch.channels_last)
-                    features.append(network.extract_features(large).mean((2, 3)).half().clone())
-            labels.append(torch.full((each,), label))
-        order = torch.from_numpy(random.permutation(10 * each))
-        found[part], found[f"{part}_labels"] = torch.cat(features)[order], torch.cat(labels)[order]
-    return found
+    def accuracy(rate: float) -> float:
+        train, _ = corrupted(data, noise, seed=0)
+        model, *_ = fitted(data, train, "plain step", 0, "all", rate)
+        return float((model(data["clean"]).argmax(1) == data["clean_labels"]).double().mean())
+
+    return max(RATES, key=accuracy)
 
 
-def corrupted(data: dict[str, Tensor], noise: str, seed: int) -> tuple[Batch, Tensor]:
-    """Return the training samples of a noise, and which labels are wrong."""
-    random = numpy.random.RandomState(seed)
-    labels = data["train_labels"]
-    if noise == "flip":
-        chosen = torch.from_numpy(random.rand(len(labels)) < 0.4)
-        other = (labels + torch.from_numpy(random.randint(1, 10, len(labels)))) % 10
-        return Batch.of(data["train"], torch.where(chosen, other, labels)), chosen
-    most = int((labels == 0).sum())
-    kept = torch.cat([
-        (labels == label).nonzero()[: max(1, round(most * 0.01 ** (label / 9))), 0] for label in range(10)
-    ])  # fmt: skip
-    kept = kept[torch.from_numpy(random.permutation(len(kept)))]
-    return Batch.of(data["train"][kept], labels[kept]), torch.zeros(len(kept), dtype=torch.bool)
-
-
-def trained(data: dict[str, Tensor], noise: str, way: str, seed: int) -> dict[str, Any]:
-    """Train a last layer by one way on one seed; return its row."""
-    train, wrong = corrupted(data, noise, seed)
+def fitted(
+    data: dict[str, Tensor], train: Batch, way: str, seed: int, images: str, rate: float
+) -> tuple[nn.Module, Tensor, Step, float]:
+    """Train by one way; return the model, each sample's sum of weights (or of helps), the step, and CPU seconds."""
     clean = Batch.of(data["clean"], data["clean_labels"])
     torch.manual_seed(seed)
-    model = nn.Linear(train.inputs.shape[1], 10)
-    step = WAYS[way](model)
+    model = resnet(8) if images == "pixels" else nn.Linear(train.inputs.shape[1], 10)
+    step = WAYS[way](model, rate)
     g = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(train))
-    epochs = EPOCHS * max(1, COUNTS["train"] // len(train))
 
     def train_all() -> None:
-        for _ in range(epochs):
-            for rows in torch.randperm(len(train), generator=g).split(BATCH):
-                weight = step(train.take(rows), clean.take(torch.randperm(len(clean), generator=g)[:BATCH]))
-                total[rows] += (weight > 0).float() if "eweight" in way else weight
+        order = torch.zeros(0, dtype=torch.int64)
+        for _ in range(STEPS[images]):
+            order = torch.randperm(len(train), generator=g) if not len(order) else order
+            rows, order = order[:BATCH], order[BATCH:]
+            weight = step(train.take(rows), clean.take(torch.randperm(len(clean), generator=g)[:BATCH]))
+            total[rows] += (weight > 0).float() if "eweight" in way else weight
 
     spent, _ = _measure.seconds(train_all)
+    return model, total, step, spent
+
+
+def trained(
+    data: dict[str, Tensor], noise: str, way: str, seed: int, images: str = "few", rate: float = RATE
+) -> dict[str, Any]:
+    """Train by one way on one seed; return its row."""
+    train, wrong = corrupted(data, noise, seed)
+    model, total, step, spent = fitted(data, train, way, seed, images, rate)
     with torch.no_grad():
-        test = 100 * float((model(data["test"]).argmax(1) == data["test_labels"]).double().mean())
-    row: dict[str, Any] = {"noise": noise, "way": way, "seed": seed, "test": test, "seconds": spent}
+        outputs = torch.cat([model(some) for some in data["test"].split(500)])
+    test = 100 * float((outputs.argmax(1) == data["test_labels"]).double().mean())
+    row = {"images": images, "noise": noise, "way": way, "seed": seed, "rate": rate, "test": test, "seconds": spent}
     if bool(wrong.any()) and way != "plain step":
         row["AUROC"] = 100 * roc_auc_score(wrong.numpy(), -total.numpy())
     if (net := getattr(step, "net", None)) is not None:
-        row["weight of a loss"] = [round(float(net(torch.tensor([loss]))), 4) for loss in (0.0, 1.0, 2.0, 4.0, 8.0)]
+        with torch.no_grad():
+            row["weight of a loss"] = [round(float(one), 4) for one in net(torch.tensor(LOSSES))]
     return row
 
 
+LOSSES = [0.25 * number for number in range(33)]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return both tables in Markdown."""
+    """Return the tables in Markdown: time of a step, memory, what was trained."""
     lines = ["| net | way | ms a step | beside the floor |", "|---|---|---|---|"]
     timed = [row for row in rows if "net" in row]
     for row in timed:
         floor = next(r["seconds"] for r in timed if r["net"] == row["net"] and "floor" in r["way"])
         lines.append(f"| {row['net']} | {row['way']} | {1e3 * row['seconds']:.1f} | {row['seconds'] / floor:.2f} |")
-    lines += ["", "| noise | way | test accuracy | AUROC of wrong labels | CPU s |", "|---|---|---|---|---|"]
-    for noise in ("flip", "long tail"):
-        for way in TRAINED:
-            own = [row for row in rows if row.get("noise") == noise and row["way"] == way]
-            if own:
-                cells = [_over(own, "test"), _over(own, "AUROC"), f"{mean(row['seconds'] for row in own):.1f}"]
-                lines.append(f"| {noise} | {way} | {' | '.join(cells)} |")
+    lines += ["", "| way | MB after 100 steps | after 500 |", "|---|---|---|"]
+    for row in (row for row in rows if "memory" in row):
+        lines.append(f"| {row['way']} | {row['memory'][0]:.1f} | {row['memory'][1]:.1f} |")
+    lines += ["", "| images | noise | rate | way | test accuracy | AUROC | CPU s |", "|---|---|---|---|---|---|---|"]
+    for images in COUNTS:
+        for noise in NOISES:
+            for way in TRAINED:
+                own = [row for row in rows if row.get("images") == images and row["noise"] == noise]
+                own = [row for row in own if row["way"] == way]
+                if own:
+                    cells = [_over(own, "test"), _over(own, "AUROC"), f"{mean(row['seconds'] for row in own):.1f}"]
+                    lines.append(f"| {images} | {noise} | {own[0]['rate']:g} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def drawing(rows: list[dict[str, Any]]) -> str:
+    """Return the plot of the trained weighting functions: weight against loss, a line a seed."""
+    shown = [images for images in COUNTS if any(row.get("images") == images for row in rows)]
+    figure, all_axes = plt.subplots(
+        1, len(shown), figsize=(3.5 * len(shown), 3), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, images in zip(all_axes[0], shown, strict=True):
+        for number, noise in enumerate(NOISES):
+            own = [row for row in rows if row.get("images") == images and row["noise"] == noise]
+            own = [row for row in own if row["way"] == "MetaWeightNet"]
+            for seed, row in enumerate(own):
+                weights = row["weight of a loss"]
+                losses = LOSSES if len(weights) == len(LOSSES) else [0.0, 1.0, 2.0, 4.0, 8.0]
+                axes.plot(losses, weights, color=f"C{number}", label=None if seed else noise, linewidth=1.2)
+        axes.set(xlabel="loss of a sample", title=TITLES[images], ylim=(0, 1))
+        axes.legend(fontsize=8)
+    all_axes[0][0].set(ylabel="weight")
+    return svg(figure)
+
+
+TITLES = {
+    "few": "features, 3,000 images",
+    "all": "features, 49,000 images",
+    "pixels": "small ResNet, 2,000 images",
+}
 
 
 def _over(rows: list[dict[str, Any]], key: str) -> str:
@@ -319,29 +350,36 @@ def _over(rows: list[dict[str, Any]], key: str) -> str:
 
 
 def main() -> None:
-    """Measure, a line of JSON each, or print the tables."""
+    """Measure, a line of JSON each, or print the tables and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "features", "table"])
-    parser.add_argument("--seeds", type=int, nargs="+", action=_measure.Seeds, default=[101, 102, 103])
+    parser.add_argument("what", choices=["steps", "memory", "trained", "table"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], action=_measure.Seeds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", choices=[*COUNTS], default="few")
+    parser.add_argument("--noises", choices=NOISES, nargs="+", default=NOISES)
+    parser.add_argument("--ways", choices=TRAINED, nargs="+", default=TRAINED)
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--cache", type=Path, default=Path("runs/online_features.safetensors"))
+    parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS / "online.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "table":
-        print(table([json.loads(line) for line in given.out.read_text().splitlines()]))
+        rows = [json.loads(line) for line in given.out.read_text().splitlines()]
+        print(table(rows))
+        (given.out.parent / "weight_of_loss.svg").write_text(drawing(rows))
         return
     with given.out.open("a") as file:
-        if given.what == "steps":
-            file.writelines(json.dumps(row) + "\n" for row in steps(given.rounds))
+        if given.what in ("steps", "memory"):
+            rows = steps(given.rounds) if given.what == "steps" else memory()
+            file.writelines(json.dumps(row) + "\n" for row in rows)
             return
-        data = extracted(given.data_root, given.cache, given.images)
-        for seed in given.seeds:
-            for noise in ("flip", "long tail"):
-                for way in TRAINED:
-                    file.write(json.dumps(trained(data, noise, way, seed)) + "\n")
+        cache = given.cache or Path(f"runs/online_{given.images}.safetensors")
+        data = extracted(given.data_root, cache, given.images)
+        for noise in given.noises:
+            rate = chosen_rate(data, noise) if given.images == "all" else RATE
+            for seed in given.seeds:
+                for way in given.ways:
+                    file.write(json.dumps(trained(data, noise, way, seed, given.images, rate)) + "\n")
                     file.flush()
 
 

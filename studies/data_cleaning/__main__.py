@@ -34,8 +34,8 @@ def data_cleaning(
         out: folder for the tables.
         runs: folder of a file for each method, share of wrong labels and seed.
         methods: which to carry out: "net" (a function of a net's loss), "scaled" (that, by its largest weight),
-            "function" (of the model's own loss), "oracles", "sample" (a weight a sample), "all" (samples alike),
-            "reference" (the net itself).
+            "function" (of the model's own loss), "oracles", "sample" (a weight a sample), "maple" (the same by Maple),
+            "all" (samples alike), "reference" (the net itself).
         seeds: of every method.
         shares: of the labels that are drawn again: 0.5, 0.7, 0.9.
         tabulate: only make the tables of what is there.

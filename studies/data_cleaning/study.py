@@ -20,7 +20,7 @@ from steelyard.experiments.errors import RecipeError, RunError
 from studies.data_cleaning.clean import clean_alone, cleaned, cleaned_by_net, net_of_clean, on_weights, with_clean
 from studies.data_cleaning.problem import SHARES, Digits, Problem
 from studies.data_cleaning.softmax import error
-from studies.data_cleaning.weights import weight_a_sample
+from studies.data_cleaning.weights import maple_weights, weight_a_sample
 
 __all__ = ["GOALS", "METHODS", "study", "tables"]
 
@@ -50,6 +50,14 @@ def _sample(problem: Problem, seed: int) -> Iterator[Trained]:
     yield "a weight a sample", alone, with_clean(problem, weights, alone), more
 
 
+def _maple(problem: Problem, seed: int) -> Iterator[Trained]:
+    since = time.process_time()
+    weights = maple_weights(problem, seed)
+    alone = on_weights(problem, weights)
+    more = {"seconds": time.process_time() - since, "auroc": _auroc(problem, weights)}
+    yield "a weight a sample, Maple", alone, with_clean(problem, weights, alone), more
+
+
 def _oracles(problem: Problem, seed: int) -> Iterator[Trained]:
     yield "the clean images alone", None, (start := clean_alone(problem)), {}
     right = problem.right.float()
@@ -75,6 +83,7 @@ METHODS: dict[str, Way] = {
     "oracles": _oracles,
     "function": _function,
     "sample": _sample,
+    "maple": _maple,
     "all": _all,
     "reference": _reference,
 }

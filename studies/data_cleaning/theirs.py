@@ -1,7 +1,7 @@
 """The solvers of benchopt/benchmark_bilevel, run as they are from a checkout of that benchmark: error against time.
 
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \\
-        python -m studies.data_cleaning.theirs CHECKOUT DATA_ROOT OUT.json
+        python -m studies.data_cleaning.theirs CHECKOUT DATA_ROOT OUT.json [SECONDS TUNING_SECONDS SOLVER,SOLVER]
 
 It needs jax, benchopt and scikit-learn, in an environment of its own, and nothing of steelyard. Times are CPU seconds
 of the process, evaluation and compilation left out. Stopped and started again it resumes.
@@ -36,7 +36,7 @@ _EVERY = 64
 _TUNED_ON, _MEASURED_ON = 0, 101
 
 
-def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: float) -> None:
+def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: float, names: tuple[str, ...]) -> None:
     """Measure at our penalty with settings chosen on validation images, then at theirs with the published settings."""
     sys.path.insert(0, str(checkout))
     digits = _read(root)
@@ -49,7 +49,7 @@ def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: 
         sys.stderr.write(f"{problem} {name} {settings} {curve[-1]}\n")
 
     for name in ("SOBA", "SABA", "F2SA", "StocBiO"):
-        if ("ours", name) in there:
+        if ("ours", name) in there or name not in names:
             continue
         data = _our_data(digits, _TUNED_ON)
         tried = [
@@ -61,7 +61,7 @@ def main(checkout: Path, root: Path, out: Path, seconds: float, tuning_seconds: 
         keep("ours", name, best, _run(checkout, name.lower(), best, _our_data(digits, _MEASURED_ON), 1e-3, seconds))
     data = their_data(digits)
     for name, (file, settings) in _PUBLISHED.items():
-        if ("theirs", name) not in there:
+        if ("theirs", name) not in there and name in names:
             keep("theirs", name, settings, _run(checkout, file, settings, data, 0.2, seconds))
 
 
@@ -196,4 +196,5 @@ if __name__ == "__main__":
         Path(sys.argv[3]),
         float(sys.argv[4]) if len(sys.argv) > 4 else 25.0,
         float(sys.argv[5]) if len(sys.argv) > 5 else 6.0,
+        tuple(sys.argv[6].split(",")) if len(sys.argv) > 6 else tuple(_PUBLISHED),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.reweight import SOBA, FeatureWeights, SampleWeights, SingleLoopStep
+from steelyard.reweight import SOBA, FeatureWeights, InnerRun, Maple, MeanRisk, SampleWeights, SingleLoopStep
 from studies.data_cleaning.problem import CLASSES, Problem
 
-__all__ = ["CROSS_ENTROPY", "SAMPLE", "function_of_loss", "l2_penalty", "learned", "weight_a_sample"]
+__all__ = ["CROSS_ENTROPY", "SAMPLE", "function_of_loss", "l2_penalty", "learned", "maple_weights", "weight_a_sample"]
 
 CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 
@@ -65,6 +66,40 @@ def weight_a_sample(problem: Problem, seed: int, **options: Any) -> Tensor:
     return learned(problem, SampleWeights(len(problem.train)), seed=seed, **SAMPLE | options)
 
 
+def maple_weights(problem: Problem, seed: int, steps: int = 40, batch_size: int = 1000) -> Tensor:
+    """Learn a weight for every image by MAPLE: warm starts of 20 steps, and the last step differentiated.
+
+    Args:
+        problem: its clean images make the outer risk.
+        seed: of the minibatches.
+        steps: outer ones.
+        batch_size: of the inner steps.
+    """
+    inner = InnerRun(
+        _untrained(problem.train.shape[1]),
+        partial(Adam, lr=0.01),
+        WeightedLoss(CROSS_ENTROPY, regulariser=partial(l2_penalty, l2=SAMPLE["l2"])),
+        steps=20,
+        batch_size=batch_size,
+        restart=False,
+        seed=seed,
+    )
+    maple = Maple(inner, MeanRisk(), learn="weights", steps=steps, weight_optimizer=partial(Adam, lr=0.1), seed=seed)
+    clean = Batch.of(problem.clean, problem.clean_labels)
+    return maple.fit(Batch.of(problem.train, problem.labels), clean).weights
+
+
+def _untrained(inputs: int) -> Callable[[], nn.Module]:
+    """Return what makes softmax regression at 0."""
+
+    def made() -> nn.Module:
+        model = nn.Linear(inputs, CLASSES, bias=False)
+        nn.init.zeros_(model.weight)
+        return model
+
+    return made
+
+
 def function_of_loss(
     problem: Problem,
     losses: Tensor,
@@ -104,5 +139,5 @@ def l2_penalty(model: nn.Module, l2: float) -> Tensor:
     return l2 * torch.cat([p.flatten() for p in model.parameters()]).square().sum()
 
 
-SAMPLE = {"l2": 1e-3, "rate": 0.05, "outer_rate": 0.3, "batch_size": 500, "epochs": 20}
+SAMPLE = {"l2": 1e-3, "rate": 1.0, "outer_rate": 0.3, "batch_size": 500, "epochs": 20}
 _FUNCTION = {"l2": 1e-3, "rate": 0.05, "outer_rate": 0.05, "batch_size": 500, "epochs": 10}

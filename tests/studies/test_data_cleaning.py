@@ -23,7 +23,7 @@ from studies.data_cleaning.problem import SHARES, Digits
 from studies.data_cleaning.softmax import error, solve
 from studies.data_cleaning.study import carry_out, study, tables
 from studies.data_cleaning.theirs import their_data
-from studies.data_cleaning.weights import weight_a_sample
+from studies.data_cleaning.weights import maple_weights, weight_a_sample
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,11 @@ def test_a_function_of_the_loss_finds_the_right_labels_and_helps(way, digits: Di
 
 def test_a_weight_a_sample_finds_right_labels_too(digits: Digits) -> None:
     problem = digits.problem(0, 0.5)
-    weights = weight_a_sample(problem, seed=0, batch_size=100, epochs=10)
-    assert float(weights[problem.right].mean()) > 1.2 * float(weights[~problem.right].mean())
+    for weights in (
+        weight_a_sample(problem, seed=0, batch_size=100, epochs=10),
+        maple_weights(problem, seed=0, steps=15, batch_size=200),
+    ):
+        assert float(weights[problem.right].mean()) > 1.2 * float(weights[~problem.right].mean())
 
 
 def test_rows_and_tables(digits: Digits) -> None:
