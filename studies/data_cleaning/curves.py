@@ -172,19 +172,21 @@ def table(curves: Sequence[dict[str, Any]]) -> Table:
 def drawing(curves: Sequence[dict[str, Any]]) -> str:
     """Return the plot of error against time, the study's problem beside the benchmark's."""
     figure, both = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharey=True)
-    for axes, problem, title in zip(both, ("ours", "theirs"), ("L2 0.001, pixels", "the benchmark's"), strict=True):
+    for axes, problem, title in zip(both, ("ours", "theirs"), _TITLES, strict=True):
         for one in (one for one in curves if one["problem"] == problem):
             points = [(point["seconds"], 100 * point["test"]) for point in one["curve"] if point["seconds"] > 0]
             style = "-" if "steelyard" in one["solver"] else "--"
             kind = next(number for number, name in enumerate(_COLOURED) if name in one["solver"])
-            axes.plot(*zip(*points, strict=True), style, color=f"C{kind}", label=one["solver"], linewidth=1.2)
+            label = one["solver"] if "steelyard" in one["solver"] else f"the benchmark's {one['solver']}"
+            axes.plot(*zip(*points, strict=True), style, color=f"C{kind}", label=label, linewidth=1.2)
         axes.axhline(100 * GOAL, color="grey", linewidth=0.6)
-        axes.set(xscale="log", ylim=(8, 25), xlabel="CPU seconds", title=title)
-        axes.legend(fontsize=7)
+        axes.set(xscale="log", ylim=(6, 25), xlabel="CPU seconds", title=title)
+        axes.legend(fontsize=7, loc="lower left")
     both[0].set(ylabel="test error, %")
     return svg(figure)
 
 
+_TITLES = ("this study's problem: L2 0.001", "the benchmark's problem: L2 0.2")
 _COLOURED = ("begun", *_SOLVERS, "FSLA")
 
 
