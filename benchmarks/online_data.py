@@ -57,7 +57,7 @@ def _read(root: Path, counts: dict[str, int], inputs: Callable[[Tensor], Tensor]
             rows += [inputs(some).half() for some in images.split(100)]
             labels.append(torch.full((each,), label))
         order = torch.from_numpy(random.permutation(10 * each))
-        found[part], found[f"{part}_labels"] = torch.cat(rows)[order], torch.cat(labels)[order]
+        found[part], found[f"{part}_labels"] = torch.cat(rows)[order].contiguous(), torch.cat(labels)[order]
     return found
 
 

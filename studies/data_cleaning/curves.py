@@ -42,6 +42,7 @@ _TUNED_ON, _MEASURED_ON, _SHARE = 0, 101, 0.5
 _SOLVERS: dict[str, type[SingleLoop]] = {"SOBA": SOBA, "SABA": SABA, "F2SA": F2SA, "StocBiO": StocBiO}
 _GRID = [{"rate": rate, "outer_rate": outer} for rate, outer in product((0.3, 1.0), (0.1, 0.3))]
 _BATCH, _EVERY, _START = 500, 10, 1 / (1 + math.exp(2))  # the benchmark's weights begin at sigmoid(-2)
+_PARTS = (("x", "y"), ("clean", "clean_y"), ("test", "test_y"))  # as `theirs` calls them
 Curve = list[dict[str, Any]]
 
 
@@ -75,7 +76,8 @@ class Posed(NamedTuple):
         arrays = {name: images.reshape(len(images), -1).numpy() for name, images in rows.items()}
         labels = {"train_labels": digits.labels.numpy(), "test_labels": digits.test_labels.numpy()}
         data = {name: torch.from_numpy(one) for name, one in their_data(arrays | labels).items()}
-        return cls(*(data[name] for name in ("x", "y", "clean", "clean_y", "test", "test_y")), 0.2)
+        train, clean, test = ((data[part], data[labels]) for part, labels in _PARTS)
+        return cls(*train, *clean, *test, l2=0.2)
 
 
 def curve(
