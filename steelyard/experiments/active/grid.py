@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -125,7 +126,7 @@ class Grid:
         """
         done = 0
         for group in _groups(self.planned):
-            splits = data_of(group[0].recipe, data_root, download, allow_code)
+            data = cache(partial(data_of, group[0].recipe, data_root, download, allow_code))  # none where all are done
             shared: Shared = {}
             for plan in group:
 
@@ -139,7 +140,7 @@ class Grid:
                     overrides=plan.overrides,
                     overwrite=overwrite,
                     resume=resume,
-                    splits=splits,
+                    splits=data,
                     shared=shared,
                     checkpoint_every=checkpoint_every,
                     progress=told,

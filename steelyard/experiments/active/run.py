@@ -139,7 +139,7 @@ def execute_active(
     download: bool = False,
     overwrite: bool = False,
     resume: bool = False,
-    splits: Splits | None = None,
+    splits: Splits | Callable[[], Splits] | None = None,
     shared: Shared | None = None,
     checkpoint_every: int = 200,
     progress: Callable[[Round], None] = lambda done: None,
@@ -161,7 +161,7 @@ def execute_active(
         resume: continue the run that lies there after its last checkpoint; a finished one is read back. With the same
             torch, device and number of threads the result is that of an uninterrupted run, bit for bit, but for the
             seconds of the round that was cut short.
-        splits: the data (`data_of`), if at hand already.
+        splits: the data (`data_of`), or what returns them, if at hand already; a finished run needs none.
         shared: first rounds of runs that differ in their selector alone.
         checkpoint_every: optimizer steps between two checkpoints; there is always one at the end of a training.
         progress: called after each round.
@@ -178,7 +178,7 @@ def execute_active(
     known = {} if shared is None else shared
     work = _Learning(
         recipe,
-        lambda: splits or data_of(recipe, data_root, download, allow_code),
+        lambda: splits() if callable(splits) else splits or data_of(recipe, data_root, download, allow_code),
         known,
         checkpoint_every,
         progress,
