@@ -46,6 +46,9 @@ def markdown(judged: list[Claim]) -> str:
     """Return the claims with their cases, figures in per cent."""
     lines = []
     for claim in judged:
+        if not claim.judgements:
+            lines.append(f"**not judged** (no run is about it): {claim.text}.\n")
+            continue
         count = sum(judgement.held for judgement in claim.judgements)
         verdict = "held" if claim.held else "NOT held"
         lines.append(f"**{verdict}** ({count} of {len(claim.judgements)} cases): {claim.text}.\n")

@@ -90,7 +90,7 @@ def test_the_papers_figures_of_four_moons_stand_beside_the_nearest_run() -> None
     page = markdown(moons_claims(test, {}))
     assert "| LHD as reported, nearest of 2 runs | 84.7 | 85.0 | yes |" in page
     assert "| CONF as reported, nearest of 2 runs | 53.7 | 50.0 | yes |" in page
-    assert "**NOT held** (0 of 0 cases): LHD is right on at least 95 %" in page
+    assert "**not judged** (no run is about it): LHD is right on at least 95 %" in page
     one = moons_claims({LHD: Spread.of([0.8125])}, {})
     assert not one[1].judgements  # one run has no standard error
 

@@ -47,6 +47,12 @@ def write_active_report(
     return [*texts, "moons.png"]
 
 
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"Seed {seeds[0]} alone, so without a spread"
+    return f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over them"
+
+
 def _page(found: Cells, runs: Sequence[ActiveRun], command: str, section: str) -> str:
     recipe = runs[0].recipe
     seeds = sorted({run.recipe.seed for run in runs})
@@ -54,7 +60,7 @@ def _page(found: Cells, runs: Sequence[ActiveRun], command: str, section: str) -
     lines = [
         f"# Active learning on {found.dataset}\n",
         f"Made by `{command}`.\n",
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over them, in per cent. {plan.initial} samples "
+        f"{_seeds(seeds)}, in per cent. {plan.initial} samples "
         f"at the start, {plan.per_round} more in each of {plan.rounds} rounds; all other settings, and where they come "
         f"from, are in the recipe `{runs[0].name}`. Selectors share the first round: its samples and its training are "
         "the same for all methods of a column (with fine-tuning, for all of those with it), and were computed once.\n",
