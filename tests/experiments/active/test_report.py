@@ -97,6 +97,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert f"resume with: steelyard active digits {shlex.join(command[2:])} --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert len((tmp_path / "rounds.csv").read_text().splitlines()) == 4
+    assert "\n\nSeed 0 alone, so without a spread, in per cent. " in (tmp_path / "README.md").read_text()
     monkeypatch.setattr("steelyard.experiments.active.grid.data_of", lambda *settings: pytest.fail("finished runs"))
     assert main([*command, "--resume"]) == 0  # of them tables are made without their data
 
