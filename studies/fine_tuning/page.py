@@ -135,9 +135,18 @@ def _causes(results: Results, arm: str) -> str:
 def _who_is_best(results: Results) -> str:
     """Where LHD stands, when all are measured alike, and when only LHD is trained on the labels after fine-tuning."""
     noises = _noises(results)
+    seeds = [{run.recipe.seed for run in runs} for runs in results["with_labelled"].values()]
+    shared = set.intersection(*seeds)  # who was run on one seed alone is not compared with a mean over others
+    if not shared:
+        return "## LHD with fine-tuning among all\n\nThere is no seed that all were run on."
+    told = f", by the seeds that all were run on ({_listed(sorted(shared))})" if shared != set.union(*seeds) else ""
     alike, theirs = [], []
     for noise in noises:
-        runs = {selector: some for (selector, kind), some in results["with_labelled"].items() if kind == noise}
+        runs = {
+            selector: [run for run in some if run.recipe.seed in shared]
+            for (selector, kind), some in results["with_labelled"].items()
+            if kind == noise
+        }
         same = {selector: _accuracy(some).mean for selector, some in runs.items()}
         # where nobody was confident, one model selects and is measured
         right_after = {
@@ -148,7 +157,7 @@ def _who_is_best(results: Results) -> str:
         theirs.append(_rank("lhd", {**right_after, "lhd": same["lhd"]}))
     return (
         "## LHD with fine-tuning among all\n\nThe authors' code trains LHD's model on the labels after fine-tuning and "
-        "measures the others right after it. LHD's place with `with_labelled`, both ways:\n\n"
+        f"measures the others right after it. LHD's place with `with_labelled`, both ways{told}:\n\n"
         + Table(["protocol", *noises], [["the same for all", *alike], ["theirs", *theirs]]).markdown().rstrip()
     )
 

@@ -48,6 +48,16 @@ def test_the_two_protocols() -> None:
     page = pages.page(found, "x")
     assert "| the same for all | 2 of 2 |" in page
     assert "| theirs | 1 of 2 |" in page
+    assert "both ways:\n" in page
+    more = {
+        arm: study.by_cell([*[one for runs in cells.values() for one in runs], run(1, 1.0, "lhd", selecting_test=1.0)])
+        for arm, cells in found.items()
+    }
+    page = pages.page(more, "x")  # LHD's second seed is nobody else's
+    assert "both ways, by the seeds that all were run on (0):\n" in page
+    assert "| the same for all | 2 of 2 |" in page
+    apart = {arm: study.by_cell([run(0, 0.8, "lhd"), run(1, 0.9, "conf")]) for arm in study.ARMS}
+    assert "There is no seed that all were run on." in pages.page(apart, "x")
 
 
 def test_the_control_is_as_long_as_fine_tuning_and_the_training_after_it(tmp_path: Path) -> None:
