@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from steelyard._support._random import seeded
 from steelyard._support._torchvision import torchvision as _torchvision  # noqa: F401  before the transform is unpickled
 from steelyard.experiments.data.decoding import open_image
 from steelyard.experiments.errors import DataError
@@ -42,8 +43,7 @@ class Decoded(Dataset[Tensor | str]):
             image = open_image(self.folder / self.files[row], f"{self.source} {self.lines[row]}")
         except DataError as error:
             return str(error)
-        with torch.random.fork_rng(devices=[]):  # the draws are the sample's, in whichever process it is decoded
-            torch.manual_seed(seed)
+        with seeded(torch.device("cpu"), seed):  # the draws are the sample's, in whichever process it is decoded
             return self.transform(image)
 
 
