@@ -19,7 +19,7 @@ from steelyard._support._text import shown
 from steelyard.experiments.training.calibration import calibration_error, confidence
 from steelyard.experiments.training.regression import number
 
-__all__ = ["ClassScores", "delong_error", "logit_interval"]
+__all__ = ["ClassScores", "delong_error", "logit_interval", "ranking_areas"]
 
 _COUNTS = ("class_count", "class_right", "class_predicted")
 _MOST = 2**53  # of samples: as many as a float counts
@@ -162,32 +162,49 @@ def delong_error(scores: np.ndarray, positive: np.ndarray) -> float | None:
     Returns:
         None where either class has fewer than two samples.
     """
-    from scipy.stats import rankdata
-
     ups, downs = scores[positive], scores[~positive]
     if min(len(ups), len(downs)) < 2:
         return None
-    ranks = rankdata(scores)
-    above = (ranks[positive] - rankdata(ups)) / len(downs)  # for each positive the share of negatives below it
-    below = 1 - (ranks[~positive] - rankdata(downs)) / len(ups)
+    ranks = _midranks(scores)
+    above = (ranks[positive] - _midranks(ups)) / len(downs)  # for each positive the share of negatives below it
+    below = 1 - (ranks[~positive] - _midranks(downs)) / len(ups)
     return float(np.sqrt(above.var(ddof=1) / len(ups) + below.var(ddof=1) / len(downs)))
 
 
-def _areas(outputs: Tensor, targets: Tensor, classes: int) -> dict[str, float | None]:
-    from sklearn import config_context
-    from sklearn.metrics import average_precision_score, roc_auc_score
+def _midranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks from 1, those of ties their mean, without an import of scipy.stats, which takes a second."""
+    _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[level]
+    return ranks
 
+
+def ranking_areas(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Return AUROC, which is the share of pairs in order, half of ties, and average precision, sum (R_k - R_(k-1)) P_k.
+
+    Those of scikit-learn (tested), whose checks of arguments take nine tenths of the time on a small split.
+
+    Args:
+        scores: ``(n,)``, higher for the positive class, finite.
+        positive: ``(n,)`` booleans, of both kinds.
+
+    Example:
+        >>> ranking_areas(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+        (0.875, 0.8333333333333333)
+    """
+    levels, level = np.unique(-scores, return_inverse=True)  # thresholds, the highest score first
+    ups, downs = (np.bincount(level[kind], minlength=len(levels)) for kind in (positive, ~positive))
+    above, below = ups.cumsum(), downs.cumsum()
+    auroc = ((above - ups / 2) * downs).sum() / (above[-1] * below[-1])
+    auprc = (ups * above / (above + below)).sum() / above[-1]
+    return float(auroc), float(auprc)
+
+
+def _areas(outputs: Tensor, targets: Tensor, classes: int) -> dict[str, float | None]:
     logits, labels = class_logits(outputs).double().cpu(), targets.cpu().numpy()
     if classes == 2:  # the difference of the logits: probabilities that round to 1 would be ties
         scores = (logits[:, 1] - logits[:, 0]).numpy()
-        with config_context(assume_finite=True, skip_parameter_validation=True):  # half of their time on small splits
-            return {
-                "auroc": float(roc_auc_score(labels, scores)),
-                "auroc_error": delong_error(scores, labels == 1),
-                "auprc": float(average_precision_score(labels, scores)),
-            }
-    shares, ones = logits.softmax(1).numpy(), np.eye(classes)[labels]
-    return {
-        "auroc": float(roc_auc_score(ones, shares, average="macro")),
-        "auprc": float(average_precision_score(ones, shares, average="macro")),
-    }
+        auroc, auprc = ranking_areas(scores, labels == 1)
+        return {"auroc": auroc, "auroc_error": delong_error(scores, labels == 1), "auprc": auprc}
+    shares = logits.softmax(1).numpy()
+    auroc, auprc = np.mean([ranking_areas(shares[:, one], labels == one) for one in range(classes)], axis=0).tolist()
+    return {"auroc": auroc, "auprc": auprc}

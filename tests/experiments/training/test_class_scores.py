@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from steelyard.experiments.training.class_scores import ClassScores, delong_error, logit_interval
+from steelyard.experiments.training.class_scores import ClassScores, delong_error, logit_interval, ranking_areas
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = (torch.rand(60, generator=GENERATOR) < 0.3).long()
@@ -44,6 +44,17 @@ def test_two_classes_by_counting() -> None:
     for recall, precision in steps:  # average precision: sum of (R_k - R_(k-1)) P_k
         area, before = area + (recall - before) * precision, recall
     assert found.auprc == pytest.approx(area)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 8])
+def test_areas_are_those_of_scikit_learn(decimals: int) -> None:
+    """With many ties, some, and none; of one positive and of nearly all."""
+    random = np.random.default_rng(decimals)
+    for positives in (1, 40, 199):
+        positive = random.permutation(200) < positives
+        scores = (random.normal(size=200) + positive).round(decimals)
+        expected = roc_auc_score(positive, scores), average_precision_score(positive, scores)
+        assert ranking_areas(scores, positive) == pytest.approx(expected, rel=1e-12)
 
 
 def test_delong_by_its_components() -> None:
