@@ -7,7 +7,7 @@ the hump above is the group that no column of the data names. Whether there are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,7 @@ class FoundGroups:
         cut: where the keep-probabilities were cut.
         two_means: the two-means cut of the same numbers.
         valley: the deepest valley, with its test against one hump.
+        classes: the same for the samples of each class, by its id; none without labels.
         agreements: the adjusted Rand index of `high` with the groups of each repeated run.
     """
 
@@ -53,6 +54,7 @@ class FoundGroups:
     cut: float
     two_means: TwoMeans
     valley: Valley
+    classes: Mapping[int, Valley] = field(default_factory=dict)
     agreements: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
@@ -62,10 +64,17 @@ class FoundGroups:
             "high_share": float(self.high.double().mean()),
             "two_means_cut": self.two_means.at,
             "share_between": self.two_means.share_between,
-            "valley_ratio": min(self.valley.ratio, float(len(self.high))),  # a plain number, where it is infinite too
+            "valley_ratio": self._plain(self.valley.ratio),
             "valley_p": self.valley.p_value,
         }
+        if self.classes:
+            found["class_ratio"] = min(self._plain(one.ratio) for one in self.classes.values())
+            found["class_p"] = max(one.p_value for one in self.classes.values())
         return found | {f"agreement_{k}": value for k, value in enumerate(self.agreements)}
+
+    def _plain(self, ratio: float) -> float:
+        """Return a number that a file can hold, where the ratio is infinite too."""
+        return min(ratio, float(len(self.high)))
 
 
 def find_groups(
@@ -82,22 +91,24 @@ def find_groups(
     """Cut keep-probabilities into two groups, or refuse where they have one hump.
 
     Two groups are accepted where the deepest valley of s has a p-value of at most `level` and a ratio of at least
-    `least_ratio` (`valley` states the test; docs/guides/groups.md its error rates), and where every repeated run finds
-    nearly the same groups. The share of variance between the groups is reported and decides nothing.
+    `least_ratio` (`valley` states the test; docs/guides/groups.md its error rates), where the same holds of the s of
+    every class, and where every repeated run finds nearly the same groups. Each class is asked because two classes that
+    are kept differently make two humps too. The share of variance between the groups is reported and decides nothing.
 
     What the test cannot see: Adam's steps have one size whatever the gradient's. If the gradients of one hump hold
-    their signs over the whole run, s moves to both ends and has two humps. Repeats with other seeds and another budget
-    are the guard: where the cut follows the budget, the groups do not agree.
+    their signs over the run, s moves to both ends and has two humps. Repeats with other seeds and a budget a third
+    larger are the guard: where the cut follows the budget, the groups do not agree.
 
     Args:
         probabilities: ``(n,)`` learned s in [0, 1].
-        targets: ``(n,)`` class ids, for the cells.
+        targets: ``(n,)`` class ids, for the cells and for the test of each class, which needs about 100 samples of it;
+            None: neither.
         cut: at the middle of the "valley" (the default: two-means cuts into the broad hump where one hump is broad and
             the other narrow, as on coloured digits), or by "two_means" (Otsu's).
         repeats: the probabilities ``(n,)`` of the same samples in the same order from runs with other seeds, or another
             budget; none: not asked for.
         level: greatest p-value of the valley.
-        least_ratio: least ratio of the densities beside the valley and in it: of many samples a dent is significant.
+        least_ratio: least ratio of the lower hump and the valley: of many samples a dent is significant.
         least_agreement: least adjusted Rand index with each repeat.
         reach: of `valley`.
 
@@ -122,7 +133,7 @@ def find_groups(
     for number, other in enumerate(others):
         _check.same_length(probabilities=found.high, **{f"repeats[{number}]": other})
     agreements = tuple(adjusted_rand(found.high, other) for other in others)
-    found = FoundGroups(found.high, found.cells, found.cut, found.two_means, found.valley, agreements)
+    found = replace(found, agreements=agreements)
     _refuse(found, level, least_ratio, least_agreement)
     return found
 
@@ -137,27 +148,29 @@ def _found(
     dip, middle = valley(s, reach=reach), two_means(s)
     at = dip.at if cut == "valley" else middle.at
     high = s.double() > at
-    cells = high.long()
+    cells, classes = high.long(), {}
     if targets is not None:
         labels = _check.integers("targets", targets).to(s.device)
         _check.same_length(probabilities=s, targets=labels)
         if int(labels.min()) < 0:
             raise ValueError(f"targets must be class ids >= 0, got {int(labels.min())}")
         cells = 2 * labels + cells
-    return FoundGroups(high, cells, at, middle, dip)
+        classes = {label: valley(s[labels == label], reach=reach) for label in labels.unique().tolist()}
+    return FoundGroups(high, cells, at, middle, dip, classes)
 
 
 def _refuse(found: FoundGroups, level: float | int, least_ratio: float | int, least_agreement: float | int) -> None:
     """Raise OneHumpError where the figures show no two groups."""
-    dip = found.valley
     remedy = "take groups that are known, or none; find_groups(..., level=1, least_ratio=0) cuts all the same"
-    if dip.p_value > level or dip.ratio < least_ratio:
-        raise OneHumpError(
-            f"probabilities have no two humps: their deepest valley, at {dip.at:.2f}, has p = {dip.p_value:.2g} (two "
-            f"groups need {level:g} or less) and ratio {dip.ratio:.2g} (they need {least_ratio:g}); of their variance "
-            f"{found.two_means.share_between:.2f} lies between the halves of a two-means cut; {remedy}",
-            found,
-        )
+    for place, dip in [("", found.valley), *((f" of class {label}", one) for label, one in found.classes.items())]:
+        if dip.p_value > level or dip.ratio < least_ratio:
+            raise OneHumpError(
+                f"probabilities{place} have no two humps: their deepest valley, at {dip.at:.2f}, has p = "
+                f"{dip.p_value:.2g} (two groups need {level:g} or less) and ratio {dip.ratio:.2g} (they need "
+                f"{least_ratio:g}); of the variance of all {found.two_means.share_between:.2f} lies between the halves "
+                f"of a two-means cut; {remedy}",
+                found,
+            )
     for number, agreement in enumerate(found.agreements):
         if agreement < least_agreement:
             raise OneHumpError(

@@ -27,14 +27,16 @@ PHOTOGRAPHS = "photographs"
 
 _NOISE = "data.corruption.share=0.2"
 _UNIFORM = ("data.corruption.kind=uniform", _NOISE)
+_ADVERSARIAL = ("data.corruption.kind=adversarial", _NOISE)
+_NOISY_CLASS = ("data.corruption.kind=noisy_class", _NOISE)
 _MNIST = "colored_mnist/refined_maple"
 # What a machine finds faster is measured when a run begins; here all seeds are to have the same arithmetic.
 _BFLOAT16 = "method.maple.inner.bfloat16=true"
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits": ("coloured_digits/maple", ()),
     "digits, 20 % uniform": ("coloured_digits/maple", _UNIFORM),
-    "digits, 20 % adversarial": ("coloured_digits/maple", ("data.corruption.kind=adversarial", _NOISE)),
-    "digits, 20 % Noisy-Class": ("coloured_digits/maple", ("data.corruption.kind=noisy_class", _NOISE)),
+    "digits, 20 % adversarial": ("coloured_digits/maple", _ADVERSARIAL),
+    "digits, 20 % Noisy-Class": ("coloured_digits/maple", _NOISY_CLASS),
     "digits without colour": ("coloured_digits/maple", ("data.grayscale=true",)),
     "digits, colour by chance": ("coloured_digits/maple", ("data.train_flips=[0.5, 0.5]",)),
     "COMPAS": ("compas/maple", ()),
@@ -42,11 +44,13 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "Adult": ("adult/maple", ()),
     "Colored MNIST": (_MNIST, (_BFLOAT16,)),
     "Colored MNIST, 20 % uniform": (_MNIST, (_BFLOAT16, *_UNIFORM)),
+    "Colored MNIST, 20 % adversarial": (_MNIST, (_BFLOAT16, *_ADVERSARIAL)),
+    "Colored MNIST, 20 % Noisy-Class": (_MNIST, (_BFLOAT16, *_NOISY_CLASS)),
     PHOTOGRAPHS: ("waterbirds/features/maple", ()),
 }
 """By name: a recipe, and what is set in it."""
 
-GROUPED = (*tuple(CASES)[:4], "Colored MNIST", "Colored MNIST, 20 % uniform")
+GROUPED = (*tuple(CASES)[:4], *(name for name in CASES if name.startswith("Colored MNIST")))
 """The cases with a shortcut, where nets are trained on what follows."""
 
 TRAINED = (

@@ -57,6 +57,21 @@ def test_maple_finds_who_contradicts_the_shortcut():
         one.groups(repeats=[two, three])
 
 
+def test_classes_that_are_kept_differently_are_no_groups():
+    """Two humps, one a class: who contradicts a shortcut is in both classes."""
+    g = torch.Generator().manual_seed(0)
+    targets = torch.arange(1000) % 2
+    s = (0.2 + 0.6 * targets + 0.05 * torch.randn(1000, generator=g)).clamp(0, 1)
+    assert adjusted_rand(find_groups(s).high, targets) == 1
+    with pytest.raises(OneHumpError, match=r"probabilities of class 0 have no two humps: .* p = 1 "):
+        find_groups(s, targets)
+    both, rare = two_humps()
+    found = find_groups(both, targets)
+    assert found.figures()["class_p"] <= 0.01 < 2 <= found.figures()["class_ratio"]
+    with pytest.raises(OneHumpError, match="of class 1 have no two humps"):
+        find_groups(both[~rare | (targets == 0)], targets[~rare | (targets == 0)])
+
+
 def test_one_hump_is_refused_with_its_figures():
     s = torch.rand(500, generator=torch.Generator().manual_seed(0))
     with pytest.raises(

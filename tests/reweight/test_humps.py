@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 
 from steelyard.reweight import adjusted_rand, two_means, valley
-from steelyard.reweight.humps import _binomial
+from steelyard.reweight.humps import _log_tail
 
 VALUES = st.lists(st.integers(-50, 50).map(float), min_size=2, max_size=8).filter(lambda v: len(set(v)) > 1)
 
@@ -76,11 +76,20 @@ def test_numbers_that_cannot_be_cut_are_refused(values, said):
         two_means(torch.tensor(values))
 
 
-@pytest.mark.parametrize("trials", [1, 7, 400], ids=str)
-def test_binomial_tails(trials):
-    k = torch.arange(0, trials, max(1, trials // 7))
-    n, p = torch.full_like(k, trials), torch.linspace(0.01, 0.9, len(k), dtype=torch.float64)
-    assert _binomial(k, n, p).tolist() == pytest.approx(stats.binom.cdf(k.numpy(), n.numpy(), p.numpy()).tolist())
+@pytest.mark.parametrize("trials", [0, 1, 7, 400], ids=str)
+@pytest.mark.parametrize("chance", [0.01, 0.3, 0.9, 1.0], ids=str)
+def test_the_tail_is_bounded_from_above_and_not_far(trials, chance):
+    k = torch.arange(0, trials + 1, max(1, trials // 7)).double()
+    n, p = torch.full_like(k, trials), torch.full_like(k, chance)
+    bound, exact = _log_tail(k, n, p).exp(), torch.tensor(stats.binom.cdf(k.numpy(), trials, chance))
+    assert bool((bound >= exact - 1e-12).all())
+    assert float(bound[0]) == pytest.approx((1 - chance) ** trials if chance < 1 else 1)  # none of n: no bound at all
+    # Chernoff's bound is within a factor of sqrt(8 n q (1 - q)) of the term itself, q = k / n (Ash, "Information
+    # theory", 1965, lemma 4.7.2).
+    q = (k / n.clamp_min(1))[1:-1]
+    term = torch.tensor(stats.binom.pmf(k.numpy(), trials, chance))[1:-1]
+    below = q < chance if chance < 1 else torch.zeros_like(q, dtype=torch.bool)
+    assert bool((bound[1:-1] <= term * (8 * trials * q * (1 - q)).sqrt() * (1 + 1e-9))[below].all())
 
 
 # One hump, before it is clipped to [0, 1], within half of the interval beyond its ends.
@@ -133,11 +142,29 @@ def test_the_share_of_variance_would_take_one_hump_for_two():
     assert valley(apart).p_value < 1e-4
 
 
-def test_a_longer_reach_asks_for_a_deeper_valley():
-    s = TWO_HUMPS["broad and narrow"](1000, torch.Generator().manual_seed(0)).clamp(0, 1)
-    found = [valley(s, reach=reach).p_value for reach in (0.0, 0.5, 1.0, 4.0)]
-    assert found == sorted(found)
-    assert found[0] < found[-1]
+def test_a_longer_reach_asks_for_a_deeper_valley_where_numbers_are_at_the_ends():
+    s = torch.cat([torch.zeros(300), torch.linspace(0.01, 0.99, 100), torch.ones(300)])
+    found = [valley(s, reach=reach) for reach in (0.0, 0.1, 0.5, 1.0, 4.0)]
+    assert [one.p_value for one in found] == sorted(one.p_value for one in found)
+    assert found[0].p_value < 1e-6
+    assert found[-1].p_value == 1
+    assert found[0].ratio == float("inf")
+
+
+@pytest.mark.parametrize("law", TWO_HUMPS.values(), ids=TWO_HUMPS)
+def test_inside_of_the_interval_no_reach_hides_a_valley(law):
+    s = (0.1 + 0.8 * law(1000, torch.Generator().manual_seed(0)).clamp(0, 1)).clamp(0, 1)
+    assert valley(s, reach=50).p_value == valley(s, reach=0.5).p_value < 1e-6
+
+
+def test_humps_that_overlap_are_found_among_many():
+    """As on Colored MNIST with wrong labels: nothing is at an end, and the lower hump is twice as high as the dip."""
+    g = torch.Generator().manual_seed(0)
+    s = torch.cat([0.22 + 0.07 * torch.randn(35_000, generator=g), 0.5 + 0.07 * torch.randn(15_000, generator=g)])
+    found = valley(s.clamp(0, 1))
+    assert found.at == pytest.approx(0.375)
+    assert found.ratio > 2
+    assert found.p_value < 1e-100
 
 
 @given(st.lists(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]), min_size=1, max_size=30))

@@ -84,7 +84,7 @@ class MapleGroups(ReadsAsMaple, _Found):
         """Return which training samples are of the rare group."""
         result = self.maple.fit(problem, silent).reweighting
         assert result is not None  # MAPLE learns weights
-        return result.groups().high
+        return result.groups(problem.splits.train.targets).high
 
 
 @dataclass(frozen=True)
