@@ -7,7 +7,7 @@ the hump above is the group that no column of the data names. Whether there are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,8 @@ from steelyard._support._text import few
 from steelyard.reweight.humps import TwoMeans, Valley, adjusted_rand, two_means, valley
 
 __all__ = ["FoundGroups", "OneHumpError", "balance", "find_groups"]
+
+_REMEDY = "take groups that are known, or none; find_groups(..., level=1, least_ratio=0) cuts all the same"
 
 
 class OneHumpError(ValueError):
@@ -45,8 +47,8 @@ class FoundGroups:
         cut: where the keep-probabilities were cut.
         two_means: the two-means cut of the same numbers.
         valley: the deepest valley, with its test against one hump.
-        classes: the same for the samples of each class, by its id; none without labels.
-        agreements: the adjusted Rand index of `high` with the groups of each repeated run.
+        least_of_class: over the classes, the least share of a class that is in one of the groups; 0.5 without labels.
+        agreements: the adjusted Rand index of `high` with the groups of each of the other runs, where there are any.
     """
 
     high: Bool[Tensor, " n"]
@@ -54,7 +56,7 @@ class FoundGroups:
     cut: float
     two_means: TwoMeans
     valley: Valley
-    classes: Mapping[int, Valley] = field(default_factory=dict)
+    least_of_class: float = 0.5
     agreements: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
@@ -66,10 +68,8 @@ class FoundGroups:
             "share_between": self.two_means.share_between,
             "valley_ratio": self._plain(self.valley.ratio),
             "valley_p": self.valley.p_value,
+            "least_of_class": self.least_of_class,
         }
-        if self.classes:
-            found["class_ratio"] = min(self._plain(one.ratio) for one in self.classes.values())
-            found["class_p"] = max(one.p_value for one in self.classes.values())
         return found | {f"agreement_{k}": value for k, value in enumerate(self.agreements)}
 
     def _plain(self, ratio: float) -> float:
@@ -85,32 +85,37 @@ def find_groups(
     repeats: Sequence[Float[Tensor, " n"] | Numbers] = (),
     level: float | int = 0.01,
     least_ratio: float | int = 2.0,
-    least_agreement: float | int = 0.5,
+    least_share: float | int = 0.02,
+    least_agreement: float | int = 0.8,
     reach: float | int = 0.5,
+    margin: float | int = 0.05,
 ) -> FoundGroups:
     """Cut keep-probabilities into two groups, or refuse where they have one hump.
 
     Two groups are accepted where the deepest valley of s has a p-value of at most `level` and a ratio of at least
-    `least_ratio` (`valley` states the test; docs/guides/groups.md its error rates), where the same holds of the s of
-    every class, and where every repeated run finds nearly the same groups. Each class is asked because two classes that
-    are kept differently make two humps too. The share of variance between the groups is reported and decides nothing.
+    `least_ratio` (`valley` states the test; docs/guides/groups.md its error rates), and where each class has
+    `least_share` of its samples or more in both groups: two classes that are kept differently make two humps too. The
+    share of variance between the groups is reported and decides nothing.
 
-    What the test cannot see: Adam's steps have one size whatever the gradient's. If the gradients of one hump hold
-    their signs over the run, s moves to both ends and has two humps. Repeats with other seeds and a budget a third
-    larger are the guard: where the cut follows the budget, the groups do not agree.
+    With repeats the run with the deepest valley is cut, at `level` divided by the number of runs, and every other run,
+    cut in its own valley, has to find nearly the same groups. Give repeats another seed and a budget a third larger.
+
+    What one run cannot show: Adam's steps have one size whatever the gradient's. If the gradients of one hump hold
+    their signs over the run, s moves to both ends and has two humps. Its cut follows the budget, so repeats disagree,
+    unless the gradients of one run foretell nearly all of another's.
 
     Args:
         probabilities: ``(n,)`` learned s in [0, 1].
-        targets: ``(n,)`` class ids, for the cells and for the test of each class, which needs about 100 samples of it;
-            None: neither.
+        targets: ``(n,)`` class ids, for the cells and the shares of classes; None: neither.
         cut: at the middle of the "valley" (the default: two-means cuts into the broad hump where one hump is broad and
             the other narrow, as on coloured digits), or by "two_means" (Otsu's).
-        repeats: the probabilities ``(n,)`` of the same samples in the same order from runs with other seeds, or another
-            budget; none: not asked for.
+        repeats: the probabilities ``(n,)`` of the same samples in the same order from runs with other seeds and another
+            budget.
         level: greatest p-value of the valley.
         least_ratio: least ratio of the lower hump and the valley: of many samples a dent is significant.
-        least_agreement: least adjusted Rand index with each repeat.
-        reach: of `valley`.
+        least_share: least share of each class in either group.
+        least_agreement: least adjusted Rand index with each of the other runs.
+        reach, margin: of `valley`.
 
     Raises:
         OneHumpError: the numbers show no two groups; `found` of the error holds the figures and the groups that were
@@ -127,14 +132,23 @@ def find_groups(
     _check.choice("cut", cut, ("valley", "two_means"))
     level = _check.in_range("level", level, low=0.0, high=1.0)
     least_ratio = _check.in_range("least_ratio", least_ratio, low=0.0)
+    least_share = _check.in_range("least_share", least_share, low=0.0, high=0.5)
     least_agreement = _check.in_range("least_agreement", least_agreement, low=-1.0, high=1.0)
-    found = _found(probabilities, targets, cut, reach)
-    others = [_found(one, None, cut, reach).high for one in repeats]
-    for number, other in enumerate(others):
-        _check.same_length(probabilities=found.high, **{f"repeats[{number}]": other})
-    agreements = tuple(adjusted_rand(found.high, other) for other in others)
-    found = replace(found, agreements=agreements)
-    _refuse(found, level, least_ratio, least_agreement)
+    runs = {"probabilities": probabilities} | {f"repeats[{number}]": one for number, one in enumerate(repeats)}
+    all_found = {name: _found(one, targets, cut, reach, margin) for name, one in runs.items()}
+    _check.same_length(**{name: one.high for name, one in all_found.items()})
+    deepest = min(all_found, key=lambda name: (all_found[name].valley.p_value, -all_found[name].valley.ratio))
+    found = all_found.pop(deepest)
+    agreements = {name: adjusted_rand(found.high, other.high) for name, other in all_found.items()}
+    found = replace(found, agreements=tuple(agreements.values()))
+    _refuse(found, level / len(runs), least_ratio, least_share)
+    for name, agreement in agreements.items():
+        if agreement < least_agreement:
+            raise OneHumpError(
+                f"{name} and {deepest} find different groups: their adjusted Rand index is {agreement:.2f} (two groups "
+                f"need {least_agreement:g}), so the cut says more of the run than of the samples; {_REMEDY}",
+                found,
+            )
     return found
 
 
@@ -143,41 +157,41 @@ def _found(
     targets: Tensor | Numbers | None,
     cut: Literal["valley", "two_means"],
     reach: float | int,
+    margin: float | int,
 ) -> FoundGroups:
     s = _check.floats("probabilities", probabilities, ("n",)).detach()
-    dip, middle = valley(s, reach=reach), two_means(s)
+    dip, middle = valley(s, reach=reach, margin=margin), two_means(s)
     at = dip.at if cut == "valley" else middle.at
     high = s.double() > at
-    cells, classes = high.long(), {}
+    cells, least = high.long(), 0.5
     if targets is not None:
         labels = _check.integers("targets", targets).to(s.device)
         _check.same_length(probabilities=s, targets=labels)
         if int(labels.min()) < 0:
             raise ValueError(f"targets must be class ids >= 0, got {int(labels.min())}")
         cells = 2 * labels + cells
-        classes = {label: valley(s[labels == label], reach=reach) for label in labels.unique().tolist()}
-    return FoundGroups(high, cells, at, middle, dip, classes)
+        shares = [float(high[labels == label].double().mean()) for label in labels.unique().tolist()]
+        least = min(min(share, 1 - share) for share in shares)
+    return FoundGroups(high, cells, at, middle, dip, least)
 
 
-def _refuse(found: FoundGroups, level: float | int, least_ratio: float | int, least_agreement: float | int) -> None:
-    """Raise OneHumpError where the figures show no two groups."""
-    remedy = "take groups that are known, or none; find_groups(..., level=1, least_ratio=0) cuts all the same"
-    for place, dip in [("", found.valley), *((f" of class {label}", one) for label, one in found.classes.items())]:
-        if dip.p_value > level or dip.ratio < least_ratio:
-            raise OneHumpError(
-                f"probabilities{place} have no two humps: their deepest valley, at {dip.at:.2f}, has p = "
-                f"{dip.p_value:.2g} (two groups need {level:g} or less) and ratio {dip.ratio:.2g} (they need "
-                f"{least_ratio:g}); of the variance of all {found.two_means.share_between:.2f} lies between the halves "
-                f"of a two-means cut; {remedy}",
-                found,
-            )
-    for number, agreement in enumerate(found.agreements):
-        if agreement < least_agreement:
-            raise OneHumpError(
-                f"repeats[{number}] finds other groups: their adjusted Rand index is {agreement:.2f} (two groups need "
-                f"{least_agreement:g}), so the cut says more of the run than of the samples; {remedy}",
-                found,
-            )
+def _refuse(found: FoundGroups, level: float, least_ratio: float | int, least_share: float | int) -> None:
+    """Raise OneHumpError where the figures of a run show no two groups."""
+    dip = found.valley
+    if dip.p_value > level or dip.ratio < least_ratio:
+        raise OneHumpError(
+            f"probabilities have no two humps: their deepest valley, at {dip.at:.2f}, has p = {dip.p_value:.2g} (two "
+            f"groups need {level:g} or less) and ratio {dip.ratio:.2g} (they need {least_ratio:g}); of their variance "
+            f"{found.two_means.share_between:.2f} lies between the halves of a two-means cut; {_REMEDY}",
+            found,
+        )
+    if found.least_of_class < least_share:
+        raise OneHumpError(
+            f"probabilities have two humps that tell classes apart: a class has {found.least_of_class:.2g} of its "
+            f"samples in one of them (groups need {least_share:g} of each class); find_groups(..., least_share=0) cuts "
+            "all the same",
+            found,
+        )
 
 
 def balance(

@@ -21,7 +21,6 @@ __all__ = ["TwoMeans", "Valley", "adjusted_rand", "two_means", "valley"]
 
 _BINS = 20  # equal bins of [0, 1], whose edges bound windows and stretches
 _WIDTHS = (1, 2, 4)  # of windows, in bins
-_LOOKS = _BINS * sum(_BINS - 1 - width for width in _WIDTHS)  # windows, times the stretches on a side of each
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Valley:
     Attributes:
         at: the middle of the sparsest twentieth of [0, 1] in it: where to cut.
         ratio: the lower of the two humps over the valley: the density in the densest twentieth beside it, on the side
-            where that is less, over that in the sparsest twentieth in it (infinite where that is empty). Numbers at an
-            end count as spread over `reach` beyond it.
+            where that is less, over that in the sparsest twentieth in it (infinite where that is empty). Numbers near
+            an end count as spread from there to `reach` beyond it.
         p_value: the probability of a valley as deep in a sample of one hump, at most; corrected for the number of
             places that were looked at.
         low, high: how many samples lie below the valley and above it.
@@ -103,36 +102,40 @@ class Valley:
     inside: int
 
 
-def valley(probabilities: Float[Tensor, " n"] | Numbers, *, reach: float | int = 0.5) -> Valley:
+def valley(
+    probabilities: Float[Tensor, " n"] | Numbers, *, reach: float | int = 0.5, margin: float | int = 0.05
+) -> Valley:
     """Return the deepest valley of keep-probabilities, tested against one hump of any shape that was clipped.
 
     The null hypothesis: s_i = min(max(z_i, 0), 1) with independent z_i whose density has one hump (it rises, then
     falls) and ends within `reach` of [0, 1]. Take a window [x, x + h] of [0, 1] and a stretch from its right end to y.
     Where the density at the window's right end is not above the window's mean, it falls from there on, so a z in
     [x, y] lies in the window with probability h / (y - x) or more; where that at its left end is not above, the same
-    holds to the left. With one hump one of the two is so. Of numbers that are not 0 or 1 the z are known: y is any
-    place up to 1. A last stretch takes those at 1 in, and ends at 1 + reach.
+    holds to the left. With one hump one of the two is so. Of numbers away from 0 and 1 the z are known: y is any place
+    up to 1 - margin. A last stretch takes the rest in, and ends at 1 + reach. The margin is there because every step is
+    clipped: a sample that was pushed beyond 1 and then a little back is just below 1, and many such look like a hump.
 
     So a window has a tail of a binomial distribution for each stretch, least on each side where the stretch is
     densest. Its p-value is the greater of its two sides' least, and that of the valley the least of all windows' times
-    the number of all stretches. The tail is Chernoff's bound, exp(-n KL(k / n, p)) for k of n. No shape is assumed, and
-    so no share of the variance is compared with that of a normal or a uniform distribution.
+    the number of all stretches. No shape is assumed, and so no share of the variance is compared with that of a normal
+    or a uniform distribution.
 
     Args:
         probabilities: ``(n,)`` in [0, 1].
         reach: how far beyond [0, 1] the numbers went before they were clipped, at most: it matters where many are
-            exactly 0 or 1. The default, half the interval, is what `Maple`'s steps of 0.1 along a cosine reach in 30
+            near 0 or 1. The default, half the interval, is what `Maple`'s steps of 0.1 along a cosine reach in 30
             steps.
+        margin: so near to 0 or 1 a number may have come back from beyond; taken in twentieths.
 
     Returns:
         The valley of least p-value, of equal ones that of the greatest ratio.
 
     Raises:
-        ValueError: no samples, entries outside [0, 1], a reach below 0.
+        ValueError: no samples, entries outside [0, 1], a reach below 0, a margin outside [0, 0.3].
 
     References:
-        Hoeffding, "Probability inequalities for sums of bounded random variables", Journal of the American Statistical
-        Association, 1963, equation 2.1: the bound of the tail.
+        Feller, "An introduction to probability theory and its applications", volume 1, third edition, 1968, chapter VI,
+        section 3: the bound of a binomial tail.
 
     Example:
         >>> s = torch.cat([torch.linspace(0, 0.3, 600), torch.linspace(0.8, 1, 400)])
@@ -146,11 +149,13 @@ def valley(probabilities: Float[Tensor, " n"] | Numbers, *, reach: float | int =
     reach = float(_check.in_range("reach", reach, low=0.0))
     if not len(given):
         raise ValueError("probabilities is empty: there is nothing to look for a valley in")
+    near = round(_check.in_range("margin", margin, low=0.0, high=0.3) * _BINS)
     s = given.detach().double().cpu()
-    inner = s[(s > 0) & (s < 1)]
-    bins = (inner * _BINS).long().clamp(max=_BINS - 1).bincount(minlength=_BINS).double()
-    ends = float((s == 0).sum()), float((s == 1).sum())
-    return min((_deepest(bins, ends, width, reach) for width in _WIDTHS), key=lambda one: (one[0], -one[1].ratio))[1]
+    known = (s > near / _BINS) & (s < 1 - near / _BINS)
+    bins = (s[known] * _BINS).long().bincount(minlength=_BINS)[near : _BINS - near].double()
+    ends = float((s <= near / _BINS).sum()), float((s >= 1 - near / _BINS).sum())
+    found = (_deepest(bins, ends, width, near + reach * _BINS) for width in _WIDTHS)
+    return min(found, key=lambda one: (one[0], -one[1].ratio))[1]
 
 
 def adjusted_rand(one: Bool[Tensor, " n"] | Int[Tensor, " n"], two: Bool[Tensor, " n"] | Int[Tensor, " n"]) -> float:
@@ -185,8 +190,14 @@ def adjusted_rand(one: Bool[Tensor, " n"] | Int[Tensor, " n"], two: Bool[Tensor,
 
 
 def _deepest(bins: Tensor, ends: tuple[float, float], width: int, reach: float) -> tuple[float, Valley]:
-    """Return the deepest valley of so many bins, and the logarithm of its tail, which does not run out of range."""
-    start = torch.arange(1, _BINS - width)
+    """Return the deepest valley, and the logarithm of its tail, which does not run out of range.
+
+    Args:
+        bins: how many numbers lie in each of the middle bins of [0, 1].
+        ends: how many below and above these. reach: how far they may lie, in bins.
+        width: of the windows.
+    """
+    start = torch.arange(1, len(bins) - width)
     right = _least_tail(bins, ends[1], start, width, reach)
     left = _least_tail(bins.flip(0), ends[0], start, width, reach).flip(0)
     tail = torch.maximum(right, left)
@@ -194,13 +205,13 @@ def _deepest(bins: Tensor, ends: tuple[float, float], width: int, reach: float) 
     ratio = _lower_peak(bins, ends, start, width, reach) / sparsest
     ratio[ratio.isnan()] = 0.0  # nothing in it, and nothing on one side
     depth = torch.where(tail == tail.min(), ratio, -1.0)
-    best = _middle(depth == depth.max())  # of an empty stretch the middle
-    place = best + 1
+    place = _middle(depth == depth.max()) + 1  # of an empty stretch the middle
     below, within = ends[0] + float(bins[:place].sum()), bins[place : place + width]
-    return float(tail[best]), Valley(
-        at=(place + _middle(within == within.min()) + 0.5) / _BINS,
-        ratio=float(ratio[best]),
-        p_value=min(1.0, _LOOKS * math.exp(float(tail[best]))),
+    looks = len(bins) * sum(len(bins) - 1 - one for one in _WIDTHS)  # windows, times the stretches on a side of each
+    return float(tail[place - 1]), Valley(
+        at=((_BINS - len(bins)) / 2 + place + _middle(within == within.min()) + 0.5) / _BINS,
+        ratio=float(ratio[place - 1]),
+        p_value=min(1.0, looks * math.exp(float(tail[place - 1]))),
         low=int(below),
         high=int(float(bins.sum()) + sum(ends) - below - float(within.sum())),
         inside=int(within.sum()),
@@ -215,7 +226,7 @@ def _middle(member: Tensor) -> int:
 
 def _lower_peak(bins: Tensor, ends: tuple[float, float], start: Tensor, width: int, reach: float) -> Tensor:
     """Return, for each window, the densest bin on its left or on its right, where that is less."""
-    beyond = [end / (_BINS * reach) if reach else math.inf * end if end else 0.0 for end in ends]
+    beyond = [(end / reach if reach else math.inf) if end else 0.0 for end in ends]
     left = bins.cummax(0).values.clamp_min(beyond[0])[start - 1]
     right = bins.flip(0).cummax(0).values.flip(0).clamp_min(beyond[1])[start + width]
     return torch.minimum(left, right)
@@ -224,8 +235,8 @@ def _lower_peak(bins: Tensor, ends: tuple[float, float], start: Tensor, width: i
 def _least_tail(bins: Tensor, end: float, start: Tensor, width: int, reach: float) -> Tensor:
     """Return, for each window, the logarithm of the least tail of those of the stretches to its right."""
     total = torch.cat([torch.zeros(1, dtype=torch.float64), bins.cumsum(0)])
-    known, edge = torch.cat([total, total[-1:] + end]), torch.arange(_BINS + 2, dtype=torch.float64)
-    edge[-1] = _BINS * (1 + reach)
+    known, edge = torch.cat([total, total[-1:] + end]), torch.arange(len(bins) + 2, dtype=torch.float64)
+    edge[-1] = len(bins) + reach
     stop = start + width
     inside, beside = total[stop] - total[start], known[None] - total[stop][:, None]
     length = (edge[None] - stop.double()[:, None]).clamp_min(0)  # 0: no stretch, so a tail of 1
@@ -233,11 +244,16 @@ def _least_tail(bins: Tensor, end: float, start: Tensor, width: int, reach: floa
 
 
 def _log_tail(successes: Tensor, trials: Tensor, chance: Tensor) -> Tensor:
-    """Return an upper bound of log P(X <= successes), X ~ Bin(trials, chance): Chernoff's, 0 from the mean on."""
-    share, certain = successes / trials.clamp_min(1), chance >= 1
-    chance = torch.where(certain, 0.5, chance)
-    divergence = torch.xlogy(share, share / chance) + torch.xlogy(1 - share, (1 - share) / (1 - chance))
-    return torch.where(~certain & (share < chance), -trials * divergence, 0.0)
+    """Return an upper bound of log P(X <= successes), X ~ Bin(trials, chance), and 0 from the mean on.
+
+    With k successes of n it is log P(X = k) + log((n - k + 1) p / ((n + 1) p - k)), by a geometric series.
+    """
+    k, n = successes, trials
+    below = (k < n * chance) & (chance < 1)
+    p = torch.where(below, chance, 0.5)
+    term = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1) + k * p.log() + (n - k) * (-p).log1p()
+    series = (n - k + 1) * p / torch.where(below, (n + 1) * p - k, 1.0)
+    return torch.where(below, (term + series.log()).clamp_max(0), 0.0)
 
 
 def _pairs(sizes: Tensor) -> Tensor:

