@@ -76,12 +76,9 @@ def test_a_case_is_carried_out_figure_by_figure(tmp_path: Path, monkeypatch: pyt
     assert {name: whole[name] for name in first} == first  # MAPLE was taken from its checkpoint, the net from the row
     assert whole["known groups, balanced against the shortcut"] == pytest.approx(0.5)
     assert whole["ERM against the shortcut"] == pytest.approx(0.15, abs=0.03)
-    for trained in (
-        "found groups, balanced",
-        "calibrated share",
-        "Refine",
-    ):  # on groups that are accepted, and no others
-        assert (f"{trained} accuracy" in whole) == whole["accepted"]
+    accepted = whole["accepted"] or whole["accepted with a repeat"]
+    for trained in ("found groups, balanced", "Refine"):  # on groups that are accepted, and no others
+        assert (f"{trained} accuracy" in whole) == accepted
     assert case.carry_out("digits", 1, None, whole, filed.append, place, ["ERM"]) == whole
 
 
