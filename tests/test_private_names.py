@@ -24,7 +24,7 @@ LISTED = {
         "_FEWEST_STEPS": "short trainings, which no option of the command asks for",
         "_MAPLE_STEPS": "the same of MAPLE",
     },
-    "reweight/test_humps.py": {"_binomial": "tails of one to hundreds of trials, of which a valley shows its deepest"},
+    "reweight/test_humps.py": {"_log_tail": "tails of one to hundreds of trials, of which a valley shows its deepest"},
     "reweight/test_inputs.py": {"_CATEGORIES": "torch's limit of 2^24, small"},
     "reweight/test_online.py": {
         "_loss_of": "a forward pass of its own, to compare with the one that serves twice",
