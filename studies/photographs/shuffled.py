@@ -16,10 +16,13 @@ __all__ = ["shuffled_weights", "within_groups"]
 def shuffled_weights(recipe: Recipe, problem: Problem, fitted: Fitted) -> nn.Module | None:
     """Return a model trained as MAPLE's inner run under its expected weights, shuffled within the groups.
 
-    None of another method, or where the groups of training samples are not known.
+    None of another method, where the groups of training samples are not known, or where one inner run is not a whole
+    training, for each goes on where the last one ended.
     """
     group = problem.splits.train.group
     if not isinstance(recipe.method, Maple) or fitted.reweighting is None or group is None:
+        return None
+    if not recipe.method.inner.restart:
         return None
     weights = within_groups(fitted.reweighting.expected_weights, group, torch.Generator().manual_seed(problem.seed))
     model, _ = recipe.method.inner_run(problem)(problem.splits.train, weights)

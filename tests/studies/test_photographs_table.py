@@ -177,6 +177,15 @@ def test_maple_has_its_shuffled_weights_measured(tmp_path: Path) -> None:
     assert len(shuffled_table([found]).lines) == 1
 
 
+def test_weights_of_inner_runs_that_go_on_are_not_shuffled(tmp_path: Path) -> None:
+    more = ("method.steps=2", "method.inner.steps=5", "method.inner.restart=false")
+    row = replace(row_titled("MAPLE, groups on validation"), overrides=more)
+    found = carry_out(row, splits_of, Search(trials=1, seeds=(2,)), tmp_path)
+    (run,) = found["choices"][CHOSEN_BY[0]]["runs"]
+    assert "shuffled" not in run
+    assert shuffled_table([found]).lines == []
+
+
 @pytest.mark.parametrize(
     ("title", "known"),
     [
