@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from steelyard import Batch, LearningToReweight, Recorder, Truncated, WeightedLoss
 from steelyard.cli.command import main
 from steelyard.experiments.data import OwnArrays, OwnImages, OwnPython, OwnTable
 from steelyard.experiments.models.backbone import Backbone
@@ -96,3 +100,41 @@ def test_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             commands = capsys.readouterr().out.splitlines()
     assert Path("runs/chosen/seed1/environment.json").is_file()
     assert Path("search/trials.md").read_text() == Path("runs/tune/coloured_digits/irmv1/trials.md").read_text()
+
+
+def test_the_errors_that_the_questions_name() -> None:
+    """What stands in the table is what is raised, in its order."""
+    text = (GUIDES / "questions.md").read_text(encoding="utf-8")
+    table = text[text.index("| the error says") :].split("\n\n")[0]
+    said = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    objective = WeightedLoss(partial(F.cross_entropy, reduction="none"))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    draw = torch.Generator().manual_seed(0)
+    data = Batch.of(torch.randn(40, 4, generator=draw), torch.arange(40) % 2)
+
+    def online(loss: WeightedLoss, batch: Batch) -> None:
+        linear = torch.nn.Linear(4, 2)
+        stepping = torch.optim.SGD(linear.parameters(), lr=0.1)
+        LearningToReweight(linear, stepping, loss, clean=batch).fit(batch, epochs=1, batch_size=16)
+
+    def recorded(clip: bool) -> None:
+        with Recorder(model.train(), optimizer, objective, steps=1) as recorder:
+            optimizer.zero_grad()
+            recorder.loss(data.take(torch.arange(20)), torch.ones(20)).backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+            trajectory = recorder.trajectory()
+        model.eval()
+        Truncated()(trajectory, lambda m: F.cross_entropy(m(data.inputs), data.targets), samples=None if clip else data)
+
+    with pytest.raises(TypeError, match=re.escape(said[0])):
+        online(objective, Batch.of(data.inputs.double(), data.targets))
+    with pytest.raises(ValueError, match=re.escape(said[1])):
+        online(WeightedLoss(F.cross_entropy), data)
+    with pytest.raises(RuntimeError, match=re.escape(said[2])):
+        recorded(clip=True)
+    with pytest.raises(ValueError, match=re.escape(said[3])):
+        recorded(clip=False)
+    assert said[4:] == ["`NoDerivative`"]
