@@ -3,8 +3,8 @@
     python -m benchmarks.checks              # the MLP and a ResNet-18, batch 128, T = 1 and 3
 
 A call is one recorded window of T training steps and the hypergradient by its samples. Measured is the CPU time, on
-one thread, of a call without checks, of one with those of every call (the sum along u, the fingerprint, the
-projection), and of one in which the dearer ones are due (random signs; for T > 1 the curvature, too); in turn, medians.
+one thread, of a call without checks, of one with those of every call (the sum along u, the copy that parameters
+are compared with, the projection), and of one in which the dearer ones are due (random signs; for T > 1 the curvature, too); in turn, medians.
 Of a thousand calls eleven are due: 1, 2, 4, ..., 256, 512, 768.
 """
 
@@ -37,13 +37,12 @@ def no_objection(*arguments: Any) -> Callable[[Any], None]:
 @contextmanager
 def without() -> Iterator[None]:
     """Leave out every check."""
-    nothing = torch.zeros(0, dtype=torch.int64)
     with (
         mock.patch.object(ladder._Known, "due", return_value=False),
         mock.patch.object(truncated, "objection_to", no_objection),
         mock.patch.object(truncated, "check_replayed", return_value=None),
         mock.patch.object(recorder, "projection", return_value=None),
-        mock.patch.object(recorder, "fingerprint", return_value=nothing),
+        mock.patch.object(recorder.Recorder, "_copy_after", return_value=None),
         mock.patch.object(recorder.Recorder, "_check_between_steps", return_value=None),
         mock.patch.object(recorder.Recorder, "trajectory", _unchecked),
         mock.patch.object(recorder.Trajectory, "check", return_value=None),
@@ -55,7 +54,7 @@ def _unchecked(self: recorder.Recorder) -> recorder.Trajectory:
     steps = list(self._window)
     self._window.clear()
     names = tuple(steps[-1].parameters)
-    return recorder.Trajectory(self._module, self._objective, steps, type(self._optimizer), names, self._mark)
+    return recorder.Trajectory(self._module, self._objective, steps, type(self._optimizer), names, {})
 
 
 @contextmanager

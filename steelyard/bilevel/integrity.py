@@ -6,15 +6,15 @@ Anything that was changed behind its back would give a wrong derivative without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Guard", "fingerprint", "guards", "in_one_piece", "pieces", "projection"]
+__all__ = ["Guard", "changed", "guards", "in_one_piece", "pieces", "projection"]
 
 
 class Guard(NamedTuple):
@@ -35,57 +35,36 @@ def guards(named: Iterable[tuple[str, Tensor]]) -> list[Guard]:
     return [Guard(what, tensor, tensor._version) for what, tensor in named if not tensor.is_inference()]
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """Return a weighted sum of every tensor's bits ``(tensors,)``, read as integers of 64 bits, modulo 2^64.
+def changed(kept: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of what is `now` not, bit for bit, what the copies `kept` hold.
 
-    Versions do not see every write: fused optimizers and ``p.data`` leave them alone. The sum sees any write to one
-    entry, and entries that change places; it takes two reads at full speed, and compares where the values are NaN.
+    Versions do not see every write: fused optimizers and ``p.data`` leave them alone. Bits are compared, so a NaN is
+    equal to itself, and 0 not to -0.
     """
-    sums: list[Tensor] = []
-    ends: list[int] = []
-    for tensor in tensors:
-        sums += _sums(tensor.detach())
-        ends.append(len(sums))
-    if not sums:
-        return torch.zeros(0, dtype=torch.int64)
-    # One number for each place among all the sums: a tensor's share is the difference of two running totals.
-    devices = {one.device for one in sums}
-    flat = torch.cat(sums if len(devices) == 1 else [one.cpu() for one in sums])
-    totals = torch.cat([flat.new_zeros(1), (flat * _odd(len(flat), flat.device)).cumsum(0)])
-    borders = list(accumulate((len(one) for one in sums), initial=0))
-    return totals[[borders[end] for end in ends]].cpu().diff(prepend=torch.zeros(1, dtype=torch.int64))
+    names = list(kept)
+    differs = [_differs(kept[name], now[name]) for name in names]
+    told = _together([one for one in differs if isinstance(one, Tensor)])
+    return [name for name, one in zip(names, differs, strict=True) if (next(told) if isinstance(one, Tensor) else one)]
 
 
-def _sums(tensor: Tensor) -> list[Tensor]:
-    """Return sums of the bits of a tensor: of the rows and of the columns of a table of them, and what is left over.
-
-    (That is what takes a read at full speed: a product with a number for each entry does not.)
-    """
-    flat = tensor.contiguous().view(-1)
-    each = 8 // flat.element_size() if flat.element_size() < 8 else 1
-    if flat.data_ptr() % 8 or flat.storage_offset() % each:
-        flat = flat.clone()
-    whole = flat.numel() // each * each
-    found = []
-    if whole < flat.numel():
-        flat, rest = flat[:whole], flat[whole:]
-        found.append(rest.view(torch.uint8).sum().view(1))
-    bits = flat.view(torch.int64)
-    rows = len(bits) // _WIDTH
-    if rows:
-        table = bits[: rows * _WIDTH].view(rows, _WIDTH)
-        found += [table.sum(0), table.sum(1)]
-        bits = bits[rows * _WIDTH :]
-    found.append(bits)
-    return found
+def _differs(one: Tensor, other: Tensor) -> bool | Tensor:
+    """Return whether two tensors differ, on a device as a tensor that is not waited for."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return True
+    if one.device.type == "cpu":  # (NumPy compares five times as fast as `torch.equal`)
+        return not np.array_equal(_bits(one).numpy(), _bits(other).numpy())
+    return (_bits(one) != _bits(other)).any()
 
 
-_WIDTH = 4096
+def _together(differs: list[Tensor]) -> Iterator[bool]:
+    return iter(torch.stack(differs).tolist() if differs else [])
 
 
-@lru_cache(maxsize=8)
-def _odd(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device) * -7046029254386353130 + 2862933555777941757
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(_INTEGERS[tensor.element_size()])
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def projection(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from steelyard.bilevel.accumulation import Accumulation
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import NormClip, ValueClip
 from steelyard.bilevel.gradient_graph import graphed
-from steelyard.bilevel.integrity import Guard, fingerprint, guards, projection
+from steelyard.bilevel.integrity import Guard, changed, guards, projection
 from steelyard.bilevel.kept_update import copy_into, dense, fill_in, keep_update
 from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
@@ -65,8 +65,8 @@ class Recorder:
     InstanceNorm's.
 
     Memory: per step one copy of the parameters and of the optimizer state that the pull-back reads (none for SGD;
-    two moments for Adam); batches and weights by reference; the gradients of the newest step by reference. `Storage`
-    says how to do with less.
+    two moments for Adam), and one of the parameters after the newest; batches and weights by reference; the gradients
+    of the newest step by reference. `Storage` says how to do with less.
 
     Args:
         model: the module; `torch.compile` and DDP wrappers are seen through when steps are replayed. Under DDP on
@@ -159,7 +159,8 @@ class Recorder:
         self._agreed = False
         self._after: list[Guard] = []
         self._state_after: list[tuple[Guard, Tensor, str]] = []
-        self._mark = torch.zeros(0, dtype=torch.int64)
+        self._copies: Tensors = {}
+        self._spare: Tensors = {}
         self._written: list[int] = []
         self._handles: list[RemovableHandle] = []
         self._listen()
@@ -179,6 +180,7 @@ class Recorder:
         self._handles = []
         self._window.clear()
         self._accumulation.forget()
+        self._copies, self._spare = {}, {}
 
     def loss(self, batch: Batch, weight: Tensor | Numbers, scale: float | int = 1.0) -> Tensor:
         """Return ``scale * objective(model, batch, weight)`` and note what is needed to replay it.
@@ -397,11 +399,11 @@ class Recorder:
         steps = list(self._window)
         self._window.clear()
         names = tuple(steps[-1].parameters)
-        marks = dict(zip(self._names.values(), self._mark, strict=True))
-        mark = torch.stack([marks[name] for name in names])
+        copies, self._copies = self._copies, {}
+        after = {name: copies[name] for name in names}
         earlier, steps = steps[: -self._steps], steps[-self._steps :]
         return Trajectory(
-            self._module, self._objective, steps, type(self._optimizer), names, mark, earlier, self._differences
+            self._module, self._objective, steps, type(self._optimizer), names, after, earlier, self._differences
         )
 
     def at_rest(self) -> Trajectory:
@@ -421,7 +423,7 @@ class Recorder:
         if step.findings.forward_record is not None:
             step.findings.forward_record.listening = False
         step.parameters = {name: p.detach() for p, name in self._names.items()}
-        names, unknown = tuple(step.parameters), torch.zeros(0, dtype=torch.int64)
+        names, unknown = tuple(step.parameters), dict[str, Tensor]()
         return Trajectory(self._module, self._objective, [step], type(self._optimizer), names, unknown)
 
     def _note_moved(self, versions: list[int]) -> None:
@@ -479,15 +481,19 @@ class Recorder:
                 fill_in(earlier, step)
 
     def _keep_parameters(self, step: Step, live: Tensors) -> None:
-        spare = self._storage.make_room(self._window, self._steps)
+        copied = self._copies if self._window and self._copies.keys() == live.keys() else {}
+        self._spare = self._storage.make_room(self._window, self._steps)
         graph = step.findings.graph
         kept = None if graph is None or step.accumulated else graph.parameters(live)
         if kept is None:
             for findings in (step.findings, *(one.findings for one in step.accumulated)):
                 findings.graph = None
         if kept is not None or self._graphs:
-            spare = {}  # a graph has them
-        step.parameters = copy_into(live, spare) if kept is None else kept
+            self._spare = {}  # a graph has them
+        if kept is None and copied:  # made after the step before, and what is live still: `_check_between_steps`
+            step.parameters = copied
+        else:
+            step.parameters = copy_into(live, self._copies) if kept is None else kept
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth = max(0, self._depth - 1)
@@ -508,8 +514,14 @@ class Recorder:
             self._check_repeats(self._differences, step)
         self._storage.append(self._window, step, self._steps)
         self._after = guards((name, p) for p, name in self._names.items())
-        self._mark = fingerprint(self._names)
+        self._copy_after(step)
         self._state_after = self._states() if self._steps > 1 else []
+
+    def _copy_after(self, step: Step) -> None:
+        """Copy the parameters after `step`: to tell whether they change, and to be those before the next one."""
+        live = {name: p for p, name in self._names.items()}
+        spare = self._spare or ({} if step.parameters is self._copies else self._copies)
+        self._copies, self._spare = copy_into(live, spare), {}
 
     def _states(self) -> list[tuple[Guard, Tensor, str]]:
         """Note the tensors of the optimizer's state, with whose they are and their names in it."""
@@ -552,10 +564,7 @@ class Recorder:
             return
         broken = [guard.what for guard in self._after if guard.broken]
         if not broken:  # `p.data` edits are seen by value only
-            now = fingerprint(guard.tensor for guard in self._after)
-            broken = [
-                guard.what for guard, moved in zip(self._after, now != self._mark[: len(now)], strict=True) if moved
-            ]
+            broken = changed(self._copies, {guard.what: guard.tensor for guard in self._after})
         if broken:
             raise RuntimeError(
                 f"parameter {broken[0]!r} was changed between two recorded steps (a clamp, a loaded state): "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.integrity import fingerprint, guards, projection
+from steelyard.bilevel.integrity import guards, projection
 from steelyard.bilevel.kept_update import copy_into, keep_update
 from steelyard.bilevel.objective import WeightedLoss
 from steelyard.bilevel.optimizers import SUPPORTED
@@ -79,8 +79,8 @@ class StackedRecord:
         found = []
         for member, objective, steps in zip(self._members, objectives, self._steps, strict=True):
             live, names = dict(member.named_parameters()), tuple(steps[-1].parameters)
-            mark = fingerprint(live[name] for name in names)
-            found.append(Trajectory(member, objective, steps, type(self._optimizer), names, mark))
+            after = copy_into({name: live[name] for name in names}, {})
+            found.append(Trajectory(member, objective, steps, type(self._optimizer), names, after))
         return found
 
     def _read(self, member: nn.Module, batch: Batch, weight: Tensor) -> list[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.integrity import fingerprint
+from steelyard.bilevel.integrity import changed
 from steelyard.bilevel.objective import Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import SUPPORTED, ElementwisePullback, Pullback
 from steelyard.bilevel.step import Conditions, Step, Tensors, cuda_devices, micro_batches, set_random_state
@@ -60,7 +60,7 @@ class Trajectory:
         steps: the recorded steps.
         optimizer: the class of the user's optimizer.
         names: of the optimised parameters.
-        fingerprint: of their values after the last step.
+        after: copies of their values after the last step.
         earlier: steps before those, which some of them are replayed from (`Storage.checkpoint_every`).
         differences: the adjoint of the optimizer's update where its class has none in closed form.
     """
@@ -70,7 +70,7 @@ class Trajectory:
     steps: list[Step]
     optimizer: type[torch.optim.Optimizer]
     names: tuple[str, ...]
-    fingerprint: Tensor
+    after: Tensors
     earlier: list[Step] = field(default_factory=list)
     differences: ElementwisePullback | None = None
 
@@ -108,12 +108,9 @@ class Trajectory:
         Every estimator calls it.
         """
         final = self.final()
-        now = fingerprint(final.values())
-        if not torch.equal(now, self.fingerprint):
-            moved = now != self.fingerprint
-            first = self.names[int(moved.nonzero()[0])]
+        if moved := changed(self.after, final):
             raise RuntimeError(
-                f"parameter {first!r} was changed after the last recorded step ({int(moved.sum())} in all): ask for "
+                f"parameter {moved[0]!r} was changed after the last recorded step ({len(moved)} in all): ask for "
                 "the hypergradient before training on, or record again"
             )
         for step in self.steps:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, FiniteDifference, Implicit, Recorder, Truncated, Unrolled, WeightedLoss
-from steelyard.bilevel.integrity import fingerprint, projection
+from steelyard.bilevel.integrity import changed, projection
 from tests.support.problems import CROSS_ENTROPY, Problem, mlp, relative
 
 OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
@@ -27,15 +27,23 @@ def outer(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 1001])
-def test_a_fingerprint_sees_any_entry_change(dtype: torch.dtype, count: int) -> None:
+def test_a_copy_tells_any_entry_that_changed(dtype: torch.dtype, count: int) -> None:
     flat = torch.randn(count + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     for tensor in (flat[:count], flat[1:], flat.new_full((3, count), torch.nan).t()):  # aligned, not, not contiguous
-        before = fingerprint([tensor, flat])
-        assert torch.equal(before, fingerprint([tensor.clone(), flat]))
+        copies = {"one": tensor.clone(), "other": flat.clone()}
+        assert changed(copies, {"one": tensor, "other": flat}) == []
         for place in {0, count // 2, count - 1} if count else ():
             moved = tensor.clone()
             moved[place] = moved[place].nan_to_num() * 1.01 + 1e-3
-            assert fingerprint([moved])[0] != before[0]
+            assert changed(copies, {"one": moved, "other": flat}) == ["one"]
+
+
+def test_bits_are_compared_not_values() -> None:
+    one = torch.tensor([0.0, torch.nan])
+    assert changed({"p": one}, {"p": one.clone()}) == []
+    assert changed({"p": one}, {"p": torch.tensor([-0.0, torch.nan])}) == ["p"]
+    assert changed({"p": one}, {"p": one.double()}) == ["p"]
+    assert changed({"p": one}, {"p": one[:1]}) == ["p"]
 
 
 Between = Callable[[nn.Module, Tensor], Tensor | None]

@@ -335,7 +335,7 @@ def test_another_device_and_back(dtype) -> None:
         older, newest = window
         for step, device in ((newest, "cuda"), (older, "cpu")):
             assert devices([step.parameters, step.state]) == {device}
-        run = Trajectory(model, WeightedLoss(CROSS_ENTROPY), [older, newest], torch.optim.Adam, (), torch.zeros(2))
+        run = Trajectory(model, WeightedLoss(CROSS_ENTROPY), [older, newest], torch.optim.Adam, (), {})
         for step in newest_first(run, 2):
             assert devices([step.parameters, step.state]) == {"cuda"}
             assert step.state["bias"]["step"] == 1.0

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from steelyard.bilevel import Trajectory
-from steelyard.bilevel.integrity import fingerprint
 
 
 def widened(record: Trajectory) -> Trajectory:
@@ -28,8 +27,8 @@ def widened(record: Trajectory) -> Trajectory:
         for step in record.steps
     ]
     live = dict(model.named_parameters())
-    mark = fingerprint(live[name] for name in record.names)
-    return replace(record, module=model, steps=steps, fingerprint=mark)
+    after = {name: live[name].detach().clone() for name in record.names}
+    return replace(record, module=model, steps=steps, after=after)
 
 
 def _double(values: Any) -> Any:
