@@ -34,10 +34,10 @@ class ClassScores:
         class_right: right predictions in each class.
         class_predicted: predictions of each class, right or wrong.
         auroc: the area under the ROC curve, of two classes that of class 1, else the mean over classes of one against
-            the rest (scikit-learn's `roc_auc_score`).
+            the rest.
         auroc_error: its standard error over samples by DeLong et al. 1988; None with more than two classes, or where a
             class has one sample alone.
-        auprc: average precision, likewise (scikit-learn's `average_precision_score`).
+        auprc: average precision, likewise.
         calibration_error: see `calibration.calibration_error`; None without a sample.
     """
 
@@ -162,20 +162,7 @@ def delong_error(scores: np.ndarray, positive: np.ndarray) -> float | None:
     Returns:
         None where either class has fewer than two samples.
     """
-    ups, downs = scores[positive], scores[~positive]
-    if min(len(ups), len(downs)) < 2:
-        return None
-    ranks = _midranks(scores)
-    above = (ranks[positive] - _midranks(ups)) / len(downs)  # for each positive the share of negatives below it
-    below = 1 - (ranks[~positive] - _midranks(downs)) / len(ups)
-    return float(np.sqrt(above.var(ddof=1) / len(ups) + below.var(ddof=1) / len(downs)))
-
-
-def _midranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks from 1, those of ties their mean, without an import of scipy.stats, which takes a second."""
-    _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[level]
-    return ranks
+    return _Ranking.of(scores, positive).auroc_error
 
 
 def ranking_areas(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
@@ -191,20 +178,73 @@ def ranking_areas(scores: np.ndarray, positive: np.ndarray) -> tuple[float, floa
         >>> ranking_areas(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
         (0.875, 0.8333333333333333)
     """
-    levels, level = np.unique(-scores, return_inverse=True)  # thresholds, the highest score first
-    ups, downs = (np.bincount(level[kind], minlength=len(levels)) for kind in (positive, ~positive))
-    above, below = ups.cumsum(), downs.cumsum()
-    auroc = ((above - ups / 2) * downs).sum() / (above[-1] * below[-1])
-    auprc = (ups * above / (above + below)).sum() / above[-1]
-    return float(auroc), float(auprc)
+    found = _Ranking.of(scores, positive)
+    return found.auroc, found.auprc
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Positives and negatives at every score, from the lowest up; of one sort, which is what takes time.
+
+    Attributes:
+        ups: ``(k,)`` positives at the k different scores.
+        downs: ``(k,)`` negatives.
+    """
+
+    ups: np.ndarray
+    downs: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, positive: np.ndarray) -> _Ranking:
+        """Rank samples by `scores` ``(n,)``, of which those of the mask `positive` ``(n,)`` should be on top."""
+        order = np.argsort(scores)
+        ordered, up = scores[order], np.cumsum(positive[order])
+        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], len(ordered) > 0))
+        ups, all_ = (np.diff(counted, prepend=0) for counted in (up[ends], ends + 1))
+        return cls(ups, all_ - ups)
+
+    @property
+    def _shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each score the share of negatives below it, and that of positives above it; those at it count half."""
+        below = np.cumsum(self.downs) - 0.5 * self.downs
+        above = self.ups.sum() - np.cumsum(self.ups) + 0.5 * self.ups
+        return below / self.downs.sum(), above / self.ups.sum()
+
+    @property
+    def auroc(self) -> float:
+        """The share of pairs of a positive and a negative with the positive above, ties counting half."""
+        return float(self.ups @ self._shares[0] / self.ups.sum())
+
+    @property
+    def auroc_error(self) -> float | None:
+        """Its standard error, see `delong_error`."""
+        counts = (self.ups, self.downs)
+        if min(int(each.sum()) for each in counts) < 2:
+            return None
+        return math.sqrt(sum(map(_variance_of_mean, self._shares, counts)))
+
+    @property
+    def auprc(self) -> float:
+        """The average precision: over the positives, the share of positives among the samples at least as high."""
+        ups, downs = np.cumsum(self.ups[::-1]), np.cumsum(self.downs[::-1])
+        return float(self.ups[::-1] @ (ups / (ups + downs)) / self.ups.sum())
+
+
+def _variance_of_mean(values: np.ndarray, counts: np.ndarray) -> float:
+    """Return the variance of the mean of samples of which `counts` have each of the `values`."""
+    count = counts.sum()
+    apart = values - counts @ values / count
+    return float(counts @ apart**2 / (count - 1) / count)
 
 
 def _areas(outputs: Tensor, targets: Tensor, classes: int) -> dict[str, float | None]:
     logits, labels = class_logits(outputs).double().cpu(), targets.cpu().numpy()
     if classes == 2:  # the difference of the logits: probabilities that round to 1 would be ties
-        scores = (logits[:, 1] - logits[:, 0]).numpy()
-        auroc, auprc = ranking_areas(scores, labels == 1)
-        return {"auroc": auroc, "auroc_error": delong_error(scores, labels == 1), "auprc": auprc}
+        one = _Ranking.of((logits[:, 1] - logits[:, 0]).numpy(), labels == 1)
+        return {"auroc": one.auroc, "auroc_error": one.auroc_error, "auprc": one.auprc}
     shares = logits.softmax(1).numpy()
-    auroc, auprc = np.mean([ranking_areas(shares[:, one], labels == one) for one in range(classes)], axis=0).tolist()
-    return {"auroc": auroc, "auprc": auprc}
+    each = [_Ranking.of(shares[:, number], labels == number) for number in range(classes)]
+    return {
+        "auroc": sum(one.auroc for one in each) / classes,
+        "auprc": sum(one.auprc for one in each) / classes,
+    }

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from steelyard.experiments.training.class_scores import ClassScores, delong_error, logit_interval, ranking_areas
@@ -76,6 +77,22 @@ def test_delongs_error_is_the_spread_over_samples() -> None:
         areas.append(roc_auc_score(positive, scores))
         errors.append(delong_error(scores, positive))
     assert float(np.mean(errors)) == pytest.approx(float(np.std(areas)), rel=0.15)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 9])  # many ties, some, none
+def test_one_sort_gives_what_scikit_learn_and_scipy_have(digits: int) -> None:
+    random = np.random.default_rng(digits)
+    labels = random.permutation(np.arange(500) < 80)
+    scores = (random.normal(size=500) + labels).round(digits)
+    logits, y = torch.from_numpy(scores)[:, None], torch.from_numpy(labels).long()
+    found = ClassScores.of(logits, (logits[:, 0] > 0).long(), y, 2)
+    assert found.auroc == pytest.approx(roc_auc_score(labels, scores), rel=1e-13)
+    assert found.auprc == pytest.approx(average_precision_score(labels, scores), rel=1e-13)
+    ranks, ups, downs = rankdata(scores), scores[labels], scores[~labels]  # Sun and Xu 2014, equation 8
+    above = (ranks[labels] - rankdata(ups)) / len(downs)
+    below = 1 - (ranks[~labels] - rankdata(downs)) / len(ups)
+    expected = math.sqrt(above.var(ddof=1) / len(ups) + below.var(ddof=1) / len(downs))
+    assert found.auroc_error == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_logit_and_two_are_the_same_and_saturated_probabilities_are_no_ties() -> None:
