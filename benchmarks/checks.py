@@ -3,8 +3,9 @@
     python -m benchmarks.checks              # the MLP and a ResNet-18, batch 128, T = 1 and 3
 
 A call is one recorded window of T training steps and the hypergradient by its samples. Measured is the CPU time, on
-one thread, of a call without checks, of one with those of every call (the sum along u, the copy that parameters
-are compared with, the projection), and of one in which the dearer ones are due (random signs; for T > 1 the curvature, too); in turn, medians.
+one thread, of a call without checks, of one with those of every call (the sum along u, the copy that parameters are
+compared with, the projection), and of one in which the dearer ones are due (random signs; for T > 1 the curvature,
+too); in turn, medians.
 Of a thousand calls eleven are due: 1, 2, 4, ..., 256, 512, 768.
 """
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from steelyard.bilevel.integrity import changed
+
 __all__ = ["GradientGraph", "graphed"]
 
 
@@ -45,11 +47,14 @@ class GradientGraph:
         """Whether the gradients have the values that they were computed with."""
         return not any(g is not None and g._version for g in self.gradients.values())
 
-    def parameters(self, live: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Return the copies, without their graph; None where they are not what is `live`."""
+    def parameters(self, live: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the copies, without their graph; None where they are not what is `live`, as `known` copies are."""
         if self.copies.keys() != live.keys() or not self.gradients:
             return None
-        if any(not torch.equal(one, live[name]) for name, one in self.copies.items()):
+        same = known.keys() == live.keys() and all(
+            one.data_ptr() == known[name].data_ptr() for name, one in self.copies.items()
+        )
+        if not same and changed(self.copies, live):
             return None
         return {name: one.detach() for name, one in self.copies.items()}
 
@@ -88,6 +93,7 @@ def graphed(
     losses_of: Callable[[], Tensor],
     reduce: Callable[[Tensor], Tensor],
     swapped: Callable[[nn.Module, Mapping[str, Tensor]], Any],
+    copied: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, GradientGraph | None]:
     """Return the inner loss, and the graph of its gradient that a `backward` will leave; None where none can be kept.
 
@@ -98,9 +104,10 @@ def graphed(
         losses_of: returns the losses ``(batch,)`` of the module as it is when it is called.
         reduce: makes one number of them.
         swapped: puts tensors in the places of parameters.
+        copied: copies of the parameters, where there are some that nobody writes to.
     """
     with torch.enable_grad():
-        copies = {name: p.clone() for name, p in live.items()}
+        copies = {name: _Standing.apply(p, copied[name]) if copied else p.clone() for name, p in live.items()}
     with swapped(module, copies):
         losses = losses_of()
         value = reduce(losses)
@@ -153,6 +160,18 @@ class _Deliver(torch.autograd.Function):
         if cotangent.device.type != "cpu" or float(cotangent) != 1.0:
             found = [None if one is None else one * cotangent.to(one.dtype) for one in found]
         return None, None, *found
+
+
+class _Standing(torch.autograd.Function):
+    """A copy of a parameter that is there already: `Tensor.clone` without the copying."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, copy: Tensor) -> Tensor:
+        return copy.detach()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return cotangent, None
 
 
 def _others(value: Tensor, live: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> list[Tensor] | None:

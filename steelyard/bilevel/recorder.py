@@ -370,7 +370,9 @@ class Recorder:
             return reduce(losses_of())
         live = {name: p for p, name in self._names.items()}
         if self._graphs and conditions.autocast is None and not any(p._backward_hooks for p in live.values()):
-            value, findings.graph = graphed(self._module, live, len(batch), losses_of, reduce, swapped)
+            copied = self._copied(live)
+            copied = None if changed(copied, live) else copied
+            value, findings.graph = graphed(self._module, live, len(batch), losses_of, reduce, swapped, copied)
             return value
         if not self._reuse:
             return reduce(losses_of())
@@ -480,11 +482,15 @@ class Recorder:
             if earlier.parameters.keys() < step.parameters.keys() and earlier.kept == "whole":
                 fill_in(earlier, step)
 
+    def _copied(self, live: Tensors) -> Tensors:
+        """Return the copies that were made after the newest step of the window; none where others are trained now."""
+        return self._copies if self._window and self._copies.keys() == live.keys() else {}
+
     def _keep_parameters(self, step: Step, live: Tensors) -> None:
-        copied = self._copies if self._window and self._copies.keys() == live.keys() else {}
+        copied = self._copied(live)
         self._spare = self._storage.make_room(self._window, self._steps)
         graph = step.findings.graph
-        kept = None if graph is None or step.accumulated else graph.parameters(live)
+        kept = None if graph is None or step.accumulated else graph.parameters(live, copied)
         if kept is None:
             for findings in (step.findings, *(one.findings for one in step.accumulated)):
                 findings.graph = None
@@ -520,7 +526,8 @@ class Recorder:
     def _copy_after(self, step: Step) -> None:
         """Copy the parameters after `step`: to tell whether they change, and to be those before the next one."""
         live = {name: p for p, name in self._names.items()}
-        spare = self._spare or ({} if step.parameters is self._copies else self._copies)
+        given_away = self._graphs or step.parameters is self._copies
+        spare = self._spare or ({} if given_away else self._copies)
         self._copies, self._spare = copy_into(live, spare), {}
 
     def _states(self) -> list[tuple[Guard, Tensor, str]]:

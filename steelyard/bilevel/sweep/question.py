@@ -48,10 +48,12 @@ class Question:
         for batch in self.batch.chunks(self.size):
             yield self if batch is self.batch else replace(self, batch=batch)
 
-    def replay(self, function: Callable[..., Any], parameters: Tensors, composites: bool = False) -> Any:
+    def replay(
+        self, function: Callable[..., Any], parameters: Tensors, composites: bool = False, exactly: bool = False
+    ) -> Any:
         """Return ``function(module)`` at `parameters` under the step's conditions, with gradients on."""
         with torch.enable_grad():
-            return self.run.replay(self.step, parameters, function, composites=composites)
+            return self.run.replay(self.step, parameters, function, exactly=exactly, composites=composites)
 
     def sample_losses(self, module: nn.Module) -> Tensor:
         """Return the losses ``(batch,)``; for use inside of `replay`."""

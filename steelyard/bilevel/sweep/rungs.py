@@ -72,7 +72,7 @@ def _kept_graph_alone(question: Question) -> Tensor:
     """The derivative of <u, gradient> by the factor of each loss, back through the graph of the training's gradient."""
     graph = _graph_of(question)
     found: tuple[Tensor, ...] = question.replay(
-        lambda module: graph.along(question.direction, [graph.extra]), {**question.at, **graph.copies}
+        lambda module: graph.along(question.direction, [graph.extra]), {**question.at, **graph.copies}, exactly=True
     )
     return found[0]
 
@@ -83,6 +83,7 @@ def _kept_graph(question: Question) -> Curved:
     *product, values = question.replay(
         lambda module: graph.along(question.direction, [*graph.copies.values(), graph.extra]),
         {**question.at, **graph.copies},
+        exactly=True,
     )
     # (A parameter that joined later has no copy, and no gradient in this step.)
     nothing = {name: torch.zeros_like(one) for name, one in question.at.items() if name not in graph.copies}
