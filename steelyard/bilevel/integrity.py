@@ -51,17 +51,28 @@ def _differs(one: Tensor, other: Tensor) -> bool | Tensor:
     """Return whether two tensors differ, on a device as a tensor that is not waited for."""
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return True
-    if one.device.type == "cpu":  # (NumPy compares five times as fast as `torch.equal`)
-        return not np.array_equal(_bits(one).numpy(), _bits(other).numpy())
-    return (_bits(one) != _bits(other)).any()
+    one, other = one.detach(), other.detach()
+    if one.is_contiguous() and other.is_contiguous():
+        one, other = one.view(-1), other.view(-1)
+    size = 8 if _in_eights(one) and _in_eights(other) else one.element_size()
+    here, there = one.view(_INTEGERS[size]), other.view(_INTEGERS[size])
+    if here.device.type == "cpu":  # (NumPy compares five times as fast as `torch.equal`)
+        return not np.array_equal(here.numpy(), there.numpy())
+    return (here != there).any()
+
+
+def _in_eights(tensor: Tensor) -> bool:
+    """Whether the bytes can be read eight at a time."""
+    size = tensor.element_size()
+    return (
+        tensor.ndim == 1
+        and tensor.is_contiguous()
+        and not (tensor.numel() * size % 8 or tensor.data_ptr() % 8 or tensor.storage_offset() * size % 8)
+    )
 
 
 def _together(differs: list[Tensor]) -> Iterator[bool]:
     return iter(torch.stack(differs).tolist() if differs else [])
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().view(_INTEGERS[tensor.element_size()])
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -27,7 +27,7 @@ from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
 from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
-from steelyard.bilevel.sweep.graph_record import Recording
+from steelyard.bilevel.sweep.layer_record import kept_forward
 from steelyard.bilevel.trained_module import (
     autocast_of,
     buffer_versions,
@@ -241,7 +241,9 @@ class Recorder:
         # Versions cost nothing but are not enough: DDP writes to all buffers what they were, `F.batch_norm` to some
         # without counting it.
         wrote = conditions.divisor is None and versions != buffer_versions(modules)
-        findings.coupled = wrote or counts_no_batches(modules) or buffers_changed(self._module, conditions.buffers)
+        findings.coupled = wrote or counts_no_batches(modules)
+        if not findings.coupled and any(module._buffers for module in modules):
+            findings.coupled = buffers_changed(self._module, conditions.buffers)
         if conditions.divisor is not None and findings.coupled:
             raise RuntimeError(_COUPLED)
         if findings.forward_record is not None:
@@ -376,9 +378,9 @@ class Recorder:
             return value
         if not self._reuse:
             return reduce(losses_of())
-        with Recording(live, listen=True) as recording:
-            losses = losses_of()
-        findings.forward_record, findings.losses = recording.forward_record(losses), losses
+        plain = conditions.autocast is None and bool(weight.all())
+        losses, findings.forward_record = kept_forward(self._objective, self._module, live, plain, losses_of)
+        findings.losses = losses
         return reduce(losses)
 
     def trajectory(self) -> Trajectory:

@@ -15,6 +15,7 @@ from steelyard.bilevel.gradient_graph import GradientGraph
 from steelyard.bilevel.integrity import Guard
 from steelyard.bilevel.objective import Divisor
 from steelyard.bilevel.sweep.graph_record import ForwardRecord
+from steelyard.bilevel.sweep.layer_record import LayerRecord
 
 __all__ = [
     "Conditions",
@@ -79,7 +80,7 @@ class Findings:
     guards: list[Guard] = field(default_factory=list)
     gradient: dict[str, tuple[Tensor, int]] | None = None
     projected: Tensor | None = None
-    forward_record: ForwardRecord | None = None
+    forward_record: ForwardRecord | LayerRecord | None = None
     losses: Tensor | None = None
     graph: GradientGraph | None = None
     fault: str = ""

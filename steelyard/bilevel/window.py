@@ -174,8 +174,11 @@ def add_by_id(total: Tensor, ids: Tensor, rows: Tensor, values: Tensor, window: 
     Rows with the same id add up; rows that `ids` does not name are left out; ids may repeat. Where they are those of
     the `window`, sorted, each once, with all rows among them, there is less to do.
     """
-    if window:
+    if rows is ids:
+        total += values
+    elif window:
         total.index_add_(0, torch.searchsorted(ids, rows.contiguous()), values.to(total.dtype))
+    if window or rows is ids:
         return
     unique, inverse = torch.unique(rows, return_inverse=True)  # of the rows, which are few where the ids are many
     if len(unique) == 0:

@@ -22,6 +22,7 @@ from steelyard._support._finite import all_finite
 from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.forward_rules import Call
 from steelyard.bilevel.sweep.graph_record import ForwardRecord, Held, Link, Note, Unusable
+from steelyard.bilevel.sweep.layer_record import per_sample
 
 __all__ = ["row_products", "tangents"]
 
@@ -67,7 +68,7 @@ def row_products(forward_record: ForwardRecord, at: Tensors, direction: Tensors)
         outputs = state.of(note)
         for slot, output in zip(note.slots, outputs, strict=False):
             if output is not None and slot in read:
-                total += _per_sample(output, _gradient(forward_record, slot), forward_record.samples)
+                total += per_sample(output, _gradient(forward_record, slot), forward_record.samples)
     return total / scale
 
 
@@ -153,14 +154,6 @@ def _gradient(forward_record: ForwardRecord, slot: int | None) -> Tensor:
     if held is None:
         raise Unusable("no gradient has come by: backward has not run")
     return held.value()
-
-
-def _per_sample(output: Tensor, gradient: Tensor, samples: int) -> Tensor:
-    if gradient.shape != output.shape or output.shape[:1] == () or output.shape[0] % samples:
-        raise Unusable("an output that is not laid out by samples")
-    dtype = torch.promote_types(output.dtype, torch.float32)
-    rows, others = (one.reshape(samples, -1).to(dtype) for one in (output, gradient))
-    return torch.linalg.vecdot(rows, others)
 
 
 def _memory(value: Tensor) -> int:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steelyard.bilevel.sweep.forward_rules import Rule, rule_for
 
-__all__ = ["ForwardRecord", "Held", "Link", "Note", "Recording", "Unusable", "nodes_of"]
+__all__ = ["ForwardRecord", "Held", "Link", "Note", "Recording", "Unusable", "held_gradient", "nodes_of"]
 
 
 _DETACH = torch.ops.aten.detach.default
@@ -58,6 +58,16 @@ class Held:
         if self.tensor._version != self.version:
             raise Unusable("an activation was written to after the forward pass")
         return self.tensor
+
+
+def held_gradient(gradient: Tensor) -> Held | None:
+    """Return a gradient held; None for a sparse one, or one of a batch of them, without which a record goes."""
+    try:
+        held = Held(gradient, _memory(gradient))
+    except (Unusable, NotImplementedError):
+        return None
+    held.settle()
+    return held
 
 
 class Link(NamedTuple):
@@ -126,12 +136,9 @@ class _GradientListener:
             # (None: of an output that nothing reads; some fused operators say so instead of zeros.)
             if gradient is None or self.forward_record is None or not self.forward_record.listening:
                 return
-            try:
-                held = Held(gradient, _memory(gradient))
-            except (Unusable, NotImplementedError):  # a sparse one, or one of a batch of them: the record goes without
-                return
-            self.forward_record.gradients[slot] = held
-            held.settle()
+            held = held_gradient(gradient)
+            if held is not None:
+                self.forward_record.gradients[slot] = held
 
         value.register_hook(note)
 

@@ -161,14 +161,17 @@ class Ladder:
                 return found
             return torch.cat([_answer(rung, piece) for piece in in_pieces().pieces()])
 
+        finite: list[bool] = []  # of the answer that is looked at
+
         def fault(rung: Rung, found: Tensor) -> str | None:
-            if not all_finite([found]):
+            if not finite.pop():
                 bad = ~torch.isfinite(found)
                 return None if rung.ordinary or not _finite_losses(in_pieces(), bad) else "not finite"
             return checks.signs(in_pieces(), found, known.generator) if due and len(found) else None
 
         def objection_to_finite(found: Tensor) -> str | None:
-            if run.ranks.any(not all_finite([found])):
+            finite[:] = [all_finite([found])]
+            if run.ranks.any(not finite[0]):
                 return None  # a diverged run, or a sample of which no loss is finite
             return objection(found)
 

@@ -22,6 +22,7 @@ from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Tensors
 from steelyard.bilevel.sweep.from_record import row_products, tangents
 from steelyard.bilevel.sweep.graph_record import Recording, Unusable
+from steelyard.bilevel.sweep.layer_record import LayerRecord
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.row_independence import separate
 
@@ -96,6 +97,8 @@ def _row_products(question: Question) -> Tensor:
     forward_record = _record_of(question)
     if not question.step.findings.separable:
         raise Unusable("the samples couple, or random numbers were drawn")
+    if isinstance(forward_record, LayerRecord):
+        return forward_record.row_products(question.direction)
     if forward_record.losses not in forward_record.gradients:
         raise Unusable("no gradient has come by: backward has not run")
     if not separate(forward_record):
@@ -106,8 +109,11 @@ def _row_products(question: Question) -> Tensor:
 
 def _recorded_forward(question: Question) -> Tensor:
     """A tangent pass over the record of the training's own forward pass: two multiplications a layer."""
+    forward_record = _record_of(question)
+    if isinstance(forward_record, LayerRecord):
+        raise Unusable("of the forward pass the layers alone were kept")
     with _without_autocast(question):
-        return tangents(_record_of(question), question.at, question.direction)
+        return tangents(forward_record, question.at, question.direction)
 
 
 def _replayed_forward(question: Question) -> Tensor:
