@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support._nested import mapped
+from steelyard.bilevel._float64_convolution import Float64Convolutions
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
 from steelyard.bilevel.step import Conditions, Findings, MicroBatch, Step, Tensors
+from steelyard.bilevel.sweep.graph_record import Recording
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = [
@@ -82,7 +84,8 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
         recorded: the gradient that the optimizer used, by the names asked for.
     """
     wide = step_in_float64(run, step)
-    found = _replayed(run, step, wide, recorded)
+    found = _recorded(run, step, wide, recorded) if _recordable(run, step) else None
+    found = _replayed(run, step, wide, recorded) if found is None else found
     if run.ranks.any(found is None) and step.conditions.autocast:  # float32 is a good deal better than eight bits
         wide = _without_autocast(step)
         found = _replayed(run, step, wide, recorded)
@@ -132,6 +135,31 @@ def _bare(findings: Findings) -> Findings:
     return replace(findings, gradient=None, forward_record=None, graph=None, guards=[])
 
 
+def _recordable(run: Trajectory, step: Step) -> bool:
+    """Whether the pass in float64 may be kept for the derivatives along u (`near_float64`)."""
+    hooked = any(p._backward_hooks for p in run.module.parameters())
+    alone = run.ranks.size == 1 and not step.accumulated and step.scale == 1.0
+    return alone and not hooked and run.is_weighted and in_float32(step)
+
+
+def _recorded(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
+    """Return what `_replayed` does, and leave the record of the forward pass with `wide`; None where there is none."""
+    leaves = {name: p.detach().requires_grad_() for name, p in wide.parameters.items() if name in recorded}
+
+    def body(module: nn.Module) -> Tensors:
+        with Recording(leaves) as recording:
+            losses = run.weighted.sample_losses(module, wide.batch)
+        wide.findings.forward_record = recording.forward_record(losses)
+        return differentiate(module, run.reduce(wide, module, losses), leaves)
+
+    try:
+        with torch.enable_grad(), Float64Convolutions():
+            found: Tensors = run.replay(wide, {**wide.parameters, **leaves}, body)
+    except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
+        return None
+    return {name: g if _cancels(step, name) else g.to(step.parameters[name].dtype) for name, g in found.items()}
+
+
 def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
 
@@ -141,7 +169,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
 
     found: Tensors = {}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), Float64Convolutions():
             for one in wide.micro_batches:
                 at = {**wide.parameters, **{n: leaf.to(wide.parameters[n].dtype) for n, leaf in leaves.items()}}
                 more: Tensors = run.replay(one, at, body, one)

@@ -13,6 +13,7 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import gradient_in_float64, step_in_float64
+from steelyard.bilevel.near_float64 import near_float64
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.rounding import norm_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
@@ -265,6 +266,9 @@ class Truncated:
         if wide is None:
             assert found is not None
             return found
+        near = None if curvature else near_float64(run, step, update, self.ladder)
+        if near is not None:
+            return {}, near, slope
         direction = {name: u.to(wide.parameters[name].dtype) for name, u in update.direction.items()}
         return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
 

@@ -52,6 +52,7 @@ class Update(NamedTuple):
         rounding: what rounding does to an entry of the gradient.
         noise: about how far that may move a derivative along u.
         gradients: the gradient that the step used, where the update reads it.
+        exact: the same by float64, where that was taken.
     """
 
     direction: Tensors
@@ -62,6 +63,7 @@ class Update(NamedTuple):
     rounding: float = 0.0
     noise: float = 0.0
     gradients: Tensors | None = None
+    exact: Tensors | None = None
 
 
 def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors], last: bool = False) -> Update:
@@ -206,7 +208,8 @@ def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors, eps: flo
             raise NoDerivative(ROUNDS_AWAY)
         if exact is not None:
             rounding = Rounding(noise)
-            update = back(exact.gradients, rounding, update.direction)._replace(in_float64=exact.step)
+            update = back(exact.gradients, rounding, update.direction)
+            update = update._replace(in_float64=exact.step, exact=exact.gradients)
     return update._replace(rounding=typical, noise=typical * rounding.size(), gradients=gradients)
 
 

@@ -103,6 +103,12 @@ class Note:
     view: bool
     reads: tuple[int, ...]
 
+    def held(self) -> Iterator[Held]:
+        """Yield the tensors that its derivative reads."""
+        for one in chain(self.outputs, (arg.held if isinstance(arg, Link) else arg for arg in _flat(self.args))):
+            if isinstance(one, Held):
+                yield one
+
 
 @dataclass
 class ForwardRecord:
@@ -123,6 +129,23 @@ class ForwardRecord:
     samples: int
     gradients: dict[int, Held] = field(default_factory=dict)
     listening: bool = False
+
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Hold floating-point values in another precision; those of before are let go, one by one.
+
+        Raises:
+            Unusable: one of them was written to since.
+        """
+        alike: dict[tuple[Any, ...], list[Held]] = {}
+        for held in (held for note in self.notes for held in note.held()):
+            if held.value().is_floating_point():
+                alike.setdefault(_key(held.tensor, _memory(held.tensor)), []).append(held)
+        while alike:
+            _, group = alike.popitem()
+            rounded = group[0].tensor.to(dtype)
+            for held in group:
+                held.tensor = rounded
+                held.settle()
 
 
 class _GradientListener:
@@ -342,9 +365,7 @@ class Recording(TorchDispatchMode):
                 needed.update(note.reads)
                 notes.append(note)
         for note in notes:
-            for held in chain(note.outputs, (one.held if isinstance(one, Link) else one for one in _flat(note.args))):
-                if not isinstance(held, Held):
-                    continue
+            for held in note.held():
                 if self._writes.get(held.memory, 0) != held.writes:
                     raise Unusable("an activation that is needed was written to later")
                 held.settle()

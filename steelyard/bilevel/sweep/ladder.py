@@ -133,6 +133,7 @@ class Ladder:
         batch: Batch,
         objection: Objection = _none,
         beside: bool = False,
+        rungs: Sequence[Rung] = (),
     ) -> Tensor:
         """Return t_i = <direction, grad l_i(at)> ``(batch,)`` for every sample of `batch`, without a graph.
 
@@ -140,12 +141,13 @@ class Ladder:
             run, step, at, direction, batch: the question.
             objection: from t_i to what the caller has against them, or None; where a gradient is at hand to compare.
             beside: as `Question` has it.
+            rungs: to be taken instead of all.
 
         Raises:
             NoDerivative: no rung's answer stands.
         """
         question = Question(run, step, at, direction, batch, beside=beside)
-        known = _known(question, "losses beside" if beside else "losses")
+        known = _known(question, "losses beside" if beside else " ".join(["losses", *(rung.name for rung in rungs)]))
         due = run.ranks.any(known.due())
         cut: list[Question] = []
 
@@ -175,7 +177,8 @@ class Ladder:
                 return None  # a diverged run, or a sample of which no loss is finite
             return objection(found)
 
-        return self._climb(question, known, loss_rungs(self.differences), ask, fault, objection_to_finite)
+        rungs = rungs or loss_rungs(self.differences)
+        return self._climb(question, known, rungs, ask, fault, objection_to_finite)
 
     def differ(
         self, run: Trajectory, step: Step, direction: Tensors, tangents: Tensor, by: float, surely: bool = False

@@ -26,7 +26,18 @@ from steelyard.bilevel.sweep.layer_record import LayerRecord
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.row_independence import separate
 
-__all__ = ["CANNOT", "EXACT", "KEPT", "Curved", "Differences", "Rung", "curvature_rungs", "general", "loss_rungs"]
+__all__ = [
+    "CANNOT",
+    "EXACT",
+    "KEPT",
+    "ROUNDED",
+    "Curved",
+    "Differences",
+    "Rung",
+    "curvature_rungs",
+    "general",
+    "loss_rungs",
+]
 
 CANNOT = (Unusable, RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError)
 """What torch raises where an operator has no derivative, or a transformation no rule."""
@@ -357,6 +368,10 @@ def loss_rungs(differences: Differences | None = None) -> list[Rung]:
         Rung("double backward", _double_backward),
         Rung("ordinary backward", _ordinary_backward, ordinary=True),
     ]
+
+
+ROUNDED = Rung("forward over a record in float64", _recorded_forward, passing=True)
+"""A tangent pass in float32 over the values of a forward pass in float64."""
 
 
 def curvature_rungs(coupled: bool, differences: Differences | None = None) -> list[Rung]:
