@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, near_float64, truncated
 from steelyard.bilevel.sweep.graph_record import Unusable
-from tests.bilevel.problems import CROSS_ENTROPY, relative
-from tests.bilevel.widened import widened
+from tests.support.problems import CROSS_ENTROPY, relative
+from tests.support.widened import widened
 
 ROUNDED = "forward over a record in float64"
 
