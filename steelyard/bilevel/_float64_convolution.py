@@ -25,30 +25,18 @@ class Float64Convolutions(TorchDispatchMode):
     """Inside, such convolutions and their backward passes are taken so; the same values up to float64's rounding."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not kwargs and func is _FORWARD and _fits(*args):
+        if not kwargs and func is _FORWARD and _fits(args[0], args[1], args[3:9]):
             return _forward(*args[:5])
-        if not kwargs and func is _BACKWARD and _fits(args[1], args[2], args[3], *args[4:10], output=args[0]):
+        if not kwargs and func is _BACKWARD and _fits(args[1], args[2], args[4:10]):
             return _backward(args)
         return func(*args, **(kwargs or {}))
 
 
-def _fits(
-    x: Tensor,
-    weight: Tensor,
-    bias: Any,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    output_padding: list[int],
-    groups: int,
-    output: Tensor | None = None,
-) -> bool:
+def _fits(x: Tensor, weight: Tensor, settings: tuple[Any, ...]) -> bool:
+    stride, padding, dilation, transposed, _, groups = settings
     if type(x) is not Tensor or x.ndim != 4 or x.dtype != torch.float64 or x.device.type != "cpu":
         return False
     if transposed or groups != 1 or any(one != 1 for one in dilation) or not x.numel():
-        return False
-    if output is not None and (type(output) is not Tensor or output.device.type != "cpu"):
         return False
     rows, columns = _size(x, weight, stride, padding)
     return rows > 0 and 0 < rows * columns <= _PIXELS

@@ -8,6 +8,7 @@ gradient than the one that was recorded (dropout masks that depend on the precis
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -136,10 +137,17 @@ def _bare(findings: Findings) -> Findings:
 
 
 def _recordable(run: Trajectory, step: Step) -> bool:
-    """Whether the pass in float64 may be kept for the derivatives along u (`near_float64`)."""
+    """Whether the pass in float64 is kept for the derivatives along u (`near_float64`): float32's may be too rough.
+
+    (It was where samples couple, through BatchNorm, and nowhere else: see `_ROUGH`.)
+    """
     hooked = any(p._backward_hooks for p in run.module.parameters())
     alone = run.ranks.size == 1 and not step.accumulated and step.scale == 1.0
-    return alone and not hooked and run.is_weighted and in_float32(step)
+    return alone and not hooked and step.findings.coupled and run.is_weighted and in_float32(step)
+
+
+def _kernels(step: Step) -> AbstractContextManager[Any]:
+    return Float64Convolutions() if any(p.ndim == 4 for p in step.parameters.values()) else nullcontext()
 
 
 def _recorded(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
@@ -153,7 +161,7 @@ def _recorded(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
         return differentiate(module, run.reduce(wide, module, losses), leaves)
 
     try:
-        with torch.enable_grad(), Float64Convolutions():
+        with torch.enable_grad(), _kernels(step):
             found: Tensors = run.replay(wide, {**wide.parameters, **leaves}, body)
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
@@ -169,7 +177,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
 
     found: Tensors = {}
     try:
-        with torch.enable_grad(), Float64Convolutions():
+        with torch.enable_grad(), _kernels(step):
             for one in wide.micro_batches:
                 at = {**wide.parameters, **{n: leaf.to(wide.parameters[n].dtype) for n, leaf in leaves.items()}}
                 more: Tensors = run.replay(one, at, body, one)

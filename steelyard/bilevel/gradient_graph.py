@@ -93,7 +93,7 @@ def graphed(
     losses_of: Callable[[], Tensor],
     reduce: Callable[[Tensor], Tensor],
     swapped: Callable[[nn.Module, Mapping[str, Tensor]], Any],
-    copied: Mapping[str, Tensor] | None = None,
+    copied: Mapping[str, Tensor],
 ) -> tuple[Tensor, GradientGraph | None]:
     """Return the inner loss, and the graph of its gradient that a `backward` will leave; None where none can be kept.
 
@@ -104,7 +104,7 @@ def graphed(
         losses_of: returns the losses ``(batch,)`` of the module as it is when it is called.
         reduce: makes one number of them.
         swapped: puts tensors in the places of parameters.
-        copied: copies of the parameters, where there are some that nobody writes to.
+        copied: copies of the parameters that nobody writes to; empty where there are none.
     """
     with torch.enable_grad():
         copies = {name: _Standing.apply(p, copied[name]) if copied else p.clone() for name, p in live.items()}

@@ -38,7 +38,7 @@ def near_float64(run: Trajectory, step: Step, update: Update, ladder: Ladder) ->
     record = None if wide is None else wide.findings.forward_record
     if wide is None or exact is None or not isinstance(record, ForwardRecord) or step.clips or step.skipped:
         return None
-    if run.weighted.regulariser is not None:
+    if run.weighted.regulariser is not None or ladder.differences is not None:
         return None
     wide.findings.forward_record = None
     try:

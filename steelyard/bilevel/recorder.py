@@ -373,7 +373,7 @@ class Recorder:
         live = {name: p for p, name in self._names.items()}
         if self._graphs and conditions.autocast is None and not any(p._backward_hooks for p in live.values()):
             copied = self._copied(live)
-            copied = None if changed(copied, live) else copied
+            copied = {} if changed(copied, live) else copied
             value, findings.graph = graphed(self._module, live, len(batch), losses_of, reduce, swapped, copied)
             return value
         if not self._reuse:

@@ -71,8 +71,9 @@ class Truncated:
     the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a cold start:
     Adam's update moves by e eps / (|g| + eps)^2), the step's gradient is taken once more in float64, one reverse
     pass, and rounded. Where it then is more than 1e-4 away from the recorded one (the first step of a ResNet), the
-    float32 forward pass is too rough for derivatives along u, and those of the step's own samples are taken in
-    float64, too (not those of `samples`, nor in `tensors`). Under autocast the same is done from 5 % on; what does not
+    float32 forward pass is too rough for derivatives along u, and those of the step's own samples are taken over the
+    values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of its terms, else in
+    float64 (not those of `samples`, nor in `tensors`). Under autocast the same is done from 5 % on; what does not
     replay to the recorded gradient is refused there. Left as recorded in float32: where module, loss or device do not
     take float64, or give another gradient there (noise that depends on the precision); a parameter whose
     gradient is nothing but rounding. On a GPU with slow float64 these passes can be the longest of all. (`Unrolled`

@@ -117,7 +117,10 @@ def kept_forward(
         plain: no sample has the weight 0, and autocast is off; else every operator is looked at.
         losses_of: returns the losses.
     """
-    known = _CHAINS.setdefault(objective, weakref.WeakKeyDictionary())
+    try:
+        known: Any = _CHAINS.setdefault(objective, weakref.WeakKeyDictionary())
+    except TypeError:  # nothing that a note can be kept of
+        known = {}
     if plain and known.get(module, False):
         losses = losses_of()
         chain = layers_of(losses, live)
