@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Float64Convolutions"]
+__all__ = ["Float64Convolutions", "convolution"]
 
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
@@ -26,7 +26,7 @@ class Float64Convolutions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not kwargs and func is _FORWARD and _fits(args[0], args[1], args[3:9]):
-            return _forward(*args[:5])
+            return convolution(*args[:5])
         if not kwargs and func is _BACKWARD and _fits(args[1], args[2], args[4:10]):
             return _backward(args)
         return func(*args, **(kwargs or {}))
@@ -56,7 +56,8 @@ def _one_of(values: list[int], axis: int) -> int:
     return values[axis] if len(values) > 1 else values[0]
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    """Return the convolution of images ``(images, channels, height, width)``, of all in one product."""
     rows, columns = _size(x, weight, stride, padding)
     images, height, width = len(x), weight.shape[2], weight.shape[3]
     padded = _padded(x, padding)

@@ -21,9 +21,9 @@ from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update
 from steelyard.bilevel.window import objection_to
 
-__all__ = ["near_float64"]
+__all__ = ["SUMS", "near_float64"]
 
-_SUMS = 2e-6
+SUMS = 2e-6
 """How far the weighted sum of the t_i may be from <u, g>, relative to the sum of their sizes: rounding of each by 1e-5
 comes to less in the sum of many."""
 
@@ -51,7 +51,7 @@ def near_float64(run: Trajectory, step: Step, update: Update, ladder: Ladder) ->
 
     def objection(found: Tensor) -> str | None:
         terms = (step.weight * found / run.weighted.divisor(step.weight)).double()
-        if not abs(float(terms.sum()) - expected) <= _SUMS * float(terms.abs().sum()):
+        if not abs(float(terms.sum()) - expected) <= SUMS * float(terms.abs().sum()):
             return f"along u its weighted sum is {float(terms.sum()):.9g}, the gradient in float64 gives {expected:.9g}"
         return known(found)
 

@@ -48,8 +48,8 @@ def test_outputs_and_gradients_are_torchs(name: str) -> None:
 @pytest.mark.parametrize("name", ["3 x 3", *OTHERS])
 def test_which_are_taken_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Tensor] = []
-    plain = _float64_convolution._forward
-    monkeypatch.setattr(_float64_convolution, "_forward", lambda *args: calls.append(args[0]) or plain(*args))
+    plain = _float64_convolution.convolution
+    monkeypatch.setattr(_float64_convolution, "convolution", lambda *args: calls.append(args[0]) or plain(*args))
     layer = {**KINDS, **OTHERS}[name].to(torch.float32 if name == "float32" else torch.float64)
     dtype = next(layer.parameters()).dtype
     channels = 3 if name == "3 x 3" else 4
