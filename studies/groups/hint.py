@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from steelyard.bilevel import Batch, WeightedLoss
+from steelyard.cli.options import check_seeds
 from steelyard.experiments import load_recipe
 from steelyard.experiments.data.corruption import adversarial_flips, uniform_flips
 from steelyard.experiments.methods import Maple
@@ -36,6 +37,7 @@ def hint(seeds: tuple[int, ...] = (310, 311, 312, 313, 314), sets: tuple[str, ..
         seeds: of data, labels and nets.
         sets: which data sets.
     """
+    check_seeds("--seeds", seeds)
     console = Console()
     for name in sets:
         for kind in KINDS:

@@ -86,3 +86,8 @@ def test_the_hint_tells_chosen_labels_in_breast_cancer() -> None:
     plain, chosen = (hint.figure("breast cancer", kind, 310) for kind in ("none", "adversarial"))
     assert plain < 0.3  # as filed: 0.11 and 0.61
     assert chosen > 0.5
+
+
+def test_a_seed_that_is_named_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hint.main(["--seeds", "310", "310"]) == 2
+    assert capsys.readouterr().err == "steelyard: error: --seeds names 310 twice; name each seed once\n"
