@@ -110,14 +110,14 @@ class Alignment:
             self._recorder.loss(batch, weight)
             run = self._recorder.at_rest()
             (step,) = run.steps
-            direction = self._descent(run.final(), outer)
-            found = self._ladder.losses(run, step, step.parameters, direction, step.batch)
+            slope = self._slope(run.final(), outer)
+            found = self._ladder.losses(run, step, step.parameters, slope, step.batch).neg()
         if step.findings.separable and not step.conditions.buffers:
             self.losses = step.findings.losses
         return run.weighted.pull(found, found, weight)
 
-    def _descent(self, parameters: dict[str, Tensor], outer: Outer) -> dict[str, Tensor]:
-        """Return minus the gradient of `outer` by the parameters."""
+    def _slope(self, parameters: dict[str, Tensor], outer: Outer) -> dict[str, Tensor]:
+        """Return the gradient of `outer` by the parameters."""
         value = outer(self._model)
         check_outer(value)
         for p in parameters.values():
@@ -125,7 +125,7 @@ class Alignment:
         backward_into(self._model, value, parameters)
         if all(p.grad is None for p in parameters.values()):
             raise ValueError("the clean loss depends on none of the parameters that the optimizer trains")
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad.neg() for name, p in parameters.items()}
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
 
 
 @contextmanager
@@ -136,10 +136,11 @@ def untouched(model: nn.Module, parameters: bool = True) -> Iterator[None]:
         model: the module.
         parameters: whether its parameters are written to inside.
     """
-    tensors = [*(model.parameters() if parameters else ()), *model.buffers()]
+    own, buffers = list(model.parameters()), list(model.buffers())
+    tensors = [*own, *buffers] if parameters else buffers
     before = [tensor.detach().clone() for tensor in tensors]
-    gradients = [(p, p.grad) for p in model.parameters()]
-    devices = sorted({tensor.get_device() for tensor in [*model.parameters(), *tensors] if tensor.is_cuda})
+    gradients = [(p, p.grad) for p in own]
+    devices = sorted({tensor.get_device() for tensor in [*own, *buffers] if tensor.is_cuda})
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -36,7 +36,10 @@ class Visits:
 
     def add(self, index: Int[Tensor, " batch"], weight: Float[Tensor, " batch"]) -> None:
         """Count one visit a row; an id may stand in several rows."""
-        rows = [self._places.setdefault(one, len(self._places)) for one in index.tolist()]
+        ids = index.tolist()
+        rows = [self._places.get(one, -1) for one in ids]
+        if -1 in rows:
+            rows = [self._places.setdefault(one, len(self._places)) for one in ids]
         if len(self._places) > len(self._sums):  # twice as much: a visit costs the same however many samples there are
             grown = self._sums.new_zeros(2 * len(self._places), 3)
             grown[: len(self._sums)] = self._sums
