@@ -66,11 +66,11 @@ def test_rows_make_tables_and_a_plot(data, monkeypatch) -> None:
     assert sum(line.startswith("| few | uniform | 0.01 |") for line in lines) == 3
     assert "features, 3,000 images" in drawing(rows)
     monkeypatch.setattr("benchmarks.online.RATES", (1e-9, 0.01))
-    assert chosen_rate(data, "uniform") == 0.01
+    assert chosen_rate(data, "uniform", "all") == 0.01
 
 
 def test_memory_is_measured_of_every_way(monkeypatch) -> None:
-    monkeypatch.setattr("benchmarks.online.WAYS", {"plain step": WAYS["plain step"]})
+    monkeypatch.setattr("benchmarks.online.TRAINED", ["plain step"])
     (row,) = memory()
     assert 0 < row["memory"][0] <= row["memory"][1] + 50
 
