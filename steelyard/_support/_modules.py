@@ -1,4 +1,4 @@
-"""A module in evaluation mode for a while, its last linear layer, and its outputs as a logit for each class."""
+"""A module in evaluation mode for a while, its last linear layer, its logits, and what an optimizer moves of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["class_logits", "evaluating", "inputs_of_last_linear", "last_linear"]
+__all__ = ["class_logits", "evaluating", "inputs_of_last_linear", "last_linear", "parameters_of"]
 
 
 @contextmanager
@@ -34,6 +35,11 @@ def last_linear(model: nn.Module) -> nn.Linear:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no nn.Linear, whose inputs would be its embedding of a sample")
     return layers[-1]
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of all groups of an optimizer, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 @contextmanager

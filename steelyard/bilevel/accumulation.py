@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steelyard._support._modules import parameters_of
 from steelyard.bilevel.clipping import Clip
 from steelyard.bilevel.step import MicroBatch, Step
 
@@ -97,7 +98,7 @@ class Accumulation:
             return 1.0 / float(fused)
         if self._norm is None:
             return 1.0
-        before, after = float(self._norm), float(_norm_of(self._parameters()))
+        before, after = float(self._norm), float(_norm_of(parameters_of(self._optimizer)))
         return after / before if before > 0 and math.isfinite(before) else 1.0
 
     def _backward_begins(self, arrival: _Arrival, gradient: Tensor) -> None:
@@ -122,10 +123,10 @@ class Accumulation:
             self._in_backward = False
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
             return
-        self._left = _states(self._parameters())
+        self._left = _states(parameters_of(self._optimizer))
         newest = [one.arrival.factors[-1] for one in self._passes if one.arrival.factors]
         if any(isinstance(one, Tensor) or one != 1.0 for one in newest):
-            self._norm = _norm_of(self._parameters())
+            self._norm = _norm_of(parameters_of(self._optimizer))
 
     def gathered(self) -> Step:
         """Return the step with those micro-batches whose gradients the optimizer has; the newest stays pending."""
@@ -150,15 +151,12 @@ class Accumulation:
         No gradient is a cleared one. Zeros alone do not say so: a micro-batch of weights 0, or of dead units, leaves
         them too; somebody must have written to them.
         """
-        parameters = self._parameters()
+        parameters = parameters_of(self._optimizer)
         if all(p.grad is None for p in parameters):
             return True
         if any(p.grad is not None and bool(p.grad.any()) for p in parameters):
             return False
         return _states(parameters) != self._left
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
 
 
 class _Arrival:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
+from steelyard._support._modules import parameters_of
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.accumulation import Accumulation
 from steelyard.bilevel.batch import Batch
@@ -213,7 +214,7 @@ class Recorder:
         # Before this forward pass takes memory of its own:
         for earlier in [*self._window, *self._accumulation.steps]:
             earlier.findings.gradient = earlier.findings.forward_record = earlier.findings.losses = None
-        if any(p not in self._names for group in self._optimizer.param_groups for p in group["params"]):
+        if any(p not in self._names for p in parameters_of(self._optimizer)):
             self._names = optimized_names(self._module, self._optimizer)  # add_param_group
         modules = list(self._module.modules())
         buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
@@ -558,7 +559,7 @@ class Recorder:
 
     def _drop_untrained(self) -> None:
         """Forget parameters that have left the optimizer's groups."""
-        kept = {p for group in self._optimizer.param_groups for p in group["params"]}
+        kept = set(parameters_of(self._optimizer))
         gone = [name for p, name in self._names.items() if p not in kept]
         if gone and self._window:
             raise RuntimeError(

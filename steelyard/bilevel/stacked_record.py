@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._modules import parameters_of
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import guards, projection
@@ -40,7 +41,7 @@ class StackedRecord:
     def __init__(
         self, stacked: Stacked, optimizer: torch.optim.Optimizer, members: Sequence[nn.Module], window: bool
     ) -> None:
-        trained = {p for group in optimizer.param_groups for p in group["params"]}
+        trained = set(parameters_of(optimizer))
         self._names = {p: name for name, p in stacked.stacks.items() if p in trained}
         self._optimizer, self._members, self._window = optimizer, members, window
         self._steps: list[list[Step]] = [[] for _ in members]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._modules import parameters_of
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.step import Tensors
 
@@ -80,8 +81,7 @@ def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
                     f"parameter {names[p]!r} is complex ({p.dtype}), of which the updates have other derivatives: hold "
                     "it as a real parameter with a last axis of 2, and use torch.view_as_complex in forward"
                 )
-    optimized = [p for group in optimizer.param_groups for p in group["params"]]
-    return {p: names[p] for p in optimized}
+    return {p: names[p] for p in parameters_of(optimizer)}
 
 
 def autocast_of(module: nn.Module) -> tuple[str, torch.dtype] | None:

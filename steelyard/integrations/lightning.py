@@ -9,6 +9,7 @@ from torch import Tensor
 
 import steelyard._support._torchvision  # noqa: F401 (torchmetrics imports it, beside a CPU's torch too)
 from steelyard._support._check import Numbers
+from steelyard._support._modules import parameters_of
 from steelyard._support._packages import needed_by
 from steelyard.bilevel import Batch, Objective, Recorder, Trajectory
 
@@ -87,7 +88,7 @@ class RecordingMixin:
         """Clip through the recorder, as the Trainer was told to."""
         if not gradient_clip_val or self._recorder is None:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = parameters_of(optimizer)
         if getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm) == "value":  # an enumeration, or its word
             self._recorder.clip_grad_value_(parameters, gradient_clip_val)
         else:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from steelyard._support import _check
+from steelyard._support._modules import parameters_of
 from steelyard.bilevel import Batch, Outer, WeightedLoss
 from steelyard.reweight.clean import Balanced
 from steelyard.reweight.lookahead import Alignment, LookAhead
@@ -91,4 +92,4 @@ class LearningToReweight(Online):
 
 def _plain(optimizer: Optimizer) -> Optimizer:
     """Return plain gradient descent over the same parameters. (Its step size cancels in the weights.)"""
-    return SGD([p for group in optimizer.param_groups for p in group["params"]], lr=1.0)
+    return SGD(parameters_of(optimizer), lr=1.0)

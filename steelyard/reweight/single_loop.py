@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from steelyard._support import _check
+from steelyard._support._modules import parameters_of
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.bilevel.products import Products, gradient_of, products
 from steelyard.bilevel.sweep.coupling import changes_with_company
@@ -335,7 +336,7 @@ class SingleLoop(MinibatchMethod):
 
 def trained(optimizer: Optimizer) -> list[Tensor]:
     """Return the parameters that `optimizer` moves."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return [p for p in parameters_of(optimizer) if p.requires_grad]
 
 
 def descend(optimizer: Optimizer, parameters: Sequence[Tensor], slope: Sequence[Tensor]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._finite import all_finite, named_culprits, some_ids
+from steelyard._support._modules import parameters_of
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
 from steelyard.checkpoint import Stateful
@@ -191,14 +192,12 @@ class Learner:
         self.optimizer.zero_grad()
         total.backward()
         value, losses = float(total.detach()), losses.detach()
-        if not (math.isfinite(value) and all_finite([p.grad for p in self._trained() if p.grad is not None])):
+        gradients = [p.grad for p in parameters_of(self.optimizer) if p.grad is not None]
+        if not (math.isfinite(value) and all_finite(gradients)):
             raise self._not_finite(value, losses, batch, seen.index)
         self.optimizer.step()
         self.done += 1
         return value, losses
-
-    def _trained(self) -> list[Tensor]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _not_finite(self, value: float, losses: Tensor, batch: Batch, index: Tensor) -> FloatingPointError:
         """Return an error that names the step, what is NaN or infinite, and the samples."""
