@@ -314,11 +314,14 @@ def report() -> None:
     notes = [
         "Ratio: CPU time of {T training steps, outer gradient, hypergradient} over T + 1 plain steps, medians of",
         "fresh processes; `first call`: of the first call on a model, which is checked dearly. Floor: forward-pass",
-        "units over 6, for T = 1. `reuse`, `truncated`, `difference` are Steelyard's. `error` is relative to float64",
-        "at the recorded float32 steps, `other run` to a run in float64 from the start. `adam` starts cold,",
+        "units over 6, for T = 1. `reuse`, `truncated`, `graphs`, `difference` are Steelyard's. `error`: relative to",
+        "float64 at the recorded float32 steps, `other run` to a run in float64 from the start. `adam` starts cold,",
         "`adam-warm` from moments of a later step (Steelyard's only).",
         "Freed memory `kept`: by the process, as the command `steelyard` has it; `returned`: to the system, malloc's",
         "default, where each method pays for fresh pages. Processors are as they name themselves to a guest.",
+        "Steelyard's rows are of the engine before one that copies parameters instead of fingerprints, reads an MLP's",
+        "layers off autograd's graph and takes a cold step's derivatives over float64's values, but for two on AMD EPYC",
+        "with `kept`: mlp/128/1/sgd and resnet18/32/1/adam, `reuse`.",
         "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
