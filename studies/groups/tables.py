@@ -76,11 +76,13 @@ def recovery(rows: Sequence[dict[str, Any]]) -> Table:
         if not own:
             continue
         line = [name, str(len(own)), f"{sum(row['accepted'] for row in own)} of {len(own)}"]
+        together = sum(row["accepted"] or row.get("accepted with a repeat", False) for row in own)
+        line += [f"{together} of {len(own)}"]
         line += [_range(own, "share_between", "{:.2f}"), _range(own, "valley_ratio", "{:.2g}")]
         for cut in ("valley", "two_means"):
             line += [_mean(own, f"{cut} {figure}", 2) for figure in ("precision", "recall", "adjusted Rand")]
         lines.append(line)
-    head = ["case", "seeds", "accepted", "share of variance", "valley ratio"]
+    head = ["case", "seeds", "accepted", "or with a repeat", "share of variance", "valley ratio"]
     head += [f"{cut}: {figure}" for cut in ("valley", "two-means") for figure in ("precision", "recall", "Rand")]
     return Table(head, lines)
 

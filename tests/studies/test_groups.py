@@ -10,7 +10,7 @@ import pytest
 
 from steelyard.experiments import load_recipe
 from steelyard.experiments.errors import RecipeError, RunError
-from studies.groups import case, hint, tables
+from studies.groups import case, hint, rates, tables
 from studies.groups.case import CASES
 from studies.groups.tables import study
 
@@ -39,8 +39,8 @@ def test_tables_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asked == [("Adult", 1), ("Adult", 2), ("digits", 1), ("digits", 2)]
     assert [one["case"] for one in found] == ["digits", "digits", "Adult", "Adult"]
     recovery = (tmp_path / "out" / "recovery.md").read_text()
-    assert "| digits | 2 | 2 of 2 | 0.80 to 0.80 | 7 to 7 | 0.50 ± 0.00 | 0.50 ± 0.00 |" in recovery
-    assert "| Adult | 2 | 0 of 2 |" in recovery
+    assert "| digits | 2 | 2 of 2 | 2 of 2 | 0.80 to 0.80 | 7 to 7 | 0.50 ± 0.00 | 0.50 ± 0.00 |" in recovery
+    assert "| Adult | 2 | 0 of 2 | 0 of 2 |" in recovery
     assert "| digits | ERM | 2 | 41.5 ± 0.7 | 25.0 ± 0.0 |" in (tmp_path / "out" / "accuracy.md").read_text()
     (summary,) = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["seeds"] == [1, 2]
@@ -91,3 +91,15 @@ def test_the_hint_tells_chosen_labels_in_breast_cancer() -> None:
 def test_a_seed_that_is_named_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert hint.main(["--seeds", "310", "310"]) == 2
     assert capsys.readouterr().err == "steelyard: error: --seeds names 310 twice; name each seed once\n"
+
+
+def test_rates_of_a_law_with_a_group_and_of_one_without() -> None:
+    with_group, without = (rates.judged(name, 90) for name in ("shortcut", "no column, few samples"))
+    assert with_group["accepted"]
+    assert with_group["Rand"] > 0.95
+    assert not without["accepted"]
+    assert not without["repeated"]
+    table = rates.tables([with_group, without]).markdown()
+    assert f"| shortcut | yes | 1 of 1 | {int(with_group['repeated'])} of 1 | " in table
+    assert "| no column, few samples | no | 0 of 1 | 0 of 1 | " in table
+    assert {law.grouped for law in rates.LAWS.values()} == {True, False}
