@@ -320,8 +320,8 @@ def report() -> None:
         "Freed memory `kept`: by the process, as the command `steelyard` has it; `returned`: to the system, malloc's",
         "default, where each method pays for fresh pages. Processors are as they name themselves to a guest.",
         "Steelyard's rows are of the engine before one that copies parameters instead of fingerprints, reads an MLP's",
-        "layers off autograd's graph and takes a cold step's derivatives over float64's values, but for two on AMD EPYC",
-        "with `kept`: mlp/128/1/sgd and resnet18/32/1/adam, `reuse`.",
+        "layers off autograd's graph and takes a cold step's derivatives over float64's values, but for two on",
+        "AMD EPYC with `kept`: mlp/128/1/sgd and resnet18/32/1/adam, `reuse`.",
         "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
