@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -208,10 +208,12 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-def steps(rounds: int) -> list[dict[str, Any]]:
+def steps(rounds: int, nets: Sequence[str] = ("ResNet", "MLP")) -> list[dict[str, Any]]:
     """Return the CPU time of a step of every way."""
     rows = []
     for name, make, shape, count in (("ResNet", resnet, (3, 32, 32), rounds), ("MLP", mlp, (784,), 8 * rounds)):
+        if name not in nets:
+            continue
         torch.manual_seed(0)
         batch, clean = (Batch.of(torch.randn(BATCH, *shape), torch.arange(BATCH) % 10) for _ in range(2))
         made = {way: make_step(make()) for way, make_step in WAYS.items()}
@@ -355,6 +357,7 @@ def main() -> None:
     parser.add_argument("what", choices=["steps", "memory", "trained", "table"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], action=_measure.Seeds)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--nets", choices=["ResNet", "MLP"], nargs="+", default=["ResNet", "MLP"])
     parser.add_argument("--images", choices=[*COUNTS], default="few")
     parser.add_argument("--noises", choices=NOISES, nargs="+", default=NOISES)
     parser.add_argument("--ways", choices=TRAINED, nargs="+", default=TRAINED)
@@ -370,7 +373,7 @@ def main() -> None:
         return
     with given.out.open("a") as file:
         if given.what in ("steps", "memory"):
-            rows = steps(given.rounds) if given.what == "steps" else memory()
+            rows = steps(given.rounds, given.nets) if given.what == "steps" else memory()
             file.writelines(json.dumps(row) + "\n" for row in rows)
             return
         cache = given.cache or Path(f"runs/online_{given.images}.safetensors")
