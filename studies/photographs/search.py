@@ -133,7 +133,7 @@ def _as_it_stands(row: Row, sets: Sets, search: Search) -> dict[str, Any]:
             for seed in search.seeds
         ]
         if not courses:
-            raise RecipeError(f"{row.title}: {runs[0]['failed']}")
+            raise RecipeError(f"{row.title}: no trial can be chosen: {runs[0]['failed']}")
         seen = [[one.visible for one in course.history] for course in courses.values()]
         score = reached(seen if row.samples == "given" else [one[-1:] for one in seen], choose).score
         choices[name] = {"trial": 0, "score": score, "settings": {}, "runs": runs}
