@@ -181,9 +181,10 @@ class _Linear:
         self._weight, self._bias = weight, bias
 
     def __call__(self, rows: Tensor) -> Tensor:
-        flat = rows.flatten(1, -2)
+        columns = rows.flatten(1, -2).mT
+        # Weight times rows, and not rows times weight: so the gradient comes in the layout of the weight.
         if self._bias is None:
-            found = torch.bmm(flat, self._weight.mT)
+            found = torch.bmm(self._weight, columns).mT
         else:
-            found = torch.baddbmm(self._bias[:, None], flat, self._weight.mT)
+            found = torch.baddbmm(self._bias[:, :, None], self._weight, columns).mT
         return found.unflatten(1, rows.shape[1:-1]) if rows.ndim > 3 else found

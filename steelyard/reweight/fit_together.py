@@ -84,6 +84,8 @@ class _Pool:
         self._together: dict[tuple[tuple[int, int], ...], Together] = {}
 
     def __call__(self, asked: Mapping[int, Asked]) -> dict[int, Iterator[Trained]]:
+        if len(asked) == 1:
+            return {number: self._maples[number].trained(one) for number, one in asked.items()}
         key = tuple((number, len(one.weights)) for number, one in asked.items())
         if key not in self._together:  # another one where a run has ended
             inners = list(chain(*(self._maples[number].inner_runs(count) for number, count in key)))

@@ -28,8 +28,8 @@ Trained: TypeAlias = tuple[nn.Module, Trajectory]
 """What an `InnerRun` returns: the model, and the record of its last steps."""
 
 TOGETHER: list[TogetherName] = ["auto", True, False]
-_CHAIN = 12_000_000  # products of a net's forward pass, above which M nets in one pass gained less than a tenth
-_OTHERS = 1_000_000  # the same by `torch.func.vmap`, which has work of its own (results/benchmarks/together.md)
+_CHAIN = 6_000_000  # products of a net's forward pass, above which four nets in one pass gained less than a fifth
+_OTHERS = 2_000_000  # the same by `torch.func.vmap`, which has work of its own (results/benchmarks/together_sizes.md)
 
 
 class Together:
@@ -141,6 +141,7 @@ class Together:
         stacked = Stacked(models)
         optimizer = stacked_optimizer(begun[0].optimizer, models[0], stacked)
         record = StackedRecord(stacked, optimizer, models, first.window > 1)
+        stacks = list(stacked.parameters())
         parts: list[Part] = []
         batch, weight = begun[0].part
         with seeded(batch.device, begun[0].seed):
@@ -150,7 +151,8 @@ class Together:
                 if not parts or any(one[0] is not other[0] for one, other in zip(now, parts, strict=True)):
                     parts = now  # (all kept samples in every step are the same batch)
                     batch, weight = stacked_batch(parts, objectives)
-                stacked.zero_grad()
+                for stack in stacks:
+                    stack.grad = None
                 (weight * objectives[0].sample_losses(stacked, batch)).sum().backward()
                 if step >= first.steps - first.window:
                     record.note(parts)

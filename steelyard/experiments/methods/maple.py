@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -230,8 +230,32 @@ class Maple:
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
         """Learn weights and probabilities, and return them with the inner model of the last outer step."""
-        inner = self.inner_run(problem)
-        maple = self.outer_run(problem, inner)
+        (fitted,) = self.fit_together([problem], [observe])
+        return fitted
+
+    def fit_together(self, problems: Sequence[Problem], observers: Sequence[Observer]) -> list[Fitted]:
+        """Return what `fit` does for each of several problems (seeds); of small nets in less time.
+
+        (See `reweight.fit_together`.)
+
+        Args:
+            problems: each with a journal of its own.
+            observers: of each.
+        """
+        ready = [self._prepared(problem, observe) for problem, observe in zip(problems, observers, strict=True)]
+        learned = reweight.fit_together(
+            [one.maple for one in ready],
+            [one.train for one in ready],
+            [one.held_out for one in ready],
+            [[one.watch] for one in ready],
+            journals=[problem.journal for problem in problems],
+            carry=[{"model": one.latest} for one in ready],
+        )
+        several = zip(ready, problems, observers, learned, strict=True)
+        return [self._finished(one, problem, observe, found) for one, problem, observe, found in several]
+
+    def _prepared(self, problem: Problem, observe: Observer) -> _Prepared:
+        maple = self.outer_run(problem, self.inner_run(problem))
         latest, every = Latest(problem.model), self.evaluation_interval(problem)
 
         def watch(step: reweight.OuterStep) -> None:
@@ -246,13 +270,16 @@ class Maple:
             validation = group_labels.with_groups(validation)
             train = group_labels.with_groups(train) if self.needs_training_groups else train
         train, validation = self._in_chunks(train), self._in_chunks(validation)
-        held_out = validation if self.outer_split == "validation" else None
-        carry = {"model": latest}
-        reweighting = maple.fit(train, held_out, [watch], journal=problem.journal, carry=carry, progress=False)
+        return _Prepared(maple, train, validation if self.outer_split == "validation" else None, watch, latest)
+
+    def _finished(
+        self, ready: _Prepared, problem: Problem, observe: Observer, reweighting: reweight.Reweighting
+    ) -> Fitted:
+        latest, train = ready.latest, ready.train
         assert latest.model is not None  # there is at least one step
         if self.retrain:
             start, _ = problem.ranks.place(len(train))
-            latest.model, _ = inner(train, reweighting.expected_weights[start : start + len(train)])
+            latest.model, _ = ready.maple.inner(train, reweighting.expected_weights[start : start + len(train)])
             observe(self.last_step, latest.model, {})
         return Fitted(latest.model, reweighting)
 
@@ -268,6 +295,16 @@ class Maple:
 
     def _adam(self, rate: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
         return partial(torch.optim.Adam, lr=rate, betas=(self.beta1, 0.999), eps=_EPS)
+
+
+class _Prepared(NamedTuple):
+    """A run before its first step: what learns, on which samples, what looks on, and the model to return."""
+
+    maple: reweight.Maple
+    train: Batch
+    held_out: Batch | None
+    watch: Callable[[reweight.OuterStep], None]
+    latest: Latest
 
 
 def _constant(progress: float) -> float:

@@ -72,3 +72,15 @@ def test_the_count_of_a_full_batch_with_two_folds() -> None:
 def test_a_negative_interval_is_refused() -> None:
     with pytest.raises(ValueError, match="evaluate_every must be >= 0, got -1"):
         Maple(budget=10, evaluate_every=-1)
+
+
+def test_several_problems_together_are_each_alone() -> None:
+    problems = [replace(PROBLEM, seed=seed) for seed in (0, 1)]
+    seen: list[list[int]] = [[], []]
+    observers = [lambda step, model, extra, into=into: into.append(step) for into in seen]
+    together = METHOD.fit_together(problems, observers)
+    for problem, fitted, steps in zip(problems, together, seen, strict=True):
+        alone = METHOD.fit(problem, lambda step, model, extra: None)
+        torch.testing.assert_close(fitted.reweighting.probabilities, alone.reweighting.probabilities)
+        torch.testing.assert_close(dict(fitted.model.named_parameters()), dict(alone.model.named_parameters()))
+        assert steps[-1] == METHOD.last_step

@@ -1,0 +1,235 @@
+"""Inner runs trained as one: folds, draws and seeds of MAPLE on coloured digits, and nets of several sizes.
+
+    python -m benchmarks.together                # a quarter of an hour of one thread
+    python -m benchmarks.together --only sizes   # one table
+
+The recipe is `coloured_digits/maple` (128-64-1, 324 of 1,079 samples kept, 100 inner steps), 30 outer steps without
+evaluation. Beside it stands a floor: a bare loop that trains as many nets of that size on as many rows as one, by one
+batched product a layer, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import _measure
+from steelyard._support._heap import keep_freed_memory
+from steelyard.bilevel import Batch, WeightedLoss
+from steelyard.experiments.methods import Maple
+from steelyard.experiments.runs.recipe import load_recipe
+from steelyard.experiments.training.problem import Problem
+from steelyard.reweight import InnerRun, fit_together
+from steelyard.reweight.together import Together, TogetherName
+
+RAW = _measure.RESULTS / "together_raw.json"
+STEPS, INNER, KEPT = 30, 100, 324
+# row -> (seeds, folds, draws)
+RUNS = {
+    "1 seed, 2 folds": (1, 2, 1),
+    "1 seed, 4 folds": (1, 4, 1),
+    "1 seed, 8 folds": (1, 8, 1),
+    "5 seeds, 4 folds": (5, 4, 1),
+    "1 seed, 4 draws": (1, 1, 4),
+}
+
+
+def chain(*widths: int) -> nn.Module:
+    """Return linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Called(nn.Module):
+    """A module of which nothing is known but that it can be called."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the net's outputs."""
+        return self.net(rows)  # type: ignore[no-any-return]
+
+
+def convolutions(channels: int) -> nn.Module:
+    """Return two convolutions and a linear layer for images of 14 x 14."""
+    return nn.Sequential(
+        nn.Conv2d(1, channels, 5, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(channels, 2 * channels, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(18 * channels, 2),
+    )
+
+
+def sizes() -> list[dict[str, Any]]:
+    """Return CPU seconds of 30 steps of 4 nets, one after the other and as one, by size."""
+    nets: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {}
+    for widths, rows in (((16, 16, 2), 64), ((128, 64, 2), 243), ((128, 128, 2), 500), ((128, 256, 2), 500)):
+        name = "-".join(map(str, widths)) + f", {rows} rows"
+        nets[f"chain {name}"] = partial(chain, *widths), (rows, widths[0])
+        nets[f"module {name}"] = (lambda widths=widths: Called(chain(*widths))), (rows, widths[0])  # type: ignore[misc]
+    for channels, rows in ((2, 32), (4, 64), (8, 64), (16, 64)):
+        nets[f"convolutions, {channels} channels, {rows} images"] = partial(convolutions, channels), (rows, 1, 14, 14)
+    found = []
+    for name, (make, shape) in nets.items():
+        data = Batch.of(torch.randn(shape), torch.arange(shape[0]) % 2)
+        weights = [torch.rand(shape[0]) + 0.5 for _ in range(4)]
+        loss = WeightedLoss(partial(F.cross_entropy, reduction="none"))
+        inner = InnerRun(make, partial(torch.optim.SGD, lr=0.01, momentum=0.9), loss, 30)
+        spent = {}
+        for together in (False, True):
+            train = partial(_trained, Together([inner], together), [data] * 4, weights)
+            train()
+            spent[together] = min(_measure.seconds(train)[0] for _ in range(3))
+        counted = Together([inner])
+        counted._too_large(data, weights)
+        products = counted._products * shape[0]
+        found.append({"net": name, "products": products, "apart": spent[False], "together": spent[True]})
+    return found
+
+
+def _trained(trains: Together, data: list[Batch], weights: list[Tensor]) -> None:
+    list(trains(data, weights))
+
+
+def floor(nets: int, rows: int) -> float:
+    """Return the CPU seconds of `INNER` bare training steps of so many nets of the recipe's size as one."""
+    stacks = [torch.randn(nets, 128, 64) / 12, torch.zeros(nets, 1, 64), torch.randn(nets, 64, 1) / 8]
+    one, shift, two = [stack.requires_grad_() for stack in stacks]
+    optimizer = torch.optim.SGD([one, shift, two], lr=0.1, momentum=0.9)
+    inputs, targets = torch.rand(nets, rows, 128), torch.rand(nets, rows, 1).round()
+    weight = torch.rand(nets, rows, 1) / rows
+
+    def train() -> None:
+        for _ in range(INNER):
+            optimizer.zero_grad()
+            outputs = torch.bmm(torch.relu(torch.baddbmm(shift, inputs, one)), two)
+            losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+            (weight * losses).sum().backward()
+            optimizer.step()
+
+    train()
+    return min(_measure.seconds(train)[0] for _ in range(3))
+
+
+def outer_steps(seeds: int, folds: int, draws: int, together: bool) -> float:
+    """Return the CPU seconds of an outer step of the recipe, of all seeds."""
+    changes = [f"method.steps={STEPS}", f"method.folds={folds}", f"method.draws={draws}"]
+    recipe = load_recipe("coloured_digits/maple", changes, seed=0)
+    method = recipe.method
+    assert isinstance(method, Maple)
+    problems = [Problem(recipe.data.load(seed, None), recipe.model, seed) for seed in range(seeds)]
+    own: TogetherName = "auto" if together else False
+    maples = [replace(method.outer_run(problem, method.inner_run(problem)), together=own) for problem in problems]
+    train = [problem.splits.train for problem in problems]
+    if not together:
+        return (
+            sum(_measure.seconds(partial(maple.fit, data))[0] for maple, data in zip(maples, train, strict=True))
+            / STEPS
+        )
+    spent, _ = _measure.seconds(lambda: fit_together(maples, train))
+    assert not maples[0].apart
+    return spent / STEPS
+
+
+def runs() -> list[dict[str, Any]]:
+    """Return CPU seconds of an outer step, apart and together in turn, with the floor of its training."""
+    outer_steps(1, 2, 1, together=True)  # libraries load
+    found = []
+    for name, (seeds, folds, draws) in RUNS.items():
+        spent = {together: outer_steps(seeds, folds, draws, together) for together in (False, True)}
+        print(name, spent, flush=True)
+        nets = seeds * folds * draws
+        rows = round(KEPT * (folds - 1) / folds) if folds > 1 else KEPT
+        found.append(
+            {
+                "run": name,
+                "nets": nets,
+                "apart": spent[False],
+                "together": spent[True],
+                "bare, apart": nets * floor(1, rows),
+                "bare, together": floor(nets, rows),
+            }
+        )
+    return found
+
+
+def report() -> None:
+    """Write the tables."""
+    raw = json.loads(RAW.read_text())
+    for row in raw["runs"]:
+        row["gain"] = row["apart"] / row["together"]
+        row["bare gain"] = row["bare, apart"] / row["bare, together"]
+    named = {row["run"]: row for row in raw["runs"]}
+    seed, five = named["1 seed, 4 folds"], named["5 seeds, 4 folds"]
+    two, eight = named["1 seed, 2 folds"], named["1 seed, 8 folds"]
+
+    def said(what: str, over: dict[str, Any], under: dict[str, Any]) -> str:
+        def ratios(bare: str) -> str:
+            pairs = [("together", "together"), ("together", "apart"), ("apart", "apart")]
+            return ", ".join(f"{over[bare + one] / under[bare + other]:.2f}" for one, other in pairs)
+
+        return f"| {what} | {ratios('')} | {ratios('bare, ')} |"
+
+    notes = [
+        f"CPU seconds of one thread, an outer step of `coloured_digits/maple` ({INNER} inner steps of 128-64-1 on the",
+        f"kept samples outside of a fold), mean over {STEPS} outer steps, hypergradients included, without evaluation;",
+        "measured in turn. Bare: a loop that trains as many such nets and does nothing else, the smallest of three.",
+        "Seeds by `fit_together`. As in `steelyard run`, the process keeps the memory that it frees.",
+        "",
+        "Three ratios: both together; together over one after the other; both one after the other.",
+        "",
+        "| | ratios | of the bare loops |",
+        "|---|---|---|",
+        said("5 seeds against 1, 4 folds each", five, seed),
+        said("4 folds against 2", seed, two),
+        said("8 folds against 4", eight, seed),
+        "",
+        "A fold's model learns of 1 - 1 / folds of the kept samples: 4 folds multiply three times as often as 2, and 8",
+        "folds 7 / 3 times as often as 4.",
+    ]
+    columns = ["run", "nets", "apart", "together", "gain", "bare, apart", "bare, together", "bare gain"]
+    _measure.write("together", "Inner runs trained as one", notes, raw["runs"], columns)
+    for row in raw["sizes"]:
+        row["gain"] = row["apart"] / row["together"]
+    limits = [
+        "CPU seconds of 30 steps of 4 nets, one thread, the smallest of three. `products`: of one net's forward pass.",
+        "A module is the same chain of layers inside of a module of its own, which `torch.func.vmap` evaluates.",
+    ]
+    columns = ["net", "products", "apart", "together", "gain"]
+    _measure.write("together", "Nets of several sizes as one", limits, raw["sizes"], columns, table="together_sizes")
+
+
+def main() -> None:
+    """Parse, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["runs", "sizes"], help="one of the tables")
+    parser.add_argument("--report", action="store_true", help="write the tables of what was measured")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    parts = {"sizes": sizes, "runs": runs}
+    for name, measure in parts.items():
+        if not arguments.report and arguments.only in (None, name):
+            old = json.loads(RAW.read_text()) if RAW.exists() else {}
+            RAW.parent.mkdir(parents=True, exist_ok=True)
+            RAW.write_text(json.dumps({**old, name: measure()}, indent=1) + "\n")
+    report()
+
+
+if __name__ == "__main__":
+    main()
