@@ -28,7 +28,7 @@ Trained: TypeAlias = tuple[nn.Module, Trajectory]
 """What an `InnerRun` returns: the model, and the record of its last steps."""
 
 TOGETHER: list[TogetherName] = ["auto", True, False]
-_CHAIN = 6_000_000  # products of a net's forward pass, above which four nets in one pass gained less than a fifth
+_CHAIN = 10_000_000  # products of a net's forward pass, above which four nets in one pass gained less than a fifth
 _OTHERS = 2_000_000  # the same by `torch.func.vmap`, which has work of its own (results/benchmarks/together_sizes.md)
 
 
