@@ -200,9 +200,9 @@ def report() -> None:
         said("8 folds against 4", eight, seed),
         "",
         "A fold's model learns of 1 - 1 / folds of the kept samples: 4 folds multiply three times as often as 2, and 8",
-        "folds 7 / 3 times as often as 4. What was asked for, 5 seeds in 2.5 times one and 4 folds in 1.5 times 2, holds of",
-        "the folds against 2 one after the other; of the seeds the bare loop itself misses it here: what these nets",
-        "multiply is most of their time. The 5 seeds were measured last, when the machine was busier (one after the other",
+        "folds 7 / 3 times as often as 4. Asked for were 5 seeds in 2.5 times one and 4 folds in 1.5 times 2: it holds",
+        "of the folds against 2 one after the other; of the seeds the bare loop itself misses it here: what these nets",
+        "multiply is most of their time. The 5 seeds were measured last, on a busier machine (one after the other",
         f"they took {five['apart'] / seed['apart']:.2f} times one, where 5 is meant); with that divided out it is "
         f"{5 * five['together'] / five['apart']:.2f} times one trained apart.",
     ]
