@@ -27,7 +27,8 @@ class GradientGraph:
     Attributes:
         copies: the parameters that the forward pass read, by name.
         extra: zeros ``(batch,)``: ``sum extra_i l_i`` was added to the loss, so a derivative by it is one along l_i.
-        gradients: by name, with their graph; of a parameter that the loss does not read None. Empty before `backward`.
+        gradients: by name, with their graph; of a parameter that the loss does not read None. Empty before `backward`,
+            and where they have no graph.
         used: the optimizer's gradient was these, bit for bit.
     """
 
@@ -124,8 +125,12 @@ def graphed(
         """Return the gradient by the copies and by the others, when `backward` comes for the first time."""
         asked = [*copies.values(), *others]
         with torch.enable_grad(), swapped(module, copies):  # a checkpoint reads the parameters again
-            found = torch.autograd.grad(whole, asked, create_graph=True, allow_unused=True)
-        graph.gradients.update(zip(copies, found, strict=False))
+            try:
+                found = torch.autograd.grad(whole, asked, create_graph=True, allow_unused=True)
+            except RuntimeError:  # a backward pass that has no derivative (CrossMapLRN2d's): the step has no graph
+                found = torch.autograd.grad(whole, asked, allow_unused=True)
+            else:
+                graph.gradients.update(zip(copies, found, strict=False))
         return [None if one is None else one.detach() for one in found]
 
     delivered: Tensor = _Deliver.apply(value.detach(), _Once(differentiate), *live.values(), *others)

@@ -206,6 +206,18 @@ def test_a_step_without_a_graph_is_replayed(make: Callable[[], nn.Module], loop:
         torch.testing.assert_close(value, plain_end[name], rtol=1e-12, atol=1e-14)
 
 
+def normalised_across_channels() -> nn.Module:
+    """CrossMapLRN2d's backward pass writes to a tensor of its own, and cannot be differentiated."""
+    channels = nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.CrossMapLRN2d(2), nn.Flatten())
+    return nn.Sequential(nn.Linear(4, 4), channels, nn.Linear(4, 3)).double()
+
+
+def test_a_backward_pass_without_a_derivative_ends_as_without_graphs() -> None:
+    for graphs in (False, True):
+        with pytest.raises(NoDerivative, match="no way to the derivative"):
+            asked(normalised_across_channels, plain_loop, graphs)
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_parameter_read_past_the_module_is_refused(graphs: bool) -> None:
     with pytest.raises(RuntimeError, match="not that of the recorded loss"):
