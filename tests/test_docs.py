@@ -31,6 +31,14 @@ def test_links_and_named_results_exist(name: str) -> None:
     assert missing + [target for target in named if not (ROOT / target).exists()] == []
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_an_inner_product_is_code_and_no_tag(name: str) -> None:
+    """Outside of code, ``<u, g>`` is an HTML tag to a browser: it shows nothing."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    text = re.sub(r"(?ms)^```.*?^```|^    .*?$|`[^`]*`", "", text)
+    assert re.findall(r"<[A-Za-z][^<>]*,[^<>]*>", text) == []
+
+
 @pytest.fixture(scope="module")
 def site() -> ModuleType:
     """What puts files of the repository on the site."""
