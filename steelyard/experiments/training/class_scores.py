@@ -59,7 +59,8 @@ class ClassScores:
     def f1(self) -> float | None:
         """The mean of F1 over the classes that have samples, ``2 right / (count + predicted)``; None with one class.
 
-        F1 is the harmonic mean of precision and recall (scikit-learn's `f1_score`, average "macro").
+        F1 is the harmonic mean of precision and recall (scikit-learn's `f1_score`, average "macro", which also counts
+        a class without samples, with 0, where one is predicted).
         """
         columns = zip(self.class_right, self.class_count, self.class_predicted, strict=True)
         each = [2 * right / (count + predicted) for right, count, predicted in columns if count]
@@ -79,14 +80,17 @@ class ClassScores:
         return logit_interval(value, math.sqrt(variance), level)
 
     def auroc_interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Return an interval by DeLong's standard error; None where it is not known."""
-        if self.auroc is None or self.auroc_error is None:
+        """Return an interval by DeLong's standard error; None where that is not known, or 0: all pairs in order."""
+        if self.auroc is None or not self.auroc_error:
             return None
         return logit_interval(self.auroc, self.auroc_error, level)
 
     def auprc_interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Return an interval of two classes: logit, binomial in the positives (Boyd et al. 2013, section 3.2)."""
-        if self.auprc is None or len(self.class_count) != 2:
+        """Return an interval of two classes: logit, binomial in the positives (Boyd et al. 2013, section 3.2).
+
+        None where the average precision is 1: that variance is then 0, however few the positives are.
+        """
+        if self.auprc is None or self.auprc == 1 or len(self.class_count) != 2:
             return None
         return logit_interval(self.auprc, math.sqrt(self.auprc * (1 - self.auprc) / self.class_count[1]), level)
 

@@ -155,6 +155,18 @@ def test_the_balanced_accuracys_interval_covers_as_it_says(share: float) -> None
     assert 0.92 < inside / 1000 < 0.98
 
 
+@pytest.mark.parametrize("each", [1, 2, 40])
+def test_a_perfect_order_has_no_interval_rather_than_one_without_width(each: int) -> None:
+    logits = torch.linspace(-1.0, 1.0, 2 * each)[:, None]
+    labels = torch.arange(2 * each) // each
+    for right, area in ((labels, 1.0), (1 - labels, 0.0)):
+        found = ClassScores.of(logits, right, right, 2)
+        assert found.auroc == area
+        assert found.auroc_interval() is None
+        assert found.auprc is not None
+        assert (found.auprc_interval() is None) == (found.auprc == 1)
+
+
 def test_logit_intervals_at_the_ends_are_cut() -> None:
     assert logit_interval(1.0, 0.1)[1] == 1.0
     assert logit_interval(0.0, 0.0) == (0.0, 0.0)
