@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings
+from steelyard._support._modules import parameters_of
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.bilevel.trained_module import averaged_over
 from steelyard.checkpoint import Journal, Stateful
@@ -37,6 +39,11 @@ class MinibatchMethod(ABC):
     def __init__(self, model: nn.Module, optimizer: Optimizer, objective: WeightedLoss, risk: Risk, seed: int) -> None:
         self.model = _check.instance("model", model, nn.Module, "a module (its parameters are what optimizer trains)")
         self.optimizer = _check.instance("optimizer", optimizer, Optimizer, "a torch.optim optimizer")
+        own, moved = {id(p) for p in model.parameters()}, [p for p in parameters_of(optimizer) if p.requires_grad]
+        if moved and not any(id(p) in own for p in moved):
+            raise ValueError(
+                "optimizer moves no parameter of model: make it of model.parameters(), after any copy of the model"
+            )
         _check.instance("objective", objective, WeightedLoss, "a WeightedLoss, such as WeightedLoss(loss)")
         several = {"objective.ranks are": objective.ranks.size, "model averages gradients over": averaged_over(model)}
         for what, ranks in several.items():
@@ -63,6 +70,13 @@ class MinibatchMethod(ABC):
     @abstractmethod
     def _note(self, seen: Any, ends: bool) -> None:
         """Count a step of `fit` in the row of its epoch; file that row where the epoch `ends`."""
+
+    def _refuse_closure(self) -> None:
+        """Raise NotImplementedError where a step of the optimizer needs a closure."""
+        kind = type(self.optimizer)
+        closure = inspect.signature(kind.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise NotImplementedError(f"optimizer: {kind.__name__} steps by a closure; take SGD or Adam")
 
     def _begin(self) -> None:  # noqa: B027 (most need nothing)
         """Prepare the model for the steps of `fit`, whose arguments are in order."""

@@ -71,7 +71,7 @@ class Online(MinibatchMethod):
 
     Raises:
         TypeError: an argument of another kind, an optimizer without a derivative.
-        ValueError: `clean` is empty, or `clean_size` is out of range.
+        ValueError: `clean` is empty, or `clean_size` is out of range; the optimizer moves nothing of `model`.
         NotImplementedError: a `model` or an `objective` of several processes.
     """
 
@@ -146,7 +146,9 @@ class Online(MinibatchMethod):
 
         Raises:
             FloatingPointError: the weighted loss is NaN or infinite; beside that, what `weights` raises.
+            NotImplementedError: an optimizer whose step needs a closure.
         """
+        self._refuse_closure()
         weight = self._weighed(batch)
         value = 0.0
         if bool(weight.any()):

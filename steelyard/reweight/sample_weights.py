@@ -75,11 +75,7 @@ class SampleWeights(nn.Module):
         """Return which entries of `raw` the samples' weights depend on."""
         if self.shared is not None:
             return self.shared.sources_of(index).to(self.raw.device)
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self.raw):
-            raise ValueError(
-                f"the weights are of samples with the ids 0 .. {len(self.raw) - 1}, got {int(index.min())} .. "
-                f"{int(index.max())}: give SampleWeights the number of samples, and Batch ids from 0 on"
-            )
+        _check_ids(index, len(self.raw), "give SampleWeights the number of samples")
         return index.to(self.raw.device)
 
     @torch.no_grad()
@@ -115,12 +111,29 @@ class FeatureWeights(nn.Module):
             nn.init.zeros_(net.weight)
             nn.init.zeros_(net.bias)
         self.net = _check.instance("net", net, nn.Module, "a module from features (k, d) to (k,)")
-        self.register_buffer("features", features.to(next(self.net.parameters()).dtype), persistent=False)
+        dtype = next((p.dtype for p in self.net.parameters()), features.dtype)
+        self.register_buffer("features", features.detach().to(dtype), persistent=False)
 
     def forward(self, index: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """Return the weights ``(k,)`` in (0, 1) of the samples with these ids."""
+        """Return the weights ``(k,)`` in (0, 1) of the samples with these ids.
+
+        Raises:
+            ValueError: an id that is not among the samples; a net that does not give one number a sample.
+        """
+        _check_ids(index, len(self.features), "give FeatureWeights a row for every sample")
         found: Tensor = self.net(self.features[index.to(self.features.device)])
+        if found.shape not in ((len(index),), (len(index), 1)):
+            raise ValueError(f"net must give one number a sample, ({len(index)},), got {tuple(found.shape)}")
         return torch.sigmoid(found.reshape(len(index)))
+
+
+def _check_ids(index: Tensor, count: int, remedy: str) -> None:
+    """Raise ValueError where an id is none of 0 .. count-1."""
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
+        raise ValueError(
+            f"the weights are of samples with the ids 0 .. {count - 1}, got {int(index.min())} .. "
+            f"{int(index.max())}: {remedy}, and Batch ids from 0 on"
+        )
 
 
 _STARTS: dict[Form, float] = {"sigmoid": 0.5, "softplus": 1.0, "projected": 1.0}

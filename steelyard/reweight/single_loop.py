@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,7 +73,8 @@ class SingleLoop(MinibatchMethod):
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: `clean` is empty, or `clean_size` is out of range; the optimizer decays weights, or moves nothing.
+        ValueError: `clean` is empty, or `clean_size` is out of range; the optimizer decays weights, or moves nothing of
+            `model`.
         NotImplementedError: a `model` or an `objective` of several processes; an optimizer whose step needs a closure.
     """
 
@@ -245,9 +245,7 @@ class SingleLoop(MinibatchMethod):
     def _check_optimizer(self) -> None:
         """Raise unless the optimizer moves `_parameters` down the gradient of G, and of nothing beside G."""
         name, optimizer = type(self).__name__, self.optimizer
-        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise NotImplementedError(f"optimizer: {type(optimizer).__name__} steps by a closure; take SGD or Adam")
+        self._refuse_closure()
         if not self._parameters:
             raise ValueError("optimizer moves no parameter that requires a gradient: there is nothing to train")
         if [id(p) for p in trained(optimizer)] != [id(p) for p in self._parameters]:

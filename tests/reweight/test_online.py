@@ -545,6 +545,7 @@ CLEAN = some(20, seed=2)
     [
         ({"model": lambda: net()}, TypeError, "model must be a module"),
         ({"optimizer": torch.optim.SGD}, TypeError, "optimizer must be a torch.optim optimizer"),
+        ({"optimizer": torch.optim.SGD(net().parameters(), 0.1)}, ValueError, "moves no parameter of model"),
         ({"objective": CROSS_ENTROPY}, TypeError, "objective must be a WeightedLoss"),
         ({"objective": WeightedLoss(CROSS_ENTROPY, ranks=_Two())}, NotImplementedError, "learn the weights with Maple"),
         ({"clean": CLEAN.take([])}, ValueError, "clean is empty"),
@@ -593,6 +594,8 @@ def test_calls_are_refused_with_a_remedy() -> None:
         online.fit(CLEAN, epochs=0, batch_size=1)
     with pytest.raises(TypeError, match="needs a closure"):
         LearningToReweight(model, torch.optim.LBFGS(model.parameters()), OBJECTIVE, CLEAN, look_ahead="optimizer")
+    with pytest.raises(NotImplementedError, match="LBFGS steps by a closure; take SGD"):
+        LearningToReweight(model, torch.optim.LBFGS(model.parameters()), OBJECTIVE, CLEAN).step(CLEAN)
     with pytest.raises(TypeError, match="journal must be a Journal"):
         online.fit(CLEAN, epochs=1, batch_size=1, journal="run.safetensors")
 

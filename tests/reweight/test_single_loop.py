@@ -341,8 +341,15 @@ def test_refusals() -> None:
         solver.step(problem.train.take(torch.arange(6)), problem.clean)
     with pytest.raises(ValueError, match=r"ids 0 \.\. 9"):
         made(SOBA, problem, SampleWeights(10).double()).step(problem.train, problem.clean)
-    with pytest.raises(ValueError, match="nothing to learn"):
-        made(SOBA, problem, nn.Identity())
+    with pytest.raises(ValueError, match=r"ids 0 \.\. 9, got .*a row for every sample"):
+        made(SOBA, problem, FeatureWeights(torch.zeros(10, 2))).step(problem.train, problem.clean)
+    with pytest.raises(ValueError, match=r"got -1 \.\. 0"):  # (not the last sample's weight)
+        FeatureWeights(torch.zeros(10, 2))(torch.tensor([-1, 0]))
+    with pytest.raises(ValueError, match=r"one number a sample, \(3,\), got \(3, 2\)"):
+        FeatureWeights(torch.zeros(10, 2), nn.Linear(2, 2))(torch.arange(3))
+    for module in (nn.Identity(), FeatureWeights(torch.zeros(24, 1), nn.Identity())):
+        with pytest.raises(ValueError, match="nothing to learn"):
+            made(SOBA, problem, module)
     with pytest.raises(ValueError, match="start must be in"):
         SampleWeights(3, start=1.0)
     with pytest.raises(ValueError, match="inner is empty"):
@@ -368,6 +375,8 @@ def test_an_optimizer_that_moves_by_more_than_the_inner_loss_is_refused(kind: st
         solver(torch.optim.LBFGS(model.parameters()))
     with pytest.raises(ValueError, match="nothing to train"):
         solver(SGD(nn.Linear(2, 1).requires_grad_(False).parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="moves no parameter of model"):
+        solver(SGD(linear().parameters(), lr=0.1))
     made_before = made(SOLVERS[kind], problem, SampleWeights(24).double())
     made_before.begin(problem.train, 24)
     made_before.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
