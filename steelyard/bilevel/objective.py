@@ -187,7 +187,7 @@ class WeightedLoss:
         return total
 
     def pull(self, tangents: Tensor, recorded: Tensor, weight: Tensor) -> Tensor:
-        """Turn t_i = <u, grad l_i> into d<u, grad objective>/dw_i, by the table above.
+        """Turn ``t_i = <u, grad l_i>`` into ``d<u, grad objective>/dw_i``, by the table above.
 
         Args:
             tangents: ``(k,)`` t_i of the samples asked for.

@@ -65,10 +65,10 @@ class LookAhead:
 
 
 class Alignment:
-    """d outer / d weight of the samples of a step of plain gradient descent, at weights 0: -<grad outer, grad l_i> / b.
+    """d outer / d weight of the samples of a plain gradient step, at weights 0: ``-<grad outer, grad l_i> / b``.
 
     At weights 0 such a step leaves the parameters where they are (without a regulariser), so none is taken: `LookAhead`
-    with plain `SGD` of step 1 has the same derivative. What it leaves as it was, too, and the ways to <u, grad l_i> are
+    with plain `SGD` of step 1 has the same derivative. What it leaves as it was, too, and the ways to each product are
     the same, checks included.
 
     Cost, in forward passes of the batch: 1, which may be the ordinary step's own (`losses`), and 2 for the derivative;

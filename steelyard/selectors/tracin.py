@@ -55,7 +55,7 @@ def tracin(
     target_embeddings: Float[Tensor, "checkpoints m features"] | Numbers,
     rates: Float[Tensor, " checkpoints"] | Numbers,
 ) -> Float[Tensor, " n"]:
-    """TracInCP: sum over checkpoints of rate * <gradient of the sample, mean gradient of the targets>; higher = keep.
+    """TracInCP: sum over checkpoints of ``rate * <gradient of sample, mean gradient of targets>``; higher = keep.
 
     About how far steps on the sample have lowered the targets' mean loss: proponents are above 0, opponents below.
 

@@ -67,7 +67,7 @@ def linear_ball_complexity(
     norm: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """Return R^_n of {x -> <w, x> : ||w||_norm <= radius}: (radius / n) E || sum_i xi_i x_i ||_dual.
+    """Return R^_n of ``{x -> <w, x> : ||w||_norm <= radius}``: (radius / n) E || sum_i xi_i x_i ||_dual.
 
     The supremum has a closed form for each draw of signs; `draws` and `generator` as in `finite_class_complexity`. A
     complexity of functions: for a loss on top of them see `contracted`.
