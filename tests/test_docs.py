@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -37,6 +39,17 @@ def test_an_inner_product_is_code_and_no_tag(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     text = re.sub(r"(?ms)^```.*?^```|^    .*?$|`[^`]*`", "", text)
     assert re.findall(r"<[A-Za-z][^<>]*,[^<>]*>", text) == []
+
+
+@pytest.mark.parametrize("room", ["bilevel", "reweight", "selectors", "theory", "checkpoint", "estimators"])
+def test_an_inner_product_of_the_reference_is_code(room: str) -> None:
+    module = importlib.import_module(f"steelyard.{room}")
+    shown = [getattr(module, name) for name in module.__all__]
+    shown += [value for one in shown if inspect.isclass(one) for name, value in vars(one).items() if name[0] != "_"]
+    documents = [inspect.getdoc(one) or "" for one in shown if inspect.isroutine(one) or inspect.isclass(one)]
+    assert len(documents) > 1
+    prose = [re.sub(r"(?m)``.*?``|`[^`]*`|^ *(>>>|\.\.\.).*$", "", text) for text in documents]
+    assert [text for text in prose if re.search(r"<[A-Za-z]", text)] == []
 
 
 @pytest.fixture(scope="module")

@@ -46,13 +46,11 @@ class WeightedLoss:
 
     With l_i the loss of sample i, w_i its weight, b the number of rows:
 
-    ========================= =========================== ====================================
-    ``normalise``             value                       d<u, grad>/dw_i, t_i = <u, grad l_i>
-    ========================= =========================== ====================================
-    ``"weights"`` (default)   sum w_i l_i / sum w_i       (t_i - sum w t / sum w) / sum w
-    ``"batch"``               sum w_i l_i / b             t_i / b
-    ``"none"``                sum w_i l_i                 t_i
-    ========================= =========================== ====================================
+    | ``normalise`` | value | ``d<u, grad>/dw_i``, with ``t_i = <u, grad l_i>`` |
+    |---|---|---|
+    | ``"weights"`` (default) | sum w_i l_i / sum w_i | (t_i - sum w t / sum w) / sum w |
+    | ``"batch"`` | sum w_i l_i / b | t_i / b |
+    | ``"none"`` | sum w_i l_i | t_i |
 
     With `ranks` the sums and b are over the batch of all ranks, of which each has a share, of any size. What a rank
     gets is its share of that sum times the number of ranks, so that the average which DistributedDataParallel takes of

@@ -21,13 +21,11 @@ Form = Literal["sigmoid", "softplus", "projected"]
 class SampleWeights(nn.Module):
     """A weight for every sample, or one for all samples of a source: ``weights(index) -> (k,)``.
 
-    ============= ======================= =====================
-    ``form``      w, x a parameter        where w may be
-    ============= ======================= =====================
-    ``sigmoid``   1 / (1 + exp(-x))       (0, 1)
-    ``softplus``  log(1 + exp(x))         (0, infinity)
-    ``projected`` x, clipped after a step [0, infinity)
-    ============= ======================= =====================
+    | ``form`` | w, x a parameter | where w may be |
+    |---|---|---|
+    | ``sigmoid`` | 1 / (1 + exp(-x)) | (0, 1) |
+    | ``softplus`` | log(1 + exp(x)) | (0, infinity) |
+    | ``projected`` | x, clipped after a step | [0, infinity) |
 
     Args:
         count: how many samples, with the global ids 0, 1, ..., count-1; or `Shared`, the sources of the samples.

@@ -13,6 +13,7 @@ from steelyard.selectors import _inputs
 __all__ = ["bait"]
 
 _BLOCK = 1 << 20  # entries of one block of gains
+_SWAMPED = 1e10  # below it the picks were those of arithmetic in 60 digits, at a hundred times it no longer
 
 
 def bait(
@@ -46,7 +47,7 @@ def bait(
 
     Raises:
         ValueError: NaN, rows that do not sum to 1, sizes that do not fit, k outside of 1 .. n, ridge <= 0,
-            oversample < 1. TypeError: integers.
+            oversample < 1; embeddings so large that ridge is lost beside them. TypeError: integers.
 
     References:
         J. T. Ash et al., Gone fishing: neural active learning with Fisher embeddings, NeurIPS 2021, Algorithm 1.
@@ -79,9 +80,20 @@ def bait(
         known = _information(q.to(p.device), g.to(p.device))
         precision += known
         fisher = (pool + known) / (n + len(q))
+    if float(fisher.diagonal().sum()) * n > _SWAMPED * ridge:
+        raise ValueError(
+            f"the information of the samples swamps ridge = {ridge:g} in float64: raise ridge, or scale the embeddings "
+            f"down (their largest entry is {float(h.abs().max()):.3g})"
+        )
+    picked = _greedily(precision, fisher, p, h, k, min(n, round(oversample * k)))
+    return torch.tensor(picked, device=p.device)
+
+
+def _greedily(precision: Tensor, fisher: Tensor, p: Tensor, h: Tensor, k: int, most: int) -> list[int]:
+    """Return the positions of `most` samples added one by one, less all but `k` of them removed one by one."""
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
     picked: list[int] = []
-    while len(picked) < min(n, round(oversample * k)):
+    while len(picked) < most:
         gain = _change(covariance, fisher, p, h, sign=1)
         gain[picked] = -torch.inf
         picked.append(int(gain.argmax()))
@@ -90,7 +102,7 @@ def bait(
         loss = _change(covariance, fisher, p[picked], h[picked], sign=-1)
         gone = picked.pop(len(picked) - 1 - int(loss.flip(0).argmin()))  # at a tie the last one added
         covariance = _moved(covariance, _factor(p[gone], h[gone]), sign=-1)
-    return torch.tensor(picked, device=p.device)
+    return picked
 
 
 def _pair(first: str, p: object, second: str, h: object) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def _greatest(points: Points, nearest: Tensor, gains: Tensor) -> int:
     fresh = torch.zeros_like(gains, dtype=torch.bool)
     while True:
         best = int(gains.argmax())
-        if fresh[best]:
+        if fresh[best] or gains[best] <= 0:  # no gain is below 0: where no bound is above it, all are equal
             return best
         stale = gains.masked_fill(fresh, -torch.inf).topk(min(_AGAIN, len(gains))).indices
         stale = stale[~fresh[stale] & (gains[stale] > -torch.inf)]
