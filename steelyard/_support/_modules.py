@@ -37,8 +37,8 @@ def last_linear(model: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the parameters of all groups of an optimizer, in its order."""
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of all groups of an optimizer, in its order; they may be tensors without a module."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -23,10 +23,10 @@ def as_stream(data, chunk):
 @pytest.mark.parametrize("options", [{}, {"folds": 2}, {"draws": 2}, {"learn": "weights"}])
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_the_result_is_bit_for_bit_that_of_a_batch(options, batch_size) -> None:
-    """With chunks as large as the data every matrix product is the same."""
+    """With chunks as large as the data every matrix product is the same, of runs that are trained one by one."""
     data, _ = spurious(200)
     stream, _ = as_stream(data, 200)
-    maple = partial(Maple, risk=RISK, budget=60, steps=3, outer_chunk=200, **options)
+    maple = partial(Maple, risk=RISK, budget=60, steps=3, outer_chunk=200, together=False, **options)
     inner = partial(linear_run, steps=9, lr=0.3, batch_size=batch_size)
     validation, _ = spurious(60, seed=5)
     outside = () if "folds" in options else (validation,)

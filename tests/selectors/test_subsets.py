@@ -212,3 +212,18 @@ def test_craig_of_copies_weighs_them_once() -> None:
 def test_refusals(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("scale", "ridge"), [(1e8, 1.0), (1.0, 1e-30), (1e5, 1e-3)])
+def test_bait_refuses_embeddings_beside_which_the_ridge_is_lost(scale: float, ridge: float) -> None:
+    seeded = torch.Generator().manual_seed(0)
+    p, h = torch.rand(20, 3, generator=seeded).softmax(1), torch.randn(20, 4, generator=seeded)
+    with pytest.raises(ValueError, match="swamps ridge = .*raise ridge, or scale the embeddings down"):
+        bait(p, scale * h, 3, ridge=ridge)
+
+
+def test_bait_knows_the_embeddings_by_their_size_beside_the_ridge_alone() -> None:
+    seeded = torch.Generator().manual_seed(0)
+    p, h = torch.rand(20, 3, generator=seeded).softmax(1), torch.randn(20, 4, generator=seeded)
+    expected = bait(p, h.double(), 5, ridge=1e-6)
+    assert torch.equal(bait(p, 1e3 * h.double(), 5, ridge=1.0), expected)
