@@ -68,7 +68,7 @@ def check_ranks(model: nn.Module, objective: Objective) -> None:
 
 def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
     """Return the name of every parameter that the optimizer trains, in the optimizer's order."""
-    names = {p: name for name, p in module.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
     for number, group in enumerate(optimizer.param_groups):
         for position, p in enumerate(group["params"]):
             if p not in names:

@@ -23,6 +23,7 @@ from steelyard.cli.options import check_seeds, check_writable, data_root_of, set
 from steelyard.experiments.compare.table import Table
 from steelyard.reweight import SampleWeights, Shared
 from studies._command import command_line
+from studies._kept import check_no_fewer
 from studies.data_cleaning.problem import CLASSES, Digits, Problem, inputs
 from studies.data_cleaning.softmax import error, solve
 from studies.data_cleaning.weights import learned
@@ -103,6 +104,7 @@ def mixture(
     check_writable("--out", out)
     digits = Digits.read(data_root_of(data_root))
     rows = [row for seed in seeds for row in rows_of(digits, seed)]
+    check_no_fewer(out / "mixture.json", len(rows))
     _files.write_text(out / "mixture.json", json.dumps(rows, indent=1) + "\n")
     _files.write_text(out / "mixture.md", table(rows).markdown())
 

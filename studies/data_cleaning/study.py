@@ -17,6 +17,7 @@ from steelyard._support import _files
 from steelyard._support._text import parse_json
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
+from studies._kept import check_no_fewer
 from studies.data_cleaning.clean import clean_alone, cleaned, cleaned_by_net, net_of_clean, on_weights, with_clean
 from studies.data_cleaning.problem import SHARES, Digits, Problem
 from studies.data_cleaning.softmax import error
@@ -110,8 +111,11 @@ def study(
         shares: of the labels that are drawn again, among `SHARES`.
 
     Raises:
-        RecipeError: an unknown method. DataError: MNIST is not there. RunError: nothing to tabulate.
+        RecipeError: an unknown method or share. DataError: MNIST is not there. RunError: nothing to tabulate.
+        UserError: `out` has tables of more rows.
     """
+    if other := set(shares) - set(SHARES):
+        raise RecipeError(f"unknown share {min(other):g}; there are {', '.join(map(str, SHARES))}")
     if unknown := set(methods) - set(METHODS):
         raise RecipeError(f"unknown method {min(unknown)!r}; there are {', '.join(METHODS)}")
     digits = Digits.read(data_root) if methods else None
@@ -127,6 +131,7 @@ def study(
     rows = [row for path in sorted(runs.glob("*.json")) for row in parse_json(path.read_text(encoding="utf-8"))]
     if not rows:
         raise RunError(f"nothing under {runs} is carried out; --methods names some")
+    check_no_fewer(out / "cases.json", len(rows))
     for name, table in tables(rows).items():
         _files.write_text(out / f"{name}.md", table.markdown())
     _files.write_text(out / "cases.json", json.dumps(rows, indent=1) + "\n")

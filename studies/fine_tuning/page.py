@@ -11,6 +11,7 @@ from steelyard.experiments.active import tables
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.compare.rows import Spread
 from steelyard.experiments.compare.table import Table
+from studies._kept import check_no_fewer
 from studies.fine_tuning.study import Results, differences
 
 __all__ = ["page", "write"]
@@ -169,10 +170,12 @@ def _rank(who: str, figures: Mapping[str, float]) -> str:
 def write(results: Results, folder: Path, command: str) -> list[str]:
     """Write README.md and rounds.csv of each arm into `folder`; return their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "README.md", page(results, command))
-    names = ["README.md"]
+    rounds = {}
     for arm, cells in results.items():
         runs = [run for some in cells.values() for run in some]
-        write_text(folder / f"{arm}.csv", tables.rounds_table(tables.cells(runs)))
-        names.append(f"{arm}.csv")
-    return names
+        rounds[f"{arm}.csv"] = tables.rounds_table(tables.cells(runs))
+    for name, text in rounds.items():
+        check_no_fewer(folder / name, len(text.splitlines()) - 1)
+    for name, text in {"README.md": page(results, command), **rounds}.items():
+        write_text(folder / name, text)
+    return ["README.md", *rounds]

@@ -13,6 +13,7 @@ from steelyard._support import _files
 from steelyard._support._text import parse_json
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
+from studies._kept import check_no_fewer
 from studies.groups.case import CASES, GROUPED, PHOTOGRAPHS, TRAINED, carry_out
 
 __all__ = ["study"]
@@ -44,7 +45,7 @@ def study(
 
     Raises:
         RecipeError: an unknown case or method. DataError: data that are not there. RunError: nothing to tabulate, or a
-            damaged file.
+            damaged file. UserError: `out` has tables of more rows.
     """
     if unknown := set(cases) - set(CASES):
         raise RecipeError(f"unknown case {min(unknown)!r}; there are {', '.join(CASES)}")
@@ -61,6 +62,7 @@ def study(
     rows = [row for name in CASES for row in _read(runs, name)]
     if not rows:
         raise RunError(f"no case under {runs} is carried out; --cases names some")
+    check_no_fewer(out / "cases.json", len(rows))
     _files.write_text(out / "recovery.md", recovery(rows).markdown())
     _files.write_text(out / "accuracy.md", accuracy(rows).markdown())
     _files.write_text(out / "cases.json", json.dumps(rows, indent=1) + "\n")

@@ -14,6 +14,7 @@ from steelyard._support._files import write_text
 from steelyard.experiments.compare.published import published
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RunError
+from studies._kept import check_no_fewer
 from studies.photographs.rows import ROWS, Known, rows_of
 from studies.photographs.search import CHOSEN_BY
 from studies.photographs.sets import Source
@@ -47,10 +48,12 @@ def report(
         found: for each source the rows' figures, as `table.read` returns them.
 
     Raises:
-        RunError: there is no row.
+        RunError: there is no row. UserError: `out` has tables of more rows.
     """
     if not any(found):
         raise RunError("no row is carried out; `python -m studies.photographs table` does so")
+    for one_source, rows in zip(sources, found, strict=True):
+        check_no_fewer(out / f"{one_source.case}_rows.json", len(rows))
     summary: list[dict[str, Any]] = []
     for one_source, rows in zip(sources, found, strict=True):
         case = one_source.case
