@@ -104,11 +104,13 @@ def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
         return 130
     except Exception as error:
         # Their modules take torch's seconds to import, which what is wrong with an option need not wait for.
-        from steelyard.checkpoint import Stopped
+        from steelyard.checkpoint import CheckpointError, Stopped
         from steelyard.distributed import RankError
 
         if isinstance(error, RankError):
             return _fail(str(error), 1)
+        if isinstance(error, CheckpointError):
+            return _fail(str(error))
         if not isinstance(error, Stopped):
             raise
         return _stopped(error.reason, words)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.cli.command import COMMANDS, main
+from steelyard.checkpoint import Journal
+from steelyard.cli.command import COMMANDS, exit_status, main
 
 TUNED = [name for name in COMMANDS if name != "bounds"]
 
@@ -73,3 +74,19 @@ def test_what_is_wrong_with_an_option_does_not_wait_for_torch(tmp_path: Path) ->
     assert len(errors) == len(calls)
     for error, said in zip(errors, [*_SAID.values()] * 2, strict=True):
         assert said in error
+
+
+def test_a_checkpoint_of_another_computation_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a study meets it that is resumed with other settings."""
+    (tmp_path / "run.safetensors").write_bytes(b"no checkpoint")
+
+    def work() -> None:
+        with Journal(tmp_path / "run.safetensors").stage({}):
+            pass
+
+    assert exit_status(work, ["python", "-m", "studies.groups"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("steelyard: error: ")
+    assert "run.safetensors" in said
