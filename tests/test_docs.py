@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.support.modules import module_at
 from tests.support.places import ROOT
 
 DOCUMENTS = [
@@ -55,12 +55,7 @@ def test_an_inner_product_of_the_reference_is_code(room: str) -> None:
 @pytest.fixture(scope="module")
 def site() -> ModuleType:
     """What puts files of the repository on the site."""
-    spec = importlib.util.spec_from_file_location("repository", ROOT / "docs" / "repository.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "docs" / "repository.py")
 
 
 def test_every_link_of_the_site_stays_on_the_site(site: ModuleType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import torch
 from steelyard import Reweighting
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import execute
+from tests.support.modules import module_at
 from tests.support.places import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # they give NumPy arrays, as the guides say one may
@@ -27,12 +27,7 @@ _PATIENCE = 400  # seconds until a test gives up on processes that take some ten
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(EXAMPLES / f"{name}.py")
 
 
 def test_a_picture_of_a_run(tmp_path: Path) -> None:

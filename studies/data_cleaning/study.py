@@ -44,19 +44,19 @@ def _net(problem: Problem, seed: int, scaled: bool = False) -> Iterator[Trained]
 
 
 def _sample(problem: Problem, seed: int) -> Iterator[Trained]:
-    since = time.process_time()
-    weights = weight_a_sample(problem, seed)
-    alone = on_weights(problem, weights)
-    more = {"seconds": time.process_time() - since, "auroc": _auroc(problem, weights)}
-    yield "a weight a sample", alone, with_clean(problem, weights, alone), more
+    yield _a_weight_a_sample("a weight a sample", weight_a_sample, problem, seed)
 
 
 def _maple(problem: Problem, seed: int) -> Iterator[Trained]:
+    yield _a_weight_a_sample("a weight a sample, Maple", maple_weights, problem, seed)
+
+
+def _a_weight_a_sample(name: str, learn: Callable[[Problem, int], Tensor], problem: Problem, seed: int) -> Trained:
     since = time.process_time()
-    weights = maple_weights(problem, seed)
+    weights = learn(problem, seed)
     alone = on_weights(problem, weights)
     more = {"seconds": time.process_time() - since, "auroc": _auroc(problem, weights)}
-    yield "a weight a sample, Maple", alone, with_clean(problem, weights, alone), more
+    return name, alone, with_clean(problem, weights, alone), more
 
 
 def _oracles(problem: Problem, seed: int) -> Iterator[Trained]:
