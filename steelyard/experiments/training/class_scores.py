@@ -19,7 +19,7 @@ from steelyard._support._text import shown
 from steelyard.experiments.training.calibration import calibration_error, confidence
 from steelyard.experiments.training.regression import number
 
-__all__ = ["ClassScores", "delong_error", "logit_interval", "ranking_areas"]
+__all__ = ["ClassScores", "Ranking", "logit_interval"]
 
 _COUNTS = ("class_count", "class_right", "class_predicted")
 _MOST = 2**53  # of samples: as many as a float counts
@@ -156,50 +156,27 @@ def logit_interval(value: float, error: float, level: float = 0.95) -> tuple[flo
     return low, high
 
 
-def delong_error(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Return the standard error of AUROC over samples (DeLong et al. 1988), by midranks (Sun and Xu 2014, equation 8).
-
-    Args:
-        scores: ``(n,)``, higher for the positive class.
-        positive: ``(n,)`` booleans.
-
-    Returns:
-        None where either class has fewer than two samples.
-    """
-    return _Ranking.of(scores, positive).auroc_error
-
-
-def ranking_areas(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Return AUROC, which is the share of pairs in order, half of ties, and average precision, sum (R_k - R_(k-1)) P_k.
-
-    Those of scikit-learn (tested), whose checks of arguments take nine tenths of the time on a small split.
-
-    Args:
-        scores: ``(n,)``, higher for the positive class, finite.
-        positive: ``(n,)`` booleans, of both kinds.
-
-    Example:
-        >>> ranking_areas(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-        (0.875, 0.8333333333333333)
-    """
-    found = _Ranking.of(scores, positive)
-    return found.auroc, found.auprc
-
-
 @dataclass(frozen=True)
-class _Ranking:
+class Ranking:
     """Positives and negatives at every score, from the lowest up; of one sort, which is what takes time.
+
+    Areas are those of scikit-learn (tested), whose checks of arguments take nine tenths of the time on a small split.
 
     Attributes:
         ups: ``(k,)`` positives at the k different scores.
         downs: ``(k,)`` negatives.
+
+    Example:
+        >>> found = Ranking.of(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+        >>> found.auroc, found.auprc
+        (0.875, 0.8333333333333333)
     """
 
     ups: np.ndarray
     downs: np.ndarray
 
     @classmethod
-    def of(cls, scores: np.ndarray, positive: np.ndarray) -> _Ranking:
+    def of(cls, scores: np.ndarray, positive: np.ndarray) -> Ranking:
         """Rank samples by `scores` ``(n,)``, of which those of the mask `positive` ``(n,)`` should be on top."""
         order = np.argsort(scores)
         ordered, up = scores[order], np.cumsum(positive[order])
@@ -221,7 +198,10 @@ class _Ranking:
 
     @property
     def auroc_error(self) -> float | None:
-        """Its standard error, see `delong_error`."""
+        """Its standard error over samples (DeLong et al. 1988), by midranks (Sun and Xu 2014, equation 8).
+
+        None where either class has fewer than two samples.
+        """
         counts = (self.ups, self.downs)
         if min(int(each.sum()) for each in counts) < 2:
             return None
@@ -244,10 +224,10 @@ def _variance_of_mean(values: np.ndarray, counts: np.ndarray) -> float:
 def _areas(outputs: Tensor, targets: Tensor, classes: int) -> dict[str, float | None]:
     logits, labels = class_logits(outputs).double().cpu(), targets.cpu().numpy()
     if classes == 2:  # the difference of the logits: probabilities that round to 1 would be ties
-        one = _Ranking.of((logits[:, 1] - logits[:, 0]).numpy(), labels == 1)
+        one = Ranking.of((logits[:, 1] - logits[:, 0]).numpy(), labels == 1)
         return {"auroc": one.auroc, "auroc_error": one.auroc_error, "auprc": one.auprc}
     shares = logits.softmax(1).numpy()
-    each = [_Ranking.of(shares[:, number], labels == number) for number in range(classes)]
+    each = [Ranking.of(shares[:, number], labels == number) for number in range(classes)]
     return {
         "auroc": sum(one.auroc for one in each) / classes,
         "auprc": sum(one.auprc for one in each) / classes,

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from steelyard.experiments.training.class_scores import ClassScores, delong_error, logit_interval, ranking_areas
+from steelyard.experiments.training.class_scores import ClassScores, Ranking, logit_interval
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = (torch.rand(60, generator=GENERATOR) < 0.3).long()
@@ -55,7 +55,8 @@ def test_areas_are_those_of_scikit_learn(decimals: int) -> None:
         positive = random.permutation(200) < positives
         scores = (random.normal(size=200) + positive).round(decimals)
         expected = roc_auc_score(positive, scores), average_precision_score(positive, scores)
-        assert ranking_areas(scores, positive) == pytest.approx(expected, rel=1e-12)
+        found = Ranking.of(scores, positive)
+        assert (found.auroc, found.auprc) == pytest.approx(expected, rel=1e-12)
 
 
 def test_delong_by_its_components() -> None:
@@ -63,8 +64,8 @@ def test_delong_by_its_components() -> None:
     above = pairs(s, positive)
     by_positive, by_negative = above.mean(1), above.mean(0)
     expected = by_positive.var(ddof=1) / len(by_positive) + by_negative.var(ddof=1) / len(by_negative)
-    assert delong_error(s, positive) == pytest.approx(math.sqrt(expected))
-    assert delong_error(s[:3], np.array([True, False, False])) is None
+    assert Ranking.of(s, positive).auroc_error == pytest.approx(math.sqrt(expected))
+    assert Ranking.of(s[:3], np.array([True, False, False])).auroc_error is None
 
 
 def test_delongs_error_is_the_spread_over_samples() -> None:
@@ -75,7 +76,7 @@ def test_delongs_error_is_the_spread_over_samples() -> None:
         positive = np.arange(80) < 25
         scores = random.normal(size=80) + positive
         areas.append(roc_auc_score(positive, scores))
-        errors.append(delong_error(scores, positive))
+        errors.append(Ranking.of(scores, positive).auroc_error)
     assert float(np.mean(errors)) == pytest.approx(float(np.std(areas)), rel=0.15)
 
 
