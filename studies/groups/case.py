@@ -16,6 +16,7 @@ from steelyard.checkpoint import Journal
 from steelyard.experiments import load_recipe
 from steelyard.experiments.data import Splits
 from steelyard.experiments.methods import Maple, RefinedMaple
+from steelyard.experiments.methods.found_groups import second_run
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.reweight import FoundGroups, Reweighting
 from studies.photographs.features import options
@@ -25,12 +26,6 @@ __all__ = ["CASES", "GROUPED", "PHOTOGRAPHS", "TRAINED", "carry_out"]
 
 PHOTOGRAPHS = "photographs"
 """Waterbirds' shape: a set of each seed, as `python -m studies.photographs make` writes it."""
-
-_AGAIN = 1000
-"""Added to the seed of the second run, where the first is refused; its budget is a third larger."""
-
-_REPEATED = 10_000
-"""Of how many samples, at most, a second run is made."""
 
 _NOISE = "data.corruption.share=0.2"
 _UNIFORM = ("data.corruption.kind=uniform", _NOISE)
@@ -112,10 +107,8 @@ def carry_out(
     rare = _rare(name, splits)
     row |= {"case": name, "seed": seed, "samples": len(train), **_recovered(result, train.targets, rare)}
     found = _accepted(result, train.targets)
-    if found is None and len(train) <= _REPEATED:
-        again = replace(refined.maple, budget=_larger(refined.maple, len(train)))
-        other = again.fit(replace(problem, seed=seed + _AGAIN, journal=Journal()), silent).reweighting
-        assert other is not None
+    if found is None:
+        other = second_run(refined.maple, problem)
         found = _accepted(result, train.targets, other)
         row |= _repeated(result, other, found, rare)
     if name in GROUPED:
@@ -142,13 +135,6 @@ def _accepted(result: Reweighting, targets: Tensor, *repeats: Reweighting) -> Fo
         return result.groups(targets, repeats)
     except reweight.OneHumpError:
         return None
-
-
-def _larger(maple: Maple, count: int) -> int:
-    """Return a budget a third larger, and less than all of `count` samples."""
-    assert maple.budget is not None
-    kept = maple.budget if maple.budget >= 1 else maple.budget * count
-    return min(round(4 / 3 * kept), round(0.9 * count))
 
 
 def _repeated(

@@ -20,11 +20,65 @@ from steelyard.experiments.training.misclassified import misclassified
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.experiments.training.ranges import Fixed
 from steelyard.experiments.training.trainer import OptimizerSettings, Training, train
+from steelyard.reweight import FoundGroups, OneHumpError, Reweighting, budget_of
 
-__all__ = ["EIIL", "FOUND", "XRM", "ErrorGroups", "Given", "GroupSource", "MapleGroups", "invariance_split"]
+__all__ = [
+    "EIIL",
+    "FOUND",
+    "XRM",
+    "ErrorGroups",
+    "Given",
+    "GroupSource",
+    "MapleGroups",
+    "invariance_split",
+    "larger_budget",
+    "second_run",
+    "two_runs",
+]
 
 FOUND = Fixed("groups are found before the search")
 """What a method's field of a `GroupSource` is annotated with."""
+
+
+_AGAIN = 1000
+"""Added to the seed of a second run."""
+
+
+def larger_budget(maple: Maple, count: int) -> int:
+    """Return the budget of a second run on `count` samples: a third larger, and not all of them."""
+    return min(round(4 / 3 * budget_of(maple.budget, count)), round(0.9 * count))
+
+
+def second_run(maple: Maple, problem: Problem) -> Reweighting:
+    """Return what MAPLE learns with another seed of models, batches and masks, and a larger budget.
+
+    It is the next stage of the problem's journal, and is not observed.
+    """
+    again = replace(maple, budget=larger_budget(maple, len(problem.splits.train)))
+    learned = again.fit(replace(problem, seed=problem.seed + _AGAIN), silent).reweighting
+    assert learned is not None  # MAPLE learns weights
+    return learned
+
+
+def two_runs(maple: Maple, problem: Problem, first: Reweighting, again: bool) -> FoundGroups:
+    """Return the groups in what a first run has learned; where they are refused, those of it and a second run.
+
+    Args:
+        maple: the first run's settings.
+        problem: the first run's; its journal goes on.
+        first: what it learned.
+        again: whether there is a second run.
+
+    Raises:
+        OneHumpError: they are refused, the two runs' too.
+    """
+    targets = problem.splits.train.targets
+    try:
+        return first.groups(targets)
+    except OneHumpError:
+        if not again:
+            raise
+    return first.groups(targets, [second_run(maple, problem)])
 
 
 def _identification() -> Training:
@@ -72,6 +126,8 @@ class MapleGroups(ReadsAsMaple, _Found):
 
     Attributes:
         maple: the run, a stage of the journal; it is not observed.
+        second_run: where the groups of this run are refused, run it again, with another seed and a budget a third
+            larger, and test both.
 
     Raises (at `label`):
         OneHumpError: the keep-probabilities have one hump.
@@ -79,12 +135,13 @@ class MapleGroups(ReadsAsMaple, _Found):
 
     maple: Maple
     name: Literal["maple"] = "maple"
+    second_run: bool = True
 
     def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
         """Return which training samples are of the rare group."""
         result = self.maple.fit(problem, silent).reweighting
         assert result is not None  # MAPLE learns weights
-        return result.groups(problem.splits.train.targets).high
+        return two_runs(self.maple, problem, result, self.second_run).high
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._reads import ReadsAsMaple
+from steelyard.experiments.methods.found_groups import two_runs
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
 from steelyard.experiments.training.ranges import FIXED
@@ -27,7 +28,9 @@ class RefinedMaple(ReadsAsMaple):
         maple: MAPLE's settings.
         rounds, score, folds, repeats, shares, calibrations, least_kept: of `reweight.Refine`.
         steps: of the nets that score and of the last training; 0 takes those of MAPLE's inner run.
-        one_hump: "refuse" or "maple".
+        second_run: where the groups of MAPLE's run are refused, run it again, with another seed and a budget a third
+            larger, and test both (`found_groups.two_runs`).
+        one_hump: where there are no two groups all the same: "refuse" or "maple".
     """
 
     regression: ClassVar[bool] = False
@@ -41,6 +44,7 @@ class RefinedMaple(ReadsAsMaple):
     calibrations: Annotated[int, FIXED] = 4
     least_kept: Annotated[float, FIXED] = 0.1
     steps: Annotated[int, FIXED] = 0
+    second_run: bool = True
     one_hump: Literal["refuse", "maple"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -66,7 +70,7 @@ class RefinedMaple(ReadsAsMaple):
         assert learned is not None  # MAPLE learns weights
         train, inner = problem.splits.train, self.inner_run(problem)
         try:
-            found = learned.groups(train.targets)
+            found = two_runs(self.maple, problem, learned, self.second_run)
         except reweight.OneHumpError as error:
             if self.one_hump == "refuse":
                 raise

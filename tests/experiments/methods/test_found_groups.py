@@ -12,7 +12,15 @@ import torch
 from steelyard.distributed import Ranks
 from steelyard.experiments.data import ColouredDigits
 from steelyard.experiments.methods import DFR, GroupDRO, Maple, RefinedMaple, UpWeighting, check_groups
-from steelyard.experiments.methods.found_groups import EIIL, XRM, ErrorGroups, Given, MapleGroups, invariance_split
+from steelyard.experiments.methods.found_groups import (
+    EIIL,
+    XRM,
+    ErrorGroups,
+    Given,
+    MapleGroups,
+    invariance_split,
+    larger_budget,
+)
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.models import MLP
 from steelyard.experiments.models.heads import HeadName
@@ -90,7 +98,29 @@ def test_maples_groups(problem: Problem) -> None:
 
 def test_maples_groups_are_refused_where_s_has_one_hump(problem: Problem) -> None:
     with pytest.raises(OneHumpError, match="no two humps"):
+        MapleGroups(ONE_HUMP, second_run=False).label(problem)
+    with pytest.raises(OneHumpError, match="find different groups"):
         MapleGroups(ONE_HUMP).label(problem)
+
+
+def test_a_second_run_follows_where_the_first_is_refused(problem: Problem) -> None:
+    known = Given().label(problem).group
+    assert known is not None
+    unclear = replace(ONE_HUMP, budget=170)
+    with pytest.raises(OneHumpError, match="no two humps"):
+        MapleGroups(unclear, second_run=False).label(problem)
+    found = MapleGroups(unclear).label(problem).group
+    assert found is not None
+    assert adjusted_rand(found, known) > 0.85
+    fitted = RefinedMaple(unclear, rounds=0).fit(problem, silent)
+    assert fitted.reweighting is not None
+    mass = torch.zeros(4).index_add_(0, found, fitted.reweighting.expected_weights)
+    assert torch.allclose(mass, mass.mean())  # equal for the cells of the groups that both runs have
+
+
+@pytest.mark.parametrize(("budget", "larger"), [(300, 400), (0.3, 432), (900, 971)])
+def test_the_second_budget_is_a_third_larger(budget: float, larger: int) -> None:
+    assert larger_budget(replace(ONE_HUMP, budget=budget), 1079) == larger
 
 
 @pytest.mark.parametrize(
