@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from steelyard.distributed import ALONE, Ranks
 from steelyard.experiments.errors import RunError, UserError
-from steelyard.experiments.runs.folder import CONFIG, holding, is_finished
+from steelyard.experiments.runs.folder import CONFIG, LOCK, holding, is_finished
 from steelyard.experiments.runs.run_folder import RunFolder, blamed_on, check_device
 from steelyard.experiments.runs.settled import settled
 
@@ -103,6 +103,9 @@ def carried_out(
     ranks.together(lambda: folder.recover() if first else None)
     ranks.agree("the run", {"a finished run there": is_finished(directory)})
     if resume and is_finished(directory):
+        if first and (directory / LOCK).exists():  # of a process that was killed after its last write
+            with suppress(RunError), holding(directory):
+                pass  # it is removed, but while another process holds it
         return work.read(directory)
     ranks.together(lambda: work.check(directory, overwrite, resume) if first else None)
     with blamed_on(name, recipe.seed):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from steelyard._support import _files
 from steelyard._support._state import encode
 from steelyard._support._state import read as read_state
 from steelyard.checkpoint import Journal, Stopped
@@ -343,6 +344,23 @@ def test_a_run_that_meets_nan_says_where_and_leaves_its_state(tmp_path: Path) ->
     assert state["done"] == 1
     assert set(state["parts"]["learner"]["model"]) == {"1.weight", "1.bias", "3.weight", "3.bias"}
     assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_lock_that_a_kill_left_in_a_finished_run_is_removed(tmp_path: Path) -> None:
+    recipe = ERM
+    go(recipe, tmp_path)
+    lock = tmp_path / "run.lock"
+    lock.write_text("process 1 on a machine that died\n")
+    go(recipe, tmp_path, resume=True)
+    assert not lock.exists()
+    with _files.lock(lock):  # held: by a process that is about to finish
+        go(recipe, tmp_path, resume=True)
+        assert lock.exists()
+    (tmp_path / "other").write_text("mine")
+    lock.symlink_to(tmp_path / "other")
+    go(recipe, tmp_path, resume=True)
+    assert lock.is_symlink()
+    assert (tmp_path / "other").read_text() == "mine"
 
 
 @pytest.mark.slow
