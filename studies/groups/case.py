@@ -15,14 +15,16 @@ from steelyard._support._modules import evaluating
 from steelyard.checkpoint import Journal
 from steelyard.experiments import load_recipe
 from steelyard.experiments.data import Splits
-from steelyard.experiments.methods import Maple, RefinedMaple
+from steelyard.experiments.methods import Maple, RefinedMaple, Subset
 from steelyard.experiments.methods.found_groups import second_run
+from steelyard.experiments.training import group_labels
 from steelyard.experiments.training.problem import Problem, silent
 from steelyard.reweight import FoundGroups, Reweighting
 from studies.photographs.features import options
 from studies.photographs.sets import Sets
+from studies.priors.plan import METHODS, MNIST_DR_IS, MNIST_LHD, prior
 
-__all__ = ["CASES", "GROUPED", "PHOTOGRAPHS", "TRAINED", "carry_out"]
+__all__ = ["CASES", "GROUPED", "PHOTOGRAPHS", "TRAINED", "carry_out", "figures"]
 
 PHOTOGRAPHS = "photographs"
 """Waterbirds' shape: a set of each seed, as `python -m studies.photographs make` writes it."""
@@ -48,22 +50,42 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "Colored MNIST, 20 % uniform": (_MNIST, (_BFLOAT16, *_UNIFORM)),
     "Colored MNIST, 20 % adversarial": (_MNIST, (_BFLOAT16, *_ADVERSARIAL)),
     "Colored MNIST, 20 % Noisy-Class": (_MNIST, (_BFLOAT16, *_NOISY_CLASS)),
+    "CIFAR-MNIST": ("cifar_mnist/maple", ()),
     PHOTOGRAPHS: ("waterbirds/features/maple", ()),
 }
 """By name: a recipe, and what is set in it."""
 
-GROUPED = (*tuple(CASES)[:4], *(name for name in CASES if name.startswith("Colored MNIST")))
+GROUPED = (*tuple(CASES)[:4], *(name for name in CASES if name.startswith("Colored MNIST")), "CIFAR-MNIST")
 """The cases with a shortcut, where nets are trained on what follows."""
 
 TRAINED = (
     "found groups, balanced",
     "calibrated share",
     "Refine",
+    "Refine, short nets",
     "MAPLE, s w",
     "known groups, balanced",
     "ERM",
+    "LHD alone",
+    "disagreement alone",
 )
 """What nets are trained on, in the order in which they are."""
+
+_PRIORS = {
+    "LHD alone": {
+        "coloured_digits": METHODS["LHD alone"][1],
+        "colored_mnist": prior(MNIST_LHD.replace('keep = "low", ', ""), within="all"),
+    },
+    "disagreement alone": {
+        "coloured_digits": METHODS["DR-IS alone"][1],
+        "colored_mnist": prior(MNIST_DR_IS, within="all"),
+    },
+}
+"""The scores of `studies.priors`, by data set: without MAPLE, they choose as many samples as MAPLE keeps."""
+
+_SHORT = {"folds": 10, "steps": 400}
+"""Nets that score with nine tenths of the samples, trained for half as long: chosen on Colored MNIST with 20 % uniform
+wrong labels, seed 41, by the true labels of the training and the validation images."""
 
 
 def carry_out(
@@ -103,7 +125,7 @@ def carry_out(
     fitted = refined.maple.fit(problem, silent)
     result = fitted.reweighting
     assert result is not None
-    train, facts = splits.train, splits.facts
+    train = splits.train
     rare = _rare(name, splits)
     row |= {"case": name, "seed": seed, "samples": len(train), **_recovered(result, train.targets, rare)}
     found = _accepted(result, train.targets)
@@ -112,11 +134,11 @@ def carry_out(
         found = _accepted(result, train.targets, other)
         row |= _repeated(result, other, found, rare)
     if name in GROUPED:
-        row |= _figures(problem, fitted.model, "MAPLE, last step")
+        row |= figures(problem, fitted.model, "MAPLE, last step")
     file(dict(row))
-    for one, weight, notes in _weights(problem, result, found, refined, wanted, journals):
-        model, _ = _inner(problem, refined)(train, weight)
-        row |= {**notes, **_figures(problem, model, one), **_given(weight, facts, one)}
+    for one, weight, notes in _weights(problem, recipe_name, result, found, refined, wanted, journals, rare):
+        model, _ = _inner(problem, _settings(refined, one))(train, weight)
+        row |= {**notes, **figures(problem, model, one), **_given(weight, splits, rare, one)}
         file(dict(row))
     return row
 
@@ -126,7 +148,9 @@ def _rare(name: str, splits: Splits) -> Tensor | None:
     if name == PHOTOGRAPHS:  # groups 2 label + place; the place mostly goes with the label
         assert splits.train.group is not None
         return (splits.train.group == 1) | (splits.train.group == 2)
-    return ~splits.facts["colour_agrees"] if name in GROUPED else None
+    if name not in GROUPED:
+        return None
+    return ~splits.facts["digit_agrees" if name == "CIFAR-MNIST" else "colour_agrees"]
 
 
 def _accepted(result: Reweighting, targets: Tensor, *repeats: Reweighting) -> FoundGroups | None:
@@ -173,18 +197,20 @@ def _agreement(cut: str, high: Tensor, rare: Tensor) -> dict[str, float]:
 
 def _weights(
     problem: Problem,
+    recipe: str,
     result: Reweighting,
     found: FoundGroups | None,
     refined: RefinedMaple,
     wanted: Collection[str],
     journals: Path | None,
+    rare: Tensor | None,
 ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """Yield what is to be trained on: its name of `TRAINED`, weights, further figures.
 
     Where the groups are refused, what needs them is not tried.
     """
     train = problem.splits.train
-    ones, rare = torch.ones(len(train)), ~problem.splits.facts["colour_agrees"] if wanted else None
+    ones = torch.ones(len(train))
     for one in wanted:
         assert rare is not None
         if one == "ERM":
@@ -193,17 +219,36 @@ def _weights(
             yield one, result.expected_weights, {}
         elif one == "known groups, balanced":
             yield one, reweight.balance(ones, 2 * train.targets + rare.long()), {}
+        elif one in _PRIORS:
+            if own := _PRIORS[one].get(recipe.partition("/")[0]):
+                yield one, _chosen(problem, refined.maple, own), {}
         elif found is not None and one == "found groups, balanced":
             yield one, reweight.balance(ones, found.cells), {}
         elif found is not None:
             calibrated = one == "calibrated share"
-            settings = replace(refined, rounds=0 if calibrated else 2, shares="calibrated" if calibrated else "equal")
-            place = _journal(journals, "calibrated" if calibrated else "refine")
-            learned = settings.refine(_inner(problem, refined)).fit(train, found, journal=place)
+            settings = _settings(refined, one)
+            settings = replace(settings, rounds=0 if calibrated else 2, shares="calibrated" if calibrated else "equal")
+            place = _journal(journals, "".join(letter for letter in one.lower() if letter.isalpha()))
+            learned = settings.refine(_inner(problem, settings)).fit(train, found, journal=place)
             notes: dict[str, Any] = {f"{one} history": learned.history}
             if calibrated:
                 notes["calibrated share of the rare"] = float(learned.expected_weights[found.high].sum() / len(train))
             yield one, learned.expected_weights, notes
+
+
+def _chosen(problem: Problem, maple: Maple, overrides: tuple[str, ...]) -> Tensor:
+    """Return 1 for the samples that a prior puts first, as many as MAPLE keeps, and 0 for the others."""
+    settings = load_recipe("coloured_digits/subset", overrides, seed=problem.seed).method
+    assert isinstance(settings, Subset)
+    assert maple.budget is not None
+    kept = round(reweight.budget_of(maple.budget, len(problem.splits.train)))
+    first = settings.prior.compute(problem, kept).probabilities.argsort(descending=True, stable=True)[:kept]
+    return torch.zeros(len(problem.splits.train)).index_fill_(0, first.cpu(), 1.0)
+
+
+def _settings(refined: RefinedMaple, name: str) -> RefinedMaple:
+    """Return how the nets of an entry of `TRAINED` are trained, those that score and the last one."""
+    return replace(refined, **_SHORT) if name == "Refine, short nets" else refined
 
 
 def _inner(problem: Problem, refined: RefinedMaple) -> reweight.InnerRun:
@@ -215,20 +260,28 @@ def _journal(place: Path | None, suffix: str) -> Journal:
     return Journal() if place is None else Journal(place.with_name(f"{place.name}_{suffix}.safetensors"), every=600)
 
 
-def _given(weight: Tensor, facts: Mapping[str, Tensor], name: str) -> dict[str, float]:
+def _given(weight: Tensor, splits: Splits, rare: Tensor | None, name: str) -> dict[str, float]:
     """Return which share of the mass has a wrong label, and which contradicts the shortcut."""
-    wrong, rare = facts["label_flipped"], ~facts["colour_agrees"]
+    assert rare is not None
     return {
-        f"{name} wrong labels": float(weight[wrong].sum() / weight.sum()),
+        f"{name} wrong labels": float(weight[splits.facts["label_flipped"]].sum() / weight.sum()),
         f"{name} against the shortcut": float(weight[rare].sum() / weight.sum()),
     }
 
 
-def _figures(problem: Problem, model: torch.nn.Module, name: str) -> dict[str, float]:
-    """Return the accuracies on the test split and on validation, which is of the training environments."""
+def figures(problem: Problem, model: torch.nn.Module, name: str) -> dict[str, float]:
+    """Return the accuracies on the test split and on validation, which is of the training environments.
+
+    Of coloured images also the mean of the test accuracies where the colour agrees with the label and where it does
+    not: a net that has learned the colour backwards is good where the colour is reversed, as in the test split, and has
+    a half here.
+    """
     found = {}
     for split, suffix in ((problem.splits.test, "accuracy"), (problem.splits.validation, "validation accuracy")):
         with evaluating(model), torch.no_grad():
-            right = problem.head.predict(model(split.inputs)) == split.targets
-        found[f"{name} {suffix}"] = float(right.double().mean())
+            right = (problem.head.predict(model(split.inputs)) == split.targets).double()
+        found[f"{name} {suffix}"] = float(right.mean())
+        if suffix == "accuracy" and split.inputs.ndim == 4 and split.inputs.shape[1] == 2:
+            agrees = group_labels.with_groups(split).group == 3 * split.targets  # 2 label + colour
+            found[f"{name} balanced accuracy"] = float((right[agrees].mean() + right[~agrees].mean()) / 2)
     return found

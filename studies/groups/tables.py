@@ -91,14 +91,15 @@ def recovery(rows: Sequence[dict[str, Any]]) -> Table:
 
 def accuracy(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the table of test accuracies and of wrong labels among what is trained on, in per cent."""
-    head = ["case", "trained on", "seeds", "test accuracy", "wrong labels"]
+    head = ["case", "trained on", "seeds", "test accuracy", "colours balanced", "wrong labels", "against the shortcut"]
     lines = []
     for name in GROUPED:
         own = [row for row in rows if row["case"] == name]
         for method in _ROWS:
             having = [row for row in own if f"{method} accuracy" in row]
             if having:
-                figures = [_mean(having, f"{method} {figure}", 1, 100.0) for figure in ("accuracy", "wrong labels")]
+                columns = ("accuracy", "balanced accuracy", "wrong labels", "against the shortcut")
+                figures = [_mean(having, f"{method} {figure}", 1, 100.0) for figure in columns]
                 lines.append([name, method, str(len(having)), *figures])
     return Table(head, lines)
 

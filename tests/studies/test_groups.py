@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from steelyard.experiments import load_recipe
 from steelyard.experiments.errors import RecipeError, RunError
+from steelyard.experiments.training.problem import Problem
 from studies.groups import case, hint, rates, tables
 from studies.groups.case import CASES
 from studies.groups.tables import study
@@ -17,7 +19,7 @@ from studies.groups.tables import study
 
 def row(name: str, seed: int, accepted: bool) -> dict[str, object]:
     figures = {f"{cut} {figure}": 0.5 for cut in ("valley", "two_means") for figure in ("precision", "recall")}
-    accuracies = {"ERM accuracy": 0.4 + 0.01 * seed, "ERM wrong labels": 0.25}
+    accuracies = {"ERM accuracy": 0.4 + 0.01 * seed, "ERM wrong labels": 0.25, "ERM balanced accuracy": 0.6}
     return {"case": name, "seed": seed, "accepted": accepted, "share_between": 0.8, "valley_ratio": 7.0} | (
         {**figures, **accuracies} if name == "digits" else {}
     )
@@ -41,7 +43,9 @@ def test_tables_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     recovery = (tmp_path / "out" / "recovery.md").read_text()
     assert "| digits | 2 | 2 of 2 | 2 of 2 | 0.80 to 0.80 | 7 to 7 | 0.50 ± 0.00 | 0.50 ± 0.00 |" in recovery
     assert "| Adult | 2 | 0 of 2 | 0 of 2 |" in recovery
-    assert "| digits | ERM | 2 | 41.5 ± 0.7 | 25.0 ± 0.0 |" in (tmp_path / "out" / "accuracy.md").read_text()
+    assert (
+        "| digits | ERM | 2 | 41.5 ± 0.7 | 60.0 ± 0.0 | 25.0 ± 0.0 |" in (tmp_path / "out" / "accuracy.md").read_text()
+    )
     (summary,) = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["seeds"] == [1, 2]
     assert summary["mean"] == pytest.approx(0.415)
@@ -70,16 +74,32 @@ def test_a_case_is_carried_out_figure_by_figure(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(case.CASES, "digits", ("coloured_digits/maple", short))
     place, filed = tmp_path / "digits_seed1", []
     first = case.carry_out("digits", 1, None, {}, filed.append, place, ["ERM"])
-    whole = case.carry_out("digits", 1, None, first, filed.append, place)
+    quick = [one for one in case.TRAINED if one not in ("Refine, short nets", "disagreement alone")]
+    whole = case.carry_out("digits", 1, None, first, filed.append, place, quick)
     assert filed[-1] == whole
     assert ["ERM accuracy" in one for one in filed[:3]] == [False, True, True]
     assert {name: whole[name] for name in first} == first  # MAPLE was taken from its checkpoint, the net from the row
     assert whole["known groups, balanced against the shortcut"] == pytest.approx(0.5)
     assert whole["ERM against the shortcut"] == pytest.approx(0.15, abs=0.03)
+    assert whole["LHD alone against the shortcut"] > 0.2  # high ||lh||: who contradicts the colour
     accepted = whole["accepted"] or whole["accepted with a repeat"]
     for trained in ("found groups, balanced", "Refine"):  # on groups that are accepted, and no others
         assert (f"{trained} accuracy" in whole) == accepted
     assert case.carry_out("digits", 1, None, whole, filed.append, place, ["ERM"]) == whole
+
+
+def test_a_net_that_reads_the_colour_has_a_half_when_colours_are_balanced() -> None:
+    recipe = load_recipe("coloured_digits/maple", seed=1)
+    problem = Problem(recipe.data.load(1, None), recipe.model, 1)
+
+    class Colour(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            ink = images.sum((2, 3))
+            return (ink[:, 1:] - ink[:, :1]).sign()
+
+    found = case.figures(problem, Colour(), "colour")
+    assert found["colour balanced accuracy"] == 0.5
+    assert found["colour accuracy"] < 0.15
 
 
 def test_the_hint_tells_chosen_labels_in_breast_cancer() -> None:
