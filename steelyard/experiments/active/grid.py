@@ -78,7 +78,9 @@ class Grid:
                 raise UserError(f"{option} names {twice[0]} twice")
         planned = []
         for seed, noise, tuned, selector in _combinations(seeds, noises, _SWITCH[fine_tuning], selectors):
-            sets = {"noise.name": noise, "fine_tune": tuned, "selector": selector}
+            # No noise has no fields: those of the recipe's kind go with it.
+            kind = {"noise": '{name = "none"}'} if noise == "none" else {"noise.name": noise}
+            sets = {**kind, "fine_tune": tuned, "selector": selector}
             chosen = (*overrides, *(f"{key}={value}" for key, value in sets.items() if value is not None))
             recipe = load_active_recipe(name, chosen, seed)
             method = recipe.selector + ("_ft" if recipe.fine_tune else "")

@@ -67,6 +67,14 @@ def test_a_seed_given_twice_is_refused(tmp_path: Path) -> None:
         Grid.of("digits", (), tmp_path, seeds=(3, 1, 3))
 
 
+def test_no_noise_beside_a_recipe_whose_noise_has_fields(tmp_path: Path) -> None:
+    grid = Grid.of("digits", (), tmp_path, noises=["none", "noisy_class", "noisy_blank"])
+    noises = [plan.recipe.noise for plan in grid.planned]
+    assert [noise.name for noise in noises] == ["none", "noisy_class", "noisy_blank"]
+    assert [noise.share for noise in noises[1:]] == [0.8, 0.8]  # the recipe's, of whatever kind
+    assert [plan.directory.relative_to(tmp_path).parts[0] for plan in grid.planned] == [noise.name for noise in noises]
+
+
 def test_compare_says_what_it_does_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [*TINY[:-1], "schedule.rounds=1"]
     assert main(["active", "digits", *few, "--seeds", "0", "--out", str(tmp_path)]) == 0
