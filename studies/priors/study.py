@@ -16,6 +16,7 @@ from steelyard._support._text import parse_json
 from steelyard.experiments.compare.spreadsheet import frame_text
 from steelyard.experiments.compare.table import Table
 from steelyard.experiments.errors import RecipeError, RunError
+from studies._kept import check_no_fewer
 from studies.priors import plots
 from studies.priors.cells import carry_out, collect
 from studies.priors.plan import (
@@ -123,6 +124,7 @@ def _rows_of_parts(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _write(part: str, table: pandas.DataFrame, cells: pandas.DataFrame, folder: Path) -> None:
     keys = KEYS[part]
+    check_no_fewer(folder / f"{part}_runs.csv", len(cells))
     _files.write_text(folder / f"{part}.md", markdown(table, keys))
     _files.write_text(folder / f"{part}.csv", frame_text(table))
     _files.write_text(folder / f"{part}_runs.csv", frame_text(cells.drop(columns="curve")))

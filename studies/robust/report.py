@@ -19,6 +19,7 @@ from steelyard.experiments.compare.plots import COLOURS, STYLE, svg
 from steelyard.experiments.compare.rows import Spread
 from steelyard.experiments.compare.table import Table
 from studies._claims import Claim, Judgement, markdown
+from studies._kept import check_no_fewer
 
 __all__ = ["robust_claims", "write_robust_report"]
 
@@ -40,6 +41,9 @@ def write_robust_report(runs: Runs, attacked: Attacked, folder: Path, command: s
         runs: of all three tasks, over the same selectors and seeds.
         attacked: what the library left, may be empty.
         folder: made if missing. command: what remakes it.
+
+    Raises:
+        UserError: `folder` has tables of more rounds.
     """
     found = {task: tables.cells(of) for task, of in runs.items()}
     rows = [{**row, "recipe": f"{row['recipe']}, {task}"} for task, of in found.items() for row in _rows(of, command)]
@@ -54,6 +58,7 @@ def write_robust_report(runs: Runs, attacked: Attacked, folder: Path, command: s
     if attacked:
         lines = ("{},{},{},{:.6g}".format(*key, value) for key, value in attacked.items())
         texts["library.csv"] = "\n".join(["task,selector,seed,accuracy", *lines]) + "\n"
+    check_no_fewer(folder / "rounds.csv", len(texts["rounds.csv"].splitlines()) - 1)
     for name, text in texts.items():
         write_text(folder / name, text)
     return list(texts)
