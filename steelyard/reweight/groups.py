@@ -44,7 +44,9 @@ class FoundGroups:
         high: ``(n,)`` whether a sample's keep-probability is above the cut.
         cells: ``(n,)`` int64, 2 label + high: what `balance`, `reweight.GroupWeights` and Group DRO take as groups.
             Without labels 0 or 1.
-        cut: where the keep-probabilities were cut.
+        probabilities: ``(n,)`` the keep-probabilities that were cut: with repeats, those of the run with the deepest
+            valley.
+        cut: where they were cut.
         two_means: the two-means cut of the same numbers.
         valley: the deepest valley, with its test against one hump.
         least_of_class: over the classes, the least share of a class that is in one of the groups; 0.5 without labels.
@@ -53,6 +55,7 @@ class FoundGroups:
 
     high: Bool[Tensor, " n"]
     cells: Int[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]
     cut: float
     two_means: TwoMeans
     valley: Valley
@@ -172,7 +175,7 @@ def _found(
         cells = 2 * labels + cells
         shares = [float(high[labels == label].double().mean()) for label in labels.unique().tolist()]
         least = min(min(share, 1 - share) for share in shares)
-    return FoundGroups(high, cells, at, middle, dip, least)
+    return FoundGroups(high, cells, s, at, middle, dip, least)
 
 
 def _refuse(found: FoundGroups, level: float, least_ratio: float | int, least_share: float | int) -> None:

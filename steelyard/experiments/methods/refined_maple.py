@@ -21,7 +21,8 @@ class RefinedMaple(ReadsAsMaple):
     """MAPLE finds groups that no column names (`reweight.find_groups`), and `reweight.Refine` trains on them.
 
     MAPLE's steps are observed as its own; then one more, the model trained under the refined weights, which is the
-    result. Labels needed: class and environment, in training. Where the keep-probabilities have one hump the run ends
+    result. The table of samples has their `found_group` (true: above the cut), too, and the `maple_probability` that was
+    cut. Labels needed: class and environment, in training. Where the keep-probabilities have one hump the run ends
     with the figures that say so, or (``one_hump = "maple"``) trains on MAPLE's s w.
 
     Attributes:
@@ -74,14 +75,15 @@ class RefinedMaple(ReadsAsMaple):
         except reweight.OneHumpError as error:
             if self.one_hump == "refuse":
                 raise
-            figures = {**error.found.figures(), "refined": 0.0}
+            figures, columns = {**error.found.figures(), "refined": 0.0}, {}
         else:
+            columns = {"found_group": found.high, "maple_probability": found.probabilities}
             history = learned.history
             learned = self.refine(inner).fit(train, found, history=history, journal=problem.journal)
             figures = {**found.figures(), "refined": 1.0}
         model, _ = inner.fresh()(train, learned.expected_weights)
         observe(self.last_step, model, figures)
-        return Fitted(model, learned)
+        return Fitted(model, learned, columns)
 
     def inner_run(self, problem: Problem) -> reweight.InnerRun:
         """Return the run of the nets that score, and of the last training."""

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from steelyard.experiments.compare import plots
-from steelyard.experiments.methods import Maple
+from steelyard.experiments.methods import Maple, RefinedMaple
 from steelyard.experiments.runs.run import Run
 from steelyard.reweight import OneHumpError, find_groups
 
@@ -19,31 +19,51 @@ __all__ = ["groups_section"]
 
 _MOST = 12  # values of a column that are shown, each as a line
 _BINS = 40
-_SKIPPED = ("index", "weight", "probability", "id")
+_COLUMNS, _FIGURES = ("found_group", "maple_probability"), ("cut", "two_means_cut", "high_share", "valley_p")
+_SKIPPED = ("index", "weight", "probability", "id", *_COLUMNS)
 
 
 def groups_section(run: Run, facts: Mapping[str, tuple[str, Mapping[bool, str]]]) -> dict[str, Any] | None:
     """Return what `templates/groups.html.j2` shows of one run of MAPLE; None of another method, or if s is constant.
 
+    Of a run of refined MAPLE it is the groups that it found, in one run or two; where it found none, None.
+
     Args:
         run: with its samples.
         facts: fact -> (title, {True: name, False: name}): how the values of a column of facts are called.
     """
-    samples = run.samples
-    if samples is None or not isinstance(run.recipe.method, Maple) or samples["probability"].nunique() < 2:
+    samples, method = run.samples, run.recipe.method
+    if samples is None:
         return None
-    s = torch.tensor(samples["probability"].to_numpy())
+    figures = run.history[-1].extra if run.history else {}
+    if isinstance(method, RefinedMaple) and set(_COLUMNS) <= set(samples) and set(_FIGURES) <= set(figures):
+        high = samples["found_group"].to_numpy()
+        return _section(samples, "maple_probability", high, figures, "", facts)
+    if not isinstance(method, Maple) or samples["probability"].nunique() < 2:
+        return None
     try:
-        found, refused = find_groups(s), ""
+        found, refused = find_groups(torch.tensor(samples["probability"].to_numpy())), ""
     except OneHumpError as error:
         found, refused = error.found, str(error)
+    return _section(samples, "probability", found.high.numpy(), found.figures(), refused, facts)
+
+
+def _section(
+    samples: pandas.DataFrame,
+    column: str,
+    high: Any,
+    figures: Mapping[str, float],
+    refused: str,
+    facts: Mapping[str, tuple[str, Mapping[bool, str]]],
+) -> dict[str, Any]:
+    """Return what the template shows of a cut of the keep-probabilities in `column`."""
     return {
         "refused": refused,
-        "cut": found.cut,
-        "figures": found.figures(),
-        "high": found.high.tolist(),
-        "plot": _histogram(samples["probability"].tolist(), found.cut, found.two_means.at),
-        "lines": [] if refused else _lines(samples, found.high.numpy(), facts),
+        "cut": figures["cut"],
+        "figures": figures,
+        "high": high.tolist(),
+        "plot": _histogram(samples[column].tolist(), figures["cut"], figures["two_means_cut"]),
+        "lines": [] if refused else _lines(samples, high, facts),
     }
 
 

@@ -38,6 +38,8 @@ SAMPLE_COLUMNS = {"index": "whole numbers", "weight": "numbers", "probability": 
 KNOWN_COLUMNS = {
     **dict.fromkeys(("environment", "group"), "whole numbers"),
     **dict.fromkeys(("label_flipped", "label_corrupted", "colour_agrees", "digit_agrees"), "true and false"),
+    "found_group": "true and false",
+    "maple_probability": "numbers",
     "id": "words",
 }
 
@@ -54,7 +56,7 @@ class Run:
         history: every evaluated step, in order.
         environment: versions, platform, threads, seconds.
         samples: where the method learns sample weights, a row for each training sample: index, weight, probability,
-            target, environment, group, the facts of the data set, and the user's id.
+            target, environment, group, the facts of the data set, what the method has found, and the user's id.
     """
 
     directory: Path
@@ -137,10 +139,11 @@ def _read_samples(path: Path, regression: bool) -> pandas.DataFrame:
     if "id" in frame:
         frame["id"] = frame["id"].map(printable)
     for name in frame.columns.drop("id", errors="ignore"):
-        low, high = (0.0, 1.0) if name == "probability" else (0, math.inf)
+        is_share = name in ("probability", "maple_probability")
+        low, high = (0.0, 1.0) if is_share else (0, math.inf)
         low = -math.inf if name == "target" and regression else low
         if wrong := int((~frame[name].between(low, high) | (frame[name] == math.inf)).sum()):
-            within = "in [0, 1]" if name == "probability" else "finite and >= 0"
+            within = "in [0, 1]" if is_share else "finite and >= 0"
             raise ValueError(f"the column {name!r} must be {within}; {wrong} of {len(frame)} rows are not")
     if frame["index"].duplicated().any():
         raise ValueError("the column 'index' must name each sample once")

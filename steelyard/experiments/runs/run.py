@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from steelyard._support._files import atomic_path, write_bytes
 from steelyard._support._text import printable
@@ -212,7 +212,7 @@ def _write_outcome(directory: Path, fitted: Fitted, train: Batch, known: Splits)
     """Write what a method ended with; return the table of samples, where weights were learned."""
     samples = None
     if fitted.reweighting is not None:
-        samples = _samples(fitted.reweighting, train, known)
+        samples = _samples(fitted.reweighting, train, known, fitted.columns)
         with atomic_path(directory / RESULT) as temporary:
             samples.to_parquet(temporary, index=False)
         fitted.reweighting.save(directory / REWEIGHTING)
@@ -220,9 +220,10 @@ def _write_outcome(directory: Path, fitted: Fitted, train: Batch, known: Splits)
     return samples
 
 
-def _samples(reweighting: Reweighting, train: Batch, known: Splits) -> pandas.DataFrame:
+def _samples(reweighting: Reweighting, train: Batch, known: Splits, learned: Mapping[str, Tensor]) -> pandas.DataFrame:
     frame = reweighting.to_frame().drop(columns="expected_weight")  # the product of two that are there
     columns = {"target": train.targets, "environment": train.environment, "group": train.group, **known.facts}
+    columns |= learned
     if known.target_scale is not None:  # in the target's own units
         mean, deviation = known.target_scale
         columns["target"] = mean + deviation * train.targets.double()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.objective import SampleLoss
@@ -103,7 +103,14 @@ class Latest:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a method ends with: the final model and, where sample weights were learned, these."""
+    """What a method ends with: the final model and, where sample weights were learned, these.
+
+    Attributes:
+        model: the final one.
+        reweighting: weights and keep-probabilities.
+        columns: further columns ``(n,)`` of the run's table of samples, where there are weights.
+    """
 
     model: nn.Module
     reweighting: Reweighting | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from steelyard.experiments.report.found_groups import groups_section
 from steelyard.experiments.report.learned import FACTS, GALLERY
 from steelyard.experiments.report.page import render
 from steelyard.experiments.runs.recipe import load_recipe
-from steelyard.experiments.runs.run import Run, execute
+from steelyard.experiments.runs.run import Run, execute, read_run
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,26 @@ def test_groups_are_shown_with_what_is_known_of_them(run: Run) -> None:
     assert "have two humps" in page
     assert page.count('class="tile') == 4 * GALLERY  # most and least kept, above and below the cut
     assert page == render([split])
+
+
+@pytest.mark.parametrize("budget", [300, 170], ids=["by the first run", "by the second run"])
+def test_groups_that_refined_maple_found_are_in_its_table_and_on_its_page(budget: int, tmp_path: Path) -> None:
+    maple = f"{{budget={budget}, steps=12, learn='probabilities', probability_rate=0.2, inner={{steps=40}}}}"
+    sets = [f"method={{name='refined_maple', rounds=0, maple={maple}}}", "model.hidden=[16]"]
+    recipe = load_recipe("coloured_digits/maple", [*sets, "data.train_flips=[0.05, 0.15]"], 0)
+    run = execute(recipe, tmp_path / "seed0", name="coloured_digits/refined_maple")
+    samples, figures = run.samples, run.history[-1].extra
+    assert samples is not None
+    high = samples["found_group"].to_numpy()
+    assert (high == (samples["maple_probability"] > figures["cut"])).all()
+    assert high.mean() == pytest.approx(figures["high_share"])
+    assert (~samples["colour_agrees"].to_numpy() == high).mean() > 0.97
+    read = read_run(tmp_path / "seed0")  # as `steelyard report` does
+    section = groups_section(read, FACTS)
+    assert section is not None
+    assert section["lines"][0]["name"] == "colour disagrees"
+    assert "have two humps" in render([read])
+    assert ("agreement_0" in figures) == (budget == 170)
 
 
 def test_one_hump_is_said(run: Run) -> None:
