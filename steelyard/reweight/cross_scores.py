@@ -6,9 +6,11 @@ that balance the found groups the shortcut is worth nothing, and what a net then
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +20,9 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._modules import class_logits, evaluating, inputs_of_last_linear
 from steelyard.bilevel import Batch, Streamed
+from steelyard.bilevel.stacked import Stacked
 from steelyard.reweight.inner import InnerRun
+from steelyard.reweight.together import Together, TogetherName
 
 __all__ = ["CrossFitScores", "Scoring", "cross_fit_scores"]
 
@@ -40,6 +44,7 @@ class CrossFitScores:
         el2n: ``(n,)`` ||p - e_y|| after a tenth of the run; high = a wrong label, or a hard sample.
         rank_disagreement: ``(n,)`` of the repeats' losses; low = a wrong label in the bulk. NaN with one repeat.
         losses: ``(repeats, n)`` -log of the probability of the given label.
+        apart: why the nets were trained one after the other; "" where they were trained as one.
     """
 
     label_probability: Float[Tensor, " n"]
@@ -49,6 +54,7 @@ class CrossFitScores:
     el2n: Float[Tensor, " n"]
     rank_disagreement: Float[Tensor, " n"]
     losses: Float[Tensor, "repeats n"]
+    apart: str = ""
 
 
 def cross_fit_scores(
@@ -60,6 +66,7 @@ def cross_fit_scores(
     *,
     decay: float = 0.9,
     seed: int = 0,
+    together: TogetherName = "auto",
 ) -> CrossFitScores:
     """Score samples by nets trained on all samples of the other folds, weighted.
 
@@ -77,6 +84,8 @@ def cross_fit_scores(
         repeats: >= 1; rank disagreement needs 2.
         decay: of the moving average that LHD compares with.
         seed: of the splits.
+        together: whether the nets are trained as one: "auto", where each is the same up to rounding and they are small
+            (see `Together`), True or False.
 
     Raises:
         ValueError: fewer than 2 folds, targets that are no class ids, several ranks (which is not supported: score in
@@ -91,23 +100,32 @@ def cross_fit_scores(
     Example:
         See docs/guides/groups.md; ``cross_fit_scores(inner, train, balance(ones, cells)).label_probability``.
     """
-    scoring = Scoring(inner, train, folds, repeats, decay=decay, seed=seed)
+    scoring = Scoring(inner, train, folds, repeats, decay=decay, seed=seed, together=together)
     given = _check.finite("weights", _check.floats("weights", weights, ("n",)))
     _check.same_length(train=train.index, weights=given)
-    for number in range(scoring.nets):
-        scoring.train_net(number, given)
+    number = 0
+    while number < scoring.nets:
+        number += scoring.train_nets(number, given)
     return scoring.scores()
 
 
 class Scoring:
-    """`cross_fit_scores`, a net at a time: a stage of a journal carries what was read so far.
+    """`cross_fit_scores`, a net or all nets at a time: a stage of a journal carries what was read so far.
 
     Args:
-        inner, train, folds, repeats, decay, seed: see `cross_fit_scores`.
+        inner, train, folds, repeats, decay, seed, together: see `cross_fit_scores`.
     """
 
     def __init__(
-        self, inner: InnerRun, train: Batch, folds: int, repeats: int, *, decay: float = 0.9, seed: int = 0
+        self,
+        inner: InnerRun,
+        train: Batch,
+        folds: int,
+        repeats: int,
+        *,
+        decay: float = 0.9,
+        seed: int = 0,
+        together: TogetherName = "auto",
     ) -> None:
         _check.instance("inner", inner, InnerRun, "an InnerRun")
         _check.instance("train", train, Batch, "a Batch, as Batch.of(inputs, targets) makes it")
@@ -125,7 +143,10 @@ class Scoring:
                 f"train's targets must be class ids (n,), got {targets.dtype} {tuple(targets.shape)}; the scores are "
                 "of the given label"
             )
-        self._inner, self._train = inner, train
+        self._train = train
+        runs = [inner.fresh(inner.seed + repeat) for repeat in range(self.repeats) for _ in range(self.folds)]
+        self._steps, self._runs, self._together = inner.steps, runs, Together(runs, together)
+        self._apart = ""
         self.reset()
 
     @property
@@ -137,17 +158,41 @@ class Scoring:
         """Forget what was read."""
         self._read = torch.full((len(_FIELDS), self.repeats, len(self._train)), math.nan, dtype=torch.float64)
 
-    def train_net(self, number: int, weights: Float[Tensor, " n"]) -> None:
-        """Train net `number` (from 0) under `weights` ``(n,)`` and read its fold."""
+    def train_nets(self, number: int, weights: Float[Tensor, " n"]) -> int:
+        """Train nets from `number` (from 0) on under `weights` ``(n,)`` and read their folds; return how many.
+
+        All are trained as one where they can be; one that is resumed between two nets goes on as it began, net by net.
+        """
+        if number == 0 and self._train_as_one(weights):
+            return self.nets
+        fold = self._fold(number)
+        watch = _Watch([fold], self._steps, self.decay)
+        run = self._runs[number].fresh()  # which is gone, and its model, when it was read
+        model, _ = run(self._train, fold.outside(weights), lambda step, model: watch(step, model, [model]))
+        self._file([number], watch.scores([model]))
+        return 1
+
+    def _train_as_one(self, weights: Tensor) -> bool:
+        """Train all nets as one and read their folds; False, and nothing is done, where they cannot be."""
+        folds = [self._fold(number) for number in range(self.nets)]
+        watch = _Watch(folds, self._steps, self.decay)
+        trained = self._together.trained([self._train] * self.nets, [one.outside(weights) for one in folds], watch)
+        self._apart = self._together.apart
+        if trained is None:
+            return False
+        self._file(range(self.nets), watch.scores([model for model, _ in trained]))
+        return True
+
+    def _fold(self, number: int) -> _Fold:
+        """Return what net `number` is not trained on."""
         repeat, fold = divmod(number, self.folds)
         generator = torch.Generator().manual_seed(self.seed + repeat)
         rows = torch.randperm(len(self._train), generator=generator)[fold :: self.folds].sort().values
-        own = weights.clone()
-        own[rows.to(own.device)] = 0
-        inner = self._inner.fresh(self._inner.seed + repeat)
-        watch = _Watch(inner, self._train, rows, self.decay)
-        model, _ = inner(self._train, own, watch)
-        self._read[:, repeat, rows] = watch.scores(model).cpu()
+        return _Fold(self._runs[number], self._train, rows)
+
+    def _file(self, numbers: Sequence[int], scores: Sequence[Tensor]) -> None:
+        for number, one in zip(numbers, scores, strict=True):
+            self._read[:, number // self.folds, self._fold(number).rows] = one.cpu()
 
     def scores(self) -> CrossFitScores:
         """Return the scores of the nets that were trained; NaN where none has read a sample."""
@@ -159,58 +204,90 @@ class Scoring:
             from steelyard import selectors  # a room that who asks for `Maple` alone does not need
 
             disagreement = selectors.rank_disagreement(losses)
-        return CrossFitScores(**mean, rank_disagreement=disagreement, losses=losses)
+        return CrossFitScores(**mean, rank_disagreement=disagreement, losses=losses, apart=self._apart)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what was read so far."""
-        return {"read": self._read}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was read so far, and why it was net by net."""
+        return {"read": self._read, "apart": self._apart}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         if state["read"].shape != self._read.shape:
             raise ValueError(f"it has scores {tuple(state['read'].shape)}, not {tuple(self._read.shape)}")
-        self._read = state["read"].clone()
+        self._read, self._apart = state["read"].clone(), state["apart"]
 
 
 class _Watch:
-    """What is read of one net while it is trained, on the samples of its fold."""
+    """What is read of nets while they are trained, each on the samples of its fold, and the average of their weights.
 
-    def __init__(self, inner: InnerRun, train: Batch, rows: Tensor, decay: float) -> None:
-        self._inner, self._train, self._rows, self._decay = inner, train, rows, decay
-        self._reads = sorted({-(-inner.steps * k // _READS) for k in range(1, _READS + 1)})
+    (Nets whose parameters are stacked have one average of the stacks.)
+    """
+
+    def __init__(self, folds: Sequence[_Fold], steps: int, decay: float) -> None:
+        self._folds, self._decay = folds, decay
+        self._reads = sorted({-(-steps * k // _READS) for k in range(1, _READS + 1)})
         self._average: torch.optim.swa_utils.AveragedModel | None = None
-        self._margins: list[Tensor] = []
-        self._early: Tensor | None = None
-        self._linear = False
 
-    def __call__(self, step: int, model: nn.Module) -> None:
+    def __call__(self, step: int, trained: nn.Module, models: Sequence[nn.Module]) -> None:
+        """Look at what is `trained`, the one model of `models` or all of them stacked, after `step` steps."""
         if self._average is None:
             from steelyard import selectors
 
-            self._linear = any(isinstance(module, nn.Linear) for module in model.modules())
-            self._average = selectors.ema(model, self._decay, bias_corrected=True)
-        self._average.update_parameters(model)
+            self._average = selectors.ema(trained, self._decay, bias_corrected=True)
+        self._average.update_parameters(trained)
         if step in self._reads:
-            from steelyard import selectors
+            if isinstance(trained, Stacked):
+                trained.put_back(models)
+            for fold, model in zip(self._folds, models, strict=True):
+                fold.read(model)
 
-            logits, _ = self._outputs(model)
-            targets = self._targets(logits)
-            self._margins.append(selectors.aum(logits[None], targets))
-            if self._early is None:
-                self._early = selectors.el2n(logits.softmax(1), targets)
-
-    def scores(self, model: nn.Module) -> Float[Tensor, "scores k"]:
-        """Return the scores of the fold's ``k`` samples in the order of `_FIELDS`, float64, by the trained `model`."""
+    def scores(self, models: Sequence[nn.Module]) -> list[Float[Tensor, "scores k"]]:
+        """Return the scores of each fold's ``k`` samples in the order of `_FIELDS`, float64."""
         assert self._average is not None  # an inner run has a step
+        average: nn.Module = self._average.module
+        averages = [average]
+        if isinstance(average, Stacked):
+            averages = [copy.deepcopy(model) for model in models]
+            average.put_back(averages)
+        several = zip(self._folds, models, averages, strict=True)
+        return [fold.scores(model, average) for fold, model, average in several]
+
+
+class _Fold:
+    """The samples that a net is not trained on, and what it says of them."""
+
+    def __init__(self, inner: InnerRun, train: Batch, rows: Tensor) -> None:
+        self.rows = rows
+        self._inner, self._train = inner, train
+        self._margins: list[Tensor] = []
+        self._early: Tensor | None = None
+
+    def outside(self, weights: Tensor) -> Tensor:
+        """Return `weights` with 0 for these samples."""
+        return weights.index_fill(0, self.rows.to(weights.device), 0)
+
+    def read(self, model: nn.Module) -> None:
+        """Note the margins in the middle of training, and the first time EL2N."""
+        from steelyard import selectors
+
+        logits, _ = self._outputs(model, linear=False)
+        targets = self._targets(logits)
+        self._margins.append(selectors.aum(logits[None], targets))
+        if self._early is None:
+            self._early = selectors.el2n(logits.softmax(1), targets)
+
+    def scores(self, model: nn.Module, average: nn.Module) -> Float[Tensor, "scores k"]:
+        """Return the scores of the ``k`` samples by the trained model and the average of its weights."""
         assert self._early is not None
-        logits, hidden = self._outputs(model)
+        linear = any(isinstance(module, nn.Linear) for module in model.modules())
+        logits, hidden = self._outputs(model, linear)
         targets = self._targets(logits)
         loss = nn.functional.cross_entropy(logits.double(), targets, reduction="none")
         lhd = torch.full_like(loss, math.nan)
-        if self._linear:
+        if linear:
             from steelyard import selectors
 
-            other, other_hidden = self._outputs(self._average.module)
+            other, other_hidden = self._outputs(average, linear)
             difference = selectors.state_difference(logits, other, hidden, other_hidden, labels=targets)
             lhd = torch.linalg.vector_norm(difference.double(), dim=1)
         aum = torch.stack(self._margins).double().mean(0)
@@ -218,28 +295,28 @@ class _Watch:
         return torch.stack([(-loss).exp(), correct, lhd, aum, self._early.double(), loss])
 
     def _targets(self, logits: Tensor) -> Tensor:
-        return self._train.targets[self._rows.to(self._train.targets.device)].to(logits.device)
+        return self._train.targets[self.rows.to(self._train.targets.device)].to(logits.device)
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return logits ``(k, classes)`` and the last `nn.Linear`'s inputs ``(k, features)`` (empty without one)."""
+    def _outputs(self, model: nn.Module, linear: bool) -> tuple[Tensor, Tensor]:
+        """Return logits ``(k, classes)``, and with `linear` the last `nn.Linear`'s inputs ``(k, features)``."""
         autocast, found, hidden = self._inner.settle(self._train.device), [], []
         with evaluating(model):
             for chunk in self._chunks():
                 with torch.autocast(chunk.device.type, dtype=autocast, enabled=autocast is not None):
-                    logits, inside = self._one(model, chunk)
+                    logits, inside = self._one(model, chunk, linear)
                 found.append(class_logits(logits.float() if logits.dtype != torch.float64 else logits))
                 hidden += inside
         return torch.cat(found), torch.cat(hidden) if hidden else torch.empty(0)
 
-    def _one(self, model: nn.Module, chunk: Batch) -> tuple[Tensor, list[Tensor]]:
+    def _one(self, model: nn.Module, chunk: Batch, linear: bool) -> tuple[Tensor, list[Tensor]]:
         outputs_of = self._inner.objective.outputs_of
-        if not self._linear:
+        if not linear:
             return outputs_of(model, chunk.inputs), []
         with inputs_of_last_linear(model) as hidden:
             return outputs_of(model, chunk.inputs), [one.float() for one in hidden]
 
     def _chunks(self) -> Iterator[Batch]:
         size = self._train.chunk if isinstance(self._train, Streamed) else _CHUNK
-        for rows in self._rows.split(size or _CHUNK):
+        for rows in self.rows.split(size or _CHUNK):
             yield self._train.take(rows)

@@ -154,7 +154,7 @@ class InnerRun:
         weight: Float[Tensor, " n"] | Numbers,
         after_step: Callable[[int, nn.Module], None] | None = None,
     ) -> tuple[nn.Module, Trajectory]:
-        """Run on the samples of `train` with weight > 0, gathered once, or batch by batch from a `Streamed`.
+        """Run on the samples of `train` with weight > 0.
 
         Args:
             train: ``n`` samples, on several ranks this one's share. Of a `Streamed`, without a batch size (or with one
@@ -305,9 +305,10 @@ def _weights(train: Batch, weight: Tensor | Numbers) -> Tensor:
 def _batches(
     train: Batch, weight: Tensor, kept: Tensor, size: int | None, generator: torch.Generator, ranks: Ranks
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield batches of the kept samples and their weights, without end; the samples are gathered once, or streamed.
+    """Yield batches of the kept samples and their weights, without end.
 
-    On several ranks a batch is of all that they keep, and each yields the part of it that is its own.
+    They are gathered once where every batch has all of them, else batch by batch: runs that are trained as one would
+    hold a copy each. On several ranks a batch is of all that they keep, and each yields the part that is its own.
     """
     start, total = ranks.place(len(kept))
     size = total if size is None else size
@@ -316,12 +317,12 @@ def _batches(
         ahead, now = tee(kept[rows] for rows in _shuffled(total, size, generator, start, len(kept), kept.device))
         for batch, rows in zip(train.stream(ahead), now, strict=True):
             yield batch, weight[rows]
-    if len(kept) < len(weight) or isinstance(train, Streamed):
+    if whole and (len(kept) < len(weight) or isinstance(train, Streamed)):
         train, weight = train.take(kept), weight[kept]
     while whole:
         yield train, weight
     for rows in _shuffled(total, size, generator, start, len(kept), weight.device):
-        yield train.take(rows), weight[rows]
+        yield train.take(kept[rows]), weight[kept[rows]]
 
 
 def _shuffled(

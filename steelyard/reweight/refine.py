@@ -23,6 +23,7 @@ from steelyard.reweight.inner import InnerRun
 from steelyard.reweight.priors import keep_probabilities
 from steelyard.reweight.result import Reweighting
 from steelyard.reweight.resumable import resumable
+from steelyard.reweight.together import TOGETHER, TogetherName
 
 __all__ = ["Refine"]
 
@@ -61,6 +62,7 @@ class Refine:
         calibrations: bisections of the calibrated share, before the first round (nets of clean samples agree with
             both groups whatever the shares, so it is not moved later).
         least_kept: the least share of a cell that is kept.
+        together: of `cross_fit_scores`.
 
     Raises:
         ValueError: an argument out of range; rank disagreement with one repeat; at `fit` see there.
@@ -82,6 +84,7 @@ class Refine:
     shares: Literal["equal", "calibrated"] = "equal"
     calibrations: int = 4
     least_kept: float = 0.1
+    together: TogetherName = "auto"
 
     def __post_init__(self) -> None:
         _check.instance("inner", self.inner, InnerRun, "an InnerRun")
@@ -93,6 +96,7 @@ class Refine:
         _check.choice("shares", self.shares, ("equal", "calibrated"))
         _check.integer("calibrations", self.calibrations, low=1)
         _check.in_range("least_kept", self.least_kept, low=0.0, high=1.0, open_low=True)
+        _check.choice("together", self.together, TOGETHER)
 
     def fit(
         self,
@@ -116,14 +120,15 @@ class Refine:
         Returns:
             Keep-probabilities (0 or 1) and weights, so that the product is balanced and sums to that of `weights`; in
             the history a row for each phase: what it was, the share of the high group, the two groups' accuracies, the
-            kept of every cell.
+            kept of every cell, and why the nets were trained one after the other ("" where as one).
 
         Raises:
             ValueError: `groups` of another number of samples, a cell without weight, several ranks, targets that are no
                 class ids.
             CheckpointError: the journal has another computation.
         """
-        scoring = Scoring(self.inner, train, self.folds, self.repeats, decay=self.decay, seed=self.seed)
+        options: dict[str, Any] = {"decay": self.decay, "seed": self.seed, "together": self.together}
+        scoring = Scoring(self.inner, train, self.folds, self.repeats, **options)
         _check.instance("groups", groups, FoundGroups, "FoundGroups, as result.groups(train.targets) finds them")
         given = torch.ones(len(train)) if weights is None else _check.floats("weights", weights, ("n",))
         _check.same_length(train=train.index, groups=groups.cells, weights=given)
@@ -141,14 +146,15 @@ class Refine:
             ):
                 while stage.done < total:
                     phase, number = divmod(stage.done, scoring.nets)
-                    scoring.train_net(number, self._weights(state, base, cells, high).to(train.device))
-                    if number == scoring.nets - 1:
-                        weights = self._weights(state, base, cells, high)
+                    weights = self._weights(state, base, cells, high)
+                    trained = scoring.train_nets(number, weights.to(train.device))
+                    if number + trained == scoring.nets:
                         self._advance(state, phases[phase], scoring.scores(), cells, high)
                         if phases[phase] == "clean" and "clean" not in phases[:phase]:
                             state.rows[-1] |= self._hint(train, weights, scoring.scores())
                         scoring.reset()
-                    stage.step(stage.done + 1, worth=self.inner.steps, last=stage.done + 1 == total)
+                    done = stage.done + trained
+                    stage.step(done, worth=trained * self.inner.steps, last=done == total)
         final = self._weights(state, base, cells, high)
         factors = torch.where(state.keep > 0, final / state.keep.clamp_min(1e-300), 0)
         place = train.index.device
@@ -172,7 +178,7 @@ class Refine:
         accuracy = {name: _accuracy(correct, cells, high == side) for name, side in (("low", False), ("high", True))}
         row: dict[str, Any] = {"phase": phase, "share_high": state.share}
         row |= {f"accuracy_{name}": value for name, value in accuracy.items()}
-        row["label_probability"] = float(label.mean())
+        row |= {"label_probability": float(label.mean()), "apart": scores.apart}
         if phase == "calibrate":
             if accuracy["high"] > accuracy["low"]:
                 state.up = state.share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Literal, TypeAlias
 
@@ -21,11 +21,14 @@ from steelyard.bilevel.trained_module import unwrap
 from steelyard.reweight.identity import described, settings
 from steelyard.reweight.inner import Begun, InnerRun
 
-__all__ = ["TOGETHER", "Together", "TogetherName", "Trained"]
+__all__ = ["TOGETHER", "AfterStep", "Together", "TogetherName", "Trained"]
 
 TogetherName: TypeAlias = Literal["auto"] | bool
 Trained: TypeAlias = tuple[nn.Module, Trajectory]
 """What an `InnerRun` returns: the model, and the record of its last steps."""
+
+AfterStep: TypeAlias = Callable[[int, Stacked, Sequence[nn.Module]], None]
+"""(number of steps taken, the stacked parameters after them, the models that `Stacked.put_back` can copy them into)."""
 
 TOGETHER: list[TogetherName] = ["auto", True, False]
 _CHAIN = 10_000_000  # products of a net's forward pass, above which four nets in one pass gained less than a fifth
@@ -87,11 +90,16 @@ class Together:
         for run, batch, weight in zip(cycle(self._inners), train, weights, strict=False):
             yield run(batch, weight)
 
-    def trained(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> list[Trained] | None:
-        """Return what a call yields, trained as one; None where that is not the same, or no gain (`apart` says why)."""
+    def trained(
+        self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor, after_step: AfterStep | None = None
+    ) -> list[Trained] | None:
+        """Return what a call yields, trained as one; None where that is not the same, or no gain (`apart` says why).
+
+        `after_step` is called after each step; it may read the stacks, not change them.
+        """
         self.apart = self._why_apart(train, weights)
         begun = [] if self.apart else self._begun(train, weights)
-        return None if self.apart else self._trained(begun)
+        return None if self.apart else self._trained(begun, after_step)
 
     def runs(self, count: int) -> list[InnerRun]:
         """Return the runs of so many tasks, each with a model of its own: copies of the first ones follow the last."""
@@ -136,7 +144,7 @@ class Together:
             self._barred = self.apart = _unlike(begun) or _unequal(begun)
         return begun
 
-    def _trained(self, begun: list[_Run]) -> list[Trained]:
+    def _trained(self, begun: list[_Run], after_step: AfterStep | None) -> list[Trained]:
         first, models, objectives = self._inners[0], [one.model for one in begun], [one.objective for one in begun]
         stacked = Stacked(models)
         optimizer = stacked_optimizer(begun[0].optimizer, models[0], stacked)
@@ -157,6 +165,8 @@ class Together:
                 if step >= first.steps - first.window:
                     record.note(parts)
                 optimizer.step()
+                if after_step is not None:
+                    after_step(step + 1, stacked, models)
         stacked.put_back(models)
         return list(zip(models, record.trajectories(objectives), strict=True))
 

@@ -30,10 +30,13 @@ def weights(n=N):
     return torch.rand(n, generator=torch.Generator().manual_seed(3), dtype=torch.float64).round(decimals=1)
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
 @pytest.mark.parametrize("window", [1, 4], ids=["window 1", "window 4"])
-def test_they_are_those_of_training_on_the_other_folds_by_hand(window):
+def test_they_are_those_of_training_on_the_other_folds_by_hand(window, together):
     train, _ = shortcut(N)
-    found = cross_fit_scores(hidden_run(window=window), train, weights(), folds=3, repeats=2, seed=5)
+    options = {"folds": 3, "seed": 5, "together": together}
+    found = cross_fit_scores(hidden_run(window=window), train, weights(), repeats=2, **options)
+    assert found.apart == ("" if together else "together=False")
     for repeat in range(2):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(5 + repeat))
         for fold in range(3):
@@ -53,7 +56,7 @@ def test_they_are_those_of_training_on_the_other_folds_by_hand(window):
             assert torch.allclose(found.losses[repeat, rows], losses)
             if repeat:
                 continue
-            one = cross_fit_scores(hidden_run(window=window), train, weights(), folds=3, repeats=1, seed=5)
+            one = cross_fit_scores(hidden_run(window=window), train, weights(), repeats=1, **options)
             assert torch.allclose(one.label_probability[rows], (-losses).exp())
             assert torch.equal(one.correct[rows].bool(), logits.argmax(1) == train.targets[rows])
             assert torch.allclose(one.aum[rows], selectors.aum(torch.stack(seen), train.targets[rows]))
@@ -65,12 +68,55 @@ def test_they_are_those_of_training_on_the_other_folds_by_hand(window):
     assert float(found.lhd.max()) > 0
 
 
+def embedded_run():
+    """Words of an embedding, their mean, and a hidden layer: `torch.func.vmap` evaluates the stack."""
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(6, 4).double()
+            self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+
+        def forward(self, x):
+            return self.layers(self.words((x + 2).round().clamp(0, 5).long()).mean(1))
+
+    return InnerRun(Words, partial(torch.optim.SGD, lr=0.5, momentum=0.9), WeightedLoss(CROSS_ENTROPY), 15, 7)
+
+
+@pytest.mark.parametrize("make", [hidden_run, embedded_run, partial(hidden_run, batch_size=9)])
+def test_each_net_is_the_same_as_alone(make):
+    train, _ = shortcut(N)
+    as_one, apart = (
+        cross_fit_scores(make(), train, weights(), folds=4, repeats=3, together=together)
+        for together in ("auto", False)
+    )
+    assert as_one.apart == ""
+    for name in ("label_probability", "correct", "lhd", "aum", "el2n", "rank_disagreement", "losses"):
+        torch.testing.assert_close(getattr(as_one, name), getattr(apart, name), rtol=1e-9, atol=1e-12)
+
+
+def test_nets_that_couple_samples_are_trained_apart_to_the_same_bits():
+    train, _ = shortcut(N)
+
+    def make():
+        return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).double()
+
+    inner = InnerRun(make, partial(torch.optim.SGD, lr=0.1), WeightedLoss(CROSS_ENTROPY), 6)
+    found, expected = (
+        cross_fit_scores(inner, train, weights(), folds=2, repeats=1, together=together) for together in (True, False)
+    )
+    assert "couples samples" in found.apart
+    assert torch.equal(found.losses, expected.losses)
+    assert torch.equal(found.lhd, expected.lhd)
+
+
 def test_a_sample_of_weight_0_is_scored_and_trains_nobody():
     train, _ = shortcut(N)
     out = weights() == 0
     assert out.any()
     flipped = Batch.of(train.inputs, torch.where(out, 1 - train.targets, train.targets), environment=train.environment)
     one, two = (cross_fit_scores(hidden_run(), data, weights(), folds=3, repeats=1) for data in (train, flipped))
+    assert one.apart == ""
     assert torch.equal(one.losses[0, ~out], two.losses[0, ~out])
     assert torch.allclose(one.label_probability[out] + two.label_probability[out], torch.ones(1, dtype=torch.float64))
 
@@ -99,6 +145,7 @@ def test_one_logit_and_streamed_inputs():
     streamed = Streamed.of(list(train.inputs), train.targets, chunk=7)
     again = cross_fit_scores(inner, streamed, torch.ones(N, dtype=torch.float64), folds=2, repeats=1)
     assert torch.allclose(again.losses, found.losses)
+    assert again.apart == "the samples are on disk"
 
 
 def test_a_model_without_a_linear_layer_has_no_lhd():
@@ -136,6 +183,7 @@ def test_the_inner_runs_own_state_stays():
         ({"folds": 1}, "folds must be"),
         ({"repeats": 0}, "repeats must be"),
         ({"decay": 1.0}, "decay must be"),
+        ({"together": "always"}, "together must be"),
         ({"weights": torch.ones(3)}, "same first dimension"),
         ({"weights": torch.zeros(N)}, "no sample is left to train on"),
         (
@@ -143,7 +191,7 @@ def test_the_inner_runs_own_state_stays():
             r"train's targets must be class ids \(n,\), got torch.float32",
         ),
     ],
-    ids=["folds", "repeats", "decay", "length", "all 0", "targets"],
+    ids=["folds", "repeats", "decay", "together", "length", "all 0", "targets"],
 )
 def test_bad_input(change, said):
     given = {"inner": hidden_run(), "train": shortcut(N)[0], "weights": torch.ones(N), **change}

@@ -71,10 +71,14 @@ def test_a_cell_keeps_its_least_share():
         assert float(found.probabilities[member].mean()) >= 0.9
 
 
-@pytest.mark.parametrize("stops", [1, 5, 8], ids=["first net", "second round", "last net"])
-def test_resumed_it_ends_in_the_same_bits(tmp_path, stops):
+@pytest.mark.parametrize(
+    ("together", "stops"),
+    [(False, 1), (False, 5), (False, 8), ("auto", 1), ("auto", 3), ("auto", 4)],
+    ids=["first net", "third phase", "last net", "first phase as one", "third phase as one", "last phase as one"],
+)
+def test_resumed_it_ends_in_the_same_bits(tmp_path, stops, together):
     train, groups, _ = problem(wrong=0.1)
-    refine = Refine(linear_run(steps=8), folds=2, shares="calibrated", calibrations=2)
+    refine = Refine(linear_run(steps=8), folds=2, shares="calibrated", calibrations=2, together=together)
     whole = refine.fit(train, groups)
     asked = iter(range(100))
     with pytest.raises(Stopped):
@@ -82,6 +86,17 @@ def test_resumed_it_ends_in_the_same_bits(tmp_path, stops):
     resumed = refine.fit(train, groups, journal=Journal(tmp_path / "run.safetensors"))
     assert resumed == whole
     assert isinstance(resumed, Reweighting)
+
+
+def test_nets_as_one_and_one_by_one_find_the_same():
+    train, groups, _ = problem(wrong=0.1)
+    as_one, apart = (Refine(linear_run(), repeats=2, together=one).fit(train, groups) for one in (True, False))
+    assert torch.equal(as_one.probabilities, apart.probabilities)
+    torch.testing.assert_close(as_one.weights, apart.weights)
+    for one, other in zip(as_one.history, apart.history, strict=True):
+        assert (one.pop("apart"), other.pop("apart")) == ("", "together=False")
+        assert (one.pop("phase"), other.pop("phase")) == ("clean", "clean")
+        assert one == pytest.approx(other, rel=1e-9)
 
 
 def test_another_computations_journal_is_refused(tmp_path):
@@ -100,8 +115,9 @@ def test_another_computations_journal_is_refused(tmp_path):
         ({"score": "rank_disagreement"}, "give repeats=2"),
         ({"shares": "half"}, "shares must be"),
         ({"least_kept": 0.0}, "least_kept must be"),
+        ({"together": "always"}, "together must be"),
     ],
-    ids=["rounds", "score", "repeats", "shares", "least kept"],
+    ids=["rounds", "score", "repeats", "shares", "least kept", "together"],
 )
 def test_settings_are_checked(options, said):
     with pytest.raises(ValueError, match=said):
