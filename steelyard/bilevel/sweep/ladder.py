@@ -69,12 +69,14 @@ class _Known:
         generator: of the random directions of checks.
         mixes: samples of the recorded batch were seen to couple.
         differ: entries of a direction of which the gradient is 0 were seen to matter.
+        widths: bytes that a sample costs where activations are kept, and where they are not, by a probe.
     """
 
     calls: int = 0
     mixes: bool = False
     differ: bool = False
     barred: dict[str, str] = field(default_factory=dict)
+    widths: dict[bool, int] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def due(self) -> bool:
@@ -265,9 +267,10 @@ class Ladder:
         question = Question(run, step, step.parameters, {}, samples)
         known = _known(question, "coupling")
         count = max(64, len(samples) // 32)
-        if not known.due() and len(samples) > count:
+        due = known.due()
+        if not due and len(samples) > count:
             samples = samples.take(torch.randperm(len(samples), generator=known.generator)[:count].sort().values)
-        size = self._fitting(question)
+        size = self._fitting(question, known, due)
         return mixes_samples(run, step, step.parameters, samples, known.generator, size)
 
     def couples_beside(self, run: Trajectory, step: Step, samples: Batch) -> bool:
@@ -332,7 +335,7 @@ class Ladder:
         if len(batch) <= 4 or (own and not step.findings.separable):
             return None
         try:
-            size = self._fitting(question)
+            size = self._fitting(question, known, due)
         except Exception:  # noqa: BLE001 (whatever a model says that takes only the number of samples it was trained on)
             return None
         if question.beside:  # the recorded rows, which are never cut, come along with every piece
@@ -351,14 +354,17 @@ class Ladder:
                 return None
         return size
 
-    def _fitting(self, question: Question) -> int:
+    def _fitting(self, question: Question, known: _Known, due: bool) -> int:
         def probe(samples: int) -> Callable[[], Tensor]:
             few = question.batch.take(torch.arange(samples))
             return lambda: replace(question, batch=few).losses(question.at)
 
         if len(question.batch) <= 4:
             return 4
-        return max(1, self.memory // bytes_per_sample(probe, self.differences is None))
+        kept = self.differences is None
+        if due or kept not in known.widths:  # the probe costs a small net as much as the answer
+            known.widths[kept] = bytes_per_sample(probe, kept)
+        return max(1, self.memory // known.widths[kept])
 
 
 def _unlike(found: Curved, plain: Curved, step: Step) -> str | None:

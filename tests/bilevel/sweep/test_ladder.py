@@ -681,6 +681,40 @@ def test_the_users_backward_takes_any_gradient(batched: bool) -> None:
         value.backward()
 
 
+def test_pieces_are_as_large_as_samples_of_their_own_size_allow() -> None:
+    """What a sample costs is remembered, of each size of samples by itself."""
+    seen: list[int] = []
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1, dtype=D))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return torch.tanh(self.scale * x).mean(1, keepdim=True)
+
+    model, g = Wide(), torch.Generator().manual_seed(0)
+    narrow, wide = (
+        Batch.of(torch.randn(64, width, generator=g, dtype=D), torch.zeros(64, dtype=D)) for width in (2, 200)
+    )
+    objective, estimator, whole = WeightedLoss(squared, "none"), Truncated(memory=100_000), Truncated()
+    for _ in range(6):
+        optimizer = SGD(model.parameters())
+        recorder = Recorder(model, optimizer, objective, 1)
+        recorder.loss(ROWS.take([0, 1]), torch.ones(2, dtype=D)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run = recorder.trajectory()
+        for samples, largest in ((narrow, 64), (wide, 20)):
+            expected = whole(run, squares, samples=samples)
+            seen.clear()
+            found = estimator(run, squares, samples=samples)
+            assert max(seen) <= largest
+            assert max(seen) > 5
+            assert relative(found, expected) < 1e-12
+
+
 @pytest.mark.parametrize("memory", [1, 300, 2**28])
 def test_coupling_shows_in_groups_of_two(memory: int) -> None:
     inputs = torch.cat([ROWS.inputs, torch.tensor([[0.0], [1.0], [0.0], [1.0], [2.0], [3.0]], dtype=D)], 1)
