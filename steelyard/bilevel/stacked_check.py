@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from steelyard.bilevel.alike import TOLERANCE, alike
 from steelyard.bilevel.batch import Batch, joined
 from steelyard.bilevel.objective import WeightedLoss
+from steelyard.bilevel.products import gradient_of
 from steelyard.bilevel.stacked import Stacked
 from steelyard.bilevel.stacked_record import Part
 from steelyard.bilevel.step import cuda_devices, random_state
@@ -19,7 +21,6 @@ from steelyard.bilevel.trained_module import buffers_changed, counts_no_batches,
 
 __all__ = ["has_hooks", "products_of", "stacked_batch", "why_not_alike"]
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 aten = torch.ops.aten
 _WEIGHT = {
     aten.mm.default: 1,
@@ -90,13 +91,13 @@ def why_not_alike(
     The batches are filled up by a row at least, so a module that couples its samples shows.
     """
     weight = parts[0][1]
-    if weight.dtype not in _TOLERANCE or any(p.dtype not in _TOLERANCE for p in stacked.parameters()):
+    if weight.dtype not in TOLERANCE or any(p.dtype not in TOLERANCE for p in stacked.parameters()):
         return "a parameter or a weight is of half precision"
     named = {name: p for name, p in stacked.stacks.items() if p.requires_grad}
     try:
         batch, weight = stacked_batch(parts, objectives, more=1)
         losses = objectives[0].sample_losses(stacked, batch)
-        found = dict(zip(named, _gradient((weight * losses).sum(), list(named.values())), strict=True))
+        found = dict(zip(named, gradient_of((weight * losses).sum(), list(named.values())), strict=True))
         for number, (member, objective, part) in enumerate(zip(members, objectives, parts, strict=True)):
             own = losses.unflatten(0, (len(members), -1))[number, : len(part[0])]
             slope = {name: one[number] for name, one in found.items()}
@@ -123,22 +124,8 @@ def _unlike(member: nn.Module, objective: WeightedLoss, part: Part, losses: Tens
         return "the module draws random numbers"
     if coupled:
         return "the module couples samples, or writes to a buffer"
-    if not _alike([losses.detach()], [own.detach()]):
+    if not alike([losses.detach()], [own.detach()]):
         return "a member's losses are others when it is alone"
     live = dict(member.named_parameters())
-    gradient = _gradient((weight * own).sum() / objective.divisor(weight), [live[name] for name in slope])
-    return "" if _alike(list(slope.values()), gradient) else "a member's gradient is another when it is alone"
-
-
-def _gradient(value: Tensor, at: list[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(value, at, allow_unused=True, materialize_grads=True))
-
-
-def _alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether they are the same up to rounding, by the size of the largest entry of all."""
-    finite = [one[torch.isfinite(one)] for one in expected]
-    scale = max((float(one.abs().max()) for one in finite if len(one)), default=1.0)
-    return all(
-        torch.allclose(one, other, rtol=_TOLERANCE[other.dtype], atol=_TOLERANCE[other.dtype] * scale, equal_nan=True)
-        for one, other in zip(found, expected, strict=True)
-    )
+    gradient = gradient_of((weight * own).sum() / objective.divisor(weight), [live[name] for name in slope])
+    return "" if alike(list(slope.values()), gradient) else "a member's gradient is another when it is alone"

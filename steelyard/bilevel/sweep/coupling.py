@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from steelyard.bilevel.alike import alike
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.beside import losses_beside
@@ -22,8 +23,6 @@ from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["changes_with_company", "mixes_samples", "moves_recorded"]
-
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def mixes_samples(
@@ -93,19 +92,12 @@ def changes_with_company(losses: Callable[[Batch], Tensor], batch: Batch) -> boo
     half = torch.arange(count).split((count + 1) // 2)
     with torch.no_grad(), _Constants():
         together, apart = losses(batch), torch.cat([losses(batch.take(part)) for part in half])
-    return not _within_rounding(together, apart, together.dtype in (torch.bfloat16, torch.float16))
+    return not alike([apart], [together], together.dtype in (torch.bfloat16, torch.float16))
 
 
 def _alike(step: Step, together: Tensor, apart: Tensor) -> bool:
     """Whether losses are the same up to rounding."""
-    return _within_rounding(together, apart, step.conditions.autocast is not None)
-
-
-def _within_rounding(together: Tensor, apart: Tensor, coarse: bool) -> bool:
-    precision = torch.float32 if together.dtype not in _TOLERANCE else together.dtype
-    tolerance = 2e-2 if coarse else _TOLERANCE[precision]
-    scale = together[torch.isfinite(together)].abs().max() if bool(torch.isfinite(together).any()) else 1.0
-    return torch.allclose(together, apart, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
+    return alike([apart], [together], step.conditions.autocast is not None)
 
 
 def _losses(question: Question, groups: Sequence[Tensor]) -> Tensor:
