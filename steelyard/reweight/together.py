@@ -199,7 +199,8 @@ def _differing(inners: Sequence[InnerRun]) -> str:
         return "the inner loss is no plain sum of samples' losses"
     if any(one.window > 1 and one.storage != Storage() for one in inners):
         return "steps are not stored whole"
-    facts = [{name: described(value) for name, value in settings(one).items() if name != "seed"} for one in inners]
+    apart = ("seed", "model")  # what makes the models may know its seed; the models are compared themselves
+    facts = [{name: described(value) for name, value in settings(one).items() if name not in apart} for one in inners]
     other = next((one for one in facts if one != facts[0]), facts[0])
     names = [name for name, value in facts[0].items() if other.get(name) != value]
     return f"the runs differ in {', '.join(names)}" if names else ""
@@ -214,6 +215,8 @@ def _unlike(begun: Sequence[_Run]) -> str:
         return "hooks"
     if any(unwrap(one.model) is not one.model for one in begun):
         return "a compiled module"
+    if any(str(one.model) != str(begun[0].model) for one in begun):
+        return "the models differ"
     if any(_groups(one) != _groups(begun[0]) for one in begun):
         return "the optimizers differ"
     if first._optimizer_step_pre_hooks or first._optimizer_step_post_hooks:

@@ -184,6 +184,31 @@ def test_runs_of_other_settings_and_large_nets_are_trained_apart():
     assert switched.apart == "together=False"
 
 
+class Maker:
+    """Makes nets whose function between the layers it knows, and holds a seed that the recipe's problems hold, too."""
+
+    def __init__(self, seed, between=nn.Tanh):
+        self.seed, self.between = seed, between
+
+    def make(self):
+        torch.manual_seed(self.seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(9, 5, dtype=D), self.between(), nn.Linear(5, 3, dtype=D))
+
+
+def test_models_may_come_from_functions_that_know_their_seed_and_must_be_alike():
+    data, weights = problem(tasks=2)
+    seeds = [run(Maker(seed).make, seed=seed) for seed in (0, 1)]
+    together = Together(seeds)
+    trained = list(together([data, data], weights))
+    assert together.apart == ""
+    for one, weight, (model, _) in zip(seeds, weights, trained, strict=True):
+        expected, _ = one.fresh()(data, weight)
+        torch.testing.assert_close(dict(model.named_parameters()), dict(expected.named_parameters()))
+    other = Together([run(Maker(0).make), run(Maker(0, nn.ReLU).make)])
+    list(other([data, data], weights))
+    assert other.apart == "the models differ"
+
+
 @pytest.mark.parametrize(("folds", "draws"), [(3, 1), (2, 2), (1, 3)])
 def test_maple_together_and_apart(folds, draws):
     data, _ = spurious(40)
