@@ -14,6 +14,7 @@ from torch import Tensor
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.bilevel import Batch, Streamed, Truncated, WeightedLoss
+from steelyard.experiments.methods._ways import TogetherSetting, Ways
 from steelyard.experiments.methods.evaluation_interval import OuterCost
 from steelyard.experiments.methods.shuffled_hypergradient import ShuffledHypergradient
 from steelyard.experiments.priors import PriorSettings
@@ -114,6 +115,9 @@ class Maple:
             step alone where not even that is so little.
         retrain: end with one more inner run, on all samples with the weights that they have on average, s_i w_i, which
             no draw of a mask disturbs; it is observed as step ``steps + 1`` and is the final model.
+        together: whether the inner runs of an outer step, of its folds and draws, are trained as one pass over stacked
+            parameters: "auto", where each is the same up to rounding and the nets are small (`reweight.Maple`), true or
+            false. How they were trained is written into the run, as "inner runs".
         risk: the outer risk.
         inner: the inner run.
         prior: scores of the samples, computed once before the first step, where s and w begin or what anchors s.
@@ -134,6 +138,7 @@ class Maple:
     schedule: Literal["cosine", "constant"] = "cosine"
     evaluate_every: Annotated[int, FIXED] = 0
     retrain: bool = False
+    together: TogetherSetting = "auto"
     risk: Annotated[OuterRisk, FIXED] = field(default_factory=OuterRisk)
     inner: Annotated[InnerSettings, _INNER] = field(default_factory=InnerSettings)
     prior: Annotated[PriorSettings, Fixed("scores are chosen, not drawn")] = field(default_factory=PriorSettings)
@@ -226,6 +231,7 @@ class Maple:
             estimator=self._estimator(problem.splits.train, problem.seed),
             prior=self.prior.build(problem, reweight.budget_of(self.budget, len(problem.splits.train))),
             seed=problem.seed,
+            together=self.together,
         )
 
     def fit(self, problem: Problem, observe: Observer) -> Fitted:
@@ -249,16 +255,17 @@ class Maple:
             [one.held_out for one in ready],
             [[one.watch] for one in ready],
             journals=[problem.journal for problem in problems],
-            carry=[{"model": one.latest} for one in ready],
+            carry=[{"model": one.latest, "ways": one.ways} for one in ready],
         )
         several = zip(ready, problems, observers, learned, strict=True)
         return [self._finished(one, problem, observe, found) for one, problem, observe, found in several]
 
     def _prepared(self, problem: Problem, observe: Observer) -> _Prepared:
         maple = self.outer_run(problem, self.inner_run(problem))
-        latest, every = Latest(problem.model), self.evaluation_interval(problem)
+        latest, ways, every = Latest(problem.model), Ways(), self.evaluation_interval(problem)
 
         def watch(step: reweight.OuterStep) -> None:
+            ways.note(maple.apart)
             if (step.step + 1) % every and step.step + 1 < self.steps:
                 return
             numbers = {key: float(value) for key, value in step.row.items() if isinstance(value, (int, float))}
@@ -270,7 +277,7 @@ class Maple:
             validation = group_labels.with_groups(validation)
             train = group_labels.with_groups(train) if self.needs_training_groups else train
         train, validation = self._in_chunks(train), self._in_chunks(validation)
-        return _Prepared(maple, train, validation if self.outer_split == "validation" else None, watch, latest)
+        return _Prepared(maple, train, validation if self.outer_split == "validation" else None, watch, latest, ways)
 
     def _finished(
         self, ready: _Prepared, problem: Problem, observe: Observer, reweighting: reweight.Reweighting
@@ -281,7 +288,7 @@ class Maple:
             start, _ = problem.ranks.place(len(train))
             latest.model, _ = ready.maple.inner(train, reweighting.expected_weights[start : start + len(train)])
             observe(self.last_step, latest.model, {})
-        return Fitted(latest.model, reweighting)
+        return Fitted(latest.model, reweighting, facts={"inner runs": ready.ways.told()})
 
     def _in_chunks(self, data: Batch) -> Batch:
         return replace(data, chunk=self.inner.batch_size) if isinstance(data, Streamed) else data
@@ -298,13 +305,14 @@ class Maple:
 
 
 class _Prepared(NamedTuple):
-    """A run before its first step: what learns, on which samples, what looks on, and the model to return."""
+    """A run before its first step: what learns, on which samples, what looks on, the model to return, what is noted."""
 
     maple: reweight.Maple
     train: Batch
     held_out: Batch | None
     watch: Callable[[reweight.OuterStep], None]
     latest: Latest
+    ways: Ways
 
 
 def _constant(progress: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from steelyard import reweight
 from steelyard._support import _check
 from steelyard.experiments.methods._reads import ReadsAsMaple
+from steelyard.experiments.methods._ways import TogetherSetting, Ways
 from steelyard.experiments.methods.found_groups import two_runs
 from steelyard.experiments.methods.maple import Maple
 from steelyard.experiments.training.problem import Fitted, Observer, Problem
@@ -32,6 +34,8 @@ class RefinedMaple(ReadsAsMaple):
         second_run: where the groups of MAPLE's run are refused, run it again, with another seed and a budget a third
             larger, and test both (`found_groups.two_runs`).
         one_hump: where there are no two groups all the same: "refuse" or "maple".
+        together: whether the nets that score are trained as one, of `reweight.Refine`; how they were is written into
+            the run, as "nets that score".
     """
 
     regression: ClassVar[bool] = False
@@ -47,6 +51,7 @@ class RefinedMaple(ReadsAsMaple):
     steps: Annotated[int, FIXED] = 0
     second_run: bool = True
     one_hump: Literal["refuse", "maple"] = "refuse"
+    together: TogetherSetting = "auto"
 
     def __post_init__(self) -> None:
         _check.integer("rounds", self.rounds, low=0)
@@ -67,7 +72,8 @@ class RefinedMaple(ReadsAsMaple):
         Raises:
             OneHumpError: there are no two groups, and `one_hump` is "refuse".
         """
-        learned = self.maple.fit(problem, observe).reweighting
+        begun = self.maple.fit(problem, observe)
+        learned, facts = begun.reweighting, dict(begun.facts)
         assert learned is not None  # MAPLE learns weights
         train, inner = problem.splits.train, self.inner_run(problem)
         try:
@@ -81,9 +87,10 @@ class RefinedMaple(ReadsAsMaple):
             history = learned.history
             learned = self.refine(inner).fit(train, found, history=history, journal=problem.journal)
             figures = {**found.figures(), "refined": 1.0}
+            facts |= _scored(learned.history)
         model, _ = inner.fresh()(train, learned.expected_weights)
         observe(self.last_step, model, figures)
-        return Fitted(model, learned, columns)
+        return Fitted(model, learned, columns, facts)
 
     def inner_run(self, problem: Problem) -> reweight.InnerRun:
         """Return the run of the nets that score, and of the last training."""
@@ -101,4 +108,13 @@ class RefinedMaple(ReadsAsMaple):
             shares=self.shares,
             calibrations=self.calibrations,
             least_kept=self.least_kept,
+            together=self.together,
         )
+
+
+def _scored(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how the nets that score were trained, by the rows of `reweight.Refine`; nothing where there was none."""
+    ways, phases = Ways(), [row["apart"] for row in history if "phase" in row]
+    for apart in phases:
+        ways.note(apart)
+    return {"nets that score": ways.told()} if phases else {}

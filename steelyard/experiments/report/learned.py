@@ -60,6 +60,11 @@ def learned(group: list[Run], name: str, data_root: Path | None) -> dict[str, An
         "budget": float(samples["probability"].sum()) / len(group),
         "count": len(samples) // len(group),
         "facts": facts,
+        "trained": [
+            (title, ", ".join(ways))
+            for title in ("inner runs", "nets that score")
+            if (ways := dict.fromkeys(str(run.environment[title]) for run in group if title in run.environment))
+        ],
         "prior": prior_section(group, FACTS),
         "groups": groups,
         "groups_plot": None if groups is None else svg_source(groups["plot"]),

@@ -195,6 +195,7 @@ class _Training(Work[Run]):
             facts["processes"] = self.ranks.size
         facts |= {"notes": list(self.splits.notes)} if self.splits.notes else {}
         facts |= {"files": dict(self.splits.sources)} if self.splits.sources else {}
+        facts |= self.fitted.facts
         self.log.check()
         self.samples = _write_outcome(folder.path, self.fitted, self.learned_from, self.splits)
         self.log.check()

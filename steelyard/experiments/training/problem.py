@@ -109,8 +109,10 @@ class Fitted:
         model: the final one.
         reweighting: weights and keep-probabilities.
         columns: further columns ``(n,)`` of the run's table of samples, where there are weights.
+        facts: how it was computed, where that is to be told: title -> in words, for the run's record.
     """
 
     model: nn.Module
     reweighting: Reweighting | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)

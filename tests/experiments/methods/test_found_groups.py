@@ -186,9 +186,11 @@ def test_refined_maple_without_two_humps(problem: Problem) -> None:
 def test_refined_maple(problem: Problem) -> None:
     seen = []
     method = RefinedMaple(TWO_HUMPS, rounds=1, folds=2)
+    assert replace(method, together=False).refine(method.inner_run(problem)).together is False
     fitted = method.fit(problem, lambda step, model, extra: seen.append((step, extra)))
     assert seen[-1][0] == method.last_step == 13
     assert seen[-1][1]["refined"] == 1
     assert fitted.reweighting is not None
     assert [row.get("phase") for row in fitted.reweighting.history] == [None] * 12 + ["clean"]
+    assert fitted.facts == {"inner runs": "one a step", "nets that score": "as one"}
     assert set(fitted.reweighting.probabilities.tolist()) == {0.0, 1.0}

@@ -1,15 +1,18 @@
 """The method MAPLE: which steps are evaluated, and that this decides nothing else."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from steelyard.checkpoint import Journal, Stopped
 from steelyard.experiments.methods import Maple
 from steelyard.experiments.methods.evaluation_interval import OuterCost
 from steelyard.experiments.methods.maple import InnerSettings
 from steelyard.experiments.runs.recipe import load_recipe
-from steelyard.experiments.training.problem import Fitted
+from steelyard.experiments.training.problem import Fitted, silent
 from tests.support.biased import biased_problem
 
 PROBLEM = biased_problem()
@@ -84,3 +87,34 @@ def test_several_problems_together_are_each_alone() -> None:
         torch.testing.assert_close(fitted.reweighting.probabilities, alone.reweighting.probabilities)
         torch.testing.assert_close(dict(fitted.model.named_parameters()), dict(alone.model.named_parameters()))
         assert steps[-1] == METHOD.last_step
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, "as one"),
+        ({"together": False}, "one after the other: together=False"),
+        ({"folds": 1}, "one a step"),
+        ({"folds": 1, "draws": 2}, "as one"),
+    ],
+)
+def test_how_inner_runs_were_trained_is_told(change: dict[str, Any], told: str) -> None:
+    assert replace(METHOD, **change).fit(PROBLEM, silent).facts == {"inner runs": told}
+
+
+def test_together_or_not_the_figures_are_the_same() -> None:
+    as_one, apart = (replace(METHOD, together=one).fit(PROBLEM, silent) for one in (True, False))
+    torch.testing.assert_close(as_one.reweighting.probabilities, apart.reweighting.probabilities)  # type: ignore[union-attr]
+
+
+def test_a_resumed_run_tells_of_all_its_steps(tmp_path: Path) -> None:
+    def journal(stop: int = 0) -> Journal:
+        asked = iter(range(100))
+        return Journal(tmp_path / "run.safetensors", every=1, stop=lambda: stop and next(asked) >= stop)
+
+    method = replace(METHOD, folds=1, together=False)
+    with pytest.raises(Stopped):
+        method.fit(replace(PROBLEM, journal=journal(stop=5)), silent)  # after the last step, before the run is written
+    assert method.fit(replace(PROBLEM, journal=journal()), silent).facts == {
+        "inner runs": "one after the other: together=False"
+    }

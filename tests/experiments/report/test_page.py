@@ -117,6 +117,7 @@ def test_groups_of_different_size_and_selection(runs: list[Run]) -> None:
 def test_the_outer_steps_of_a_method_that_learns_weights(runs: list[Run]) -> None:
     maple = [run for run in runs if run.samples is not None]
     assert "How it was learned" in Page(render(maple)).text
+    assert "The inner runs were trained as one." in Page(render(maple)).text
     assert "How it was learned" not in Page(render(runs[:2])).text
     bare = [replace(run, history=tuple(replace(e, extra={}) for e in run.history)) for run in maple]
     assert "How it was learned" not in Page(render(bare)).text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steelyard.experiments.errors import RunError
+from steelyard.experiments.errors import RecipeError, RunError
 from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import execute, read_run
 from steelyard.experiments.training.evaluation import evaluate
@@ -52,6 +52,15 @@ def test_layout_of_a_run_that_learns_weights(tmp_path: Path, fast: dict) -> None
     splits = run.recipe.data.load(0)
     assert table["target"].tolist() == splits.train.targets.tolist()
     assert table["colour_agrees"].tolist() == splits.facts["colour_agrees"].tolist()
+    assert json.loads((tmp_path / "environment.json").read_text())["inner runs"] == "as one"
+
+
+def test_a_recipe_has_inner_runs_trained_one_after_the_other(tmp_path: Path, fast: dict) -> None:
+    fast = {MAPLE: [*fast[MAPLE], "method.together=false"]}
+    run = go(MAPLE, fast, tmp_path)
+    assert run.environment["inner runs"] == "one after the other: together=False"
+    with pytest.raises(RecipeError, match="method.together must be one of 'auto', True, False, got 1"):
+        load_recipe(MAPLE, ["method.together=1"])
 
 
 def test_the_checkpoint_is_the_model_that_was_measured_last(tmp_path: Path, fast: dict) -> None:
