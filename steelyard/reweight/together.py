@@ -48,8 +48,9 @@ class Together:
     same is looked at: losses and gradients of the first step, for each net by itself, at calls 1, 2, 4, 8 and so on.
 
     Args:
-        inners: the runs, of the same settings but for the seed; of more tasks than runs the first run takes the one
-            after the last run's, and so on, or a copy of it.
+        inners: the runs, of the same settings but for the seed and for what makes their models, which must be of one
+            architecture; of more tasks than runs the first run takes the one after the last run's, and so on, or a
+            copy of it.
         together: "auto": where the nets are small, by a count of the products of a forward pass; True: of any size;
             False: never.
 
