@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard._support import _check
+from steelyard._support._nested import named_tensors
 from steelyard._support._random import seeded
 from steelyard.bilevel import Batch, Storage, Streamed, Trajectory, WeightedLoss
 from steelyard.bilevel.objective import summed_by_weight
@@ -18,6 +19,7 @@ from steelyard.bilevel.stacked import Stacked, stacked_optimizer
 from steelyard.bilevel.stacked_check import has_hooks, products_of, stacked_batch, why_not_alike
 from steelyard.bilevel.stacked_record import Part, StackedRecord
 from steelyard.bilevel.trained_module import unwrap
+from steelyard.bilevel.truncated import MEMORY
 from steelyard.reweight.identity import described, settings
 from steelyard.reweight.inner import Begun, InnerRun
 
@@ -51,8 +53,8 @@ class Together:
         inners: the runs, of the same settings but for the seed and for what makes their models, which must be of one
             architecture; of more tasks than runs the first run takes the one after the last run's, and so on, or a
             copy of it.
-        together: "auto": where the nets are small, by a count of the products of a forward pass; True: of any size;
-            False: never.
+        together: "auto": where the nets are small, by a count of the products of a forward pass, and the samples of a
+            step, which are held for all of them at once, take at most 256 MiB; True: of any size; False: never.
 
     Attributes:
         apart: why the last call trained one after the other; "" where it did not.
@@ -75,7 +77,7 @@ class Together:
         self._copies = list(inners)
         self.apart = ""
         self._barred = _differing(self._inners)
-        self._calls, self._products, self._limit, self._least = 0, 0.0, 0, 0
+        self._calls, self._products, self._limit, self._least, self._bytes = 0, 0.0, 0, 0, 0.0
 
     def __call__(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> Iterator[Trained]:
         """Yield the model and the record of each run, in order; where they train one after the other, as it is asked.
@@ -121,18 +123,20 @@ class Together:
         return self._barred or ("" if self.together is True else self._too_large(train[0], weights))
 
     def _too_large(self, train: Batch, weights: Sequence[Tensor] | Tensor) -> str:
-        """Return that a net is too large to gain by it, as far as is counted; a function of the arguments alone."""
+        """Return that nets or samples are too large for it, as far as is counted; a function of the arguments alone."""
         first = self._inners[0]
         if not self._limit:
             model, few = first.initial(train.device).train(), train.take(torch.arange(min(2, len(train))))
             self._products = products_of(model, first.objective, few) / len(few)
+            self._bytes = sum(one.nbytes for _, one in named_tensors("inputs", few.inputs)) / len(few)
             self._least = sum(p.numel() for p in model.parameters())
             self._limit = _CHAIN if Stacked([model]).chained else _OTHERS
         rows = max(int((one > 0).sum()) for one in weights)
-        products = max(self._least, self._products * min(rows, first.batch_size or rows))
-        if products <= self._limit:
-            return ""
-        return f"a forward pass of a net multiplies {products:.3g} times, more than {self._limit:.3g}"
+        rows = min(rows, first.batch_size or rows)
+        products, held = max(self._least, self._products * rows), self._bytes * rows * len(weights)
+        if products > self._limit:
+            return f"a forward pass of a net multiplies {products:.3g} times, more than {self._limit:.3g}"
+        return f"the samples of a step take {held:.3g} bytes, more than {MEMORY:.3g}" if held > MEMORY else ""
 
     def _begun(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> list[_Run]:
         """Return the runs before their first step; `apart` says why that is not to be taken together."""

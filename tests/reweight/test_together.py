@@ -184,6 +184,23 @@ def test_runs_of_other_settings_and_large_nets_are_trained_apart():
     assert switched.apart == "together=False"
 
 
+def test_samples_that_would_fill_the_memory_are_not_held_for_all_at_once():
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(9, 3, dtype=D)
+
+        def forward(self, rows):
+            return self.last(rows[:, :9])
+
+    data = Batch.of(torch.zeros(24, 1, dtype=D).expand(24, 1_000_000), torch.arange(24) % 3)
+    together, weights = Together([run(First)]), torch.ones(2, 24, dtype=D)
+    assert together.trained([data] * 2, weights) is None
+    assert together.apart == "the samples of a step take 3.84e+08 bytes, more than 2.68e+08"
+    few = Together([run(First, batch_size=2)])
+    assert few.trained([data] * 2, weights) is not None
+
+
 class Maker:
     """Makes nets whose function between the layers it knows, and holds a seed that the recipe's problems hold, too."""
 
