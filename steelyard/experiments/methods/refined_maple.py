@@ -23,9 +23,9 @@ class RefinedMaple(ReadsAsMaple):
     """MAPLE finds groups that no column names (`reweight.find_groups`), and `reweight.Refine` trains on them.
 
     MAPLE's steps are observed as its own; then one more, the model trained under the refined weights, which is the
-    result. The table of samples has their `found_group` (true: above the cut), too, and the `maple_probability` that was
-    cut. Labels needed: class and environment, in training. Where the keep-probabilities have one hump the run ends
-    with the figures that say so, or (``one_hump = "maple"``) trains on MAPLE's s w.
+    result. The table of samples has their `found_group` (true: above the cut), too, and the `maple_probability` that
+    was cut. Labels needed: class and environment, in training. Where the keep-probabilities have one hump the run
+    ends with the figures that say so, or (``one_hump = "maple"``) trains on MAPLE's s w.
 
     Attributes:
         maple: MAPLE's settings.
