@@ -1,4 +1,4 @@
-"""Learning to Reweight and Meta-Weight-Net against central differences and plain implementations."""
+"""Online methods: Learning to Reweight against central differences and plain implementations, and what all share."""
 
 from __future__ import annotations
 
@@ -14,70 +14,21 @@ from torch.func import functional_call
 from steelyard.bilevel import Batch, Streamed, WeightedLoss
 from steelyard.checkpoint import CheckpointError, Journal, Stopped
 from steelyard.distributed import Ranks
-from steelyard.reweight import Balanced, GroupWorst, LearningToReweight, MetaWeightNet, Reweighting, WeightNet
+from steelyard.reweight import Balanced, GroupWorst, LearningToReweight, MetaWeightNet, Reweighting
 from steelyard.reweight.lookahead import Alignment, LookAhead
-from steelyard.reweight.minibatches import divided_by_rows
+from tests.support.clean_samples import (
+    OBJECTIVE,
+    OBJECTIVE_OF_ROWS,
+    OPTIMIZERS,
+    batches_of,
+    differences,
+    mean_loss,
+    net,
+    retrained,
+    some,
+    warmed,
+)
 from tests.support.environments import CROSS_ENTROPY
-
-OBJECTIVE = WeightedLoss(CROSS_ENTROPY)
-OBJECTIVE_OF_ROWS = divided_by_rows(OBJECTIVE)
-OPTIMIZERS = {
-    "sgd": partial(torch.optim.SGD, lr=0.1),
-    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": partial(torch.optim.Adam, lr=0.01),
-    "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
-    "rmsprop": partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
-}
-
-
-def some(count: int, seed: int = 0, flips: float = 0.0) -> Batch:
-    """Two Gaussian classes of four features, a share of the labels flipped: those of the first samples."""
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 2
-    inputs = torch.randn(count, 4, generator=g, dtype=torch.float64) + 1.5 * (2 * labels[:, None] - 1)
-    wrong = torch.arange(count) < flips * count
-    return Batch.of(inputs, torch.where(wrong, 1 - labels, labels))
-
-
-def net(seed: int = 0, *, dropout: float = 0.0, norm: bool = False) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        middle = [nn.BatchNorm1d(8)] if norm else []
-        return nn.Sequential(nn.Linear(4, 8), *middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 2)).double()
-
-
-def warmed(optimizer: str, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimizer that has moments: three ordinary steps were taken."""
-    made = OPTIMIZERS[optimizer](model.parameters())
-    data = some(16, seed=5)
-    for _ in range(3):
-        made.zero_grad()
-        CROSS_ENTROPY(model(data.inputs), data.targets).mean().backward()
-        made.step()
-    return made
-
-
-def mean_loss(model: nn.Module, data: Batch) -> torch.Tensor:
-    return CROSS_ENTROPY(model(data.inputs), data.targets).mean()
-
-
-def retrained(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, weight: torch.Tensor, clean: Batch):
-    """Return the clean loss after the optimizer's next step on sum w l / b: on copies, from this random state on."""
-    model, optimizer = copy.deepcopy((model, optimizer))
-    with torch.random.fork_rng():
-        optimizer.zero_grad()
-        (weight * CROSS_ENTROPY(model(batch.inputs), batch.targets)).mean().backward()
-        optimizer.step()
-        return mean_loss(model, clean).detach()
-
-
-def differences(value, point: torch.Tensor, length: float = 1e-3) -> torch.Tensor:
-    """Central differences of fourth order of a function of ``(n,)``."""
-    found = []
-    for row in torch.eye(len(point), dtype=point.dtype) * length:
-        near, far = (value(point + row) - value(point - row)), (value(point + 2 * row) - value(point - 2 * row))
-        found.append((8 * near - far) / (12 * length))
-    return torch.stack(found)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -159,11 +110,6 @@ def plain_learning_to_reweight(model, optimizer, batches, clean) -> None:
             optimizer.step()
 
 
-def batches_of(train: Batch, count: int) -> list[Batch]:
-    g = torch.Generator().manual_seed(3)
-    return [train.take(torch.randperm(len(train), generator=g)[:10]) for _ in range(count)]
-
-
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_training_equals_the_plain_implementation(optimizer: str) -> None:
     train, clean = some(60, flips=0.4), some(20, seed=2)
@@ -173,79 +119,6 @@ def test_training_equals_the_plain_implementation(optimizer: str) -> None:
         online.step(batch)
     plain_learning_to_reweight(theirs, OPTIMIZERS[optimizer](theirs.parameters()), batches_of(train, 8), clean)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-9, atol=1e-11)
-
-
-def plain_meta_weight_net(model, optimizer, weigh, weigh_optimizer, batches, clean) -> None:
-    """The method in a few lines, by double backward; SGD of step 0.1."""
-    for batch in batches:
-        theta = dict(model.named_parameters())
-        losses = CROSS_ENTROPY(functional_call(model, theta, batch.inputs), batch.targets)
-        value = (weigh(losses.detach()) * losses).mean()
-        slope = torch.autograd.grad(value, list(theta.values()), create_graph=True)
-        ahead = {name: p - 0.1 * g for (name, p), g in zip(theta.items(), slope, strict=True)}
-        weigh_optimizer.zero_grad()
-        CROSS_ENTROPY(functional_call(model, ahead, clean.inputs), clean.targets).mean().backward()
-        weigh_optimizer.step()
-        optimizer.zero_grad()
-        losses = CROSS_ENTROPY(model(batch.inputs), batch.targets)
-        (weigh(losses.detach()).detach() * losses).mean().backward()
-        optimizer.step()
-
-
-def small_weight_net() -> WeightNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        return WeightNet(5).double()
-
-
-def test_meta_weight_net_equals_the_plain_implementation() -> None:
-    train, clean = some(60, flips=0.4), some(20, seed=2)
-    (ours, theirs), (own, other) = (net(), net()), (small_weight_net(), small_weight_net())
-    make = partial(torch.optim.Adam, lr=0.05)
-    sgd = OPTIMIZERS["sgd"]
-    online = MetaWeightNet(ours, sgd(ours.parameters()), OBJECTIVE, clean, net=own, net_optimizer=make)
-    for batch in batches_of(train, 8):
-        online.step(batch)
-    batches = batches_of(train, 8)
-    plain_meta_weight_net(theirs, sgd(theirs.parameters()), other, make(other.parameters()), batches, clean)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(own.state_dict(), other.state_dict(), rtol=1e-7, atol=1e-9)
-
-
-class _Smooth(nn.Module):
-    """A weight net without kinks, which central differences would have to keep away from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(4)
-            self.first, self.last = nn.Linear(1, 5).double(), nn.Linear(5, 1).double()
-
-    def forward(self, losses: torch.Tensor) -> torch.Tensor:
-        return self.last(self.first(losses[:, None]).tanh()).sigmoid()[:, 0]
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
-def test_meta_gradient_is_that_of_retraining(optimizer: str, options: dict) -> None:
-    model, weigh = net(**options), _Smooth()
-    made = warmed(optimizer, model)
-    batch, clean = some(12, seed=1, flips=0.4), some(20, seed=2)
-    online = MetaWeightNet(model, made, OBJECTIVE, clean, net=weigh)
-    phi = nn.utils.parameters_to_vector(weigh.parameters()).detach()
-
-    def clean_loss(there: torch.Tensor) -> torch.Tensor:
-        nn.utils.vector_to_parameters(there, weigh.parameters())
-        with torch.no_grad(), torch.random.fork_rng():
-            losses = CROSS_ENTROPY(copy.deepcopy(model)(batch.inputs), batch.targets)
-            weight = weigh(losses)
-        return retrained(model, made, batch, weight, clean)
-
-    expected = differences(clean_loss, phi)
-    nn.utils.vector_to_parameters(phi, weigh.parameters())
-    online.meta_gradient(batch, partial(mean_loss, data=clean))
-    found = torch.cat([p.grad.flatten() for p in weigh.parameters()])
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -285,23 +158,6 @@ def test_a_failed_look_ahead_leaves_no_trace_either() -> None:
         online.weights(some(12, seed=1))
     torch.testing.assert_close(everything(model, made), before, rtol=0, atol=0)
     assert len(online.result()) == 0
-
-
-def test_an_optimizer_whose_rate_moves_is_followed() -> None:
-    model = net()
-    made = warmed("adamw", model)
-    batch, clean = some(12, seed=1, flips=0.4), some(20, seed=2)
-    online = MetaWeightNet(model, made, OBJECTIVE, clean, net=small_weight_net())
-    look_ahead = LookAhead(model, made, online.objective)
-    outer = partial(mean_loss, data=clean)
-    found = []
-    for rate in (0.01, 0.02):
-        made.param_groups[0]["lr"] = rate
-        weight = torch.ones(12, dtype=torch.float64)
-        found.append(look_ahead(batch, weight, outer))
-        expected = differences(lambda weight: retrained(model, made, batch, weight, clean), weight)
-        torch.testing.assert_close(found[-1], expected, rtol=1e-6, atol=1e-9)
-    assert not torch.allclose(found[0], found[1], rtol=0.1)
 
 
 def test_loss_stands_in_a_loop_of_ones_own() -> None:
@@ -598,32 +454,6 @@ def test_calls_are_refused_with_a_remedy() -> None:
         LearningToReweight(model, torch.optim.LBFGS(model.parameters()), OBJECTIVE, CLEAN).step(CLEAN)
     with pytest.raises(TypeError, match="journal must be a Journal"):
         online.fit(CLEAN, epochs=1, batch_size=1, journal="run.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("net_", "said"),
-    [
-        (nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1).double()), "one weight a sample"),
-        (nn.Threshold(0.0, -1.0), "weights must be >= 0: end it with a sigmoid"),
-    ],
-)
-def test_weight_nets_that_give_no_weights_are_refused(net_: nn.Module, said: str) -> None:
-    model = net()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    if isinstance(net_, nn.Threshold):
-        net_ = nn.Sequential(_Scaled(), net_)
-    online = MetaWeightNet(model, optimizer, OBJECTIVE, CLEAN, net=net_)
-    with pytest.raises(ValueError, match=said):
-        online.step(some(6))
-
-
-class _Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
-
-    def forward(self, losses: torch.Tensor) -> torch.Tensor:
-        return self.scale * losses
 
 
 def test_a_batch_that_is_not_finite_is_named() -> None:
