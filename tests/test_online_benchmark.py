@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.online import LOSSES, WAYS, chosen_rate, drawing, memory, mlp, resnet, table, trained
+from benchmarks.online import WAYS, chosen_rate, memory, mlp, resnet, trained
 from benchmarks.online_data import corrupted
+from benchmarks.online_tables import LOSSES, drawing, table
 from steelyard.bilevel import Batch
 
 
