@@ -114,7 +114,7 @@ def plain_learning_to_reweight(given: Problem, seed: int) -> tuple[nn.Module, Re
     return model, Reweighting(total / EPOCHS, torch.ones(len(total)))
 
 
-def online(method: type[LearningToReweight] | type[MetaWeightNet]) -> Callable[..., tuple[nn.Module, Reweighting]]:
+def online(method: Callable[..., Any]) -> Callable[..., tuple[nn.Module, Reweighting]]:
     """Return what trains by an online method, at its default settings."""
 
     def train(given: Problem, seed: int) -> tuple[nn.Module, Reweighting]:
@@ -146,6 +146,7 @@ METHODS: dict[str, Callable[[Problem, int], tuple[nn.Module, Reweighting | None]
     BASELINE: plain_learning_to_reweight,
     CHOSEN: online(LearningToReweight),
     "MetaWeightNet": online(MetaWeightNet),
+    'MetaWeightNet, normalise="batch"': online(partial(MetaWeightNet, normalise="batch")),
     "Maple, restarts": restarts,
     "Maple.online": warm,
 }

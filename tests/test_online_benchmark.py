@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.online import WAYS, chosen_rate, memory, mlp, resnet, trained
+from benchmarks.online import WAYS, fitted, memory, mlp, resnet, trained, tuned
 from benchmarks.online_data import corrupted
 from benchmarks.online_tables import LOSSES, drawing, table
 from steelyard.bilevel import Batch
@@ -66,12 +66,27 @@ def test_rows_make_tables_and_a_plot(data, monkeypatch) -> None:
     lines = table(rows).splitlines()
     assert sum(line.startswith("| few | uniform | 0.01 |") for line in lines) == 3
     assert "features, 3,000 images" in drawing(rows)
-    monkeypatch.setattr("benchmarks.online.RATES", (1e-9, 0.01))
-    assert chosen_rate(data, "uniform", "all") == 0.01
+
+
+def test_each_way_has_the_rate_that_suits_clean_images_it_has_not_learned_from(data, monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.online.STEPS", {"all": 30})
+    monkeypatch.setattr("benchmarks.online.RATES", {"all": (1e-9, 0.01)})
+    given = []
+
+    def noted(own, *arguments):
+        given.append(own["clean"])
+        return fitted(own, *arguments)
+
+    monkeypatch.setattr("benchmarks.online.fitted", noted)
+    for way in ("plain step", "LearningToReweight"):
+        row = tuned(data, "uniform", way, "all")
+        assert row["rate"] == 0.01
+        assert row["accuracies"]["1e-09"] < 30 < row["accuracies"]["0.01"]
+    assert torch.equal(torch.cat(given[:2]), data["clean"])
 
 
 def test_memory_is_measured_of_every_way(monkeypatch) -> None:
-    monkeypatch.setattr("benchmarks.online.TRAINED", ["plain step"])
+    monkeypatch.setattr("benchmarks.online.REMEMBERED", ["plain step"])
     (row,) = memory()
     assert 0 < row["memory"][0] <= row["memory"][1] + 50
 

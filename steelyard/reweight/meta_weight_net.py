@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -53,10 +53,16 @@ class MetaWeightNet(Online):
 
     The step ahead is that of `optimizer`; the paper's is plain SGD, with the settings of the run.
 
+    With ``normalise="weights"`` both losses are sum V(l_i; Phi) l_i / sum_j V(l_j; Phi), so that a step's weights have
+    the mean 1 and V learns which losses to prefer, not how far to step. Section 3 of the paper divides by b; of the
+    authors' two scripts one divides by b and the other (of WRN-28-10) by the sum of the weights, in both losses.
+
     Args:
         model, optimizer, objective, clean, clean_size, risk, seed: see `Online`.
         net: V, from losses ``(batch,)`` to weights ``(batch,)`` >= 0; None: a `WeightNet` from `seed`.
         net_optimizer: makes the optimizer of V's parameters; default Adam, step 1e-3.
+        normalise: what the weighted sum of a batch's losses is divided by: "weights", the sum of V over the batch
+            (where that is 0, as "batch"), or "batch", the number of its rows, as in the paper.
 
     Attributes:
         net: V.
@@ -92,8 +98,10 @@ class MetaWeightNet(Online):
         seed: int = 0,
         net: nn.Module | None = None,
         net_optimizer: Callable[[Iterable[Tensor]], Optimizer] = _ADAM,
+        normalise: Literal["weights", "batch"] = "weights",
     ) -> None:
         super().__init__(model, optimizer, objective, clean, clean_size=clean_size, risk=risk, seed=seed)
+        self.normalise = _check.choice("normalise", normalise, ("weights", "batch"))
         like = next(self.model.parameters())
         if net is None:
             with seeded(like.device, self.seed):
@@ -142,7 +150,7 @@ class MetaWeightNet(Online):
             return self._of(losses)
 
     def _of(self, losses: Tensor) -> Tensor:
-        """Return the weights of samples with these losses."""
+        """Return the weights of a batch with these losses."""
         weight: Tensor = self.net(losses)
         if weight.shape != losses.shape:
             raise ValueError(
@@ -153,9 +161,13 @@ class MetaWeightNet(Online):
             raise ValueError(
                 f"net gave the weight {float(weight.detach().min())}; weights must be >= 0: end it with a sigmoid"
             )
-        return weight
+        if self.normalise == "batch":
+            return weight
+        total = weight.sum()
+        return weight * (len(weight) / total) if bool(total > 0) else weight
 
     def _settings(self) -> dict[str, Any]:
         net = {name: tuple(value.shape) for name, value in self.net.state_dict().items()}
         own = {"net": type(self.net).__name__, "net's tensors": net, "net's optimizer": self._make_net_optimizer}
+        own["normalise"] = self.normalise
         return {**super()._settings(), **{name: described(value) for name, value in own.items()}}

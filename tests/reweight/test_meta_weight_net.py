@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.reweight import MetaWeightNet, WeightNet
 from steelyard.reweight.lookahead import LookAhead
 from tests.support.clean_samples import (
@@ -28,12 +30,17 @@ from tests.support.environments import CROSS_ENTROPY
 CLEAN = some(20, seed=2)
 
 
-def plain_meta_weight_net(model, optimizer, weigh, weigh_optimizer, batches, clean) -> None:
+def weighted(weight: torch.Tensor, losses: torch.Tensor, normalise: str) -> torch.Tensor:
+    """The loss of a batch, by the divisor's definition."""
+    return (weight * losses).sum() / (weight.sum() if normalise == "weights" else len(weight))
+
+
+def plain_meta_weight_net(model, optimizer, weigh, weigh_optimizer, batches, clean, normalise) -> None:
     """The method in a few lines, by double backward; SGD of step 0.1."""
     for batch in batches:
         theta = dict(model.named_parameters())
         losses = CROSS_ENTROPY(functional_call(model, theta, batch.inputs), batch.targets)
-        value = (weigh(losses.detach()) * losses).mean()
+        value = weighted(weigh(losses.detach()), losses, normalise)
         slope = torch.autograd.grad(value, list(theta.values()), create_graph=True)
         ahead = {name: p - 0.1 * g for (name, p), g in zip(theta.items(), slope, strict=True)}
         weigh_optimizer.zero_grad()
@@ -41,7 +48,7 @@ def plain_meta_weight_net(model, optimizer, weigh, weigh_optimizer, batches, cle
         weigh_optimizer.step()
         optimizer.zero_grad()
         losses = CROSS_ENTROPY(model(batch.inputs), batch.targets)
-        (weigh(losses.detach()).detach() * losses).mean().backward()
+        weighted(weigh(losses.detach()).detach(), losses, normalise).backward()
         optimizer.step()
 
 
@@ -51,16 +58,19 @@ def small_weight_net() -> WeightNet:
         return WeightNet(5).double()
 
 
-def test_meta_weight_net_equals_the_plain_implementation() -> None:
+@pytest.mark.parametrize("normalise", ["weights", "batch"])
+def test_meta_weight_net_equals_the_plain_implementation(normalise: str) -> None:
     train, clean = some(60, flips=0.4), some(20, seed=2)
     (ours, theirs), (own, other) = (net(), net()), (small_weight_net(), small_weight_net())
     make = partial(torch.optim.Adam, lr=0.05)
     sgd = OPTIMIZERS["sgd"]
-    online = MetaWeightNet(ours, sgd(ours.parameters()), OBJECTIVE, clean, net=own, net_optimizer=make)
+    online = MetaWeightNet(
+        ours, sgd(ours.parameters()), OBJECTIVE, clean, net=own, net_optimizer=make, normalise=normalise
+    )
     for batch in batches_of(train, 8):
         online.step(batch)
     batches = batches_of(train, 8)
-    plain_meta_weight_net(theirs, sgd(theirs.parameters()), other, make(other.parameters()), batches, clean)
+    plain_meta_weight_net(theirs, sgd(theirs.parameters()), other, make(other.parameters()), batches, clean, normalise)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(own.state_dict(), other.state_dict(), rtol=1e-7, atol=1e-9)
 
@@ -80,11 +90,12 @@ class _Smooth(nn.Module):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
-def test_meta_gradient_is_that_of_retraining(optimizer: str, options: dict) -> None:
+@pytest.mark.parametrize("normalise", ["weights", "batch"])
+def test_meta_gradient_is_that_of_retraining(optimizer: str, options: dict, normalise: str) -> None:
     model, weigh = net(**options), _Smooth()
     made = warmed(optimizer, model)
     batch, clean = some(12, seed=1, flips=0.4), some(20, seed=2)
-    online = MetaWeightNet(model, made, OBJECTIVE, clean, net=weigh)
+    online = MetaWeightNet(model, made, OBJECTIVE, clean, net=weigh, normalise=normalise)
     phi = nn.utils.parameters_to_vector(weigh.parameters()).detach()
 
     def clean_loss(there: torch.Tensor) -> torch.Tensor:
@@ -92,6 +103,7 @@ def test_meta_gradient_is_that_of_retraining(optimizer: str, options: dict) -> N
         with torch.no_grad(), torch.random.fork_rng():
             losses = CROSS_ENTROPY(copy.deepcopy(model)(batch.inputs), batch.targets)
             weight = weigh(losses)
+            weight = weight / weight.mean() if normalise == "weights" else weight
         return retrained(model, made, batch, weight, clean)
 
     expected = differences(clean_loss, phi)
@@ -99,6 +111,56 @@ def test_meta_gradient_is_that_of_retraining(optimizer: str, options: dict) -> N
     online.meta_gradient(batch, partial(mean_loss, data=clean))
     found = torch.cat([p.grad.flatten() for p in weigh.parameters()])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_normalised_weights_have_the_mean_one_and_no_scale() -> None:
+    batch, model = some(12, seed=1, flips=0.4), net()
+    made = warmed("momentum", model)
+    found, slopes = [], []
+    for scale in (1.0, 0.1):
+        weigh = _Times(scale)
+        online = MetaWeightNet(model, made, OBJECTIVE, CLEAN, net=weigh, normalise="weights")
+        online.meta_gradient(batch, partial(mean_loss, data=CLEAN))
+        slopes.append(torch.cat([p.grad.flatten() for p in weigh.smooth.parameters()]))
+        found.append(online.weights(batch))
+        torch.testing.assert_close(found[-1].mean(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(*found)
+
+
+class _Times(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.smooth, self.scale = _Smooth(), scale
+
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.smooth(losses)
+
+
+def test_weights_that_sum_to_nothing_take_no_step() -> None:
+    model = net()
+    nothing = nn.Sequential(_Scaled(), nn.ReLU())
+    online = MetaWeightNet(model, OPTIMIZERS["sgd"](model.parameters()), OBJECTIVE, CLEAN, net=nothing)
+    before = copy.deepcopy(model.state_dict())
+    assert not online.step(some(6)).weights.any()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_another_divisor_is_another_training(tmp_path) -> None:
+    journal = partial(Journal, tmp_path / "run.safetensors")
+    for normalise, refused in (("weights", False), ("batch", True)):
+        model = net()
+        sgd = OPTIMIZERS["sgd"](model.parameters())
+        online = MetaWeightNet(model, sgd, OBJECTIVE, CLEAN, normalise=normalise)
+        with pytest.raises(CheckpointError, match="normalise") if refused else nullcontext():
+            online.fit(some(40), epochs=1, batch_size=10, journal=journal())
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_another_divisor_than_those_two_is_refused() -> None:
+    model = net()
+    with pytest.raises(ValueError, match="normalise must be"):
+        MetaWeightNet(model, OPTIMIZERS["sgd"](model.parameters()), OBJECTIVE, CLEAN, normalise="none")
 
 
 def test_an_optimizer_whose_rate_moves_is_followed() -> None:
