@@ -28,7 +28,7 @@ from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
 from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
-from steelyard.bilevel.sweep.layer_record import kept_forward
+from steelyard.bilevel.sweep.layer_record import LayerRecord, kept_forward
 from steelyard.bilevel.trained_module import (
     autocast_of,
     buffer_versions,
@@ -411,6 +411,12 @@ class Recorder:
             self._module, self._objective, steps, type(self._optimizer), names, after, earlier, self._differences
         )
 
+    @property
+    def findings(self) -> Findings | None:
+        """What was seen of the newest loss; with `reuse` its samples' losses on their graph, too. None: no loss yet."""
+        step = self._accumulation.newest
+        return None if step is None else step.findings
+
     def at_rest(self) -> Trajectory:
         """Return the newest loss as a step that leads nowhere, at the live parameters, and start a new, empty record.
 
@@ -425,8 +431,11 @@ class Recorder:
             raise RuntimeError("no loss was recorded: call recorder.loss(batch, weight) first")
         self._accumulation.forget()
         self._window.clear()
-        if step.findings.forward_record is not None:
-            step.findings.forward_record.listening = False
+        record, losses = step.findings.forward_record, step.findings.losses
+        if isinstance(record, LayerRecord) and record.losses is None and losses is not None:
+            record.listen_to(losses, {name: p for p, name in self._names.items()})
+        if record is not None:
+            record.listening = False
         step.parameters = {name: p.detach() for p, name in self._names.items()}
         names, unknown = tuple(step.parameters), dict[str, Tensor]()
         return Trajectory(self._module, self._objective, [step], type(self._optimizer), names, unknown)

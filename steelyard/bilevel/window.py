@@ -68,10 +68,12 @@ def outer_gradient(
     outer: Callable[[nn.Module], Tensor],
     tensors: Sequence[Tensor] = (),
     statistics: bool = False,
+    at: Tensors | None = None,
 ) -> OuterGradient:
     """Return the derivatives of `outer` at the final parameters; those by the statistics only where asked for.
 
-    On several ranks: of the mean over ranks of what `outer` returns on each (as DDP has it for the inner loss).
+    The final parameters are those of the module, or `at`, where the module has not gone there. On several ranks: of
+    the mean over ranks of what `outer` returns on each (as DDP has it for the inner loss).
 
     Raises:
         FloatingPointError: `outer` is NaN or infinite.
@@ -79,7 +81,7 @@ def outer_gradient(
     """
     final = run.check()
     moved = any(step.findings.moved for step in run.steps) and bool(tracking_layers(run.module))
-    leaves = {name: p.detach().requires_grad_() for name, p in final.items()}
+    leaves = {name: p.detach().requires_grad_() for name, p in (at or final).items()}
     live = {id(p): name for name, p in final.items()}
     nothing: Tensors = {}
     wrapped: AbstractContextManager[Tensors] = (

@@ -16,7 +16,7 @@ from steelyard._support._random import seeded
 from steelyard.bilevel import Batch, Outer, WeightedLoss
 from steelyard.reweight.clean import Balanced
 from steelyard.reweight.identity import described
-from steelyard.reweight.lookahead import LookAhead, untouched
+from steelyard.reweight.lookahead import look_ahead
 from steelyard.reweight.online import Online
 from steelyard.reweight.risk import MeanRisk, Risk
 
@@ -111,7 +111,7 @@ class MetaWeightNet(Online):
         _check.function("net_optimizer", net_optimizer, "a function that makes an optimizer of parameters")
         self._make_net_optimizer = net_optimizer
         self.net_optimizer = net_optimizer(self.net.parameters())
-        self._look_ahead = LookAhead(model, optimizer, self.objective)
+        self._look_ahead = look_ahead(model, optimizer, self.objective)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the method has beside the model and the optimizer: tensors, numbers, lists and dicts only."""
@@ -134,17 +134,23 @@ class MetaWeightNet(Online):
             batch: the samples of the step that is looked ahead to.
             outer: ``module -> scalar``.
         """
-        with untouched(self.model), torch.no_grad():
-            losses = self.objective.sample_losses(self.model, batch)
-        with torch.enable_grad():
-            weight = self._of(losses)
-            gradient = self._look_ahead(batch, weight.detach(), outer)
-            self.net_optimizer.zero_grad()
-            weight.backward(gradient.to(weight.dtype))
+        seen: list[Tensor] = []
+
+        def weigh(losses: Tensor) -> Tensor:
+            with torch.enable_grad():
+                seen.extend([losses, self._of(losses)])
+            return seen[1].detach()
+
+        gradient = self._look_ahead.of_losses(batch, weigh, outer)
+        losses, weight = seen
+        for p in self.net.parameters():
+            p.grad = None
+        weight.backward(gradient.to(weight.dtype))
         return losses
 
     def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
         losses = self.meta_gradient(batch, outer)
+        self._losses, self._look_ahead.losses = self._look_ahead.losses, None
         self.net_optimizer.step()
         with torch.no_grad():
             return self._of(losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -74,8 +75,7 @@ class MinibatchMethod(ABC):
     def _refuse_closure(self) -> None:
         """Raise NotImplementedError where a step of the optimizer needs a closure."""
         kind = type(self.optimizer)
-        closure = inspect.signature(kind.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
+        if _needs_closure(kind.step):
             raise NotImplementedError(f"optimizer: {kind.__name__} steps by a closure; take SGD or Adam")
 
     def _begin(self) -> None:  # noqa: B027 (most need nothing)
@@ -123,6 +123,13 @@ class MinibatchMethod(ABC):
         found = {name: described(value) for name, value in own.items()}
         found |= {name: str(value) for name, value in optimizer_settings("optimizer", self.optimizer).items()}
         return found | samples("train", train) | samples("clean", self._clean_samples)
+
+
+@functools.cache
+def _needs_closure(step: Callable[..., Any]) -> bool:
+    """Whether this step of an optimizer needs a closure."""
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def check_train(train: Batch) -> None:

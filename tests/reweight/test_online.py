@@ -79,12 +79,13 @@ def test_an_outer_risk_of_nothing_that_is_trained_is_refused() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
-def test_a_forward_pass_that_is_used_twice_changes_nothing(options: dict, monkeypatch) -> None:
+@pytest.mark.parametrize("method", [LearningToReweight, MetaWeightNet])
+def test_a_forward_pass_that_is_used_twice_changes_nothing(method, options: dict, monkeypatch) -> None:
     train, clean = some(60, flips=0.4), some(20, seed=2)
     trained = []
     for used_twice in (True, False):
         model = net(**options)
-        online = LearningToReweight(model, OPTIMIZERS["momentum"](model.parameters()), OBJECTIVE, clean)
+        online = method(model, OPTIMIZERS["momentum"](model.parameters()), OBJECTIVE, clean)
         if not used_twice:
             monkeypatch.setattr(online, "_loss_of", partial(OBJECTIVE_OF_ROWS, model))
         torch.manual_seed(0)
@@ -135,9 +136,10 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
 @pytest.mark.parametrize(
     "method", [LearningToReweight, partial(LearningToReweight, look_ahead="optimizer"), MetaWeightNet]
 )
-def test_weights_leave_no_trace(method) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+def test_weights_leave_no_trace(method, optimizer: str) -> None:
     model = net(dropout=0.5, norm=True)
-    made = warmed("adam", model)
+    made = warmed(optimizer, model)
     steps = []
     made.register_step_post_hook(lambda *_: steps.append(1))
     online = method(model, made, OBJECTIVE, some(20, seed=2))

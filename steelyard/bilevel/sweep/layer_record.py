@@ -65,6 +65,18 @@ class LayerRecord:
     losses: Held | None = None
     listening: bool = False
 
+    def listen_to(self, losses: Tensor, live: Mapping[str, Tensor]) -> None:
+        """Send gradients of `losses` ``(batch,)`` through the layers, to their biases where they have such; keep them.
+
+        (What a bias takes costs nothing, what a weight takes a multiplication.)
+
+        Args:
+            losses: what the record is of; their graph stays.
+            live: the optimised parameters by name.
+        """
+        ends = [live[one.bias or one.weight or ""] for one in self.layers]
+        torch.autograd.grad(losses.sum(), ends, retain_graph=True)
+
     @torch.no_grad()
     def row_products(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return t_i ``(batch,)``.
