@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,29 +13,62 @@ from steelyard.experiments.compare.plots import svg
 
 __all__ = ["LOSSES", "drawing", "table"]
 
+NAMES = {"few": "features, 3,000", "all": "features, 49,000", "pixels": "ResNet, 2,000"}
+_OURS = ("LearningToReweight", "MetaWeightNet")
+
 LOSSES = [0.25 * number for number in range(33)]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the tables in Markdown: time of a step, memory, what was trained."""
-    lines = ["| net | way | ms a step | beside the floor |", "|---|---|---|---|"]
+    """Return the tables in Markdown, as the page has them: time of a step, memory, what was trained."""
     timed = [row for row in rows if "net" in row]
-    for row in timed:
-        floor = next(r["seconds"] for r in timed if r["net"] == row["net"] and "floor" in r["way"])
-        lines.append(f"| {row['net']} | {row['way']} | {1e3 * row['seconds']:.1f} | {row['seconds'] / floor:.2f} |")
-    lines += ["", "| way | MB after 50 steps | after 250 |", "|---|---|---|"]
-    for row in (row for row in rows if "memory" in row):
-        lines.append(f"| {row['way']} | {row['memory'][0]:.1f} | {row['memory'][1]:.1f} |")
-    lines += ["", "| images | noise | rate | way | test accuracy | AUROC | CPU s |", "|---|---|---|---|---|---|---|"]
-    for images in COUNTS:
-        for noise in NOISES:
-            measured = [row for row in rows if row.get("images") == images and row["noise"] == noise]
-            for way in dict.fromkeys(row["way"] for row in measured):
-                own = [row for row in measured if row["way"] == way]
-                if own:
-                    cells = [_over(own, "test"), _over(own, "AUROC"), f"{mean(row['seconds'] for row in own):.1f}"]
-                    lines.append(f"| {images} | {noise} | {own[0]['rate']:g} | {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    floors = {row["net"]: row["seconds"] for row in timed if "floor" in row["way"]}
+    steps = [
+        [row["net"], _called(row["way"]), f"{1e3 * row['seconds']:.{0 if row['seconds'] > 0.1 else 1}f}", beside]
+        for row in timed
+        if (beside := f"{row['seconds'] / floors[row['net']]:.2f}") and row["way"] != "plain step"
+    ]
+    held = [[_called(row["way"]), *(f"{one:.1f}" for one in row["memory"])] for row in rows if "memory" in row]
+    trained = [
+        [NAMES[images], noise, f"{own[0]['rate']:g}", _called(way), _over(own, "test"), _over(own, "AUROC"), spent]
+        for (images, noise, way), own in _by_way(rows).items()
+        if (spent := f"{mean(row['seconds'] for row in own):.1f}")
+    ]
+    tables = [
+        _markdown(["net", "way", "ms a step", "beside the floor"], _sparse(steps, 1)),
+        _markdown(["way", "MB after 50 steps", "after 250"], held),
+        _markdown(["images", "noise", "rate", "way", "test accuracy", "AUROC", "CPU s"], _sparse(trained, 2)),
+    ]
+    return "\n\n".join(tables)
+
+
+def _by_way(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Return the trained rows of each kind of images, noise and way, in the order of the benchmark's."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for images, noise in product(COUNTS, NOISES):
+        for row in rows:
+            if row.get("images") == images and row["noise"] == noise:
+                found.setdefault((images, noise, row["way"]), []).append(row)
+    return found
+
+
+def _called(way: str) -> str:
+    """Return a way as the page calls it: what the package has as code."""
+    name, comma, option = way.partition(", normalise=")
+    return f"`{name}`" + f", `normalise={option}`" * bool(comma) if name in _OURS else way
+
+
+def _sparse(lines: list[list[str]], columns: int) -> list[list[str]]:
+    """Return the lines with their first cells left blank where they are those of the line before."""
+    befores = [[], *lines[:-1]]
+    return [
+        [*([""] * columns if before[:columns] == line[:columns] else line[:columns]), *line[columns:]]
+        for before, line in zip(befores, lines, strict=True)
+    ]
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def drawing(rows: list[dict[str, Any]]) -> str:
@@ -51,17 +85,10 @@ def drawing(rows: list[dict[str, Any]]) -> str:
                 weights = row["weight of a loss"]
                 losses = LOSSES if len(weights) == len(LOSSES) else [0.0, 1.0, 2.0, 4.0, 8.0]
                 axes.plot(losses, weights, color=f"C{number}", label=None if seed else noise, linewidth=1.2)
-        axes.set(xlabel="loss of a sample", title=TITLES[images], ylim=(0, 1.05))
+        axes.set(xlabel="loss of a sample", title=f"{NAMES[images]} images", ylim=(0, 1.05))
         axes.legend(fontsize=8)
     all_axes[0][0].set(ylabel="weight")
     return svg(figure)
-
-
-TITLES = {
-    "few": "features, 3,000 images",
-    "all": "features, 49,000 images",
-    "pixels": "small ResNet, 2,000 images",
-}
 
 
 def _over(rows: list[dict[str, Any]], key: str) -> str:

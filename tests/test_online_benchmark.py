@@ -64,7 +64,8 @@ def test_rows_make_tables_and_a_plot(data, monkeypatch) -> None:
     assert len(rows[2]["weight of a loss"]) == len(LOSSES)
     assert rows[-1]["AUROC"] > 70
     lines = table(rows).splitlines()
-    assert sum(line.startswith("| few | uniform | 0.01 |") for line in lines) == 3
+    assert sum(line.startswith("| features, 3,000 | uniform | 0.01 |") for line in lines) == 1
+    assert sum(line.startswith("|  |  | 0.01 | `") for line in lines) == 2
     assert "features, 3,000 images" in drawing(rows)
 
 
