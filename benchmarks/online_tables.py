@@ -60,7 +60,7 @@ def _called(way: str) -> str:
 
 def _sparse(lines: list[list[str]], columns: int) -> list[list[str]]:
     """Return the lines with their first cells left blank where they are those of the line before."""
-    befores = [[], *lines[:-1]]
+    befores = [[], *lines][: len(lines)]
     return [
         [*([""] * columns if before[:columns] == line[:columns] else line[:columns]), *line[columns:]]
         for before, line in zip(befores, lines, strict=True)
