@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from steelyard.bilevel import Batch, WeightedLoss
-from steelyard.reweight.lookahead import LookAhead, SGDLookAhead, look_ahead
+from steelyard.reweight.lookahead import Alignment, LookAhead, SGDLookAhead, look_ahead
 from steelyard.reweight.minibatches import divided_by_rows
 from tests.support.clean_samples import (
     OBJECTIVE_OF_ROWS,
@@ -119,6 +119,32 @@ def test_rates_that_move_and_groups_that_are_added_are_followed() -> None:
         seen.append(ahead.of_losses(BATCH, lambda losses: WEIGHT, OUTER))
         expected = differences(lambda weight: retrained(model, optimizer, BATCH, weight, CLEAN), WEIGHT)
         torch.testing.assert_close(seen[-1], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_a_chain_of_layers_both_are_inner_products_of_gradients(bias: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8, bias=bias), nn.ReLU(), nn.Linear(8, 2)).double()
+    optimizer = SETTINGS["plain"](model)
+    parameters = list(model.parameters())
+    losses = CROSS_ENTROPY(model(BATCH.inputs), BATCH.targets)
+    rows = [torch.autograd.grad(one, parameters, retain_graph=True) for one in losses]
+
+    def products(slope: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.stack([sum((g * u).sum() for g, u in zip(row, slope, strict=True)) for row in rows])
+
+    here = products(torch.autograd.grad(OUTER(model), parameters))
+    there = copy.deepcopy(model)
+    with torch.no_grad():
+        for p, *slopes in zip(there.parameters(), *rows, strict=True):
+            p -= 0.1 * sum(w * g for w, g in zip(WEIGHT, slopes, strict=True)) / 12
+    ahead = products(torch.autograd.grad(OUTER(there), list(there.parameters())))
+    alignment, stepped = (way(model, optimizer, OBJECTIVE_OF_ROWS) for way in (Alignment, SGDLookAhead))
+    for _ in range(3):  # the first call finds out that it is a chain
+        torch.testing.assert_close(alignment(BATCH, OUTER), -here / 12, rtol=1e-9, atol=1e-12)
+        found = stepped.of_losses(BATCH, lambda losses: WEIGHT, OUTER)
+        torch.testing.assert_close(found, -0.1 * ahead / 12, rtol=1e-9, atol=1e-12)
 
 
 def test_both_ways_to_look_ahead_agree_in_float32() -> None:
