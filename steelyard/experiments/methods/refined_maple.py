@@ -31,8 +31,8 @@ class RefinedMaple(ReadsAsMaple):
         maple: MAPLE's settings.
         rounds, score, folds, repeats, shares, calibrations, least_kept: of `reweight.Refine`.
         steps: of the nets that score and of the last training; 0 takes those of MAPLE's inner run.
-        second_run: where the groups of MAPLE's run are refused, run it again, with another seed and a budget a third
-            larger, and test both (`found_groups.two_runs`).
+        second_run: run MAPLE again, with another seed and a budget a third larger, and take groups that both runs
+            find (`found_groups.two_runs`).
         one_hump: where there are no two groups all the same: "refuse" or "maple".
         together: whether the nets that score are trained as one, of `reweight.Refine`; how they were is written into
             the run, as "nets that score".

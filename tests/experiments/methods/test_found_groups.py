@@ -103,7 +103,7 @@ def test_maples_groups_are_refused_where_s_has_one_hump(problem: Problem) -> Non
         MapleGroups(ONE_HUMP).label(problem)
 
 
-def test_a_second_run_follows_where_the_first_is_refused(problem: Problem) -> None:
+def test_what_one_run_leaves_open_two_decide(problem: Problem) -> None:
     known = Given().label(problem).group
     assert known is not None
     unclear = replace(ONE_HUMP, budget=170)

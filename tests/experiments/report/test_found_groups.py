@@ -46,7 +46,7 @@ def test_groups_are_shown_with_what_is_known_of_them(run: Run) -> None:
     assert page == render([split])
 
 
-@pytest.mark.parametrize("budget", [300, 170], ids=["by the first run", "by the second run"])
+@pytest.mark.parametrize("budget", [300, 170], ids=["both runs are clear", "one of them is"])
 def test_groups_that_refined_maple_found_are_in_its_table_and_on_its_page(budget: int, tmp_path: Path) -> None:
     maple = f"{{budget={budget}, steps=12, learn='probabilities', probability_rate=0.2, inner={{steps=40}}}}"
     sets = [f"method={{name='refined_maple', rounds=0, maple={maple}}}", "model.hidden=[16]"]
@@ -63,7 +63,7 @@ def test_groups_that_refined_maple_found_are_in_its_table_and_on_its_page(budget
     assert section is not None
     assert section["lines"][0]["name"] == "colour disagrees"
     assert "have two humps" in render([read])
-    assert ("agreement_0" in figures) == (budget == 170)
+    assert figures["agreement_0"] > 0.8  # of two runs
 
 
 def test_one_hump_is_said(run: Run) -> None:
