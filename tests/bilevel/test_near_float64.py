@@ -105,3 +105,25 @@ def test_a_record_is_rounded_once_and_says_what_was_written_to() -> None:
     held[0].tensor.zero_()
     with pytest.raises(Unusable):
         kept.round_to(torch.float64)
+
+
+def test_derivatives_of_samples_that_are_all_but_learned_keep_their_digits() -> None:
+    """One class has nearly all of the softmax: what is left of the tangents' difference is 1e-4 of each."""
+    from steelyard.bilevel.sweep.from_record import tangents
+    from steelyard.bilevel.sweep.graph_record import Recording
+
+    generator = torch.Generator().manual_seed(0)
+    x, label = torch.randn(16, 5, generator=generator, dtype=torch.float64), torch.arange(16) % 4
+    weight, direction = (torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    high = 9 * F.one_hot(label, 4)
+    logits, moved = (x @ weight + high).float(), (1e3 + x @ direction).float()
+    shares, along = logits.double().softmax(1), moved.double()
+    expected = (shares * (along - along[range(16), label][:, None])).sum(1)
+
+    shift = torch.zeros(16, 4, requires_grad=True)
+    with Recording({"shift": shift}) as recording:
+        losses = F.cross_entropy(logits + shift, label, reduction="none")
+    kept = recording.forward_record(losses)
+    assert kept is not None
+    found = tangents(kept, {"shift": shift.detach()}, {"shift": moved})
+    assert relative(found.double(), expected) < 1e-6  # 4e-5 in float32 throughout

@@ -221,8 +221,9 @@ def _max_pool(call: Call) -> Sequence[Tensor | None]:
 def _log_softmax(call: Call) -> Sequence[Tensor | None]:
     output = call.outputs[0]
     assert output is not None
-    moved = call.tangents[0].to(output.dtype)
-    return (moved - (output.exp() * moved).sum(call.args[1], keepdim=True),)
+    # In float64, of shares that add up to 1: where one class has it all, what is left is a small difference.
+    moved, shares = call.tangents[0].double(), output.double().softmax(call.args[1])
+    return ((moved - (shares * moved).sum(call.args[1], keepdim=True)).to(output.dtype),)
 
 
 @_rule("nll_loss_forward.default", keep=(1, 2))
