@@ -33,6 +33,7 @@ __all__ = [
     "in_float32",
     "in_float64",
     "step_in_float64",
+    "taken_with_its_record",
 ]
 
 _AGREE = 1e-2, 0.01  # of a parameter's gradient, and a share of that of all: a bias before BatchNorm has noise only
@@ -85,7 +86,7 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
         recorded: the gradient that the optimizer used, by the names asked for.
     """
     wide = step_in_float64(run, step)
-    found = _recorded(run, step, wide, recorded) if _recordable(run, step) else None
+    found = _recorded(run, step, wide, recorded) if taken_with_its_record(run, step) else None
     found = _replayed(run, step, wide, recorded) if found is None else found
     if run.ranks.any(found is None) and step.conditions.autocast:  # float32 is a good deal better than eight bits
         wide = _without_autocast(step)
@@ -136,7 +137,7 @@ def _bare(findings: Findings) -> Findings:
     return replace(findings, gradient=None, forward_record=None, graph=None, guards=[])
 
 
-def _recordable(run: Trajectory, step: Step) -> bool:
+def taken_with_its_record(run: Trajectory, step: Step) -> bool:
     """Whether the pass in float64 is kept for the derivatives along u (`near_float64`): float32's may be too rough.
 
     (It was where samples couple, through BatchNorm, and nowhere else: see `_ROUGH`.)

@@ -14,6 +14,7 @@ from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import gradient_in_float64, step_in_float64
 from steelyard.bilevel.near_float64 import near_float64
+from steelyard.bilevel.newest_update import newest_update
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.rounding import norm_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
@@ -73,7 +74,8 @@ class Truncated:
     pass, and rounded. Where it then is more than 1e-4 away from the recorded one (the first step of a ResNet), the
     float32 forward pass is too rough for derivatives along u, and those of the step's own samples are taken over the
     values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of its terms, else in
-    float64 (not those of `samples`, nor in `tensors`). Under autocast the same is done from 5 % on; what does not
+    float64 (not those of `samples`, nor in `tensors`); the outer loss of such a window has its forward pass in float64,
+    its values rounded for the backward pass. Under autocast the same is done from 5 % on; what does not
     replay to the recorded gradient is refused there. Left as recorded in float32: where module, loss or device do not
     take float64, or give another gradient there (noise that depends on the precision); a parameter whose
     gradient is nothing but rounding. On a GPU with slow float64 these passes can be the longest of all. (`Unrolled`
@@ -148,32 +150,33 @@ class Truncated:
         trajectory.ranks.agree("the hypergradient", own)
         if samples is not None:
             beside = trajectory.ranks.together(lambda: self._check_samples(trajectory, index, steps[-1], samples))
-            adjoint = outer_gradient(trajectory, outer).parameters
             step = next(newest_first(trajectory, 1))
-            update = pull_update(trajectory, step, adjoint, {}, last=True)
+            _, update = newest_update(trajectory, outer, step, last=True)
             at, u = step.parameters, update.direction
             values = derivatives_as_rows(trajectory, step, at, u, samples, self.ladder, beside)
             return values * update.factor
         ids = ids_of(trajectory, index)
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
-        found = outer_gradient(trajectory, outer, statistics=len(steps) > 1 and _tracks(trajectory, steps))
+        whole = newest_first(trajectory, len(steps))
+        step, tracks = next(whole), len(steps) > 1 and _tracks(trajectory, steps)
+        found, update = newest_update(trajectory, outer, step, len(steps) == 1, tracks)
         if found.statistics and any(step.findings.rewritten for step in micro_batches(steps)):
             raise NoDerivative(
                 "a layer with running statistics stands in a checkpoint, which updates them once more on the way back: "
                 "take it out of the checkpoint, or ask with steps=1"
             )
-        adjoint, running = found.parameters, found.statistics
-        state: dict[str, Tensors] = {}
-        for number, step in zip(range(len(steps) - 1, -1, -1), newest_first(trajectory, len(steps)), strict=True):
-            update = pull_update(trajectory, step, adjoint, state, last=not number)
+        running = found.statistics
+        for number in range(len(steps) - 1, -1, -1):
             product, rows = self._derivatives(trajectory, step, update, curvature=bool(number))
             if number:
                 mean = trajectory.ranks.mean(product)
                 adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
-                state = update.state
             for one, tangents in rows:
                 values = weighted.pull(tangents, tangents, one.weight) * (update.factor * one.scale)
                 add_by_id(total, ids, one.batch.index, values, window=index is None)
+            if number:
+                step = next(whole)
+                update = pull_update(trajectory, step, adjoint, update.state, last=number == 1)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

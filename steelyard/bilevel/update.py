@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steelyard.bilevel.clipping import clip_stages, pull_through_clips, unclipped
-from steelyard.bilevel.float64 import eps_of, gradient_in_float64
+from steelyard.bilevel.float64 import GradientInFloat64, eps_of, gradient_in_float64
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, Pullback
 from steelyard.bilevel.optimizers._pieces import pieces_of, pull_in_pieces
 from steelyard.bilevel.optimizers.sgd import SGDPullback
@@ -66,7 +66,14 @@ class Update(NamedTuple):
     exact: Tensors | None = None
 
 
-def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, Tensors], last: bool = False) -> Update:
+def pull_update(
+    run: Trajectory,
+    step: Step,
+    adjoint: Tensors,
+    state: dict[str, Tensors],
+    last: bool = False,
+    exact: GradientInFloat64 | None = None,
+) -> Update:
     """Pull the adjoints of parameters and state back through the update of `step`.
 
     Args:
@@ -74,10 +81,11 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
         adjoint: of the parameters after it; where it is the `last`, it may be written over.
         state: of the optimizer's state after it.
         last: nothing before the step is asked for: of the answer only `direction` counts.
+        exact: the step's gradient in float64, where that has been taken before.
     """
     back = _PullBack(run.pullback, step, adjoint, state, last)
     if step.clips:
-        return _clipped(run, back)
+        return _clipped(run, back, exact)
     if back.pullback.linear:
         factor = _multiple(back.pullback, step) if last and not any(state.values()) else None
         # With one number for all, a pass over all parameters less.
@@ -85,7 +93,7 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     gradients = _trained(step, _gradient_of(run, step))
     run.ranks.together(lambda: _check_elementwise(run, back, gradients))
     eps = eps_of(step)
-    update = back(gradients) if eps is None else _exact_enough(run, back, gradients, eps)
+    update = back(gradients) if eps is None else _exact_enough(run, back, gradients, eps, exact)
     if run.differences is not None and run.ranks.any(not any(bool(u.any()) for u in update.direction.values())):
         warnings.warn(
             f"no gradient moves the update of {run.optimizer.__name__} in this step, to first order (it takes signs, "
@@ -96,7 +104,7 @@ def pull_update(run: Trajectory, step: Step, adjoint: Tensors, state: dict[str, 
     return update
 
 
-def _clipped(run: Trajectory, back: _PullBack) -> Update:
+def _clipped(run: Trajectory, back: _PullBack, exact: GradientInFloat64 | None) -> Update:
     """Pull back a step whose gradient was clipped: through the update first, through the clips then."""
     step = back.step
     stages = clip_stages(step.clips, _gradient_of(run, step))
@@ -106,7 +114,7 @@ def _clipped(run: Trajectory, back: _PullBack) -> Update:
     if eps is None:
         update, rounding = back({} if back.pullback.linear else used), 0.0
     else:  # (the sweep's gradient is unclipped)
-        update, rounding = _exact_enough(run, back, used, eps), typical_noise(_trained(step, stages[0]), eps)
+        update, rounding = _exact_enough(run, back, used, eps, exact), typical_noise(_trained(step, stages[0]), eps)
     return update._replace(direction=pull_through_clips(step.clips, update.direction, stages), rounding=rounding)
 
 
@@ -192,7 +200,9 @@ class _PullBack:
                 yield piece, noise[name]
 
 
-def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors, eps: float) -> Update:
+def _exact_enough(
+    run: Trajectory, back: _PullBack, gradients: Tensors, eps: float, exact: GradientInFloat64 | None
+) -> Update:
     """Pull back with the recorded gradient, or in float64 with that of a replay where its rounding moves u too far."""
     typical, tolerance, seen = typical_noise(gradients, eps), TOLERANCE, gradients
     if back.step.conditions.autocast:
@@ -203,7 +213,7 @@ def _exact_enough(run: Trajectory, back: _PullBack, gradients: Tensors, eps: flo
     rounding = Rounding(noise)
     update = back(gradients, rounding)
     if run.ranks.any(rounding.exceeds(tolerance, lambda: back.moved(seen, noise))):
-        exact = gradient_in_float64(run, back.step, gradients)
+        exact = gradient_in_float64(run, back.step, gradients) if exact is None else exact
         if exact is None and back.step.conditions.autocast:
             raise NoDerivative(ROUNDS_AWAY)
         if exact is not None:

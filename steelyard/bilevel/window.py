@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._nested import equal
+from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages, unclipped
 from steelyard.bilevel.integrity import projection
@@ -69,11 +70,20 @@ def outer_gradient(
     tensors: Sequence[Tensor] = (),
     statistics: bool = False,
     at: Tensors | None = None,
+    exactly: bool = False,
 ) -> OuterGradient:
     """Return the derivatives of `outer` at the final parameters; those by the statistics only where asked for.
 
     The final parameters are those of the module, or `at`, where the module has not gone there. On several ranks: of
     the mean over ranks of what `outer` returns on each (as DDP has it for the inner loss).
+
+    Args:
+        run: the record.
+        outer: ``module -> scalar``.
+        tensors: to be differentiated by directly, too.
+        statistics: as above.
+        at: as above.
+        exactly: take the forward pass in float64, each value then rounded to float32 for the backward pass.
 
     Raises:
         FloatingPointError: `outer` is NaN or infinite.
@@ -93,7 +103,8 @@ def outer_gradient(
     def derived(module: nn.Module) -> Tensor:
         """Walk back where the parameters are swapped in still: a checkpoint evaluates the model once more."""
         nonlocal direct
-        value = scalar(outer(module))
+        with Float64Values() if exactly else nullcontext():
+            value = scalar(outer(module))
         _check_path(live, value)
         if any(one.grad is not None for one in own.values()):
             raise ValueError(

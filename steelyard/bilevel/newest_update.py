@@ -1,0 +1,58 @@
+"""The outer gradient, pulled back through the newest step; over a forward pass in float64 where float32 is too rough.
+
+A forward pass that float32 is too rough for (the first steps of a ResNet with BatchNorm; `float64._ROUGH`) is as rough
+after the step, where the outer loss is taken: v was off by 6e-4 there, and with it the whole answer. So where the step
+shows it, v is taken over values of float64 as well (`_float64_values`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from steelyard.bilevel.float64 import GradientInFloat64, gradient_in_float64, in_float32, taken_with_its_record
+from steelyard.bilevel.step import Step
+from steelyard.bilevel.trajectory import Trajectory
+from steelyard.bilevel.update import Update, pull_update
+from steelyard.bilevel.window import OuterGradient, outer_gradient
+
+__all__ = ["newest_update"]
+
+
+def newest_update(
+    run: Trajectory, outer: Callable[[nn.Module], Tensor], step: Step, last: bool, statistics: bool = False
+) -> tuple[OuterGradient, Update]:
+    """Return the outer gradient and the update of the newest step, pulled back with it.
+
+    Args:
+        run: the record.
+        outer: ``module -> scalar``.
+        step: the newest, whole.
+        last: no step before it is asked for.
+        statistics: the derivatives by running statistics are wanted, too.
+    """
+    exact = _gradient_at_a_cold_start(run, step)
+    exactly = exact is not None and exact.step is not None
+    found = outer_gradient(run, outer, statistics=statistics, exactly=exactly)
+    update = pull_update(run, step, found.parameters, {}, last, exact)
+    if update.in_float64 is None or exactly or not in_float32(step):
+        return found, update
+    found = outer_gradient(run, outer, statistics=statistics, exactly=True)
+    assert update.exact is not None
+    exact = GradientInFloat64(update.exact, update.in_float64)
+    return found, pull_update(run, step, found.parameters, {}, last, exact)
+
+
+def _gradient_at_a_cold_start(run: Trajectory, step: Step) -> GradientInFloat64 | None:
+    """Return the step's gradient in float64 where it will be asked for anyway, before the outer gradient is taken.
+
+    That is where an adaptive optimizer has no moments yet. (Elsewhere a step that turns out to be rough has its outer
+    gradient taken again.)
+    """
+    held = step.findings.held_gradient()
+    if held is None or step.clips or run.pullback.linear or not taken_with_its_record(run, step):
+        return None
+    if any(isinstance(one, Tensor) and bool(one.any()) for state in step.state.values() for one in state.values()):
+        return None
+    return gradient_in_float64(run, step, {name: g for name, g in held.items() if name not in step.skipped})
