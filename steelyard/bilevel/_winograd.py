@@ -26,7 +26,7 @@ _INPUT += ((0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
 _KERNEL: _Transform = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6))
 _KERNEL += ((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 _OUTPUT: _Transform = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-_TILES = 128  # at a time, which the caches hold with 64 channels
+_TILES = 64  # at a time, or half as many as channels: the caches hold them, or kernels would be read too often
 
 
 def pays(channels: int, filters: int, rows: int, columns: int) -> bool:
@@ -64,10 +64,10 @@ def input_gradient(gradient: Tensor, weight: Tensor, padding: tuple[int, int]) -
 def _multiplied(x: Tensor, kernel: Tensor, padding: tuple[int, int]) -> Tensor:
     """Return the convolution by transformed kernels ``(36, channels, filters)``."""
     rows, columns = x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
-    filters = kernel.shape[2]
+    channels, filters = kernel.shape[1:]
     height, width = _covered(rows, columns)
     found = x.new_empty(len(x), filters, height, width)
-    for some, into in zip(_chunks(x, rows, columns), _chunks(found, rows, columns), strict=True):
+    for some, into in zip(_chunks(x, channels, rows, columns), _chunks(found, channels, rows, columns), strict=True):
         products = torch.bmm(_tiles(some, padding, rows, columns), kernel)
         tiles = torch.mm(_twice(_OUTPUT), products.view(36, -1))
         tiles = tiles.view(4, 4, len(some), height // 4, width // 4, filters)
@@ -77,9 +77,9 @@ def _multiplied(x: Tensor, kernel: Tensor, padding: tuple[int, int]) -> Tensor:
 
 def weight_gradient(gradient: Tensor, x: Tensor, padding: tuple[int, int]) -> Tensor:
     """Return the gradient by the kernels, from the `gradient` by the output."""
-    rows, columns = gradient.shape[2:]
-    total = x.new_zeros(36, gradient.shape[1], x.shape[1])
-    for some, sent in zip(_chunks(x, rows, columns), _chunks(gradient, rows, columns), strict=True):
+    channels, (rows, columns) = x.shape[1], gradient.shape[2:]
+    total = x.new_zeros(36, gradient.shape[1], channels)
+    for some, sent in zip(_chunks(x, channels, rows, columns), _chunks(gradient, channels, rows, columns), strict=True):
         total.baddbmm_(_spread(sent).transpose(1, 2), _tiles(some, padding, rows, columns))
     return torch.mm(total.view(36, -1).t(), _twice(_KERNEL)).view(*total.shape[1:], 3, 3)
 
@@ -91,9 +91,9 @@ def _twice(transform: _Transform) -> Tensor:
     return torch.kron(one, one)
 
 
-def _chunks(images: Tensor, rows: int, columns: int) -> tuple[Tensor, ...]:
+def _chunks(images: Tensor, channels: int, rows: int, columns: int) -> tuple[Tensor, ...]:
     """Return the images, so many at a time that their tiles stay in the caches."""
-    return images.split(max(1, _TILES // (-(-rows // 4) * -(-columns // 4))))
+    return images.split(max(1, max(_TILES, channels // 2) // (-(-rows // 4) * -(-columns // 4))))
 
 
 def _covered(rows: int, columns: int) -> tuple[int, int]:

@@ -81,7 +81,7 @@ def pull_update(
         adjoint: of the parameters after it; where it is the `last`, it may be written over.
         state: of the optimizer's state after it.
         last: nothing before the step is asked for: of the answer only `direction` counts.
-        exact: the step's gradient in float64, where that has been taken before.
+        exact: the step's gradient in float64, where that has been taken before: it is used.
     """
     back = _PullBack(run.pullback, step, adjoint, state, last)
     if step.clips:
@@ -211,15 +211,16 @@ def _exact_enough(
         seen = {name: g for (name, g), own in zip(gradients.items(), size.tolist(), strict=True) if own > 4 * typical}
     noise = {name: noise_of(g, eps) for name, g in seen.items()}
     rounding = Rounding(noise)
-    update = back(gradients, rounding)
-    if run.ranks.any(rounding.exceeds(tolerance, lambda: back.moved(seen, noise))):
-        exact = gradient_in_float64(run, back.step, gradients) if exact is None else exact
+    update = back(gradients, rounding) if exact is None else None
+    if update is not None and run.ranks.any(rounding.exceeds(tolerance, lambda: back.moved(seen, noise))):
+        exact = gradient_in_float64(run, back.step, gradients)
         if exact is None and back.step.conditions.autocast:
             raise NoDerivative(ROUNDS_AWAY)
-        if exact is not None:
-            rounding = Rounding(noise)
-            update = back(exact.gradients, rounding, update.direction)
-            update = update._replace(in_float64=exact.step, exact=exact.gradients)
+    if exact is not None:
+        rounding = Rounding(noise)
+        update = back(exact.gradients, rounding, update.direction if update is not None else None)
+        update = update._replace(in_float64=exact.step, exact=exact.gradients)
+    assert update is not None
     return update._replace(rounding=typical, noise=typical * rounding.size(), gradients=gradients)
 
 
