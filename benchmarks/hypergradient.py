@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -262,17 +263,51 @@ def measure(cell: str, wanted: list[str], runs: int, what: list[str]) -> None:
         _keep(cell, name, {"error": error} if cell.endswith("warm") else {"error": error, "other run": other})
 
 
-def _keep(cell: str, method: str, found: dict[str, Any]) -> None:
-    """Add figures to those of a cell and method; ratios are collected, others replaced."""
-    rows = json.loads(RAW.read_text()) if RAW.exists() else []
+def engine() -> str:
+    """Return what git calls the engine's present files, short; it outlives commits elsewhere."""
+    asked = ["git", "rev-parse", "--short=7", "HEAD:steelyard/bilevel"]
+    return subprocess.run(asked, cwd=_measure.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def keep(rows: list[dict[str, Any]], cell: str, method: str, found: dict[str, Any], engine: str) -> None:
+    """Add figures to those of a cell and method: ratios of one engine are collected, of another replaced.
+
+    Args:
+        rows: what was measured before; changed.
+        cell, method: of which.
+        found: the figures.
+        engine: that measured Steelyard's; of a peer's method it says nothing.
+    """
     row = next((one for one in rows if (one["cell"], one["method"]) == (cell, method)), None)
     if row is None:
         row = {"cell": cell, "method": method, "ratios": []}
         rows.append(row)
-    row["ratios"] += found.pop("ratios", [])
+    ratios = found.pop("ratios", [])
+    if method in FLOORS:
+        engines = row.setdefault("engines", {})
+        if ratios and engines.get("ratio") != engine:
+            row["ratios"] = []
+            row.pop("note", None)
+        engines.update(dict.fromkeys([*(["ratio"] if ratios else []), *found], engine))
+    row["ratios"] += ratios
     row.update(found)
+
+
+def _keep(cell: str, method: str, found: dict[str, Any]) -> None:
+    rows = json.loads(RAW.read_text()) if RAW.exists() else []
+    keep(rows, cell, method, found, engine())
     RAW.parent.mkdir(parents=True, exist_ok=True)
     RAW.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _of_engines(row: dict[str, Any], now: str) -> str:
+    """Return which of a row's figures are not of the engine that is `now`."""
+    if row["method"] not in FLOORS:
+        return ""
+    engines = row.get("engines", {})
+    figures = [*(["ratio"] if row["ratios"] else []), *(one for one in ("memory", "error") if one in row)]
+    old = [one for one in figures if engines.get(one) != now]
+    return f"older: {', '.join(old)}" if old else "this"
 
 
 def report() -> None:
@@ -305,6 +340,7 @@ def report() -> None:
                     "memory MiB": one.get("memory"),
                     "error": one.get("error"),
                     "other run": one.get("other run"),
+                    "engine": _of_engines(one, engine()),
                     "note": one.get("failed") or one.get("note", ""),
                 }
             )
@@ -319,9 +355,8 @@ def report() -> None:
         "`adam-warm` from moments of a later step (Steelyard's only).",
         "Freed memory `kept`: by the process, as the command `steelyard` has it; `returned`: to the system, malloc's",
         "default, where each method pays for fresh pages. Processors are as they name themselves to a guest.",
-        "Steelyard's rows are of the engine before one that copies parameters instead of fingerprints, reads an MLP's",
-        "layers off autograd's graph and takes a cold step's derivatives over float64's values, but for two on",
-        "AMD EPYC with `kept`: mlp/128/1/sgd and resnet18/32/1/adam, `reuse`.",
+        f"`engine`: which of Steelyard's figures are not of the engine {engine()}, which is what git rev-parse calls",
+        "HEAD:steelyard/bilevel.",
         "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
@@ -339,7 +374,7 @@ def report() -> None:
         "runs",
     ]
     columns += ["first call", "floor"]
-    columns += ["memory MiB", "error", "other run", "note"]
+    columns += ["memory MiB", "error", "other run", "engine", "note"]
     _measure.write("hypergradient", "Hypergradient of sample weights", notes, rows, columns)
 
 

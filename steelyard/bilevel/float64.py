@@ -32,6 +32,7 @@ __all__ = [
     "gradient_in_float64",
     "in_float32",
     "in_float64",
+    "kernels_in_float64",
     "step_in_float64",
     "taken_with_its_record",
 ]
@@ -147,7 +148,8 @@ def taken_with_its_record(run: Trajectory, step: Step) -> bool:
     return alone and not hooked and step.findings.coupled and run.is_weighted and in_float32(step)
 
 
-def _kernels(step: Step) -> AbstractContextManager[Any]:
+def kernels_in_float64(step: Step) -> AbstractContextManager[Any]:
+    """Inside, a replay of the step in float64 takes the faster convolutions, where it has any."""
     return Float64Convolutions() if any(p.ndim == 4 for p in step.parameters.values()) else nullcontext()
 
 
@@ -162,7 +164,7 @@ def _recorded(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
         return differentiate(module, run.reduce(wide, module, losses), leaves)
 
     try:
-        with torch.enable_grad(), _kernels(step):
+        with torch.enable_grad(), kernels_in_float64(step):
             found: Tensors = run.replay(wide, {**wide.parameters, **leaves}, body)
     except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
@@ -178,7 +180,7 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
 
     found: Tensors = {}
     try:
-        with torch.enable_grad(), _kernels(step):
+        with torch.enable_grad(), kernels_in_float64(step):
             for one in wide.micro_batches:
                 at = {**wide.parameters, **{n: leaf.to(wide.parameters[n].dtype) for n, leaf in leaves.items()}}
                 more: Tensors = run.replay(one, at, body, one)
