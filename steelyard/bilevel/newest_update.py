@@ -32,7 +32,7 @@ def newest_update(
         last: no step before it is asked for.
         statistics: the derivatives by running statistics are wanted, too.
     """
-    exact = _gradient_at_a_cold_start(run, step)
+    exact = None if last and not _is_cold(step) else _gradient_ahead(run, step)
     exactly = exact is not None and exact.step is not None
     found = outer_gradient(run, outer, statistics=statistics, exactly=exactly)
     update = pull_update(run, step, found.parameters, {}, last, exact)
@@ -44,15 +44,18 @@ def newest_update(
     return found, pull_update(run, step, found.parameters, {}, last, exact)
 
 
-def _gradient_at_a_cold_start(run: Trajectory, step: Step) -> GradientInFloat64 | None:
-    """Return the step's gradient in float64 where it will be asked for anyway, before the outer gradient is taken.
+def _is_cold(step: Step) -> bool:
+    """Whether the optimizer had no moments before the step."""
+    return not any(isinstance(one, Tensor) and bool(one.any()) for kept in step.state.values() for one in kept.values())
 
-    That is where an adaptive optimizer has no moments yet. (Elsewhere a step that turns out to be rough has its outer
-    gradient taken again.)
+
+def _gradient_ahead(run: Trajectory, step: Step) -> GradientInFloat64 | None:
+    """Return the step's gradient in float64, before the outer gradient is taken; None: it is not known to be of use.
+
+    At a cold start of an adaptive optimizer it will be asked for anyway. (Elsewhere a step that turns out to be rough
+    has its outer gradient taken again.)
     """
     held = step.findings.held_gradient()
     if held is None or step.clips or run.pullback.linear or not taken_with_its_record(run, step):
-        return None
-    if any(isinstance(one, Tensor) and bool(one.any()) for state in step.state.values() for one in state.values()):
         return None
     return gradient_in_float64(run, step, {name: g for name, g in held.items() if name not in step.skipped})

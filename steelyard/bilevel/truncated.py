@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.float64 import gradient_in_float64, step_in_float64
+from steelyard.bilevel.float64 import gradient_in_float64, in_float32, kernels_in_float64, step_in_float64
 from steelyard.bilevel.near_float64 import near_float64
 from steelyard.bilevel.newest_update import newest_update
 from steelyard.bilevel.replay import gradient
@@ -68,18 +68,19 @@ class Truncated:
     this costs 3, and 6 where this costs 9. Memory: one chunk's activations at T = 1, those of one batch and of its
     gradient at T > 1, never T of them.
 
-    Precision: with an adaptive optimizer (Adam, RMSprop, Adagrad and their kin) in float32, how far the answer hangs on
-    the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a cold start:
-    Adam's update moves by e eps / (|g| + eps)^2), the step's gradient is taken once more in float64, one reverse
-    pass, and rounded. Where it then is more than 1e-4 away from the recorded one (the first step of a ResNet), the
-    float32 forward pass is too rough for derivatives along u, and those of the step's own samples are taken over the
-    values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of its terms, else in
-    float64 (not those of `samples`, nor in `tensors`); the outer loss of such a window has its forward pass in float64,
-    its values rounded for the backward pass. Under autocast the same is done from 5 % on; what does not
-    replay to the recorded gradient is refused there. Left as recorded in float32: where module, loss or device do not
-    take float64, or give another gradient there (noise that depends on the precision); a parameter whose
-    gradient is nothing but rounding. On a GPU with slow float64 these passes can be the longest of all. (`Unrolled`
-    knows nothing of this.)
+    Precision: with an adaptive optimizer (Adam, RMSprop, Adagrad and their kin) in float32, how far the answer
+    hangs on the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a
+    cold start: Adam's update moves by e eps / (|g| + eps)^2), the step's gradient is taken once more in float64,
+    one reverse pass, and rounded. Where it then is more than 1e-4 away from the recorded one (the first step of a
+    ResNet), the float32 forward pass is too rough for derivatives along u, and those of the step's own samples are
+    taken over the values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of
+    its terms, else in float64 (not those of `samples`, nor in `tensors`); the outer loss of such a window has its
+    forward pass in float64, its values rounded for the backward pass. With T > 1 the newest step is always looked
+    at so, and where it is that rough all steps are taken in float64, about twice the time. Under autocast the same
+    is done from 5 % on; what does not replay to the recorded gradient is refused there. Left as recorded in
+    float32: where module, loss or device do not take float64, or give another gradient there (noise that depends on
+    the precision); a parameter whose gradient is nothing but rounding. On a GPU with slow float64 these passes can
+    be the longest of all. (`Unrolled` knows nothing of this.)
 
     Args:
         steps: T; at most as many as were recorded.
@@ -165,7 +166,7 @@ class Truncated:
                 "a layer with running statistics stands in a checkpoint, which updates them once more on the way back: "
                 "take it out of the checkpoint, or ask with steps=1"
             )
-        running = found.statistics
+        running, rough = found.statistics, update.in_float64 is not None and in_float32(step)
         for number in range(len(steps) - 1, -1, -1):
             product, rows = self._derivatives(trajectory, step, update, curvature=bool(number))
             if number:
@@ -176,7 +177,7 @@ class Truncated:
                 add_by_id(total, ids, one.batch.index, values, window=index is None)
             if number:
                 step = next(whole)
-                update = pull_update(trajectory, step, adjoint, update.state, last=number == 1)
+                update = pull_update(trajectory, step, adjoint, update.state, last=number == 1, exactly=rough)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -270,11 +271,14 @@ class Truncated:
         if wide is None:
             assert found is not None
             return found
+        if curvature:
+            wide.findings.forward_record = None  # of no use here, and large
         near = None if curvature else near_float64(run, step, update, self.ladder)
         if near is not None:
             return {}, near, slope
         direction = {name: u.to(wide.parameters[name].dtype) for name, u in update.direction.items()}
-        return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
+        with kernels_in_float64(step):
+            return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether rounding may move the t_i of the step by `_BLURRED` of the largest (more under autocast).

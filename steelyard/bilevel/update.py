@@ -73,6 +73,7 @@ def pull_update(
     state: dict[str, Tensors],
     last: bool = False,
     exact: GradientInFloat64 | None = None,
+    exactly: bool = False,
 ) -> Update:
     """Pull the adjoints of parameters and state back through the update of `step`.
 
@@ -82,8 +83,9 @@ def pull_update(
         state: of the optimizer's state after it.
         last: nothing before the step is asked for: of the answer only `direction` counts.
         exact: the step's gradient in float64, where that has been taken before: it is used.
+        exactly: take the gradient in float64 without a look at whether its rounding matters.
     """
-    back = _PullBack(run.pullback, step, adjoint, state, last)
+    back = _PullBack(run.pullback, step, adjoint, state, last, exactly)
     if step.clips:
         return _clipped(run, back, exact)
     if back.pullback.linear:
@@ -150,6 +152,7 @@ class _PullBack:
     adjoint: Tensors
     state: dict[str, Tensors]
     last: bool
+    exactly: bool = False
 
     def __call__(
         self, gradients: Tensors, rounding: Rounding | None = None, into: Mapping[str, Tensor] | None = None
@@ -209,6 +212,8 @@ def _exact_enough(
         tolerance = _UNDER_AUTOCAST
         size = torch.stack([torch.linalg.vector_norm(g) / max(1, g.numel()) ** 0.5 for g in gradients.values()])
         seen = {name: g for (name, g), own in zip(gradients.items(), size.tolist(), strict=True) if own > 4 * typical}
+    if back.exactly and exact is None:
+        exact = gradient_in_float64(run, back.step, gradients)
     noise = {name: noise_of(g, eps) for name, g in seen.items()}
     rounding = Rounding(noise)
     update = back(gradients, rounding) if exact is None else None

@@ -118,14 +118,16 @@ def outer(model: nn.Module) -> Tensor:
     return F.cross_entropy(model(held.inputs.to(next(model.parameters()).dtype)), held.targets)
 
 
-def record(optimizer: Callable[..., torch.optim.Optimizer]) -> Trajectory:
+def record(optimizer: Callable[..., torch.optim.Optimizer], count: int = 1) -> Trajectory:
     torch.manual_seed(0)
     model = net()
     weight = 0.5 + torch.rand(12, generator=torch.Generator().manual_seed(1))
     steps = optimizer(model.parameters(), lr=1e-3)
-    with Recorder(model, steps, WeightedLoss(CROSS_ENTROPY)) as recorder:
-        recorder.loss(data(0), weight).backward()
-        steps.step()
+    with Recorder(model, steps, WeightedLoss(CROSS_ENTROPY), steps=count) as recorder:
+        for number in range(count):
+            steps.zero_grad()
+            recorder.loss(data(number), weight).backward()
+            steps.step()
         return recorder.trajectory()
 
 
@@ -178,3 +180,14 @@ def test_a_step_that_float32_is_right_for_has_it_in_float32(monkeypatch: pytest.
     noted = passes(monkeypatch)
     Truncated()(record(torch.optim.SGD), outer)
     assert noted == [False]
+
+
+def test_a_window_whose_newest_step_is_rough_is_taken_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = record(torch.optim.Adam, 3)
+    truth = Truncated(3)(widened(run), outer)
+    plain = relative(Truncated(3)(run, outer).double(), truth)
+    monkeypatch.setattr(float64, "_ROUGH", 0.0)
+    estimator = Truncated(3)
+    found = estimator(run, outer).double()
+    assert relative(found, truth) < 1e-6 < plain
+    assert estimator.answered == {"forward over reverse": 2, "forward over a record in float64": 1}
