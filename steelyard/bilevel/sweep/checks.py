@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, kernels_in_float64, step_in_float64
+from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, step_in_float64
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
@@ -115,17 +115,6 @@ def curvature(
     wide = widen(question)
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
-    with kernels_in_float64(question.step):
-        return _symmetry(question, wide, answer, generator, tries)
-
-
-def _symmetry(
-    question: Question,
-    wide: Question | None,
-    answer: Callable[[Question], Curved],
-    generator: torch.Generator,
-    tries: int,
-) -> str | None:
     asked = wide or question
     a = _random(asked.at, generator)
     asked = replace(asked, direction=a)
