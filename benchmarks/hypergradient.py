@@ -300,14 +300,14 @@ def _keep(cell: str, method: str, found: dict[str, Any]) -> None:
     RAW.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _of_engines(row: dict[str, Any], now: str) -> str:
-    """Return which of a row's figures are not of the engine that is `now`."""
+def _of_engines(row: dict[str, Any]) -> str:
+    """Return which engine gave a row's figures, of Steelyard's rows."""
     if row["method"] not in FLOORS:
         return ""
     engines = row.get("engines", {})
-    figures = [*(["ratio"] if row["ratios"] else []), *(one for one in ("memory", "error") if one in row)]
-    old = [one for one in figures if engines.get(one) != now]
-    return f"older: {', '.join(old)}" if old else "this"
+    figures = [*(["ratio"] if row["ratios"] else []), *(one for one in ("memory", "error", "failed") if one in row)]
+    of = {one: engines.get(one, "older") for one in figures}
+    return next(iter(of.values()), "") if len(set(of.values())) < 2 else ", ".join(f"{a} {b}" for a, b in of.items())
 
 
 def report() -> None:
@@ -340,7 +340,7 @@ def report() -> None:
                     "memory MiB": one.get("memory"),
                     "error": one.get("error"),
                     "other run": one.get("other run"),
-                    "engine": _of_engines(one, engine()),
+                    "engine": _of_engines(one),
                     "note": one.get("failed") or one.get("note", ""),
                 }
             )
@@ -355,8 +355,8 @@ def report() -> None:
         "`adam-warm` from moments of a later step (Steelyard's only).",
         "Freed memory `kept`: by the process, as the command `steelyard` has it; `returned`: to the system, malloc's",
         "default, where each method pays for fresh pages. Processors are as they name themselves to a guest.",
-        f"`engine`: which of Steelyard's figures are not of the engine {engine()}, which is what git rev-parse calls",
-        "HEAD:steelyard/bilevel.",
+        "`engine`: of Steelyard's figures, what `git rev-parse HEAD:steelyard/bilevel` called the engine that gave",
+        "them; `older`: one before this was noted, which kept fingerprints of the parameters instead of copies.",
         "Betty: not run (REFERENCE: only the last batch gets a gradient).",
         f"Cells not measured: {', '.join(missing) or 'none'}.",
     ]
