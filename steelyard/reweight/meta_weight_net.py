@@ -157,7 +157,10 @@ class MetaWeightNet(Online):
 
     def _of(self, losses: Tensor) -> Tensor:
         """Return the weights of a batch with these losses."""
-        weight: Tensor = self.net(losses)
+        like = next(self.net.parameters(), losses)
+        # Under autocast V's weights would be good to a part in 256; the model's types may differ from layer to layer.
+        with torch.autocast(losses.device.type, enabled=False):
+            weight: Tensor = self.net(losses.to(like.dtype))
         if weight.shape != losses.shape:
             raise ValueError(
                 f"net must give one weight a sample, {tuple(losses.shape)}, got {tuple(weight.shape)}; end its "

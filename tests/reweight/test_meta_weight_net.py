@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from steelyard.bilevel import Batch
 from steelyard.checkpoint import CheckpointError, Journal
 from steelyard.reweight import MetaWeightNet, WeightNet
 from steelyard.reweight.lookahead import LookAhead
@@ -204,3 +205,31 @@ class _Scaled(nn.Module):
 
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         return self.scale * losses
+
+
+def test_the_net_works_in_its_own_type_beside_losses_of_another() -> None:
+    class Last(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs.double())
+
+    class First(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs.float())
+
+    model = nn.Sequential(First(4, 8), nn.Tanh(), Last(8, 2).double())
+    batch = some(12, seed=1)
+    online = MetaWeightNet(model, torch.optim.SGD(model.parameters(), lr=0.1), OBJECTIVE, CLEAN)
+    assert float(online.step(batch).weights.mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_autocast_does_not_round_the_weights(optimizer: str) -> None:
+    """The model's sums are rounded there; V of the losses that come of them is not."""
+    model, batch = net().float(), some(12, seed=1)
+    batch, clean = (Batch.of(data.inputs.float(), data.targets) for data in (batch, CLEAN))
+    online = MetaWeightNet(model, OPTIMIZERS[optimizer](model.parameters()), OBJECTIVE, clean)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = CROSS_ENTROPY(model(batch.inputs), batch.targets).detach()
+        found = online.weights(batch)
+    weight = online.net(losses).detach()
+    torch.testing.assert_close(found, 12 * weight / weight.sum(), rtol=1e-5, atol=1e-6)
