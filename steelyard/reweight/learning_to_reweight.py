@@ -69,10 +69,12 @@ class LearningToReweight(Online):
         self.look_ahead = _check.choice("look_ahead", look_ahead, ("gradient", "optimizer"))
         # At weights 0 a step of plain descent moves nothing but by the regulariser.
         rests = look_ahead == "gradient" and objective.regulariser is None
-        taken = optimizer if look_ahead == "optimizer" else _plain(optimizer)
-        self._look_ahead = (Alignment if rests else LookAhead)(model, taken, self.objective)
+        self._taken = optimizer if look_ahead == "optimizer" else _plain(optimizer)
+        self._look_ahead = (Alignment if rests else LookAhead)(model, self._taken, self.objective)
 
     def _weigh(self, batch: Batch, outer: Outer) -> Tensor:
+        if self._taken is not self.optimizer:  # groups may have been added
+            self._taken.param_groups[0]["params"] = parameters_of(self.optimizer)
         if isinstance(self._look_ahead, Alignment):
             found = self._look_ahead(batch, outer)
             self._losses, self._look_ahead.losses = self._look_ahead.losses, None

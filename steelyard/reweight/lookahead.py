@@ -264,7 +264,8 @@ class Alignment:
         check_outer(value)
         for p in parameters.values():
             p.grad = None
-        backward_into(self._model, value, parameters)
+        # One that was frozen since takes no gradient, and an ordinary step would not move it.
+        backward_into(self._model, value, {name: p for name, p in parameters.items() if p.requires_grad})
         if all(p.grad is None for p in parameters.values()):
             raise ValueError("the clean loss depends on none of the parameters that the optimizer trains")
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}

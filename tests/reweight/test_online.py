@@ -78,6 +78,26 @@ def test_an_outer_risk_of_nothing_that_is_trained_is_refused() -> None:
         alignment(some(12), lambda module: module[3].bias.sum())
 
 
+def test_frozen_parameters_are_not_looked_at_and_new_groups_are() -> None:
+    """The products of gradients are those of what an ordinary step would move, at each step."""
+    model, batch, clean = net(), some(12, seed=1, flips=0.4), some(20, seed=2)
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    online = LearningToReweight(model, optimizer, OBJECTIVE, clean)
+    for change in (
+        lambda: None,
+        lambda: optimizer.add_param_group({"params": list(model[-1].parameters())}),
+        lambda: model[0].weight.requires_grad_(False),
+    ):
+        change()
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        slope = torch.autograd.grad(mean_loss(model, clean), moved)
+        losses = CROSS_ENTROPY(model(batch.inputs), batch.targets)
+        rows = [torch.autograd.grad(one, moved, retain_graph=True) for one in losses]
+        products = [float(sum((g * u).sum() for g, u in zip(row, slope, strict=True))) for row in rows]
+        helps = torch.tensor(products, dtype=torch.float64).clamp(min=0)
+        torch.testing.assert_close(online.weights(batch), 12 * helps / helps.sum(), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
 @pytest.mark.parametrize("method", [LearningToReweight, MetaWeightNet])
 def test_a_forward_pass_that_is_used_twice_changes_nothing(method, options: dict, monkeypatch) -> None:
