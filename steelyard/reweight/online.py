@@ -96,6 +96,7 @@ class Online(MinibatchMethod):
         self._epoch: dict[str, float] = {}
         self._clean_loss = math.nan
         self._losses: Tensor | None = None
+        self._made_for = (model, optimizer)
 
     def weights(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Return the weights ``(batch,)`` of the next step, where the model and the optimizer stand now.
@@ -103,7 +104,7 @@ class Online(MinibatchMethod):
         They are counted in `result`. Neither the model nor the optimizer is changed.
 
         Raises:
-            ValueError: `batch` is empty.
+            ValueError: `batch` is empty; `model` or `optimizer` was replaced after the method was made.
             FloatingPointError: the risk of the clean samples, or a weight, is NaN or infinite.
         """
         found = self._weighed(batch)
@@ -115,6 +116,12 @@ class Online(MinibatchMethod):
         _check.instance("batch", batch, Batch, "a Batch: Batch(inputs, targets, index), with the samples' ids")
         if not len(batch):
             raise ValueError("batch is empty; leave it out")
+        for what, one, now in zip(("model", "optimizer"), self._made_for, (self.model, self.optimizer), strict=True):
+            if now is not one:
+                raise ValueError(
+                    f"{what} is another one than this {type(self).__name__} was made for, whose steps it looks ahead "
+                    "to: make a new one and give it the old one's state_dict() by load_state_dict"
+                )
         clean = self.clean.draw()
         risk = OuterRisk(self.risk, clean, self.objective.loss, forward=self.objective.outputs_of)
 

@@ -98,6 +98,22 @@ def test_frozen_parameters_are_not_looked_at_and_new_groups_are() -> None:
         torch.testing.assert_close(online.weights(batch), 12 * helps / helps.sum(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", [LearningToReweight, MetaWeightNet])
+def test_another_optimizer_or_model_needs_another_method(method) -> None:
+    model, batch, clean = net(), some(12, seed=1), some(20, seed=2)
+    online = method(model, torch.optim.SGD(model.parameters(), lr=0.1), OBJECTIVE, clean, clean_size=5)
+    online.step(batch)
+    online.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with pytest.raises(ValueError, match="optimizer is another one .* load_state_dict"):
+        online.step(batch)
+    again = method(model, online.optimizer, OBJECTIVE, clean, clean_size=5)
+    again.load_state_dict(online.state_dict())
+    assert again.step(batch).step == 1
+    again.model = net(1)
+    with pytest.raises(ValueError, match="model is another one"):
+        again.weights(batch)
+
+
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}], ids=["plain", "dropout", "batchnorm"])
 @pytest.mark.parametrize("method", [LearningToReweight, MetaWeightNet])
 def test_a_forward_pass_that_is_used_twice_changes_nothing(method, options: dict, monkeypatch) -> None:
