@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from benchmarks import _measure
 from benchmarks.online_data import COUNTS, NOISES, corrupted, extracted
-from benchmarks.online_tables import LOSSES, drawing, table
+from benchmarks.online_tables import LOSSES, drawing, newest, table
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.reweight import LearningToReweight, MetaWeightNet, WeightNet
 
@@ -338,8 +338,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "table":
-        rows = [json.loads(line) for line in given.out.read_text().splitlines()]
+        rows = newest([json.loads(line) for line in given.out.read_text().splitlines()])
         print(table(rows))
+        if not any("images" in row for row in rows):  # nothing was trained, so there is nothing to draw
+            return
         (given.out.parent / "weight_of_loss.svg").write_text(drawing(rows))
         return
     with given.out.open("a") as file:

@@ -11,12 +11,22 @@ import matplotlib.pyplot as plt
 from benchmarks.online_data import COUNTS, NOISES
 from steelyard.experiments.compare.plots import svg
 
-__all__ = ["LOSSES", "drawing", "table"]
+__all__ = ["LOSSES", "drawing", "newest", "table"]
 
 NAMES = {"few": "features, 3,000", "all": "features, 49,000", "pixels": "ResNet, 2,000"}
 _OURS = ("LearningToReweight", "MetaWeightNet")
 
 LOSSES = [0.25 * number for number in range(33)]
+
+
+def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, of those that were measured again the last, in the order in which they came first."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        kind = "memory" if "memory" in row else "tuned" if "tuned" in row else ""
+        key = [row.get(name) for name in ("net", "images", "tuned", "noise", "way", "seed")]
+        found[(kind, *key)] = row
+    return list(found.values())
 
 
 def table(rows: list[dict[str, Any]]) -> str:

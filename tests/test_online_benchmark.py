@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.online import WAYS, fitted, memory, mlp, resnet, trained, tuned
+from benchmarks.online import FLOOR, WAYS, fitted, main, memory, mlp, resnet, trained, tuned
 from benchmarks.online_data import corrupted
-from benchmarks.online_tables import LOSSES, drawing, table
+from benchmarks.online_tables import LOSSES, drawing, newest, table
 from steelyard.bilevel import Batch
 
 
@@ -96,3 +98,19 @@ def test_the_resnet_has_the_width_that_is_asked_for() -> None:
     first = next(module for module in resnet(8).modules() if isinstance(module, nn.Conv2d))
     assert first.out_channels == 8
     assert resnet(8)(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_what_was_measured_again_counts_once(tmp_path, monkeypatch, capsys) -> None:
+    """The page's commands add lines: a seed that was run twice would count twice."""
+    steps = [{"net": "MLP", "way": way, "seconds": seconds} for seconds in (2.0, 1.0) for way in ("plain step", FLOOR)]
+    one = {"images": "few", "noise": "flip", "way": "plain step", "rate": 0.1, "seconds": 1.0}
+    runs = [{**one, "seed": seed, "test": test} for seed, test in ((1, 0.0), (2, 40.0), (1, 20.0))]
+    assert newest(steps + runs) == [*steps[2:], runs[2], runs[1]]
+    assert newest(newest(steps)) == steps[2:]
+
+    file = tmp_path / "online.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in steps))
+    monkeypatch.setattr("sys.argv", ["online", "table", "--out", str(file)])
+    main()
+    assert "| MLP | two plain steps (the floor) | 1000 | 1.00 |" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [file]
