@@ -114,14 +114,15 @@ def stacked_optimizer(optimizer: torch.optim.Optimizer, member: nn.Module, stack
     groups = [{**group, "params": [places[p] for p in group["params"]]} for group in optimizer.param_groups]
     made: torch.optim.Optimizer = type(optimizer)(groups, lr=groups[0]["lr"])  # type: ignore[call-arg]
     for p, state in optimizer.state.items():
-        made.state[places[p]] = {key: _copies(value, p, stacked.count) for key, value in state.items()}
+        made.state[places[p]] = {key: _copies(key, value, p, stacked.count) for key, value in state.items()}
     return made
 
 
-def _copies(value: Any, p: Tensor, count: int) -> Any:
+def _copies(key: str, value: Any, p: Tensor, count: int) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return value.expand(count, *value.shape).clone() if value.shape == p.shape and value.ndim else value.clone()
+    # (Of a parameter that is one number the step count has the shape, too; it is the same for all members.)
+    return value.expand(count, *value.shape).clone() if value.shape == p.shape and key != "step" else value.clone()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -41,6 +41,21 @@ def tied():
     return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer)
 
 
+class Scale(nn.Module):
+    """One number."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.5, dtype=D))
+
+    def forward(self, rows):
+        return self.factor * rows
+
+
+def scaled():
+    return nn.Sequential(chain(), Scale())
+
+
 def convolution():
     return nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv2d(1, 2, 2, dtype=D), nn.GELU(), nn.Flatten())
 
@@ -111,7 +126,7 @@ def test_members_of_another_architecture_are_refused(other, message):
 
 @pytest.mark.parametrize("kind", list(SUPPORTED), ids=lambda kind: kind.__name__)
 def test_a_stacked_optimizer_steps_as_one_a_member(kind):
-    members = [chain() for _ in range(3)]
+    members = [scaled() for _ in range(3)]
     settings = {"lr": 0.1, "weight_decay": 0.01}
     if kind is torch.optim.SGD:
         settings |= {"momentum": 0.9, "nesterov": True}
