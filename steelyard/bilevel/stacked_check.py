@@ -55,7 +55,7 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether something listens to a forward or backward pass of `module`: it would hear one pass of M."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     heard = any(getattr(one, name, None) for one in module.modules() for name in hooks)
-    return heard or any(p._backward_hooks for p in module.parameters())
+    return heard or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())
 
 
 def products_of(module: nn.Module, objective: WeightedLoss, batch: Batch) -> float:
@@ -88,7 +88,8 @@ def why_not_alike(
 ) -> str:
     """Return why one pass of all would not be one pass of each, by losses and gradients of a step; "" where it is.
 
-    The batches are filled up by a row at least, so a module that couples its samples shows.
+    The batches are filled up by a row at least, and a sample is tried alone, so a module that couples its samples or
+    looks at how many they are shows.
     """
     weight = parts[0][1]
     if weight.dtype not in TOLERANCE or any(p.dtype not in TOLERANCE for p in stacked.parameters()):
@@ -126,6 +127,18 @@ def _unlike(member: nn.Module, objective: WeightedLoss, part: Part, losses: Tens
         return "the module couples samples, or writes to a buffer"
     if not alike([losses.detach()], [own.detach()]):
         return "a member's losses are others when it is alone"
+    if _looks_at_size(member, objective, batch, own.detach()):
+        return "the loss of a sample is another in a batch of its own"
     live = dict(member.named_parameters())
     gradient = gradient_of((weight * own).sum() / objective.divisor(weight), [live[name] for name in slope])
     return "" if alike(list(slope.values()), gradient) else "a member's gradient is another when it is alone"
+
+
+@torch.no_grad()
+def _looks_at_size(member: nn.Module, objective: WeightedLoss, batch: Batch, losses: Tensor) -> bool:
+    """Whether the first sample has another of `losses` by itself, as one in a small batch may that is filled up."""
+    try:
+        single = objective.sample_losses(member, batch.take(batch.index.new_zeros(1)))
+    except _UNABLE:
+        return True
+    return not alike([torch.cat([single, losses[1:]])], [losses])

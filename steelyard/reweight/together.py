@@ -214,6 +214,7 @@ def _differing(inners: Sequence[InnerRun]) -> str:
 def _unlike(begun: Sequence[_Run]) -> str:
     """Return what of the models and the optimizers does not let them be trained as one."""
     first = begun[0].optimizer
+    optimizers = [one.optimizer for one in begun]
     if type(first) not in SUPPORTED:
         return f"{type(first).__name__} has no closed form"
     if any(has_hooks(one.model) for one in begun):
@@ -224,8 +225,13 @@ def _unlike(begun: Sequence[_Run]) -> str:
         return "the models differ"
     if any(_groups(one) != _groups(begun[0]) for one in begun):
         return "the optimizers differ"
-    if first._optimizer_step_pre_hooks or first._optimizer_step_post_hooks:
-        return "hooks of the optimizer"
+    if any(
+        one._optimizer_step_pre_hooks or one._optimizer_step_post_hooks or "step" in vars(one) for one in optimizers
+    ):
+        return "hooks of the optimizer"  # (or a `step` of its own instead of the class's, which may clip)
+    own = set(begun[0].model.parameters())
+    if any(p not in own for group in first.param_groups for p in group["params"]):
+        return "the optimizer has a tensor that is not the model's"  # which the first run by itself refuses
     try:
         Stacked([one.model for one in begun])
     except ValueError as error:

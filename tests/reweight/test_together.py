@@ -118,6 +118,36 @@ def listening():
     return model
 
 
+def held_back():
+    """Gradients are clipped as they are summed up."""
+    model = mlp()
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(clipped)
+    return model
+
+
+def clipped(p):
+    p.grad.clamp_(-1.0, 1.0)
+
+
+def own_step(parameters):
+    """An optimizer that steps by a function of its own."""
+    optimizer = SGD(parameters)
+    step = optimizer.step
+    optimizer.step = lambda *given: step(*given)
+    return optimizer
+
+
+class Small(nn.Linear):
+    """Answers otherwise where it is given few rows."""
+
+    def __init__(self):
+        super().__init__(9, 3, dtype=D)
+
+    def forward(self, images):
+        return super().forward(images.flatten(1)) * (1 if len(images) > 3 else 2)
+
+
 def checkpointed():
     model, last = mlp(), nn.Linear(3, 3, dtype=D)
 
@@ -148,13 +178,19 @@ class Own(torch.optim.SGD):
         (run(partial(mlp, nn.Dropout)), "vmap"),
         (run(partial(mlp, Centred)), "losses are others"),
         (run(listening), "hooks"),
+        (run(held_back), "hooks"),
+        (run(optimizer=own_step), "hooks of the optimizer"),
+        (run(Small, batch_size=5), "batch of its own"),
         (run(checkpointed), "vmap"),
         (run(optimizer=partial(Own, lr=0.1)), "Own has no closed form"),
         (run(objective=WeightedLoss(CROSS_ENTROPY, regulariser=lambda m: m[1].weight.square().sum())), "inner loss"),
         (run(restart=False), "warm start"),
         (run(partial(_same, mlp())), "share a tensor"),
     ],
-    ids=["batch norm", "no buffers", "dropout", "centred", "hooks", "checkpoint", "own", "l2", "warm", "one module"],
+    ids=[
+        *("batch norm", "no buffers", "dropout", "centred", "hooks", "gradient hooks", "own step", "size"),
+        *("checkpoint", "own", "l2", "warm", "one module"),
+    ],
 )
 def test_what_cannot_be_one_pass_is_trained_apart_with_the_same_result(inner, reason):
     data, weights = problem(tasks=2)
