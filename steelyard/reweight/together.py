@@ -206,6 +206,10 @@ def _differing(inners: Sequence[InnerRun]) -> str:
         return "steps are not stored whole"
     apart = ("seed", "model")  # what makes the models may know its seed; the models are compared themselves
     facts = [{name: described(value) for name, value in settings(one).items() if name not in apart} for one in inners]
+    if len({id(one.schedule) for one in inners}) > 1:  # known by names, which say nothing of what they were made with
+        for one, found in zip(inners, facts, strict=True):
+            if one.schedule is not None:
+                found["schedule"] += f" {[float(one.schedule(step / one.steps)) for step in range(one.steps)]}"
     other = next((one for one in facts if one != facts[0]), facts[0])
     names = [name for name, value in facts[0].items() if other.get(name) != value]
     return f"the runs differ in {', '.join(names)}" if names else ""

@@ -331,6 +331,22 @@ def test_seeds_that_cannot_be_trained_as_one_train_their_own():
     assert several[0].apart == ""  # the folds of one are
 
 
+def test_seeds_whose_schedules_are_one_function_made_with_other_numbers_train_their_own():
+    def falling(rate):
+        return lambda progress: 1 - rate * progress
+
+    def several():
+        inners = [
+            run(lambda: nn.Linear(2, 2, dtype=D), schedule=falling(rate), steps=8, seed=seed)
+            for seed, rate in enumerate((0.0, 0.9))
+        ]
+        return [Maple(inner, Sqrt(VREx()), budget=20, steps=2) for inner in inners]
+
+    data = spurious(40)[0]
+    for one, alone in zip(fit_together(several(), [data, data]), several(), strict=True):
+        torch.testing.assert_close(one.probabilities, alone.fit(data).probabilities)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OverflowError])
 def test_an_error_of_one_run_ends_all_and_a_ctrl_c_writes_every_journal(tmp_path, error):
     data = spurious(40)[0]
