@@ -95,11 +95,12 @@ class Stacked(nn.Module):
         return rows.unflatten(0, (self.count, -1))
 
     def put_back(self, members: Sequence[nn.Module]) -> None:
-        """Copy each one's parameters into `members`."""
+        """Copy each one's parameters into `members`; what is as it was is not written to: a record would notice."""
         with torch.no_grad():
             for number, one in enumerate(members):
                 for name, value in one.named_parameters():
-                    value.copy_(self._stacked[name][number])
+                    if not torch.equal(value, self._stacked[name][number]):
+                        value.copy_(self._stacked[name][number])
 
 
 def stacked_optimizer(optimizer: torch.optim.Optimizer, member: nn.Module, stacked: Stacked) -> torch.optim.Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import tee
 from typing import Any, Literal, NamedTuple
@@ -127,6 +127,7 @@ class InnerRun:
         self._optimizer: Optimizer | None = None
         self._rates: list[float] = []
         self._runs = 0
+        self._twin_of: InnerRun | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -218,6 +219,28 @@ class InnerRun:
         with seeded(device, self.seed):
             return self._make_model()
 
+    def prepared(self, device: torch.device) -> nn.Module:
+        """Return the model that calls train, in training mode and where the next one starts; it is made once."""
+        if self._model is None:
+            self._model = self.initial(device)
+            self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
+            if (like := self._twin_of) is not None:
+                if like._model is None:
+                    like.prepared(device)
+                if _shapes(like._initial) == _shapes(self._initial):  # else they differ, as who compares them says
+                    self._initial = like._initial
+        if self.restart or self._optimizer is None:
+            with torch.no_grad():
+                for name, value in _tensors(self._model):
+                    value.copy_(self._initial[name])
+        return self._model.train()
+
+    def twin(self) -> InnerRun:
+        """Return a `fresh` run that starts at this one's parameters, even where every model that is made has others."""
+        found = self.fresh()
+        found._twin_of = self
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a warm start goes on from (with ``restart=True`` nothing is needed, and this is empty)."""
         if self._restored is not None:  # and no call has come since
@@ -237,20 +260,15 @@ class InnerRun:
             self._optimizer, self._runs = None, 0
 
     def _start(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
-        if self._model is None:
-            self._model = self.initial(device)
-            self._initial = {name: value.detach().clone() for name, value in _tensors(self._model)}
+        model = self.prepared(device)
         if self.restart or self._optimizer is None:
-            with torch.no_grad():
-                for name, value in _tensors(self._model):
-                    value.copy_(self._initial[name])
-            self._optimizer = self._make_optimizer(self._model.parameters())
+            self._optimizer = self._make_optimizer(model.parameters())
             self._rates = [group["lr"] for group in self._optimizer.param_groups]
         if self._restored is not None:
-            self._model.load_state_dict(self._restored["model"])
+            model.load_state_dict(self._restored["model"])
             self._optimizer.load_state_dict(copy.deepcopy(self._restored["optimizer"]))
             self._runs, self._restored = self._restored["runs"], None
-        return self._model.train(), self._optimizer
+        return model, self._optimizer
 
     def _agree(self, train: Batch, weight: Tensor, optimizer: Optimizer) -> None:
         """Raise RankError if the ranks would not take the same steps."""
@@ -343,3 +361,7 @@ def _noise_seed(seed: int, rank: int) -> int:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}

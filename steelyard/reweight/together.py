@@ -107,7 +107,7 @@ class Together:
     def runs(self, count: int) -> list[InnerRun]:
         """Return the runs of so many tasks, each with a model of its own: copies of the first ones follow the last."""
         while len(self._copies) < count:
-            self._copies.append(self._inners[len(self._copies) % len(self._inners)].fresh())
+            self._copies.append(self._inners[len(self._copies) % len(self._inners)].twin())
         return self._copies[:count]
 
     def _why_apart(self, train: Sequence[Batch], weights: Sequence[Tensor] | Tensor) -> str:
@@ -126,7 +126,7 @@ class Together:
         """Return that nets or samples are too large for it, as far as is counted; a function of the arguments alone."""
         first = self._inners[0]
         if not self._limit:
-            model, few = first.initial(train.device).train(), train.take(torch.arange(min(2, len(train))))
+            model, few = first.prepared(train.device), train.take(torch.arange(min(2, len(train))))
             self._products = products_of(model, first.objective, few) / len(few)
             self._bytes = sum(one.nbytes for _, one in named_tensors("inputs", few.inputs)) / len(few)
             self._least = sum(p.numel() for p in model.parameters())

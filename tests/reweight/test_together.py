@@ -204,6 +204,56 @@ def test_what_cannot_be_one_pass_is_trained_apart_with_the_same_result(inner, re
         )
 
 
+def test_a_frozen_layer_that_the_optimizer_does_not_have():
+    def make():
+        model = mlp()
+        model[1].requires_grad_(False)
+        return model
+
+    def head(parameters):
+        return SGD([p for p in parameters if p.requires_grad])
+
+    data, weights = problem(tasks=2)
+    inner = run(make, head, window=2)
+    together = Together([inner, inner.fresh(seed=3)])
+    found = hypergradients(together([data, data], weights), data, 2)
+    assert together.apart == ""
+    expected = hypergradients(
+        [run(make, head, window=2, seed=s)(data, w) for s, w in zip((0, 3), weights, strict=True)], data, 2
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_tensor_of_the_optimizer_that_no_model_has_is_refused_as_by_a_run_alone():
+    other = nn.Parameter(torch.zeros(2, dtype=D))
+    inner = run(optimizer=lambda parameters: SGD([*parameters, other]))
+    data, weights = problem(tasks=2)
+    with pytest.raises(ValueError, match="tensor 4 of optimizer group 0.* is not a parameter of the model"):
+        list(Together([inner, inner.fresh()])([data, data], weights))
+
+
+def test_draws_start_at_the_same_parameters_where_the_function_that_makes_nets_draws_by_itself():
+    data, _ = spurious(40)
+
+    def fitted(together):
+        draw = torch.Generator().manual_seed(0)
+
+        def make():
+            model = nn.Linear(2, 2, dtype=D)
+            nn.init.normal_(model.weight, generator=draw)
+            return model
+
+        inner = InnerRun(make, SGD, WeightedLoss(CROSS_ENTROPY), 10)
+        found = Maple(inner, Sqrt(VREx()), budget=20, steps=2, draws=3, together=together)
+        return found.fit(data), found.apart
+
+    expected, _ = fitted(False)
+    for together in ("auto", True):
+        found, apart = fitted(together)
+        assert apart == ""
+        torch.testing.assert_close(found.probabilities, expected.probabilities)
+
+
 def test_runs_of_other_settings_and_large_nets_are_trained_apart():
     data, weights = problem(tasks=2)
     other = Together([run(), run(steps=6)])
