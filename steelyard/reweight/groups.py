@@ -149,7 +149,8 @@ def find_groups(
         if agreement < least_agreement:
             raise OneHumpError(
                 f"{name} and {deepest} find different groups: their adjusted Rand index is {agreement:.2f} (two groups "
-                f"need {least_agreement:g}), so the cut says more of the run than of the samples; {_REMEDY}",
+                f"need {least_agreement:g}), so the cut says more of the run than of the samples; take groups that are "
+                "known, or none; find_groups(..., least_agreement=-1) cuts all the same",
                 found,
             )
     return found

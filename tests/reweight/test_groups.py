@@ -91,6 +91,9 @@ def test_a_repeat_that_cuts_elsewhere_is_refused():
     assert find_groups(s, repeats=[same]).agreements == (1.0,)
     with pytest.raises(OneHumpError, match="find different groups: their adjusted Rand index is -?0.0"):
         find_groups(s, repeats=[same, other])
+    with pytest.raises(OneHumpError, match=r"find_groups\(..., least_agreement=-1\) cuts all the same"):
+        find_groups(s, repeats=[same, other], level=1, least_ratio=0)
+    assert find_groups(s, repeats=[same, other], least_agreement=-1).agreements[0] == 1.0
 
 
 def test_the_run_with_the_deepest_valley_is_cut():
