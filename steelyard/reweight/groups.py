@@ -164,6 +164,11 @@ def _found(
     margin: float | int,
 ) -> FoundGroups:
     s = _check.floats("probabilities", probabilities, ("n",)).detach()
+    if len(s) and bool((s == s[0]).all()):
+        raise ValueError(
+            f"probabilities are all {float(s[0]):g}, so there are no groups in them; give some that were learned, "
+            "under a budget below the number of samples"
+        )
     dip, middle = valley(s, reach=reach, margin=margin), two_means(s)
     at = dip.at if cut == "valley" else middle.at
     high = s.double() > at

@@ -116,8 +116,9 @@ def test_the_run_with_the_deepest_valley_is_cut():
         ({"targets": torch.zeros(3, dtype=torch.int64)}, "same first dimension"),
         ({"targets": torch.full((1000,), -1)}, "targets must be class ids >= 0, got -1"),
         ({"repeats": [torch.tensor([0.0, 1.0])]}, r"repeats\[0\] has 2"),
+        ({"repeats": [torch.ones(1000)]}, "probabilities are all 1, so there are no groups in them"),
     ],
-    ids=["cut", "level", "length", "negative", "repeat"],
+    ids=["cut", "level", "length", "negative", "repeat", "constant"],
 )
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input(change, said):

@@ -54,9 +54,17 @@ class ReadsBy(Reads):
 
 
 class ReadsAsMaple(Reads):
-    """What begins with a run of MAPLE, `maple`, and reads what that reads."""
+    """What begins with a run of MAPLE, `maple`, finds groups in its keep-probabilities, and reads what that reads."""
 
     maple: Any
+
+    def check_learns(self) -> None:
+        """Raise ValueError where the run does not learn keep-probabilities."""
+        if self.maple.learn == "weights":
+            raise ValueError(
+                "maple.learn = 'weights' leaves the keep-probabilities as they begin, and groups are found in them: "
+                "take 'probabilities' or 'both'"
+            )
 
     @property
     def needs_training_groups(self) -> bool:

@@ -132,6 +132,9 @@ class MapleGroups(ReadsAsMaple, _Found):
     name: Literal["maple"] = "maple"
     second_run: bool = True
 
+    def __post_init__(self) -> None:
+        self.check_learns()
+
     def rare(self, problem: Problem) -> Bool[Tensor, " n"]:
         """Return which training samples are of the rare group."""
         result = self.maple.fit(problem, silent).reweighting

@@ -54,6 +54,7 @@ class RefinedMaple(ReadsAsMaple):
     together: TogetherSetting = "auto"
 
     def __post_init__(self) -> None:
+        self.check_learns()
         _check.integer("rounds", self.rounds, low=0)
         _check.integer("folds", self.folds, low=2)
         _check.integer("repeats", self.repeats, low=1 + (self.score == "rank_disagreement"))

@@ -161,6 +161,12 @@ def test_several_processes_are_refused(problem: Problem) -> None:
         ErrorGroups().label(replace(problem, ranks=Two()))
 
 
+@pytest.mark.parametrize("method", [MapleGroups, RefinedMaple])
+def test_weights_alone_tell_no_groups(method: type[MapleGroups | RefinedMaple]) -> None:
+    with pytest.raises(ValueError, match=r"maple\.learn = 'weights' leaves the keep-probabilities as they begin"):
+        method(Maple(learn="weights"))
+
+
 def test_a_recipe_names_its_source(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'base = "coloured_digits/group_dro"\n[method.groups]\nname = "maple"\nmaple = { budget = 324, steps = 3 }\n'
