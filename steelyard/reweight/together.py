@@ -45,9 +45,10 @@ class Together:
     which is what small nets take their time for; hypergradients are taken of each record by itself.
 
     The runs are trained one after the other where one pass would not be the same: on several ranks, with samples on
-    disk, autocast, warm starts, a regulariser, a rounded storage, an optimizer without a closed form, hooks, modules
-    that couple samples or draw random numbers (BatchNorm, dropout), what `torch.func.vmap` cannot do. Whether it is the
-    same is looked at: losses and gradients of the first step, for each net by itself, at calls 1, 2, 4, 8 and so on.
+    disk, autocast, warm starts, a regulariser, a rounded storage, an optimizer without a closed form or with a step of
+    its own, hooks, modules that couple samples, look at how many they are or draw random numbers (BatchNorm, dropout),
+    what `torch.func.vmap` cannot do. Whether it is the same is looked at: losses and gradients of the first step, for
+    each net by itself, and the loss of a sample alone, at calls 1, 2, 4, 8 and so on.
 
     Args:
         inners: the runs, of the same settings but for the seed and for what makes their models, which must be of one
