@@ -106,11 +106,12 @@ def _signed_gradient(question: Question, signs: Tensor) -> Tensors:
 
 
 def curvature(
-    question: Question, answer: Callable[[Question], Curved], generator: torch.Generator, tries: int = 3
+    question: Question, answer: Callable[[Question], Curved], generator: torch.Generator, tries: int = 6
 ) -> str | None:
     """Check the way `answer` to H u by <J' a, b> = <a, J b>, a and b random; return what is wrong.
 
-    Where a kink lies between the two points of the difference, which is rare, another b is taken.
+    Where a kink lies between the two points of the difference, another b is taken, and the points nearer to each other,
+    as long as rounding leaves something to compare: of a ResNet's millions of units some have a kink within 1e-9.
     """
     wide = widen(question)
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
@@ -125,14 +126,15 @@ def curvature(
             # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
             b = {name: value * (found.gradient[name] != 0) for name, value in _random(asked.at, generator).items()}
             h = 1e-7 * 0.1**number
-            up, down = (
-                gradient(asked.run, asked.step, {name: p + sign * h * b[name] for name, p in asked.at.items()})
-                for sign in (1, -1)
-            )
+            ahead, behind = ({name: p + sign * h * b[name] for name, p in asked.at.items()} for sign in (1, -1))
+            up, down = (gradient(asked.run, asked.step, point) for point in (ahead, behind))
             moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
+            b = {name: (ahead[name] - behind[name]) / (2 * h) for name in b}  # as it was rounded beside large entries
             one, other = float(dot(product, b)), float(dot(moved, a))
             scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
             noise = 1e-14 / h * float(dot(up, up)) ** 0.5
+            if number and noise > 10 * _CURVED * scale:
+                break
             if abs(one - other) <= _CURVED * scale + noise:
                 return None
             worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
