@@ -28,7 +28,7 @@ from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
 from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
 from steelyard.bilevel.storage import WHOLE, Storage
-from steelyard.bilevel.sweep.layer_record import LayerRecord, kept_forward
+from steelyard.bilevel.sweep.layer_record import LayerRecord, kept_forward, layers_of
 from steelyard.bilevel.trained_module import (
     autocast_of,
     buffer_versions,
@@ -432,8 +432,14 @@ class Recorder:
         self._accumulation.forget()
         self._window.clear()
         record, losses = step.findings.forward_record, step.findings.losses
-        if isinstance(record, LayerRecord) and record.losses is None and losses is not None:
-            record.listen_to(losses, {name: p for p, name in self._names.items()})
+        live = {name: p for p, name in self._names.items()}
+        if record is not None and losses is not None and step.conditions.autocast is None:
+            # A chain's first forward pass, too, is answered as all that follow are: a resumed run begins with a first.
+            chain = record if isinstance(record, LayerRecord) else layers_of(losses, live)
+            if chain is not None and chain.losses is None:
+                chain.listening = True
+                chain.listen_to(losses, live)
+                step.findings.forward_record = record = chain
         if record is not None:
             record.listening = False
         step.parameters = {name: p.detach() for p, name in self._names.items()}

@@ -256,7 +256,7 @@ def test_a_detached_factor(estimator: Truncated) -> None:
 
 @pytest.mark.parametrize("estimator", [Truncated(2), FiniteDifference(2)])
 def test_windows_over_stopped_gradients_say_what_is_left_out(estimator: Truncated) -> None:
-    run = record(Direct(hidden).to(D), ROWS, steps=2)
+    run = record(seeded(partial(Direct, hidden)), ROWS, steps=2)
     with pytest.warns(StopGradientWarning, match="leaves out what flows through"):
         found = estimator(run, squares)
     # What is left out is what double backward leaves out: the answer is that of unrolling.
@@ -386,7 +386,7 @@ def test_a_field_that_is_no_gradient_and_has_no_second_derivative_is_refused() -
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
             return gradient * ctx.saved_tensors[0].roll(1, 1).exp()
 
-    run = record(Direct(Crooked.apply).to(D), ROWS, steps=2)
+    run = record(seeded(partial(Direct, Crooked.apply)), ROWS, steps=2)
     with pytest.raises(NoDerivative, match=r"Truncated\(steps=1\)"):
         Truncated(2)(run, squares)
     run = record(run.module, ROWS)
@@ -405,7 +405,7 @@ def test_a_sparse_table_under_adam_in_float32() -> None:
             torch.manual_seed(1)
             model = nn.Sequential(nn.Embedding(200, 8), nn.Flatten(), nn.Linear(32, 3)).to(dtype)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        recorder = Recorder(model, optimizer, CROSS_ENTROPY)
+        recorder = Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY))
         for batch in data.chunks(32):
             optimizer.zero_grad()
             recorder.loss(batch, torch.ones(32, dtype=dtype)).backward()
@@ -530,7 +530,9 @@ def test_an_outer_loss_that_goes_backward_by_itself() -> None:
 
 
 def test_higher_refuses_what_it_has_wrong() -> None:
-    run = record(Direct(torch.relu).to(D), ROWS, full_state=True, optimize=partial(torch.optim.RMSprop, lr=0.01))
+    run = record(
+        seeded(partial(Direct, torch.relu)), ROWS, full_state=True, optimize=partial(torch.optim.RMSprop, lr=0.01)
+    )
     with pytest.raises(TypeError, match="higher has no RMSprop"):
         Unrolled(1, "higher")(run, squares)
 
@@ -821,7 +823,7 @@ def test_one_call_that_fails_bars_no_way_for_the_next() -> None:
             return super().forward(x)
 
     broken[0] = False
-    run = record(Fails(torch.tanh).to(D), ROWS)
+    run = record(seeded(partial(Fails, torch.tanh)), ROWS)
     broken[0] = True
     estimator = Truncated()
     with pytest.raises(NoDerivative, match="no memory left"):
