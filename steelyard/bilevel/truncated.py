@@ -242,7 +242,7 @@ class Truncated:
             slope = add_scaled(slope, own, one.scale)
             total = add_scaled(total, product, one.scale)
             rows.append((one, tangents))
-        other = check_replayed(run, step, slope)
+        other = check_replayed(run, step, slope, update.in_float64 is not None)
         if other is not None:
             raise NoDerivative(f"{other}; ask with steps=1")
         return total, rows
@@ -310,7 +310,7 @@ class Truncated:
             return {}, self.ladder.losses(run, there, there.parameters, direction, there.batch, objection), slope
 
         def object_to(curved: Curved) -> str | None:
-            other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale))
+            other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale), there is not step)
             slope = curved.gradient or None
             return other or objection_to(run, step, direction, slope, there is not step)(curved.tangents)
 
