@@ -76,7 +76,7 @@ class Truncated:
     taken over the values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of
     its terms, else in float64 (not those of `samples`, nor in `tensors`); the outer loss of such a window has its
     forward pass in float64, its values rounded for the backward pass. With T > 1 the newest step is always looked
-    at so, and where it is that rough all steps are taken in float64, about twice the time. Under autocast the same
+    at so, and where it is that rough all steps are taken in float64, at several times the cost. Under autocast the same
     is done from 5 % on; what does not replay to the recorded gradient is refused there. Left as recorded in
     float32: where module, loss or device do not take float64, or give another gradient there (noise that depends on
     the precision); a parameter whose gradient is nothing but rounding. On a GPU with slow float64 these passes can
