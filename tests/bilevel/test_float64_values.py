@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, newest_update, window
+from steelyard.bilevel import Recorder, Trajectory, Truncated, WeightedLoss, float64, newest_update, window
 from steelyard.bilevel._float64_values import Float64Values
 from tests.support.problems import CROSS_ENTROPY, relative
+from tests.support.rough import data, net, outer
 from tests.support.widened import widened
 
 
@@ -101,26 +102,9 @@ def test_a_tensor_that_is_written_to_from_outside_is_read_again() -> None:
         assert torch.equal(y + 0, y.clone())
 
 
-def net() -> nn.Module:
-    layers: list[nn.Module] = []
-    for width in (3, 8, 8, 8):
-        layers += [nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-
-
-def data(seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch.of(torch.randn(12, 3, 6, 6, generator=generator), torch.arange(12) % 3)
-
-
-def outer(model: nn.Module) -> Tensor:
-    held = data(9)
-    return F.cross_entropy(model(held.inputs.to(next(model.parameters()).dtype)), held.targets)
-
-
 def record(optimizer: Callable[..., torch.optim.Optimizer], count: int = 1) -> Trajectory:
     torch.manual_seed(0)
-    model = net()
+    model = net(inplace=True)
     weight = 0.5 + torch.rand(12, generator=torch.Generator().manual_seed(1))
     steps = optimizer(model.parameters(), lr=1e-3)
     with Recorder(model, steps, WeightedLoss(CROSS_ENTROPY), steps=count) as recorder:
@@ -145,7 +129,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def test_a_gradient_over_such_values_is_nearer_to_float64s() -> None:
     torch.manual_seed(0)
-    model = net()
+    model = net(inplace=True)
     wide = copy.deepcopy(model).double()
     with Float64Values():
         value = outer(model)

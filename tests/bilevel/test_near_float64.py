@@ -5,32 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, near_float64, truncated
+from steelyard.bilevel import Recorder, Trajectory, Truncated, WeightedLoss, float64, near_float64, truncated
 from steelyard.bilevel.sweep.graph_record import Unusable
 from tests.support.problems import CROSS_ENTROPY, relative
+from tests.support.rough import data, net, outer
 from tests.support.widened import widened
 
 ROUNDED = "forward over a record in float64"
-
-
-def net(bias: bool = False) -> nn.Module:
-    """Several BatchNorms, so that float32's forward pass is rough."""
-    layers: list[nn.Module] = []
-    for width in (3, 8, 8, 8):
-        layers += [nn.Conv2d(width, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-
-
-def data(seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch.of(torch.randn(12, 3, 6, 6, generator=generator), torch.arange(12) % 3)
-
-
-def outer(model: nn.Module) -> Tensor:
-    held = data(9)
-    return F.cross_entropy(model(held.inputs.to(next(model.parameters()).dtype)), held.targets)
 
 
 def record(model: nn.Module, objective: WeightedLoss | None = None) -> Trajectory:
