@@ -24,6 +24,7 @@ LISTED = {
         "_accumulation": "what a recorder holds of the step that is under way",
         "_window": "the window's own storage, which a trajectory copies",
     },
+    "bilevel/test_rough_windows.py": {"_ROUGH": "as large as it gets, to see what it is good for"},
     "cli/test_bounds.py": {"_WIDE": "small, so that a small class counts as wide"},
     "experiments/runs/test_resume.py": {"_write_outcome": "death between the fit and its outcome"},
     "experiments/weigh/conftest.py": {

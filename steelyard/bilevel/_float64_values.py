@@ -44,12 +44,18 @@ class Float64Values(TorchDispatchMode):
 
     An operator stays as it is where it draws random numbers (in another precision it might draw others), where it
     reads float64 or complex numbers that are the caller's own, or where it has no float64.
+
+    Args:
+        tangents: tensors that move beside the values, in a forward-mode pass. Where they are given, what reads one of
+            them stays in float32, and so does what is taken on the way back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tangents: Iterable[Tensor] | None = None) -> None:
         super().__init__()
         self._wide = WeakIdKeyDictionary()
         self._around = ExitStack()
+        self._beside = None if tangents is None else WeakIdKeyDictionary()
+        self._mark(tangents or ())
 
     def __enter__(self) -> Float64Values:
         self._around.enter_context(Float64Convolutions())
@@ -62,6 +68,13 @@ class Float64Values(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._beside is not None:
+            if torch._C._current_graph_task_id() >= 0:  # inside of a backward pass
+                return func(*args, **kwargs)
+            if any(one in self._beside for one in _tensors([*args, *kwargs.values()])):
+                given = func(*args, **kwargs)
+                self._mark(_tensors([given]))
+                return given
         kind = _kind(func)
         tensors = list(_tensors(args)) if kind else []
         if not _in_float32(tensors, types) or any(isinstance(one, Tensor) for one in kwargs.values()):
@@ -88,6 +101,11 @@ class Float64Values(TorchDispatchMode):
             for one in _tensors(args[3:5]):
                 one.copy_(wide[id(one)])
         return found if kwargs.get("dtype") == torch.float64 else self._rounded(found)
+
+    def _mark(self, tangents: Iterable[Tensor]) -> None:
+        for one in tangents:
+            assert self._beside is not None
+            self._beside[one] = True
 
     def _of(self, tensor: Tensor) -> Tensor:
         known = self._wide.get(tensor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from steelyard._support._nested import mapped
 from steelyard.bilevel._float64_convolution import Float64Convolutions
+from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages
 from steelyard.bilevel.integrity import pieces
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 _AGREE = 1e-2, 0.01  # of a parameter's gradient, and a share of that of all: a bias before BatchNorm has noise only
+_ROUGHLY = 0.2, 0.2  # more than that is no rounding
+_AGREE_OVER_VALUES = 0.04, 0.04  # (the way back is in float32, too: of inputs far from 0 before BatchNorm it is rough)
 _AGREE_UNDER_AUTOCAST = 0.2, 2.0  # (in eight bits the noise of such a bias is as large as other gradients)
 
 
@@ -52,9 +55,9 @@ class GradientInFloat64(NamedTuple):
 
     Attributes:
         gradients: by the names asked for, as the optimizer would have used them.
-        step: the step in float64, where the recorded gradient is off by more than `_ROUGH`; else None. What the module
-            holds of parameters that are not trained is among its buffers. (Of a step under autocast that does not
-            replay in float64: the step in float32.)
+        step: the step in float64, where that was asked for or the recorded gradient is off by more than `_ROUGH`; else
+            None. What the module holds of parameters that are not trained is among its buffers. (Of a step under
+            autocast that does not replay in float64: the step in float32.)
     """
 
     gradients: Tensors
@@ -76,7 +79,9 @@ def eps_of(step: Step) -> float | None:
     return torch.finfo(step.conditions.autocast[1] if step.conditions.autocast else torch.float32).eps
 
 
-def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> GradientInFloat64 | None:
+def gradient_in_float64(
+    run: Trajectory, step: Step, recorded: Tensors, always: bool = False
+) -> GradientInFloat64 | None:
     """Return the gradient of the inner loss of `step` by a reverse pass in float64; None where there is none.
 
     Rounded to float32, whose relative error is harmless, but where weight decay will be added to it, which may
@@ -85,6 +90,7 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
     Args:
         run, step: the step, for which `eps_of` knows a precision.
         recorded: the gradient that the optimizer used, by the names asked for.
+        always: the step in float64 is wanted however near the two gradients are.
     """
     wide = step_in_float64(run, step)
     found = _recorded(run, step, wide, recorded) if taken_with_its_record(run, step) else None
@@ -95,9 +101,24 @@ def gradient_in_float64(run: Trajectory, step: Step, recorded: Tensors) -> Gradi
     if run.ranks.any(found is None):
         return None
     assert found is not None
+    exact = _clipped(run, step, found)
+    if step.conditions.autocast:
+        return _accepted(exact, recorded, wide, *_AGREE_UNDER_AUTOCAST, always)
+    accepted = _accepted(exact, recorded, wide, *_AGREE, always)
+    if accepted is not None or not in_float32(step) or _accepted(exact, recorded, wide, *_ROUGHLY, always) is None:
+        return accepted
+    # Another gradient, or float32's is rougher than that? In the first case that over float64's values is another, too.
+    over = _over_float64_values(run, step, recorded)
+    if run.ranks.any(over is None):
+        return None
+    assert over is not None
+    return _accepted(exact, recorded, wide, *_AGREE_OVER_VALUES, always=True, seen=_clipped(run, step, over))
+
+
+def _clipped(run: Trajectory, step: Step, found: Tensors) -> Tensors:
+    """Return the gradient as the optimizer would have used it: the mean over ranks, clipped."""
     mean = run.ranks.mean(found)
-    agree = _AGREE_UNDER_AUTOCAST if step.conditions.autocast else _AGREE
-    return _accepted({**mean, **clip_stages(step.clips, mean)[-1]}, recorded, wide, *agree)
+    return {**mean, **clip_stages(step.clips, mean)[-1]}
 
 
 def step_in_float64(run: Trajectory, step: Step) -> Step:
@@ -190,27 +211,56 @@ def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
     return found
 
 
+def _over_float64_values(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
+    """Return the gradient of `step` in float32 over the values of float64, which draws what the training drew."""
+    leaves = leaves_of(run, {name: step.parameters[name] for name in recorded})
+
+    def body(module: nn.Module, one: Step) -> Tensors:
+        with Float64Values(()):
+            value = run.inner_loss(one, module)
+        return differentiate(module, value if one.scale == 1.0 else value * one.scale, leaves)
+
+    found: Tensors = {}
+    try:
+        with torch.enable_grad():
+            for one in step.micro_batches:
+                more: Tensors = run.replay(one, {**step.parameters, **leaves}, body, one)
+                found = {name: found[name] + g for name, g in more.items()} if found else more
+    except (RuntimeError, TypeError, ValueError):  # as above
+        return None
+    return found
+
+
 def _cancels(step: Step, name: str) -> bool:
     group: Mapping[str, Any] = step.groups[name]
     return bool(group.get("weight_decay", True)) and not group.get("decoupled_weight_decay", False)
 
 
-def _accepted(found: Tensors, recorded: Tensors, wide: Step, agree: float, share: float) -> GradientInFloat64 | None:
-    """Return `found` where both are the same gradient up to rounding, parameter by parameter; None: they are not.
+def _accepted(
+    found: Tensors,
+    recorded: Tensors,
+    wide: Step,
+    agree: float,
+    share: float,
+    always: bool,
+    seen: Tensors | None = None,
+) -> GradientInFloat64 | None:
+    """Return `found` where it is `seen` (None: `recorded`) up to rounding, parameter by parameter; None: it is another.
 
     A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
     on that parameter, and the larger the direction along it, the more of the rounding would come back in the answer.
     """
-    counts = torch.tensor([float(g.numel()) for g in recorded.values()])
-    size = torch.stack([torch.linalg.vector_norm(g) for g in recorded.values()]).cpu()
-    apart = torch.stack([_distance(found[name], g) for name, g in recorded.items()]).cpu()
+    seen = seen or recorded
+    counts = torch.tensor([float(g.numel()) for g in seen.values()])
+    size = torch.stack([torch.linalg.vector_norm(g) for g in seen.values()]).cpu()
+    apart = torch.stack([_distance(found[name], g) for name, g in seen.items()]).cpu()
     typical = torch.linalg.vector_norm(size) / counts.sum().sqrt()
     if not bool((apart <= agree * (size + share * typical * counts.sqrt())).all()):
         return None
-    close = (apart <= agree * size).tolist()
-    gradients = {name: found[name] if own else g for (name, g), own in zip(recorded.items(), close, strict=True)}
+    close = dict(zip(seen, (apart <= agree * size).tolist(), strict=True))
+    gradients = {name: found[name] if close[name] else g for name, g in recorded.items()}
     rough = bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
-    return GradientInFloat64(gradients, wide if rough else None)
+    return GradientInFloat64(gradients, wide if rough or always else None)
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:

@@ -17,11 +17,16 @@ from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import OuterGradient, outer_gradient
 
-__all__ = ["newest_update"]
+__all__ = ["is_cold", "newest_update"]
 
 
 def newest_update(
-    run: Trajectory, outer: Callable[[nn.Module], Tensor], step: Step, last: bool, statistics: bool = False
+    run: Trajectory,
+    outer: Callable[[nn.Module], Tensor],
+    step: Step,
+    last: bool,
+    statistics: bool = False,
+    exactly: bool = False,
 ) -> tuple[OuterGradient, Update]:
     """Return the outer gradient and the update of the newest step, pulled back with it.
 
@@ -31,12 +36,13 @@ def newest_update(
         step: the newest, whole.
         last: no step before it is asked for.
         statistics: the derivatives by running statistics are wanted, too.
+        exactly: float32 is known to be too rough for the window.
     """
-    exact = None if last and not _is_cold(step) else _gradient_ahead(run, step)
-    exactly = exact is not None and exact.step is not None
-    found = outer_gradient(run, outer, statistics=statistics, exactly=exactly)
-    update = pull_update(run, step, found.parameters, {}, last, exact)
-    if update.in_float64 is None or exactly or not in_float32(step):
+    exact = None if last and not is_cold(step) else _gradient_ahead(run, step, exactly)
+    ahead = exact is not None and exact.step is not None
+    found = outer_gradient(run, outer, statistics=statistics, exactly=ahead)
+    update = pull_update(run, step, found.parameters, {}, last, exact, exactly)
+    if update.in_float64 is None or ahead or not in_float32(step):
         return found, update
     found = outer_gradient(run, outer, statistics=statistics, exactly=True)
     assert update.exact is not None
@@ -44,12 +50,12 @@ def newest_update(
     return found, pull_update(run, step, found.parameters, {}, last, exact)
 
 
-def _is_cold(step: Step) -> bool:
+def is_cold(step: Step) -> bool:
     """Whether the optimizer had no moments before the step."""
     return not any(isinstance(one, Tensor) and bool(one.any()) for kept in step.state.values() for one in kept.values())
 
 
-def _gradient_ahead(run: Trajectory, step: Step) -> GradientInFloat64 | None:
+def _gradient_ahead(run: Trajectory, step: Step, always: bool) -> GradientInFloat64 | None:
     """Return the step's gradient in float64, before the outer gradient is taken; None: it is not known to be of use.
 
     At a cold start of an adaptive optimizer it will be asked for anyway. (Elsewhere a step that turns out to be rough
@@ -58,4 +64,4 @@ def _gradient_ahead(run: Trajectory, step: Step) -> GradientInFloat64 | None:
     held = step.findings.held_gradient()
     if held is None or step.clips or run.pullback.linear or not taken_with_its_record(run, step):
         return None
-    return gradient_in_float64(run, step, {name: g for name, g in held.items() if name not in step.skipped})
+    return gradient_in_float64(run, step, {name: g for name, g in held.items() if name not in step.skipped}, always)

@@ -12,16 +12,22 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.float64 import gradient_in_float64, in_float32, kernels_in_float64, step_in_float64
-from steelyard.bilevel.near_float64 import near_float64
-from steelyard.bilevel.newest_update import newest_update
+from steelyard.bilevel.float64 import (
+    gradient_in_float64,
+    in_float32,
+    kernels_in_float64,
+    step_in_float64,
+    taken_with_its_record,
+)
+from steelyard.bilevel.near_float64 import curvature_near_float64, near_float64
+from steelyard.bilevel.newest_update import is_cold, newest_update
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.rounding import norm_of
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
 from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.storage import newest_first
 from steelyard.bilevel.sweep.ladder import ROUNDS_AWAY, Ladder, NoDerivative
-from steelyard.bilevel.sweep.rungs import Curved, Differences
+from steelyard.bilevel.sweep.rungs import Curved, Differences, Rung
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
@@ -75,8 +81,10 @@ class Truncated:
     ResNet), the float32 forward pass is too rough for derivatives along u, and those of the step's own samples are
     taken over the values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of
     its terms, else in float64 (not those of `samples`, nor in `tensors`); the outer loss of such a window has its
-    forward pass in float64, its values rounded for the backward pass. With T > 1 the newest step is always looked
-    at so, and where it is that rough all steps are taken in float64, at several times the cost. Under autocast the same
+    forward pass in float64, its values rounded for the backward pass. With T > 1 a window that starts cold, where
+    BatchNorm couples the samples, is taken so in all its steps, and any other one of which the newest step, or an older
+    one that is looked at, is that rough: H u by forward over reverse in float32 over the values of float64, where its
+    gradient and the sum of its t_i are float64's (to 1e-5 and 2e-6), else in float64. Under autocast the same
     is done from 5 % on; what does not replay to the recorded gradient is refused there. Left as recorded in
     float32: where module, loss or device do not take float64, or give another gradient there (noise that depends on
     the precision); a parameter whose gradient is nothing but rounding. On a GPU with slow float64 these passes can
@@ -145,7 +153,7 @@ class Truncated:
             TypeError: the objective is not a `WeightedLoss`.
         """
         steps = self._window(trajectory)
-        weighted = trajectory.weighted
+        _ = trajectory.weighted  # TypeError, before anything is computed
         own = {"estimator": type(self).__name__, "steps": self.steps, "samples given": samples is not None}
         own["micro-batches"] = [len(step.micro_batches) for step in steps]
         trajectory.ranks.agree("the hypergradient", own)
@@ -157,27 +165,44 @@ class Truncated:
             values = derivatives_as_rows(trajectory, step, at, u, samples, self.ladder, beside)
             return values * update.factor
         ids = ids_of(trajectory, index)
+        cold = len(steps) > 1 and is_cold(steps[0])
+        exactly = trajectory.ranks.any(cold and all(taken_with_its_record(trajectory, one) for one in steps))
+        total = self._walked(trajectory, outer, steps, ids, index is None, exactly)
+        if total is None:  # only an older step has shown that float32 is too rough
+            total = self._walked(trajectory, outer, steps, ids, index is None, exactly=True)
+        assert total is not None
+        return total
+
+    def _walked(
+        self, run: Trajectory, outer: Outer, steps: list[Step], ids: Tensor, window: bool, exactly: bool
+    ) -> Tensor | None:
+        """Return the derivatives by the weights of `ids` ``(k,)``, those of the `window` or others; newest step first.
+
+        With `exactly` in float64, where the optimizer is adaptive; else None where a step is met that should be.
+        """
         total = torch.zeros(len(ids), device=ids.device, dtype=steps[-1].weight.dtype)
-        whole = newest_first(trajectory, len(steps))
-        step, tracks = next(whole), len(steps) > 1 and _tracks(trajectory, steps)
-        found, update = newest_update(trajectory, outer, step, len(steps) == 1, tracks)
+        whole = newest_first(run, len(steps))
+        step, tracks = next(whole), len(steps) > 1 and _tracks(run, steps)
+        found, update = newest_update(run, outer, step, len(steps) == 1, tracks, exactly)
         if found.statistics and any(step.findings.rewritten for step in micro_batches(steps)):
             raise NoDerivative(
                 "a layer with running statistics stands in a checkpoint, which updates them once more on the way back: "
                 "take it out of the checkpoint, or ask with steps=1"
             )
-        running, rough = found.statistics, update.in_float64 is not None and in_float32(step)
+        running, exactly = found.statistics, exactly or (update.in_float64 is not None and in_float32(step))
         for number in range(len(steps) - 1, -1, -1):
-            product, rows = self._derivatives(trajectory, step, update, curvature=bool(number))
+            product, rows = self._derivatives(run, step, update, curvature=bool(number))
             if number:
-                mean = trajectory.ranks.mean(product)
-                adjoint, running, _ = _arrive(trajectory, step, update.parameters, mean, running)
+                mean = run.ranks.mean(product)
+                adjoint, running, _ = _arrive(run, step, update.parameters, mean, running)
             for one, tangents in rows:
-                values = weighted.pull(tangents, tangents, one.weight) * (update.factor * one.scale)
-                add_by_id(total, ids, one.batch.index, values, window=index is None)
+                values = run.weighted.pull(tangents, tangents, one.weight) * (update.factor * one.scale)
+                add_by_id(total, ids, one.batch.index, values, window=window)
             if number:
                 step = next(whole)
-                update = pull_update(trajectory, step, adjoint, update.state, last=number == 1, exactly=rough)
+                update = pull_update(run, step, adjoint, update.state, last=number == 1, exactly=exactly)
+                if update.in_float64 is not None and in_float32(step) and not exactly:
+                    return None
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -242,7 +267,7 @@ class Truncated:
             slope = add_scaled(slope, own, one.scale)
             total = add_scaled(total, product, one.scale)
             rows.append((one, tangents))
-        other = check_replayed(run, step, slope, update.in_float64 is not None)
+        other = check_replayed(run, step, slope, update.exact)
         if other is not None:
             raise NoDerivative(f"{other}; ask with steps=1")
         return total, rows
@@ -276,9 +301,11 @@ class Truncated:
         near = None if curvature else near_float64(run, step, update, self.ladder)
         if near is not None:
             return {}, near, slope
+        first = curvature_near_float64(run, step, update, self.ladder) if curvature else None
         direction = {name: u.to(wide.parameters[name].dtype) for name, u in update.direction.items()}
         with kernels_in_float64(step):
-            return self._derivatives_at(run, one, wide.micro_batches[number], direction, curvature, slope)
+            there = wide.micro_batches[number]
+            return self._derivatives_at(run, one, there, direction, curvature, slope, update.exact, first)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether rounding may move the t_i of the step by `_BLURRED` of the largest (more under autocast).
@@ -302,19 +329,27 @@ class Truncated:
         return self.ladder.differ(run, step, rest, tangents, allowed, surely)
 
     def _derivatives_at(
-        self, run: Trajectory, step: Step, there: Step, direction: Tensors, curvature: bool, slope: Tensors
+        self,
+        run: Trajectory,
+        step: Step,
+        there: Step,
+        direction: Tensors,
+        curvature: bool,
+        slope: Tensors,
+        exact: Tensors | None = None,
+        first: Rung | None = None,
     ) -> tuple[Tensors, Tensor, Tensors]:
-        """Do so in the precision of `there`, which is `step` or the same in float64."""
+        """Do so in the precision of `there`, which is `step` or the same in float64; H u by the `first` way first."""
         if not curvature:
-            objection = objection_to(run, step, direction, slope or None, there is not step)
+            objection = objection_to(run, step, direction, slope or None, there is not step, exact)
             return {}, self.ladder.losses(run, there, there.parameters, direction, there.batch, objection), slope
 
         def object_to(curved: Curved) -> str | None:
-            other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale), there is not step)
+            other = check_replayed(run, step, add_scaled({}, curved.gradient, step.scale), exact)
             slope = curved.gradient or None
-            return other or objection_to(run, step, direction, slope, there is not step)(curved.tangents)
+            return other or objection_to(run, step, direction, slope, there is not step, exact)(curved.tangents)
 
-        found = self.ladder.curvature_and_losses(run, there, there.parameters, direction, object_to)
+        found = self.ladder.curvature_and_losses(run, there, there.parameters, direction, object_to, first)
         rounded = {name: one.to(step.parameters[name].dtype) for name, one in found.product.items()}
         return rounded, found.tangents, found.gradient
 

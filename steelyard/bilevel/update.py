@@ -83,7 +83,8 @@ def pull_update(
         state: of the optimizer's state after it.
         last: nothing before the step is asked for: of the answer only `direction` counts.
         exact: the step's gradient in float64, where that has been taken before: it is used.
-        exactly: take the gradient in float64 without a look at whether its rounding matters.
+        exactly: take the gradient in float64 without a look at whether its rounding matters, and the derivatives along
+            u as well.
     """
     back = _PullBack(run.pullback, step, adjoint, state, last, exactly)
     if step.clips:
@@ -213,7 +214,7 @@ def _exact_enough(
         size = torch.stack([torch.linalg.vector_norm(g) / max(1, g.numel()) ** 0.5 for g in gradients.values()])
         seen = {name: g for (name, g), own in zip(gradients.items(), size.tolist(), strict=True) if own > 4 * typical}
     if back.exactly and exact is None:
-        exact = gradient_in_float64(run, back.step, gradients)
+        exact = gradient_in_float64(run, back.step, gradients, always=True)
     noise = {name: noise_of(g, eps) for name, g in seen.items()}
     rounding = Rounding(noise)
     update = back(gradients, rounding) if exact is None else None

@@ -102,16 +102,14 @@ def test_a_tensor_that_is_written_to_from_outside_is_read_again() -> None:
         assert torch.equal(y + 0, y.clone())
 
 
-def record(optimizer: Callable[..., torch.optim.Optimizer], count: int = 1) -> Trajectory:
+def record(optimizer: Callable[..., torch.optim.Optimizer]) -> Trajectory:
     torch.manual_seed(0)
     model = net(inplace=True)
     weight = 0.5 + torch.rand(12, generator=torch.Generator().manual_seed(1))
     steps = optimizer(model.parameters(), lr=1e-3)
-    with Recorder(model, steps, WeightedLoss(CROSS_ENTROPY), steps=count) as recorder:
-        for number in range(count):
-            steps.zero_grad()
-            recorder.loss(data(number), weight).backward()
-            steps.step()
+    with Recorder(model, steps, WeightedLoss(CROSS_ENTROPY)) as recorder:
+        recorder.loss(data(0), weight).backward()
+        steps.step()
         return recorder.trajectory()
 
 
@@ -166,12 +164,22 @@ def test_a_step_that_float32_is_right_for_has_it_in_float32(monkeypatch: pytest.
     assert noted == [False]
 
 
-def test_a_window_whose_newest_step_is_rough_is_taken_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = record(torch.optim.Adam, 3)
-    truth = Truncated(3)(widened(run), outer)
-    plain = relative(Truncated(3)(run, outer).double(), truth)
-    monkeypatch.setattr(float64, "_ROUGH", 0.0)
-    estimator = Truncated(3)
-    found = estimator(run, outer).double()
-    assert relative(found, truth) < 1e-6 < plain
-    assert estimator.answered == {"forward over reverse": 2, "forward over a record in float64": 1}
+def test_tangents_stay_in_float32_beside_values_that_are_rounded_once() -> None:
+    x, along = (torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+
+    def function(x: Tensor) -> Tensor:
+        y = x * (1 / 3)
+        y.mul_(1e4).sub_(x * (1e4 / 3))  # loses most of its digits
+        return (torch.cat([y.t(), x.t()]) + x.square().sum()).sin()
+
+    with Float64Values([along]):
+        value, moved = torch.func.jvp(function, (x,), (along,))
+    expected, exactly = torch.func.jvp(function, (x.double(),), (along.double(),))
+    assert value.dtype == moved.dtype == torch.float32
+    assert torch.equal(value, expected.float())
+    assert 1e-9 < relative(moved.double(), exactly) < 1e-5
+    with Float64Values(()):
+        leaf = x.clone().requires_grad_()
+        loss = function(leaf).sum()
+    gradient = torch.autograd.grad(loss, leaf)[0]
+    assert gradient.dtype == torch.float32

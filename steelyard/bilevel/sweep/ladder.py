@@ -136,19 +136,20 @@ class Ladder:
         objection: Objection = _none,
         beside: bool = False,
         rungs: Sequence[Rung] = (),
+        over_float64: bool = False,
     ) -> Tensor:
         """Return t_i = <direction, grad l_i(at)> ``(batch,)`` for every sample of `batch`, without a graph.
 
         Args:
             run, step, at, direction, batch: the question.
             objection: from t_i to what the caller has against them, or None; where a gradient is at hand to compare.
-            beside: as `Question` has it.
+            beside, over_float64: as `Question` has them.
             rungs: to be taken instead of all.
 
         Raises:
             NoDerivative: no rung's answer stands.
         """
-        question = Question(run, step, at, direction, batch, beside=beside)
+        question = Question(run, step, at, direction, batch, beside=beside, over_float64=over_float64)
         known = _known(question, "losses beside" if beside else " ".join(["losses", *(rung.name for rung in rungs)]))
         due = run.ranks.any(known.due())
         cut: list[Question] = []
@@ -199,12 +200,22 @@ class Ladder:
         return differ
 
     def curvature_and_losses(
-        self, run: Trajectory, step: Step, at: Tensors, direction: Tensors, objection: Objection = _none
+        self,
+        run: Trajectory,
+        step: Step,
+        at: Tensors,
+        direction: Tensors,
+        objection: Objection = _none,
+        first: Rung | None = None,
     ) -> Curved:
         """Return H u of the step's inner loss at `at`, u = `direction`, and the t_i of its batch, with the gradient.
 
         H is the transposed derivative of the gradient that `backward` gives, as autograd has it: what the model
         detaches, or computes without gradients, it takes as constant (and a `StopGradientWarning` says so).
+
+        Args:
+            run, step, at, direction, objection: as `losses` has them.
+            first: a way to be taken before all others.
 
         Raises:
             NoDerivative: no rung's answer stands.
@@ -223,11 +234,12 @@ class Ladder:
 
         def fault(rung: Rung, found: Curved) -> str | None:
             # (Not by one function that names itself: such a closure lives on with the step's graph until a collection.)
-            if due and rung.name == KEPT and all_finite([*found.product.values(), found.tangents]):
-                return _unlike(found, self._climb(question, known, rungs[1:], ask, replayed, objection), step)
+            if due and (rung is first or rung.name == KEPT) and all_finite([*found.product.values(), found.tangents]):
+                others = rungs[rungs.index(rung) + 1 :]
+                return _unlike(found, self._climb(question, known, others, ask, replayed, objection), step)
             return replayed(rung, found)
 
-        rungs = curvature_rungs(step.findings.coupled, self.differences)
+        rungs = [*([] if first is None else [first]), *curvature_rungs(step.findings.coupled, self.differences)]
         ask = partial(_answer, question=question)
         return self._climb(question, known, rungs, ask, fault, objection)
 
@@ -368,11 +380,12 @@ class Ladder:
 
 
 def _unlike(found: Curved, plain: Curved, step: Step) -> str | None:
-    """Compare what the graph of a step's gradient gave with a replay's answer, which was checked; say what differs."""
+    """Compare what a faster way gave with the answer of a plainer one, which was checked; say what differs."""
     sums = [(found.product, plain.product), ({"t": found.tangents}, {"t": plain.tangents})]
     for one, other in sums:
-        dtype = next(iter(other.values())).dtype
+        dtype, own = next(iter(other.values())).dtype, next(iter(one.values())).dtype
         tolerance = _UNLIKE_COUPLED if step.findings.coupled and dtype != torch.float64 else checks.tolerance_in(dtype)
+        tolerance = tolerance if own == dtype else _UNLIKE_ROUNDED
         apart = math.sqrt(sum(float((one[name] - value).double().square().sum()) for name, value in other.items()))
         size = math.sqrt(sum(float(value.double().square().sum()) for value in other.values()))
         if not apart <= tolerance * size:
@@ -382,6 +395,8 @@ def _unlike(found: Curved, plain: Curved, step: Step) -> str | None:
 
 _UNLIKE_COUPLED = 0.05
 """How far reverse over reverse through BatchNorm, which rounds sums of large terms, may be from the other way."""
+_UNLIKE_ROUNDED = 1e-4
+"""How far an answer in float32, over values of float64, may be from that in float64 (seen: 2e-6 on a ResNet-18)."""
 
 
 def _finite_losses(question: Question, rows: Tensor) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.beside import losses_beside
@@ -28,6 +30,7 @@ class Question:
         batch: the samples; that of the step, or others.
         size: at most so many samples at a time; None: all at once, as where they couple.
         beside: they are not of the recorded batch, and BatchNorm takes its statistics of that one (`sweep.beside`).
+        over_float64: forward passes in float32 take the values of float64, each rounded once.
     """
 
     run: Trajectory
@@ -37,6 +40,7 @@ class Question:
     batch: Batch
     size: int | None = None
     beside: bool = False
+    over_float64: bool = False
 
     @property
     def recorded(self) -> bool:
@@ -59,7 +63,8 @@ class Question:
         """Return the losses ``(batch,)``; for use inside of `replay`."""
         if self.beside:
             return losses_beside(self.run.weighted, module, self.step.batch, self.batch)[len(self.step.batch) :]
-        return self.run.weighted.sample_losses(module, self.batch)
+        with Float64Values(self.direction.values()) if self.over_float64 else nullcontext():
+            return self.run.weighted.sample_losses(module, self.batch)
 
     def losses(self, parameters: Tensors) -> Tensor:
         """Return the losses ``(batch,)`` at `parameters`, with gradients as the caller has them."""

@@ -35,6 +35,7 @@ __all__ = [
     "Differences",
     "Rung",
     "curvature_rungs",
+    "forward_over_reverse",
     "general",
     "loss_rungs",
 ]
@@ -250,7 +251,7 @@ def general(question: Question, tensors: Sequence[Tensor]) -> tuple[Curved, tupl
     return Curved(product, next(iter(slope.values())).new_zeros(0), slope), found[len(leaves) :]
 
 
-def _forward_over_reverse(question: Question) -> Curved:
+def forward_over_reverse(question: Question) -> Curved:
     """H u by forward over reverse, and the t_i of the same pass.
 
     (For BatchNorm: in a tangent pass the shift by a bias before it goes out with the mean, in reverse it is a sum of
@@ -382,7 +383,7 @@ def curvature_rungs(coupled: bool, differences: Differences | None = None) -> li
         differences: take differences first, and not last.
     """
     reverse = Rung(EXACT, _reverse_over_reverse)
-    forward = Rung("forward over reverse", _forward_over_reverse)
+    forward = Rung("forward over reverse", forward_over_reverse)
     exact = [forward, reverse] if coupled else [reverse, forward]
     by_differences = Rung("differences of the gradient", (differences or Differences()).curved)
     exact = [Rung(KEPT, _kept_graph, passing=True), *exact]
