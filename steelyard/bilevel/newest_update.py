@@ -51,8 +51,10 @@ def newest_update(
 
 
 def is_cold(step: Step) -> bool:
-    """Whether the optimizer had no moments before the step."""
-    return not any(isinstance(one, Tensor) and bool(one.any()) for kept in step.state.values() for one in kept.values())
+    """Whether the optimizer had no moments before the step. (What a checkpoint is replayed for has had others.)"""
+    states = (step.full_state if step.checkpoint else step.state).values()
+    moved = any(isinstance(one, Tensor) and bool(one.any()) for kept in states for one in kept.values())
+    return not moved and step.kept != "replayed"
 
 
 def _gradient_ahead(run: Trajectory, step: Step, always: bool) -> GradientInFloat64 | None:

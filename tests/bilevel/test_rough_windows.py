@@ -7,10 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.bilevel import Batch, Recorder, Trajectory, Truncated, WeightedLoss, float64, near_float64, truncated
+from steelyard.bilevel import (
+    Batch,
+    Recorder,
+    Storage,
+    Trajectory,
+    Truncated,
+    WeightedLoss,
+    float64,
+    near_float64,
+    truncated,
+)
 from tests.support.problems import CROSS_ENTROPY, relative
 from tests.support.widened import widened
 
+WHOLE = Storage()
 NEAR, LAST = "forward over reverse, over values of float64", "forward over a record in float64"
 STEPS = 3
 
@@ -23,7 +34,7 @@ class Other(nn.Module):
         return x if x.dtype == torch.float32 else 1.05 * x
 
 
-def record(shifts: dict[int, float], before: int = 0, other: bool = False) -> Trajectory:
+def record(shifts: dict[int, float], before: int = 0, other: bool = False, storage: Storage = WHOLE) -> Trajectory:
     """Take `before` steps, then record three of Adam.
 
     Args:
@@ -31,6 +42,7 @@ def record(shifts: dict[int, float], before: int = 0, other: bool = False) -> Tr
             size, so that float32 keeps few digits of it.
         before: steps that are not recorded.
         other: the model is another function in float64.
+        storage: of the record.
     """
     torch.manual_seed(0)
     last = Other() if other else nn.Identity()
@@ -42,7 +54,7 @@ def record(shifts: dict[int, float], before: int = 0, other: bool = False) -> Tr
         optimizer.zero_grad()
         F.cross_entropy(model(torch.randn(12, 40, generator=generator)), torch.arange(12) % 5).backward()
         optimizer.step()
-    with Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY), steps=STEPS) as recorder:
+    with Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY), steps=STEPS, storage=storage) as recorder:
         for number in range(STEPS):
             inputs = torch.randn(12, 40, generator=generator) + shifts.get(number, 0.0)
             optimizer.zero_grad()
@@ -151,3 +163,13 @@ def test_other_parameters_and_clips_are_right_as_well() -> None:
             optimizer.step()
         run = recorder.trajectory()
     assert error(run, Truncated(STEPS)) < 1e-3
+
+
+@pytest.mark.parametrize("before", [0, 20])
+def test_checkpoints_do_not_look_cold(before: int) -> None:
+    """Of a step that is replayed no state is kept; the checkpoint before it tells."""
+    whole, replayed = (record({}, before, storage=Storage(checkpoint_every=every)) for every in (1, 2))
+    estimators = Truncated(STEPS), Truncated(STEPS)
+    one, other = (estimator(run, outer) for estimator, run in zip(estimators, (whole, replayed), strict=True))
+    assert torch.equal(one, other)
+    assert (NEAR in estimators[1].answered) == (before == 0)
