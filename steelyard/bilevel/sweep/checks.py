@@ -13,12 +13,13 @@ the gradient, which needs no second derivative of torch's; in float64 where poss
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, step_in_float64
+from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, kernels_in_float64, step_in_float64
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
@@ -117,8 +118,16 @@ def curvature(
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
     asked = wide or question
-    a = _random(asked.at, generator)
-    asked = replace(asked, direction=a)
+    asked = replace(asked, direction=_random(asked.at, generator))
+    with kernels_in_float64(question.step) if wide is not None else nullcontext():
+        return _bent(asked, answer, generator, tries, wide is not None)
+
+
+def _bent(
+    asked: Question, answer: Callable[[Question], Curved], generator: torch.Generator, tries: int, replayed: bool
+) -> str | None:
+    """Do so for a question in float64 along the random direction that it asks for; `replayed`: it was in float32."""
+    a = asked.direction
     try:
         found = answer(asked)
         product, worst = found.product, ""
@@ -139,7 +148,7 @@ def curvature(
                 return None
             worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
     except CANNOT:
-        return None if wide is not None else "it cannot be checked"
+        return None if replayed else "it cannot be checked"
     return worst
 
 
