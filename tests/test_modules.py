@@ -1,10 +1,17 @@
-"""Evaluation mode for a while, and what goes into the last linear layer."""
+"""Evaluation mode for a while, what goes into the last linear layer, and walks over the parts of a module."""
 
 import pytest
 import torch
 from torch import nn
 
-from steelyard._support._modules import evaluating, inputs_of_last_linear, last_linear
+from steelyard._support._modules import (
+    evaluating,
+    first_parameter,
+    inputs_of_last_linear,
+    last_linear,
+    named_modules_of,
+    named_parameters_of,
+)
 
 
 def net() -> nn.Sequential:
@@ -30,3 +37,17 @@ def test_what_goes_into_the_last_linear_layer() -> None:
     assert len(hidden) == 3  # nobody listens any longer
     with pytest.raises(ValueError, match=r"ReLU has no nn\.Linear"):
         last_linear(nn.ReLU())
+
+
+def test_a_walk_finds_what_torch_finds_in_its_order() -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Sequential(shared, nn.BatchNorm1d(2)), shared, nn.ModuleDict({"a": nn.Sequential()}))
+    model[1].tied = shared.weight  # type: ignore[union-attr]
+    model[2].register_module("nothing", None)  # type: ignore[operator]
+    model[2].register_parameter("none", None)  # type: ignore[operator]
+    assert named_modules_of(model) == list(model.named_modules())
+    found, expected = named_parameters_of(model), dict(model.named_parameters())
+    assert list(found) == list(expected)
+    assert all(found[name] is p for name, p in expected.items())
+    assert first_parameter(model) is next(model.parameters())
+    assert first_parameter(nn.Sequential(nn.ReLU())) is None

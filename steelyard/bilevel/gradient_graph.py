@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from steelyard.bilevel.integrity import changed
+from steelyard.bilevel.sweep.graph_record import nodes_of
 
 __all__ = ["GradientGraph", "graphed"]
 
@@ -108,7 +109,8 @@ def graphed(
         copied: copies of the parameters that nobody writes to; empty where there are none.
     """
     with torch.enable_grad():
-        copies = {name: _Standing.apply(p, copied[name]) if copied else p.clone() for name, p in live.items()}
+        values = [copied[name] if copied else p.detach().clone() for name, p in live.items()]
+        copies = dict(zip(live, _Standing.apply(*live.values(), *values), strict=True))
     with swapped(module, copies):
         losses = losses_of()
         value = reduce(losses)
@@ -168,33 +170,27 @@ class _Deliver(torch.autograd.Function):
 
 
 class _Standing(torch.autograd.Function):
-    """A copy of a parameter that is there already: `Tensor.clone` without the copying."""
+    """Of parameters and their copies: the copies, as functions of the parameters (`Tensor.clone` of what is there)."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, copy: Tensor) -> Tensor:
-        return copy.detach()
+    def forward(ctx: Any, *live_and_copies: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple([one.detach() for one in live_and_copies[len(live_and_copies) // 2 :]])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        return cotangent, None
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *cotangents, *[None] * len(cotangents)
 
 
 def _others(value: Tensor, live: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> list[Tensor] | None:
     """Return what beside the copies the loss has a gradient by; None where its graph reads parameters past them."""
-    own, found = {id(p) for p in live.values()}, dict[int, Tensor]()
-    pending: list[Any] = [value.grad_fn]
-    seen: set[Any] = {None, *(one.grad_fn for one in copies.values())}
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "CheckpointFunctionBackward":  # differentiates by `backward` alone
+    own, found = {id(p) for p in live.values()}, list[Tensor]()
+    for node in nodes_of(value, {one.grad_fn for one in copies.values()}):
+        kind = type(node).__name__
+        if kind == "CheckpointFunctionBackward":  # differentiates by `backward` alone
             return None
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            if id(variable) in own:  # read past the module
+        if kind == "AccumulateGrad":
+            if id(node.variable) in own:  # read past the module
                 return None
-            found[id(variable)] = variable
-        pending += [follower for follower, _ in node.next_functions]
-    return list(found.values())
+            found.append(node.variable)
+    return found

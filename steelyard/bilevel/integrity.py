@@ -6,13 +6,15 @@ Anything that was changed behind its back would give a wrong derivative without 
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Guard", "changed", "guards", "in_one_piece", "pieces", "projection"]
 
@@ -51,6 +53,8 @@ def _differs(one: Tensor, other: Tensor) -> bool | Tensor:
     """Return whether two tensors differ, on a device as a tensor that is not waited for."""
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return True
+    if _MEMCMP is not None and _is_plain(one) and _is_plain(other):  # half of NumPy's time, a fifth of `torch.equal`'s
+        return _MEMCMP(one.data_ptr(), other.data_ptr(), one.numel() * one.element_size()) != 0
     one, other = one.detach(), other.detach()
     if one.is_contiguous() and other.is_contiguous():
         one, other = one.view(-1), other.view(-1)
@@ -59,6 +63,25 @@ def _differs(one: Tensor, other: Tensor) -> bool | Tensor:
     if here.device.type == "cpu":  # (NumPy compares five times as fast as `torch.equal`)
         return not np.array_equal(here.numpy(), there.numpy())
     return (here != there).any()
+
+
+def _comparison() -> Any:
+    """Return C's comparison of memory; None where the C library is not where it is looked for."""
+    try:
+        found = (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).memcmp
+    except (AttributeError, OSError):
+        return None
+    found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t], ctypes.c_int
+    return found
+
+
+_MEMCMP = _comparison()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor's entries are a piece of this process's memory, as they are."""
+    known = type(tensor) is Tensor or type(tensor) is nn.Parameter
+    return known and tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_neg() or tensor.is_conj())
 
 
 def _in_eights(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
 from steelyard._support._check import Numbers
-from steelyard._support._modules import parameters_of
+from steelyard._support._modules import named_modules_of, parameters_of
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.accumulation import Accumulation
 from steelyard.bilevel.batch import Batch
@@ -216,9 +216,11 @@ class Recorder:
             earlier.findings.gradient = earlier.findings.forward_record = earlier.findings.losses = None
         if any(p not in self._names for p in parameters_of(self._optimizer)):
             self._names = optimized_names(self._module, self._optimizer)  # add_param_group
-        modules = list(self._module.modules())
-        buffers = dict(self._module.named_buffers()) if any(module._buffers for module in modules) else {}
-        held = [*self._untrained(), *((f"buffer {name!r}", one) for name, one in buffers.items() if one.requires_grad)]
+        modules = self._modules()
+        buffered = any(module._buffers for module in modules)
+        buffers = dict(self._module.named_buffers()) if buffered else {}
+        held = self._untrained(modules)
+        held += [(f"buffer {name!r}", one) for name, one in buffers.items() if one.requires_grad]
         read = [*named_tensors("inputs", batch.inputs), ("targets", batch.targets)]
         findings = Findings(
             connected=weight.grad_fn is not None,
@@ -243,7 +245,7 @@ class Recorder:
         # without counting it.
         wrote = conditions.divisor is None and versions != buffer_versions(modules)
         findings.coupled = wrote or counts_no_batches(modules)
-        if not findings.coupled and any(module._buffers for module in modules):
+        if not findings.coupled and buffered:
             findings.coupled = buffers_changed(self._module, conditions.buffers)
         if conditions.divisor is not None and findings.coupled:
             raise RuntimeError(_COUPLED)
@@ -335,28 +337,36 @@ class Recorder:
                 p.grad = None if p.grad is None else p.grad.clone()
         return taken
 
-    def _untrained(self) -> list[tuple[str, Tensor]]:
-        """Return the parameters that the optimizer does not train, with what to call them."""
-        if all(p in self._names for p in self._module.parameters()):
+    def _modules(self) -> list[nn.Module]:
+        return [one for _, one in named_modules_of(self._module)]
+
+    def _untrained(self, modules: list[nn.Module]) -> list[tuple[str, Tensor]]:
+        """Return the parameters of `modules` that the optimizer does not train, with what to call them."""
+        if all(p is None or p in self._names for one in modules for p in one._parameters.values()):
             return []
         trained = set(self._names.values())
         return [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
 
     def _listen(self) -> None:
         """Have the step's hooks be the last before it and the first after it: others may change gradients or rates."""
+        pre, post = (getattr(self._optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post"))
+        ordered = isinstance(pre, OrderedDict) and isinstance(post, OrderedDict)
+        if self._handles and ordered and pre and post:
+            before, after = self._handles
+            if next(reversed(pre)) == before.id and next(iter(post)) == after.id:
+                return  # they are so already
         for handle in self._handles:
             handle.remove()
         before = self._optimizer.register_step_pre_hook(self._before_step)
         after = self._optimizer.register_step_post_hook(self._after_step)
-        hooks = getattr(self._optimizer, "_optimizer_step_post_hooks", None)
-        if isinstance(hooks, OrderedDict) and after.id in hooks:
-            hooks.move_to_end(after.id, last=False)
+        if isinstance(post, OrderedDict) and after.id in post:
+            post.move_to_end(after.id, last=False)
         self._handles = [before, after]
 
     def _agree(self, batch: Batch, weight: Tensor) -> None:
         """Raise RankError if the ranks would not take the same steps of the same loss."""
         objective, self._agreed = self._objective, True
-        if isinstance(objective, WeightedLoss):
+        if isinstance(objective, WeightedLoss) and objective.ranks.size > 1:
             facts = {"steps": self._steps, "storage": self._storage, "normalise": objective.normalise}
             facts |= {"regulariser given": objective.regulariser is not None, "weight": weight.dtype}
             facts |= {**optimizer_settings("optimizer", self._optimizer), **sample_kinds("batch", batch)}
@@ -400,7 +410,7 @@ class Recorder:
                 "no step was recorded: use recorder.loss(batch, weight) as the loss of the training loop, once for "
                 "each optimizer.step() (a step without one empties the record)"
             )
-        self._note_moved(buffer_versions(list(self._module.modules())))
+        self._note_moved(buffer_versions(self._modules()))
         steps = list(self._window)
         self._window.clear()
         names = tuple(steps[-1].parameters)
@@ -476,7 +486,7 @@ class Recorder:
         self._drop_untrained()
         step = self._accumulation.gathered()
         findings = step.findings
-        versions = buffer_versions(list(self._module.modules()))
+        versions = buffer_versions(self._modules())
         findings.rewritten, self._written = self._written != versions, versions
         live = {name: p for p, name in self._names.items()}
         if all(p.grad is None for p in live.values()):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steelyard._support._modules import named_parameters_of
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.graph_record import nodes_of
@@ -48,7 +50,7 @@ def leaves_of(run: Trajectory, at: Tensors, hooks: list[RemovableHandle] | None 
     (A hook on a parameter changes what the optimizer is given: it is part of the run. `hooks` collects the handles,
     for a second derivative goes back to the same leaves, and not through the hooks.)
     """
-    live = dict(run.module.named_parameters())
+    live = named_parameters_of(run.module)
     leaves = {}
     for name, value in at.items():
         leaf = leaves[name] = value.detach().requires_grad_()
@@ -70,7 +72,7 @@ def differentiate(
 
     (A reentrant `torch.utils.checkpoint` takes no `torch.autograd.grad`: there the gradients are collected.)
     """
-    if _reentrant(outputs):
+    if _reentrant(nodes_of(outputs)):
         found: Sequence[Tensor] = _collected(module, outputs, leaves, cotangent, retain_graph)
     else:
         found = torch.autograd.grad(
@@ -84,9 +86,18 @@ def differentiate(
     return dict(zip(leaves, found, strict=True))
 
 
-def backward_into(module: nn.Module, outputs: Tensor, leaves: Tensors, cotangent: Tensor | None = None) -> None:
-    """Have an ordinary backward pass add the gradients to ``leaves[...].grad``, and nowhere else."""
-    if _reentrant(outputs):
+def backward_into(
+    module: nn.Module,
+    outputs: Tensor,
+    leaves: Tensors,
+    cotangent: Tensor | None = None,
+    nodes: Iterable[Any] | None = None,
+) -> None:
+    """Have an ordinary backward pass add the gradients to ``leaves[...].grad``, and nowhere else.
+
+    `nodes` are those of the graph of `outputs`, where they are known.
+    """
+    if _reentrant(nodes_of(outputs) if nodes is None else nodes):
         held = [leaf.grad for leaf in leaves.values()]
         found = _collected(module, outputs, leaves, cotangent, False)
         for leaf, before, gradient in zip(leaves.values(), held, found, strict=True):
@@ -95,9 +106,9 @@ def backward_into(module: nn.Module, outputs: Tensor, leaves: Tensors, cotangent
         torch.autograd.backward(outputs, cotangent, inputs=list(leaves.values()))
 
 
-def _reentrant(outputs: Tensor) -> bool:
+def _reentrant(nodes: Iterable[Any]) -> bool:
     """Whether a reentrant checkpoint is in the graph (a backward pass that fails there has let go of parts of it)."""
-    return any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes_of(outputs))
+    return any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes)
 
 
 def _collected(
@@ -125,4 +136,5 @@ def dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
 
 def quick_dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Return `dot` accumulated in the parameters' own precision, a quarter of the time; it may overflow or vanish."""
-    return torch.stack([torch.dot(one[n].flatten(), other[n].flatten().to(one[n].dtype)).double() for n in one]).sum()
+    products = [torch.dot(g.flatten(), other[name].flatten().to(g.dtype)) for name, g in one.items()]
+    return torch.stack(products).double().sum()

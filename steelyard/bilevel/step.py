@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from steelyard._support._modules import first_parameter
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import Clip
 from steelyard.bilevel.gradient_graph import GradientGraph
@@ -171,7 +172,7 @@ def micro_batches(steps: Iterable[Step]) -> list[Step]:
 
 def cuda_devices(module: nn.Module) -> list[int]:
     """Return the ordinal of the CUDA device of the first parameter, as a list, or an empty list."""
-    first = next(module.parameters(), None)
+    first = first_parameter(module)
     return [first.get_device()] if first is not None and first.is_cuda else []
 
 

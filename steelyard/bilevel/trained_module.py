@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from steelyard._support._modules import parameters_of
+from steelyard._support._modules import first_parameter, named_parameters_of, parameters_of
 from steelyard.bilevel.objective import Objective, WeightedLoss
 from steelyard.bilevel.step import Tensors
 
@@ -68,7 +68,7 @@ def check_ranks(model: nn.Module, objective: Objective) -> None:
 
 def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
     """Return the name of every parameter that the optimizer trains, in the optimizer's order."""
-    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in named_parameters_of(module).items()}
     for number, group in enumerate(optimizer.param_groups):
         for position, p in enumerate(group["params"]):
             if p not in names:
@@ -86,7 +86,9 @@ def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 def autocast_of(module: nn.Module) -> tuple[str, torch.dtype] | None:
     """Return the device type and dtype of the autocast that is on, if any."""
-    device = next(module.parameters()).device.type
+    first = first_parameter(module)
+    assert first is not None  # the optimizer has some
+    device = first.device.type
     return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from steelyard._support._modules import first_parameter, named_modules_of, named_parameters_of
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.integrity import changed
 from steelyard.bilevel.objective import Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import SUPPORTED, ElementwisePullback, Pullback
-from steelyard.bilevel.step import Conditions, Step, Tensors, cuda_devices, micro_batches, set_random_state
+from steelyard.bilevel.step import Conditions, Step, Tensors, micro_batches, random_state, set_random_state
 from steelyard.bilevel.sweep.composites import Composites, WithoutPadding
 from steelyard.distributed import ALONE, Ranks
 
@@ -31,16 +32,17 @@ def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
     instead: dict[int, Tensor] = {}
     places: list[tuple[dict[str, Any], str, Any]] = []
-    for prefix, one in module.named_modules():
+    for prefix, one in named_modules_of(module):
+        start = f"{prefix}." if prefix else ""
         stores: tuple[dict[str, Any], ...] = (one._parameters, one._buffers)
         for store in stores:
             for key, value in store.items():
-                name = f"{prefix}.{key}" if prefix else key
                 if value is not None:
                     places.append((store, key, value))
-                    if name in tensors:
-                        instead[id(value)] = tensors[name]
-    held = [(store, key, value) for store, key, value in places if id(value) in instead]
+                    other = tensors.get(start + key)
+                    if other is not None:
+                        instead[id(value)] = other
+    held = [place for place in places if id(place[2]) in instead]
     try:
         for store, key, value in held:
             store[key] = instead[id(value)]
@@ -102,7 +104,7 @@ class Trajectory:
 
     def final(self) -> Tensors:
         """Return the optimised parameters after the last step (live, no copies); `check` says if they still are."""
-        live = dict(self.module.named_parameters())
+        live = named_parameters_of(self.module)
         return {name: live[name] for name in self.names}
 
     def check(self) -> Tensors:
@@ -209,29 +211,43 @@ class Trajectory:
     @contextmanager
     def _restored(self, conditions: Conditions | None, transformed: bool = True) -> Iterator[None]:
         """Restore conditions (None: keep the present ones), and afterwards those of the caller."""
-        modules = list(self.module.modules())
+        modules = [one for _, one in named_modules_of(self.module)]
         modes = [module.training for module in modules]
+        rng = random_state(self.module)
         try:
-            with torch.random.fork_rng(devices=cuda_devices(self.module)):
-                if conditions is None:
-                    yield
-                    return
-                device = next(self.module.parameters()).device.type
-                for module, training in zip(modules, conditions.modes, strict=True):
-                    module.training = training
-                set_random_state(self.module, conditions.rng)
-                dtype = conditions.autocast[1] if conditions.autocast else torch.bfloat16
-                # The cache of autocast would hand a cast made outside of the transformation to the inside. Of the
-                # attention kernels only the plain one can be differentiated forward.
-                enabled = conditions.autocast is not None
-                with (
-                    torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=not transformed),
-                    sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext(),
-                ):
-                    yield
+            if conditions is None:
+                yield
+                return
+            _set_modes(modules, conditions.modes)
+            set_random_state(self.module, conditions.rng)
+            # Of the attention kernels only the plain one can be differentiated forward.
+            with (
+                self._autocast(conditions, transformed),
+                sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext(),
+            ):
+                yield
         finally:
-            for module, training in zip(modules, modes, strict=True):
-                module.training = training
+            set_random_state(self.module, rng)
+            _set_modes(modules, modes)
+
+    def _autocast(self, conditions: Conditions, transformed: bool) -> AbstractContextManager[Any]:
+        """Return the autocast of a step, on or off.
+
+        (Its cache would hand a cast made outside of a transformation to the inside.)
+        """
+        first = first_parameter(self.module)
+        device = "cpu" if first is None else first.device.type
+        enabled = conditions.autocast is not None
+        if not enabled and not torch.is_autocast_enabled(device):
+            return nullcontext()
+        dtype = conditions.autocast[1] if conditions.autocast else torch.bfloat16
+        return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=not transformed)
+
+
+def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    for module, training in zip(modules, modes, strict=True):
+        if module.training != training:
+            module.training = training
 
 
 def scalar(value: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,8 @@ def outer_gradient(
         nonlocal direct
         with Float64Values() if exactly else nullcontext():
             value = scalar(outer(module))
-        _check_path(live, value)
+        nodes = list(nodes_of(value))
+        _check_path(live, nodes)
         if any(one.grad is not None for one in own.values()):
             raise ValueError(
                 "outer called backward() by itself, and its gradients would be counted twice: return the loss, and "
@@ -115,7 +116,7 @@ def outer_gradient(
         if tensors:
             direct = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
         # Into leaves: what `grad` returns may be a tensor of somebody else's.
-        backward_into(module, value, own)
+        backward_into(module, value, own, nodes=nodes)
         return value.detach()
 
     with torch.enable_grad(), wrapped as running:
@@ -134,10 +135,10 @@ def outer_gradient(
     return OuterGradient(run.ranks.mean({name: found[name] for name in leaves}), direct, read if statistics else {})
 
 
-def _check_path(live: dict[int, str], value: Tensor) -> None:
-    """Raise ValueError if `value` reads a `live` parameter, and not the one that the module was given in its place."""
-    for node in nodes_of(value):
-        name = live.get(id(getattr(node, "variable", None)))
+def _check_path(live: dict[int, str], nodes: Sequence[Any]) -> None:
+    """Raise ValueError if a graph reads a `live` parameter, and not the one that the module was given in its place."""
+    for node in nodes:
+        name = live.get(id(node.variable)) if type(node).__name__ == "AccumulateGrad" else None
         if name is not None:
             raise ValueError(
                 f"outer reads parameter {name!r} by another way than the module that it is given (a list of "

@@ -206,6 +206,21 @@ def test_a_step_without_a_graph_is_replayed(make: Callable[[], nn.Module], loop:
         torch.testing.assert_close(value, plain_end[name], rtol=1e-12, atol=1e-14)
 
 
+def with_a_frozen_parameter() -> nn.Module:
+    model = mlp()
+    model[0].weight.requires_grad_(False)  # type: ignore[union-attr]
+    return model
+
+
+def test_a_parameter_that_the_optimizer_has_and_nobody_trains() -> None:
+    found, estimator, end = asked(with_a_frozen_parameter, plain_loop, graphs=True)
+    expected, _, plain_end = asked(with_a_frozen_parameter, plain_loop, graphs=False)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert estimator.answered[KEPT] == 3
+    for name, value in end.items():
+        torch.testing.assert_close(value, plain_end[name], rtol=1e-12, atol=1e-14)
+
+
 def normalised_across_channels() -> nn.Module:
     """CrossMapLRN2d's backward pass writes to a tensor of its own, and cannot be differentiated."""
     channels = nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.CrossMapLRN2d(2), nn.Flatten())

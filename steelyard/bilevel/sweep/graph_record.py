@@ -422,12 +422,13 @@ def _key(value: Tensor, memory: int) -> tuple[Any, ...]:
     return (memory, value.storage_offset(), value.shape, value.stride(), value.dtype)
 
 
-def nodes_of(outputs: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph of `outputs`, each once."""
-    seen, stack = set(), [outputs.grad_fn]
+def nodes_of(outputs: Tensor, beyond: Iterable[Any] = ()) -> Iterator[Any]:
+    """Yield the nodes of the graph of `outputs`, each once, but for those at and behind the nodes `beyond`."""
+    seen: set[Any] = {None, *beyond}
+    stack: list[Any] = [outputs.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
         yield node

@@ -101,10 +101,15 @@ def _known(question: Question, kind: str) -> _Known:
     dtypes = tuple(value.dtype for value in question.at.values())
     key = (kind, shapes, step.conditions.modes, step.conditions.autocast, dtypes)
     try:
-        by_module = _KNOWN.setdefault(run.objective, weakref.WeakKeyDictionary())
+        by_module = _KNOWN.get(run.objective)
+        if by_module is None:
+            by_module = _KNOWN[run.objective] = weakref.WeakKeyDictionary()
     except TypeError:  # nothing that a note can be kept of
         return _Known()
-    return by_module.setdefault(run.module, {}).setdefault(key, _Known())
+    noted = by_module.setdefault(run.module, {})
+    if key not in noted:
+        noted[key] = _Known()
+    return noted[key]
 
 
 class Ladder:
