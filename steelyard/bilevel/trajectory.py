@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +24,55 @@ __all__ = ["Trajectory", "swapped"]
 
 
 @contextmanager
-def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped(
+    module: nn.Module, tensors: Mapping[str, Tensor], walked: list[tuple[str, nn.Module]] | None = None
+) -> Iterator[None]:
     """Put `tensors`, by name, in the places of the parameters and buffers of `module`, and afterwards these back.
 
     Every place of a tensor, under whatever name. (`torch.func.functional_call` in torch 2.13 does not give a module
-    that stands in two places its parameters back: `tests/bilevel/test_torch_facts.py`.)
+    that stands in two places its parameters back: `tests/bilevel/test_torch_facts.py`.) `walked` is `named_modules_of`
+    the module, where the caller has it.
     """
+    places = _places(named_modules_of(module) if walked is None else walked, tensors)
+    try:
+        for place in places:
+            place.put()
+        yield
+    finally:
+        for place in places:
+            place.put_back()
+
+
+class _Place(NamedTuple):
+    """A parameter or a buffer of a module, and what stands in for it."""
+
+    store: dict[str, Any]
+    name: str
+    own: Tensor
+    other: Tensor
+
+    def put(self) -> None:
+        self.store[self.name] = self.other
+
+    def put_back(self) -> None:
+        self.store[self.name] = self.own
+
+
+def _places(walked: list[tuple[str, nn.Module]], tensors: Mapping[str, Tensor]) -> list[_Place]:
+    """Return every place, in the modules `walked`, of a tensor that one of `tensors` stands in for."""
     instead: dict[int, Tensor] = {}
-    places: list[tuple[dict[str, Any], str, Any]] = []
-    for prefix, one in named_modules_of(module):
+    found: list[tuple[dict[str, Any], str, Tensor]] = []
+    for prefix, one in walked:
         start = f"{prefix}." if prefix else ""
         stores: tuple[dict[str, Any], ...] = (one._parameters, one._buffers)
         for store in stores:
-            for key, value in store.items():
+            for name, value in store.items():
                 if value is not None:
-                    places.append((store, key, value))
-                    other = tensors.get(start + key)
+                    found.append((store, name, value))
+                    other = tensors.get(start + name)
                     if other is not None:
                         instead[id(value)] = other
-    held = [place for place in places if id(place[2]) in instead]
-    try:
-        for store, key, value in held:
-            store[key] = instead[id(value)]
-        yield
-    finally:
-        for store, key, value in held:
-            store[key] = value
+    return [_Place(*one, instead[id(one[2])]) for one in found if id(one[2]) in instead]
 
 
 @dataclass
@@ -168,10 +191,33 @@ class Trajectory:
             exactly: take the kernels that the training took, bit for bit; no transformation may be around.
             composites: take operators apart that torch can differentiate once only (`sweep.composites`).
         """
+        walked = named_modules_of(self.module)
+        if exactly and not composites and self._stands_as_in(step, walked):
+            places = _places(walked, parameters)
+            try:
+                for place in places:
+                    place.put()
+                return function(self.module, *args)
+            finally:
+                for place in places:
+                    place.put_back()
         tensors = self._tensors(parameters, step.conditions.buffers)
         taken_apart = Composites() if composites else nullcontext()
-        with self._restored(step.conditions, not exactly), taken_apart, swapped(self.module, tensors):
+        with self._restored(step.conditions, walked, not exactly), taken_apart, swapped(self.module, tensors, walked):
             return function(self.module, *args)
+
+    def _stands_as_in(self, step: Step, walked: list[tuple[str, nn.Module]]) -> bool:
+        """Whether a replay of `step` needs nothing but its parameters: no buffers, random numbers, autocast, modes.
+
+        (What restores these takes a small net longer than the derivative along a direction.)
+        """
+        conditions = step.conditions
+        if step.findings.stochastic or conditions.buffers or conditions.autocast is not None:
+            return False
+        if any(one._buffers or one.training != mode for (_, one), mode in zip(walked, conditions.modes, strict=True)):
+            return False
+        first = first_parameter(self.module)
+        return first is not None and not torch.is_autocast_enabled(first.device.type)
 
     def sample_losses(self, step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Replay the per-sample losses ``(batch,)`` of `batch` at `parameters` as in `step`."""
@@ -196,11 +242,11 @@ class Trajectory:
 
     def evaluate(self, outer, parameters: Mapping[str, Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         """Evaluate `outer(module)` at `parameters`; buffers, modes and random state are left as they were."""
-        with self._restored(None), WithoutPadding(), swapped(self.module, self._tensors(parameters, self._buffers())):
+        walked = named_modules_of(self.module)
+        buffers = dict(self.module.named_buffers()) if any(one._buffers for _, one in walked) else {}
+        tensors = self._tensors(parameters, buffers)
+        with self._restored(None, walked), WithoutPadding(), swapped(self.module, tensors, walked):
             return scalar(outer(self.module))
-
-    def _buffers(self) -> Tensors:
-        return dict(self.module.named_buffers())
 
     def _tensors(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensors:
         # Buffers are cloned because BatchNorm writes its running statistics into whatever it is given.
@@ -209,9 +255,11 @@ class Trajectory:
         return {**parameters, **copies}
 
     @contextmanager
-    def _restored(self, conditions: Conditions | None, transformed: bool = True) -> Iterator[None]:
+    def _restored(
+        self, conditions: Conditions | None, walked: list[tuple[str, nn.Module]], transformed: bool = True
+    ) -> Iterator[None]:
         """Restore conditions (None: keep the present ones), and afterwards those of the caller."""
-        modules = [one for _, one in named_modules_of(self.module)]
+        modules = [one for _, one in walked]
         modes = [module.training for module in modules]
         rng = random_state(self.module)
         try:

@@ -190,19 +190,20 @@ class Truncated:
                 "take it out of the checkpoint, or ask with steps=1"
             )
         running, exactly = found.statistics, exactly or (update.in_float64 is not None and in_float32(step))
+        answers: list[tuple[Tensor, Tensor, Tensor, float]] = []
         for number in range(len(steps) - 1, -1, -1):
             product, rows = self._derivatives(run, step, update, curvature=bool(number))
             if number:
                 mean = run.ranks.mean(product)
                 adjoint, running, _ = _arrive(run, step, update.parameters, mean, running)
-            for one, tangents in rows:
-                values = run.weighted.pull(tangents, tangents, one.weight) * (update.factor * one.scale)
-                add_by_id(total, ids, one.batch.index, values, window=window)
+            answers += [(one.batch.index, one.weight, t, update.factor * one.scale) for one, t in rows]
             if number:
                 step = next(whole)
                 update = pull_update(run, step, adjoint, update.state, last=number == 1, exactly=exactly)
                 if update.in_float64 is not None and in_float32(step) and not exactly:
                     return None
+        for index, weight, t, factor in answers:  # (at the end: small operators between large ones are slow)
+            add_by_id(total, ids, index, run.weighted.pull(t, t, weight) * factor, window=window)
         return total
 
     def tensors(self, trajectory: Trajectory, outer: Outer, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -453,7 +454,8 @@ def _arrive(
 
     Also returned: the adjoint of the statistics before the step, and what reaches `tensors` through them.
     """
-    arrived = {name: adjoint[name] + product[name] for name in adjoint}
+    sums = torch._foreach_add(list(adjoint.values()), [product[name] for name in adjoint])
+    arrived = dict(zip(adjoint, sums, strict=True))
     if not running:
         return arrived, running, tuple(torch.zeros_like(tensor) for tensor in tensors)
     direct = tuple(torch.zeros_like(tensor) for tensor in tensors)

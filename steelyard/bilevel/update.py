@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steelyard.bilevel.clipping import clip_stages, pull_through_clips, unclipped
 from steelyard.bilevel.float64 import GradientInFloat64, eps_of, gradient_in_float64
-from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, Pullback
+from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, Pullback, Pulled
 from steelyard.bilevel.optimizers._pieces import pieces_of, pull_in_pieces
 from steelyard.bilevel.optimizers.sgd import SGDPullback
 from steelyard.bilevel.replay import step_gradient
@@ -160,17 +160,31 @@ class _PullBack:
     ) -> Update:
         """Pull back with `gradients`; `rounding` looks on, and what is `into` may be written over."""
         update, into = Update({}, {}, {}), into or {}
+        together = self._together() if rounding is None else {}
         for name, parameter in self.step.parameters.items():
             if name in self.step.skipped:
                 update.direction[name] = torch.zeros_like(parameter)
                 update.parameters[name], update.state[name] = self.adjoint[name], self.state.get(name, {})
                 continue
-            watch = None if rounding is None else rounding.watch(name)
-            one = self.of(name, gradients, self.last, sensitive=rounding is not None)
-            found = pull_in_pieces(self.pullback, one, watch, into.get(name))
+            if together:
+                found = together[name]
+            else:
+                watch = None if rounding is None else rounding.watch(name)
+                one = self.of(name, gradients, self.last, sensitive=rounding is not None)
+                found = pull_in_pieces(self.pullback, one, watch, into.get(name))
             update.direction[name], update.parameters[name] = found.gradient, found.parameter
             update.state[name] = found.state
         return update
+
+    def _together(self) -> dict[str, Pulled]:
+        """Return the answers of an optimizer that gives those of all parameters at once; else nothing."""
+        names = [name for name in self.step.parameters if name not in self.step.skipped]
+        if not names or not isinstance(self.pullback, SGDPullback):
+            return {}
+        updates = [self.of(name, {}, self.last) for name in names]
+        if not self.pullback.alike(updates):
+            return {}
+        return dict(zip(names, self.pullback.pull_together(updates), strict=True))
 
     def of(self, name: str, gradients: Tensors, last: bool, sensitive: bool = False) -> ParameterUpdate:
         """Return what the pull-back reads for the parameter `name`."""
