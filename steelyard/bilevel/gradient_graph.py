@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from steelyard.bilevel.integrity import changed
 from steelyard.bilevel.sweep.graph_record import nodes_of
@@ -31,12 +31,14 @@ class GradientGraph:
         gradients: by name, with their graph; of a parameter that the loss does not read None. Empty before `backward`,
             and where they have no graph.
         used: the optimizer's gradient was these, bit for bit.
+        custom: there is a `torch.autograd.Function` in it, whose backward pass may read or draw anything.
     """
 
     copies: dict[str, Tensor]
     extra: Tensor
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
     used: bool = False
+    custom: bool = False
 
     def note_used(self, gradient: Mapping[str, Tensor]) -> None:
         """Note whether the optimizer is given these gradients: the same memory, which nobody has written to."""
@@ -116,11 +118,12 @@ def graphed(
         value = reduce(losses)
     if not value.requires_grad or losses.shape != (samples,):
         return value, None
-    others = _others(value, live, copies)
+    nodes = list(nodes_of(value, {one.grad_fn for one in copies.values()}))
+    others = _others(nodes, live)
     if others is None:
         return value, None
     extra = torch.zeros_like(losses, requires_grad=True)
-    graph = GradientGraph(copies, extra)
+    graph = GradientGraph(copies, extra, custom=any(isinstance(one, BackwardCFunction) for one in nodes))
     whole = value + (extra * losses).sum()
 
     def differentiate() -> list[Tensor | None]:
@@ -182,10 +185,13 @@ class _Standing(torch.autograd.Function):
         return *cotangents, *[None] * len(cotangents)
 
 
-def _others(value: Tensor, live: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> list[Tensor] | None:
-    """Return what beside the copies the loss has a gradient by; None where its graph reads parameters past them."""
+def _others(nodes: Sequence[Any], live: Mapping[str, Tensor]) -> list[Tensor] | None:
+    """Return what beside the copies a loss has a gradient by; None where its graph reads parameters past them.
+
+    `nodes` are those of its graph, on this side of the copies.
+    """
     own, found = {id(p) for p in live.values()}, list[Tensor]()
-    for node in nodes_of(value, {one.grad_fn for one in copies.values()}):
+    for node in nodes:
         kind = type(node).__name__
         if kind == "CheckpointFunctionBackward":  # differentiates by `backward` alone
             return None

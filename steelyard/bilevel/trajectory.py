@@ -207,12 +207,15 @@ class Trajectory:
             return function(self.module, *args)
 
     def _stands_as_in(self, step: Step, walked: list[tuple[str, nn.Module]]) -> bool:
-        """Whether a replay of `step` needs nothing but its parameters: no buffers, random numbers, autocast, modes.
+        """Whether what asks the kept graph of `step` needs nothing but its parameters in place.
 
-        (What restores these takes a small net longer than the derivative along a direction.)
+        That is, no buffers, random numbers, autocast or other modes. (To restore these takes a small net up to a tenth
+        of the time of the derivative itself.)
         """
-        conditions = step.conditions
-        if step.findings.stochastic or conditions.buffers or conditions.autocast is not None:
+        conditions, graph = step.conditions, step.findings.graph
+        if graph is None or graph.custom or step.findings.stochastic:
+            return False
+        if conditions.buffers or conditions.autocast is not None:
             return False
         if any(one._buffers or one.training != mode for (_, one), mode in zip(walked, conditions.modes, strict=True)):
             return False

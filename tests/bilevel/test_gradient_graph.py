@@ -206,6 +206,41 @@ def test_a_step_without_a_graph_is_replayed(make: Callable[[], nn.Module], loop:
         torch.testing.assert_close(value, plain_end[name], rtol=1e-12, atol=1e-14)
 
 
+class _Noisy(torch.autograd.Function):
+    """The identity, the way back of which draws random numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        torch.rand(3)
+        return _Noisy.apply(cotangent)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Noisy.apply(self.net(x))
+
+
+def test_random_numbers_of_a_way_back_leave_the_generator_where_it_was() -> None:
+    torch.manual_seed(0)
+    model = Noisy().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    with Recorder(model, optimizer, OBJECTIVE, steps=3, graphs=True) as recorder:
+        plain_loop(model, optimizer, recorder)
+        trajectory = recorder.trajectory()
+    before, estimator = torch.get_rng_state(), Truncated(3)
+    estimator(trajectory, lambda m: m.net(DATA.inputs).square().sum())
+    assert estimator.answered[KEPT] == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def with_a_frozen_parameter() -> nn.Module:
     model = mlp()
     model[0].weight.requires_grad_(False)  # type: ignore[union-attr]
