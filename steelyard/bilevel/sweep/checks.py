@@ -28,7 +28,7 @@ from steelyard.bilevel.sweep.rungs import CANNOT, Curved
 __all__ = ["blur", "curvature", "signs", "tolerance_in", "tolerance_of", "widen"]
 
 _SIGNS = {torch.float64: 1e-7, torch.float32: 3e-3}
-_CURVED = 1e-4
+_CURVED, _ROUNDING = 1e-4, 1e-14  # of <a, J b>, and of a gradient in float64
 
 
 def tolerance_of(step: Step, dtype: torch.dtype) -> float:
@@ -112,7 +112,8 @@ def curvature(
     """Check the way `answer` to H u by <J' a, b> = <a, J b>, a and b random; return what is wrong.
 
     Where a kink lies between the two points of the difference, another b is taken, and the points nearer to each other,
-    as long as rounding leaves something to compare: of a ResNet's millions of units some have a kink within 1e-9.
+    as long as rounding leaves something to compare: of a ResNet's millions of units some have a kink within 1e-9. The
+    first two points are as near as rounding lets them be; a look from further away follows.
     """
     wide = widen(question)
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
@@ -131,17 +132,16 @@ def _bent(
     try:
         found = answer(asked)
         product, worst = found.product, ""
-        for number in range(tries):
+        for number, h in enumerate([_nearest(found), *(1e-7 * 0.1**number for number in range(tries))]):
             # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
             b = {name: value * (found.gradient[name] != 0) for name, value in _random(asked.at, generator).items()}
-            h = 1e-7 * 0.1**number
             ahead, behind = ({name: p + sign * h * b[name] for name, p in asked.at.items()} for sign in (1, -1))
             up, down = (gradient(asked.run, asked.step, point) for point in (ahead, behind))
             moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
             b = {name: (ahead[name] - behind[name]) / (2 * h) for name in b}  # as it was rounded beside large entries
             one, other = float(dot(product, b)), float(dot(moved, a))
             scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
-            noise = 1e-14 / h * float(dot(up, up)) ** 0.5
+            noise = _ROUNDING / h * float(dot(up, up)) ** 0.5
             if number and noise > 10 * _CURVED * scale:
                 break
             if abs(one - other) <= _CURVED * scale + noise:
@@ -150,6 +150,12 @@ def _bent(
     except CANNOT:
         return None if replayed else "it cannot be checked"
     return worst
+
+
+def _nearest(found: Curved) -> float:
+    """Return the distance at which rounding is a hundredth of what is allowed: few kinks lie within it."""
+    size = float(dot(found.product, found.product)) ** 0.5
+    return min(1e-7, _ROUNDING / (0.01 * _CURVED) * float(dot(found.gradient, found.gradient)) ** 0.5 / (size or 1.0))
 
 
 def _random(at: Tensors, generator: torch.Generator) -> Tensors:
