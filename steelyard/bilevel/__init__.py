@@ -15,7 +15,7 @@ from steelyard.bilevel.sweep.ladder import NoDerivative, StopGradientWarning
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.truncated import FiniteDifference, Outer, Truncated
 from steelyard.bilevel.unrolled import Unrolled
-from steelyard.bilevel.update import FlatUpdateWarning
+from steelyard.bilevel.update import FlatUpdateWarning, RoundingWarning
 
 __all__ = [
     "Batch",
@@ -27,6 +27,7 @@ __all__ = [
     "Objective",
     "Outer",
     "Recorder",
+    "RoundingWarning",
     "SampleLoss",
     "SolverReport",
     "SolverWarning",

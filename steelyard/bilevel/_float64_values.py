@@ -43,7 +43,8 @@ class Float64Values(TorchDispatchMode):
     """Inside, outputs in float32 are rounded from float64.
 
     An operator stays as it is where it draws random numbers (in another precision it might draw others), where it
-    reads float64 or complex numbers that are the caller's own, or where it has no float64.
+    reads float64 or complex numbers that are the caller's own, where it has no float64, or gives a tensor another shape
+    in place (whose values are rounded once more).
 
     Args:
         tangents: tensors that move beside the values, in a forward-mode pass. Where they are given, what reads one of
@@ -77,7 +78,13 @@ class Float64Values(TorchDispatchMode):
                 return given
         kind = _kind(func)
         tensors = list(_tensors(args)) if kind else []
-        if not _in_float32(tensors, types) or any(isinstance(one, Tensor) for one in kwargs.values()):
+        if kind == "laid out":
+            self._wide.pop(args[0], None)
+        if (
+            kind == "laid out"
+            or not _in_float32(tensors, types)
+            or any(isinstance(one, Tensor) for one in kwargs.values())
+        ):
             return func(*args, **kwargs)
         wide = {id(one): self._of(one) for one in tensors if one.dtype == torch.float32}
         if func in _ASKS_FOR_STRIDES and any(_laid_out(one) != _laid_out(wide.get(id(one), one)) for one in tensors):
@@ -135,6 +142,8 @@ def _kind(func: Any) -> str:
     """Return what an operator does; empty: it is left as it is."""
     if not isinstance(func, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in func.tags:
         return ""
+    if torch.Tag.inplace_view in func.tags:
+        return "laid out"
     schema = func._schema
     if "batch_norm" in func.name() and "backward" not in func.name():
         return "batch norm"

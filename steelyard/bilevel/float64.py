@@ -1,14 +1,14 @@
 """A recorded step once more, in float64: its gradient, and itself where float32 is too rough for more than that.
 
 The same step means: the same parameters, buffers, batch, weights, modes and random state, each cast. What cannot be
-cast (a module or a loss that holds float32 tensors of its own, a device without float64), or comes out as another
-gradient than the one that was recorded (dropout masks that depend on the precision), is left as it is.
+cast (a device without float64), or comes out as another gradient than the one that was recorded (a model that asks for
+the precision), is left as it is. What fails, or comes out so, is tried again by `_float64_throughout`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from steelyard._support._nested import mapped
 from steelyard.bilevel._float64_convolution import Float64Convolutions
+from steelyard.bilevel._float64_throughout import Float64Throughout
 from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages
@@ -55,12 +56,14 @@ class GradientInFloat64(NamedTuple):
 
     Attributes:
         gradients: by the names asked for, as the optimizer would have used them.
+        slope: the gradient of the loss, before any clip.
         step: the step in float64, where that was asked for or the recorded gradient is off by more than `_ROUGH`; else
             None. What the module holds of parameters that are not trained is among its buffers. (Of a step under
             autocast that does not replay in float64: the step in float32.)
     """
 
     gradients: Tensors
+    slope: Tensors
     step: Step | None
 
 
@@ -92,6 +95,15 @@ def gradient_in_float64(
         recorded: the gradient that the optimizer used, by the names asked for.
         always: the step in float64 is wanted however near the two gradients are.
     """
+    found = _compared(run, step, recorded, always)
+    if found is None and in_float32(step) and not step.findings.mixed:
+        step.findings.mixed = True
+        found = _compared(run, step, recorded, always)
+        step.findings.mixed = found is not None
+    return found
+
+
+def _compared(run: Trajectory, step: Step, recorded: Tensors, always: bool) -> GradientInFloat64 | None:
     wide = step_in_float64(run, step)
     found = _recorded(run, step, wide, recorded) if taken_with_its_record(run, step) else None
     found = _replayed(run, step, wide, recorded) if found is None else found
@@ -101,24 +113,32 @@ def gradient_in_float64(
     if run.ranks.any(found is None):
         return None
     assert found is not None
-    exact = _clipped(run, step, found)
+    slope = run.ranks.mean(found)
+    exact = _clipped(step, slope)
+
+    def accepted(agree: tuple[float, float], seen: Tensors | None = None) -> GradientInFloat64 | None:
+        gradients = _accepted(exact, recorded, seen or recorded, *agree)
+        if gradients is None:
+            return None
+        rough = always or seen is not None or not _near(exact, recorded)
+        return GradientInFloat64(gradients, slope, wide if rough else None)
+
     if step.conditions.autocast:
-        return _accepted(exact, recorded, wide, *_AGREE_UNDER_AUTOCAST, always)
-    accepted = _accepted(exact, recorded, wide, *_AGREE, always)
-    if accepted is not None or not in_float32(step) or _accepted(exact, recorded, wide, *_ROUGHLY, always) is None:
-        return accepted
+        return accepted(_AGREE_UNDER_AUTOCAST)
+    same = accepted(_AGREE)
+    if same is not None or not in_float32(step) or accepted(_ROUGHLY) is None:
+        return same
     # Another gradient, or float32's is rougher than that? In the first case that over float64's values is another, too.
     over = _over_float64_values(run, step, recorded)
     if run.ranks.any(over is None):
         return None
     assert over is not None
-    return _accepted(exact, recorded, wide, *_AGREE_OVER_VALUES, always=True, seen=_clipped(run, step, over))
+    return accepted(_AGREE_OVER_VALUES, _clipped(step, run.ranks.mean(over)))
 
 
-def _clipped(run: Trajectory, step: Step, found: Tensors) -> Tensors:
-    """Return the gradient as the optimizer would have used it: the mean over ranks, clipped."""
-    mean = run.ranks.mean(found)
-    return {**mean, **clip_stages(step.clips, mean)[-1]}
+def _clipped(step: Step, slope: Tensors) -> Tensors:
+    """Return the gradient as the optimizer would have used it."""
+    return {**slope, **clip_stages(step.clips, slope)[-1]}
 
 
 def step_in_float64(run: Trajectory, step: Step) -> Step:
@@ -169,9 +189,13 @@ def taken_with_its_record(run: Trajectory, step: Step) -> bool:
     return alone and not hooked and step.findings.coupled and run.is_weighted and in_float32(step)
 
 
-def kernels_in_float64(step: Step) -> AbstractContextManager[Any]:
-    """Inside, a replay of the step in float64 takes the faster convolutions, where it has any."""
-    return Float64Convolutions() if any(p.ndim == 4 for p in step.parameters.values()) else nullcontext()
+@contextmanager
+def kernels_in_float64(step: Step) -> Iterator[None]:
+    """Inside, a replay of the step in float64 takes the faster convolutions, and widens float32 that it meets."""
+    convolutions = any(p.ndim == 4 for p in step.parameters.values())
+    mixed = step.findings.mixed
+    with Float64Convolutions() if convolutions else nullcontext(), Float64Throughout() if mixed else nullcontext():
+        yield
 
 
 def _recorded(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
@@ -236,31 +260,31 @@ def _cancels(step: Step, name: str) -> bool:
     return bool(group.get("weight_decay", True)) and not group.get("decoupled_weight_decay", False)
 
 
-def _accepted(
-    found: Tensors,
-    recorded: Tensors,
-    wide: Step,
-    agree: float,
-    share: float,
-    always: bool,
-    seen: Tensors | None = None,
-) -> GradientInFloat64 | None:
-    """Return `found` where it is `seen` (None: `recorded`) up to rounding, parameter by parameter; None: it is another.
+def _accepted(found: Tensors, recorded: Tensors, seen: Tensors, agree: float, share: float) -> Tensors | None:
+    """Return `found` where it is `seen` up to rounding, parameter by parameter; None: it is another gradient.
 
     A gradient that is nothing but rounding (of a bias before BatchNorm) is left as recorded: the losses do not depend
     on that parameter, and the larger the direction along it, the more of the rounding would come back in the answer.
     """
-    seen = seen or recorded
+    size, apart = _sizes(found, seen)
     counts = torch.tensor([float(g.numel()) for g in seen.values()])
-    size = torch.stack([torch.linalg.vector_norm(g) for g in seen.values()]).cpu()
-    apart = torch.stack([_distance(found[name], g) for name, g in seen.items()]).cpu()
     typical = torch.linalg.vector_norm(size) / counts.sum().sqrt()
     if not bool((apart <= agree * (size + share * typical * counts.sqrt())).all()):
         return None
     close = dict(zip(seen, (apart <= agree * size).tolist(), strict=True))
-    gradients = {name: found[name] if close[name] else g for name, g in recorded.items()}
-    rough = bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
-    return GradientInFloat64(gradients, wide if rough or always else None)
+    return {name: found[name] if close[name] else g for name, g in recorded.items()}
+
+
+def _near(found: Tensors, recorded: Tensors) -> bool:
+    """Whether the recorded gradient is off by no more than `_ROUGH`."""
+    size, apart = _sizes(found, recorded)
+    return not bool(torch.linalg.vector_norm(apart) > _ROUGH * torch.linalg.vector_norm(size))
+
+
+def _sizes(found: Tensors, seen: Tensors) -> tuple[Tensor, Tensor]:
+    """Return the norm of each of `seen`, and how far `found` is from it."""
+    size = torch.stack([torch.linalg.vector_norm(g) for g in seen.values()]).cpu()
+    return size, torch.stack([_distance(found[name], g) for name, g in seen.items()]).cpu()
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:

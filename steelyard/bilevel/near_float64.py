@@ -53,7 +53,7 @@ def near_float64(run: Trajectory, step: Step, update: Update, ladder: Ladder) ->
     slope = update.gradients if step.findings.held_gradient() is None else None  # of a replay
     if slope is not None:
         check_replayed(run, step, slope)
-    known = objection_to(run, step, update.direction, slope, exact=exact)
+    known = objection_to(run, step, update.direction, slope, exact=update.slope)
     expected = float(dot(exact, update.direction))
 
     def objection(found: Tensor) -> str | None:

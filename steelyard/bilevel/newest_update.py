@@ -46,7 +46,8 @@ def newest_update(
         return found, update
     found = outer_gradient(run, outer, statistics=statistics, exactly=True)
     assert update.exact is not None
-    exact = GradientInFloat64(update.exact, update.in_float64)
+    assert update.slope is not None
+    exact = GradientInFloat64(update.exact, update.slope, update.in_float64)
     return found, pull_update(run, step, found.parameters, {}, last, exact)
 
 

@@ -70,6 +70,7 @@ class Findings:
         forward_record: what the forward pass computed, where the recorder was asked for it.
         losses: ``(batch,)`` of that forward pass, on its graph.
         graph: of the gradient, where the recorder was asked for it and the step has one.
+        mixed: its replay in float64 meets float32 of the module's or the loss's own (`_float64_throughout`).
         fault: why the step has no derivative that is known to be right, as an error says it; empty: it has.
     """
 
@@ -84,6 +85,7 @@ class Findings:
     forward_record: ForwardRecord | LayerRecord | None = None
     losses: Tensor | None = None
     graph: GradientGraph | None = None
+    mixed: bool = False
     fault: str = ""
 
     @property

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.float64 import (
-    gradient_in_float64,
-    in_float32,
-    kernels_in_float64,
-    step_in_float64,
-    taken_with_its_record,
-)
+from steelyard.bilevel.float64 import gradient_in_float64, in_float32, kernels_in_float64, step_in_float64
 from steelyard.bilevel.near_float64 import curvature_near_float64, near_float64
 from steelyard.bilevel.newest_update import is_cold, newest_update
 from steelyard.bilevel.replay import gradient
@@ -165,8 +159,8 @@ class Truncated:
             values = derivatives_as_rows(trajectory, step, at, u, samples, self.ladder, beside)
             return values * update.factor
         ids = ids_of(trajectory, index)
-        cold = len(steps) > 1 and is_cold(steps[0])
-        exactly = trajectory.ranks.any(cold and all(taken_with_its_record(trajectory, one) for one in steps))
+        cold = len(steps) > 1 and is_cold(steps[0]) and all(in_float32(step) for step in steps)
+        exactly = trajectory.ranks.any(cold and any(one.findings.coupled for one in micro_batches(steps)))
         total = self._walked(trajectory, outer, steps, ids, index is None, exactly)
         if total is None:  # only an older step has shown that float32 is too rough
             total = self._walked(trajectory, outer, steps, ids, index is None, exactly=True)
@@ -268,7 +262,7 @@ class Truncated:
             slope = add_scaled(slope, own, one.scale)
             total = add_scaled(total, product, one.scale)
             rows.append((one, tangents))
-        other = check_replayed(run, step, slope, update.exact)
+        other = check_replayed(run, step, slope, update.slope)
         if other is not None:
             raise NoDerivative(f"{other}; ask with steps=1")
         return total, rows
@@ -306,7 +300,10 @@ class Truncated:
         direction = {name: u.to(wide.parameters[name].dtype) for name, u in update.direction.items()}
         with kernels_in_float64(step):
             there = wide.micro_batches[number]
-            return self._derivatives_at(run, one, there, direction, curvature, slope, update.exact, first)
+            if slope:
+                slope = gradient(run, there, there.parameters)
+            exact = None if step.accumulated else update.slope
+            return self._derivatives_at(run, one, there, direction, curvature, slope, exact, first)
 
     def _is_blurred(self, run: Trajectory, step: Step, update: Update, tangents: Tensor) -> bool:
         """Whether rounding may move the t_i of the step by `_BLURRED` of the largest (more under autocast).

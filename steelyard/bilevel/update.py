@@ -25,7 +25,7 @@ from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.ladder import ROUNDS_AWAY, NoDerivative
 from steelyard.bilevel.trajectory import Trajectory
 
-__all__ = ["TOLERANCE", "FlatUpdateWarning", "Update", "pull_update"]
+__all__ = ["TOLERANCE", "FlatUpdateWarning", "RoundingWarning", "Update", "pull_update"]
 
 TOLERANCE = 1e-5
 """How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error (entries of
@@ -37,6 +37,19 @@ _UNDER_AUTOCAST = 0.05
 
 class FlatUpdateWarning(UserWarning):
     """An optimizer's update has the derivative 0 by the gradient."""
+
+
+class RoundingWarning(UserWarning):
+    """A derivative hangs on the rounding of a gradient in float32, and float64 has no gradient to take instead."""
+
+
+_ROUNDED = (
+    "the derivative of {name}'s update in a recorded step hangs on how float32 rounds its gradient (a cold start, a "
+    "gradient that is all but 0, as that of a bias before BatchNorm), and the step has no gradient in float64 to take "
+    "instead: the model or the loss does not take float64, or is another function there. The answer may be off by some "
+    "per cent. Take some steps before those that are recorded, leave such a bias out (bias=False), scale inputs that "
+    "are far from 0, or have the model take float64"
+)
 
 
 class Update(NamedTuple):
@@ -53,6 +66,7 @@ class Update(NamedTuple):
         noise: about how far that may move a derivative along u.
         gradients: the gradient that the step used, where the update reads it.
         exact: the same by float64, where that was taken.
+        slope: the gradient of the loss by float64, before any clip.
     """
 
     direction: Tensors
@@ -64,6 +78,7 @@ class Update(NamedTuple):
     noise: float = 0.0
     gradients: Tensors | None = None
     exact: Tensors | None = None
+    slope: Tensors | None = None
 
 
 def pull_update(
@@ -118,6 +133,12 @@ def _clipped(run: Trajectory, back: _PullBack, exact: GradientInFloat64 | None) 
         update, rounding = back({} if back.pullback.linear else used), 0.0
     else:  # (the sweep's gradient is unclipped)
         update, rounding = _exact_enough(run, back, used, eps, exact), typical_noise(_trained(step, stages[0]), eps)
+    slope = update.slope
+    if slope is None and eps is not None and any(one.findings.coupled for one in step.micro_batches):
+        found = gradient_in_float64(run, step, used)
+        slope = None if found is None else found.slope
+    if slope is not None:  # u along a bias before BatchNorm times its gradient, which should be 0, is large
+        stages = clip_stages(step.clips, slope)
     return update._replace(direction=pull_through_clips(step.clips, update.direction, stages), rounding=rounding)
 
 
@@ -227,19 +248,22 @@ def _exact_enough(
         tolerance = _UNDER_AUTOCAST
         size = torch.stack([torch.linalg.vector_norm(g) / max(1, g.numel()) ** 0.5 for g in gradients.values()])
         seen = {name: g for (name, g), own in zip(gradients.items(), size.tolist(), strict=True) if own > 4 * typical}
-    if back.exactly and exact is None:
+    asked = exact is None and back.exactly
+    if asked:
         exact = gradient_in_float64(run, back.step, gradients, always=True)
     noise = {name: noise_of(g, eps) for name, g in seen.items()}
     rounding = Rounding(noise)
     update = back(gradients, rounding) if exact is None else None
     if update is not None and run.ranks.any(rounding.exceeds(tolerance, lambda: back.moved(seen, noise))):
-        exact = gradient_in_float64(run, back.step, gradients)
+        exact = None if asked else gradient_in_float64(run, back.step, gradients)
         if exact is None and back.step.conditions.autocast:
             raise NoDerivative(ROUNDS_AWAY)
+        if exact is None:
+            warnings.warn(_ROUNDED.format(name=run.optimizer.__name__), RoundingWarning, stacklevel=5)
     if exact is not None:
         rounding = Rounding(noise)
         update = back(exact.gradients, rounding, update.direction if update is not None else None)
-        update = update._replace(in_float64=exact.step, exact=exact.gradients)
+        update = update._replace(in_float64=exact.step, exact=exact.gradients, slope=exact.slope)
     assert update is not None
     return update._replace(rounding=typical, noise=typical * rounding.size(), gradients=gradients)
 

@@ -368,7 +368,7 @@ def objection_to(
         run, step, direction: the step (or one of its micro-batches), and u.
         slope: the gradient of a replay, where there is one, without the step's scale and clips.
         replayed: the t_i are of the step in another precision than it was taken in.
-        exact: the gradient that the optimizer would have been given in float64, where that is known.
+        exact: the gradient in float64 that the step's loss has before any clip, where that is known.
 
     Raises (when it is called):
         RuntimeError: the optimizer's gradient is not that of the recorded loss.
@@ -416,12 +416,12 @@ def objection_to(
             size = max(abs(used), scale if math.isfinite(scale) else 0.0, _size_along(reference, direction) * 1e-3)
             if not abs(used - again) <= tolerance * size + noise:
                 raise RuntimeError(_ANOTHER.format(used=used, expected=again))
-            if exact is not None and not step.clips:
-                used = along_reference(lambda _, u: dot(exact, u)) / step.scale
-                if abs(used - expected) <= tolerance * max(scale, abs(used)) + noise:
-                    return None
-            if abs(used - expected) <= _ROUGH * max(scale, abs(used)) + noise and tolerance >= _SINGLE:
-                return None  # the gradient is that of the loss; the forward pass rounds more than that of a small net
+        if exact is not None:
+            used = float(dot(exact, direction)) / step.scale
+            if abs(used - expected) <= tolerance * max(scale, abs(used)) + noise:
+                return None
+        elif not lost and abs(used - expected) <= _ROUGH * max(scale, abs(used)) + noise and tolerance >= _SINGLE:
+            return None  # the gradient is that of the loss; the forward pass rounds more than that of a small net
         return f"along u its weighted sum is {expected:.6g}, the gradient gives {used:.6g}"
 
     return objection
@@ -450,7 +450,7 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors, exact: Tensors |
     The clips of the step are applied to `slope` (the sum over its micro-batches, scaled) first. Compared are the sums
     along a random direction that every step of a window notes of its gradient. Returned is what is wrong with `slope`,
     where an ordinary backward pass gives the recorded gradient. A replay in float64 may give the `exact` gradient
-    instead, which that of a forward pass in float32 may be far from.
+    (before clips) instead, which that of a forward pass in float32 may be far from.
 
     Raises:
         RuntimeError: no backward pass of the recorded loss does.
@@ -483,10 +483,8 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors, exact: Tensors |
         return None
     ordinary = project(step_gradient(run, step))
     if abs(ordinary - used) <= tolerance * size:
-        if exact is not None:
-            own = projection({name: exact[name] for name in step.parameters if name not in step.skipped})[0]
-            if abs(found - float(own)) <= tolerance * size:
-                return None
+        if exact is not None and abs(found - project(exact)) <= tolerance * size:
+            return None
         return f"its gradient is {found:.6g} along a random direction, that of the run {used:.6g}"
     raise RuntimeError(_ANOTHER.format(used=used, expected=ordinary))
 

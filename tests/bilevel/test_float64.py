@@ -17,6 +17,7 @@ from steelyard.bilevel import (
     Batch,
     NoDerivative,
     Recorder,
+    RoundingWarning,
     Trajectory,
     Truncated,
     WeightedLoss,
@@ -218,20 +219,40 @@ def test_noise_of_its_own_is_refused_under_autocast() -> None:
         Truncated()(record, _judged)
 
 
-def test_a_loss_that_cannot_be_cast_keeps_the_recorded_gradient(replays: list[bool]) -> None:
-    loss = partial(F.cross_entropy, weight=torch.linspace(0.5, 1.5, 5), reduction="none")
-    assert bool(torch.isfinite(Truncated()(run(loss=loss), outer)).all())  # float64 logits, float32 class weights
-    assert replays == [False]
+def test_a_loss_that_holds_float32_is_taken_in_float64(replays: list[bool]) -> None:
+    weight = torch.linspace(0.5, 1.5, 5)
+    record = run(loss=partial(F.cross_entropy, weight=weight, reduction="none"))
+    found = Truncated()(record, outer).double()
+    assert replays == [True]
+    wide = widened(record)
+    wide.objective = WeightedLoss(partial(F.cross_entropy, weight=weight.double(), reduction="none"))
+    assert relative(found, Truncated()(wide, outer)) < 1e-5
+
+
+def test_noise_that_is_drawn_in_the_inputs_precision_is_the_trainings(replays: list[bool]) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            noise = torch.randn_like(inputs, dtype=torch.float32) if self.wide else torch.randn_like(inputs)
+            return super().forward(inputs + noise)
+
+        wide = False
+
+    record = run(lambda: nn.Sequential(Noisy(40, 100), nn.ReLU(), nn.Linear(100, 5)))
+    found = Truncated()(record, outer).double()
+    assert replays == [True]
+    wide = widened(record)
+    wide.module[0].wide = True  # type: ignore[index,union-attr]
+    assert relative(found, Truncated()(wide, outer)) < 1e-5
 
 
 def test_another_gradient_in_float64_is_not_taken(replays: list[bool]) -> None:
-    """Noise that is drawn in the precision of the inputs: the replay has other noise."""
-
-    class Noisy(nn.Linear):
+    class Other(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:
-            return super().forward(inputs + torch.randn_like(inputs))
+            return super().forward(inputs if inputs.dtype == torch.float32 else 2 * inputs)
 
-    Truncated()(run(lambda: nn.Sequential(Noisy(40, 100), nn.ReLU(), nn.Linear(100, 5))), outer)
+    record = run(lambda: nn.Sequential(Other(40, 100), nn.ReLU(), nn.Linear(100, 5)))
+    with pytest.warns(RoundingWarning, match="Adam's update"):
+        Truncated()(record, outer)
     assert replays == [False]
 
 

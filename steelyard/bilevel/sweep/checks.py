@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from steelyard.bilevel._float64_throughout import Float64Throughout
 from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, kernels_in_float64, step_in_float64
 from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Step, Tensors
@@ -28,7 +30,6 @@ from steelyard.bilevel.sweep.rungs import CANNOT, Curved
 __all__ = ["blur", "curvature", "signs", "tolerance_in", "tolerance_of", "widen"]
 
 _SIGNS = {torch.float64: 1e-7, torch.float32: 3e-3}
-_CURVED, _ROUNDING = 1e-4, 1e-14  # of <a, J b>, and of a gradient in float64
 
 
 def tolerance_of(step: Step, dtype: torch.dtype) -> float:
@@ -113,49 +114,86 @@ def curvature(
 
     Where a kink lies between the two points of the difference, another b is taken, and the points nearer to each other,
     as long as rounding leaves something to compare: of a ResNet's millions of units some have a kink within 1e-9. The
-    first two points are as near as rounding lets them be; a look from further away follows.
+    first two points are as near as rounding lets them be; a look from further away follows. A model that float64 cannot
+    replay is looked at in float32 (over values of float64, where these can be had), more roughly.
     """
     wide = widen(question)
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
-    asked = wide or question
-    asked = replace(asked, direction=_random(asked.at, generator))
-    with kernels_in_float64(question.step) if wide is not None else nullcontext():
-        return _bent(asked, answer, generator, tries, wide is not None)
+    if wide is None:
+        try:
+            return _bent(question, answer, generator, _IN_FLOAT64, tries)
+        except CANNOT:
+            return "it cannot be checked"
+    for mode in (nullcontext(), Float64Throughout()):
+        try:
+            with mode, kernels_in_float64(question.step):
+                return _bent(wide, answer, generator, _IN_FLOAT64, tries)
+        except CANNOT:
+            continue
+    try:
+        return _bent(replace(question, over_float64=question.run.is_weighted), answer, generator, _IN_FLOAT32, tries)
+    except CANNOT:
+        return None
+
+
+class _Precision(NamedTuple):
+    """How far <a, J b> may be from <J' a, b>, what rounding does to a gradient (relative both), the largest step."""
+
+    curved: float
+    rounding: float
+    step: float
+
+
+_IN_FLOAT64, _IN_FLOAT32 = _Precision(1e-4, 1e-14, 1e-7), _Precision(0.05, 1e-5, 1e-2)
 
 
 def _bent(
-    asked: Question, answer: Callable[[Question], Curved], generator: torch.Generator, tries: int, replayed: bool
+    question: Question,
+    answer: Callable[[Question], Curved],
+    generator: torch.Generator,
+    precision: _Precision,
+    tries: int,
 ) -> str | None:
-    """Do so for a question in float64 along the random direction that it asks for; `replayed`: it was in float32."""
-    a = asked.direction
-    try:
-        found = answer(asked)
-        product, worst = found.product, ""
-        for number, h in enumerate([_nearest(found), *(1e-7 * 0.1**number for number in range(tries))]):
-            # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
-            b = {name: value * (found.gradient[name] != 0) for name, value in _random(asked.at, generator).items()}
-            ahead, behind = ({name: p + sign * h * b[name] for name, p in asked.at.items()} for sign in (1, -1))
-            up, down = (gradient(asked.run, asked.step, point) for point in (ahead, behind))
-            moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
-            b = {name: (ahead[name] - behind[name]) / (2 * h) for name in b}  # as it was rounded beside large entries
-            one, other = float(dot(product, b)), float(dot(moved, a))
-            scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
-            noise = _ROUNDING / h * float(dot(up, up)) ** 0.5
-            if number and noise > 10 * _CURVED * scale:
-                break
-            if abs(one - other) <= _CURVED * scale + noise:
-                return None
-            worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
-    except CANNOT:
-        return None if replayed else "it cannot be checked"
+    a = _random(question.at, generator)
+    found = answer(replace(question, direction=a))
+    product, worst, curved = found.product, "", precision.curved
+    for number, h in enumerate([_nearest(found, precision), *(precision.step * 0.1**k for k in range(tries))]):
+        # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
+        b = {name: value * (found.gradient[name] != 0) for name, value in _random(question.at, generator).items()}
+        ahead, behind = ({name: p + sign * h * b[name] for name, p in question.at.items()} for sign in (1, -1))
+        up, down = (_gradient(question, point) for point in (ahead, behind))
+        moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
+        b = {name: (ahead[name] - behind[name]) / (2 * h) for name in b}  # as it was rounded beside large entries
+        one, other = float(dot(product, b)), float(dot(moved, a))
+        scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
+        noise = precision.rounding / h * float(dot(up, up)) ** 0.5
+        if number and noise > 10 * curved * scale:
+            break
+        if abs(one - other) <= curved * scale + noise:
+            return None
+        worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
     return worst
 
 
-def _nearest(found: Curved) -> float:
+def _gradient(question: Question, at: Tensors) -> Tensors:
+    """Return the gradient of the step's inner loss at other parameters."""
+    if not question.over_float64:
+        return gradient(question.run, question.step, at)
+    leaves = leaves_of(question.run, at)
+
+    def body(module: nn.Module) -> Tensors:
+        return differentiate(module, question.reduce(module, question.sample_losses(module)), leaves)
+
+    found: Tensors = question.replay(body, leaves)
+    return found
+
+
+def _nearest(found: Curved, precision: _Precision) -> float:
     """Return the distance at which rounding is a hundredth of what is allowed: few kinks lie within it."""
-    size = float(dot(found.product, found.product)) ** 0.5
-    return min(1e-7, _ROUNDING / (0.01 * _CURVED) * float(dot(found.gradient, found.gradient)) ** 0.5 / (size or 1.0))
+    product, slope = (float(dot(one, one)) ** 0.5 for one in (found.product, found.gradient))
+    near = precision.rounding / (0.01 * precision.curved) * slope / (product or 1.0)
+    return min(precision.step, near or precision.step)
 
 
 def _random(at: Tensors, generator: torch.Generator) -> Tensors:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Composites", "WithoutPadding"]
+__all__ = ["Composites", "PaddingStands", "WithoutPadding"]
 
 
 class WithoutPadding(TorchFunctionMode):
@@ -29,6 +29,22 @@ class WithoutPadding(TorchFunctionMode):
             given = {**dict(zip(names, args, strict=False)), **kwargs, "padding_idx": None, "scale_grad_by_freq": False}
             return func(given.pop("input"), given.pop("weight"), **given)
         return func(*args, **kwargs)
+
+
+class PaddingStands(TorchFunctionMode):
+    """Inside, a table's padding row does not move what is read from it: `backward` gives it no gradient."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if func is not F.embedding:
+            return found
+        given = {**dict(zip(("input", "weight", "padding_idx"), args, strict=False)), **kwargs}
+        padding: int | None = given.get("padding_idx")
+        if padding is None:
+            return found
+        row = padding if padding >= 0 else len(given["weight"]) + padding
+        return torch.where((given["input"] == row).unsqueeze(-1), found.detach(), found)
 
 
 class Composites(TorchFunctionMode):

@@ -14,6 +14,7 @@ from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.beside import losses_beside
+from steelyard.bilevel.sweep.composites import PaddingStands
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["Question"]
@@ -63,7 +64,9 @@ class Question:
         """Return the losses ``(batch,)``; for use inside of `replay`."""
         if self.beside:
             return losses_beside(self.run.weighted, module, self.step.batch, self.batch)[len(self.step.batch) :]
-        with Float64Values(self.direction.values()) if self.over_float64 else nullcontext():
+        pads = any(getattr(one, "padding_idx", None) is not None for one in module.modules())
+        values = Float64Values(self.direction.values()) if self.over_float64 else nullcontext()
+        with values, PaddingStands() if pads else nullcontext():
             return self.run.weighted.sample_losses(module, self.batch)
 
     def losses(self, parameters: Tensors) -> Tensor:

@@ -17,7 +17,7 @@ _STOPS = {Tensor.detach, Tensor.detach_, torch.detach, torch._C._set_grad_enable
 
 
 def stops_gradients(question: Question) -> bool:
-    """Whether a replay of the step calls `detach`, reads ``.data`` or turns gradients off."""
+    """Whether a replay of the step detaches what has a gradient, reads its ``.data`` or turns gradients off."""
     leaves = leaves_of(question.run, question.at)
 
     def body(module: Any) -> bool:
@@ -39,6 +39,8 @@ class _Watch(TorchFunctionMode):
     stopped = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _STOPS:
-            self.stopped = True
+        if func is torch._C._set_grad_enabled:
+            self.stopped |= not args[0]
+        elif func in _STOPS:  # (data that a penalty is differentiated by has no gradient to stop)
+            self.stopped |= isinstance(args[0], Tensor) and args[0].requires_grad
         return func(*args, **(kwargs or {}))
