@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from steelyard.bilevel import Trajectory
+from steelyard.bilevel.step import MicroBatch
 
 
 def widened(record: Trajectory) -> Trajectory:
@@ -23,12 +24,22 @@ def widened(record: Trajectory) -> Trajectory:
             state=_double(step.state),
             conditions=replace(step.conditions, buffers=_double(step.conditions.buffers)),
             findings=replace(step.findings, gradient=None, forward_record=None, guards=[]),
+            accumulated=tuple(_wide(one) for one in step.accumulated),
         )
         for step in record.steps
     ]
     live = dict(model.named_parameters())
     after = {name: live[name].detach().clone() for name in record.names}
     return replace(record, module=model, steps=steps, after=after)
+
+
+def _wide(one: MicroBatch) -> MicroBatch:
+    return one._replace(
+        batch=replace(one.batch, inputs=one.batch.inputs.double()),
+        weight=one.weight.double(),
+        conditions=replace(one.conditions, buffers=_double(one.conditions.buffers)),
+        findings=replace(one.findings, gradient=None, forward_record=None, guards=[]),
+    )
 
 
 def _double(values: Any) -> Any:
