@@ -19,8 +19,8 @@ from steelyard.bilevel.float64 import GradientInFloat64, eps_of, gradient_in_flo
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, Pullback, Pulled
 from steelyard.bilevel.optimizers._pieces import pieces_of, pull_in_pieces
 from steelyard.bilevel.optimizers.sgd import SGDPullback
-from steelyard.bilevel.replay import step_gradient
-from steelyard.bilevel.rounding import Norm, Rounding, noise_of, typical_noise
+from steelyard.bilevel.replay import quick_dot, step_gradient
+from steelyard.bilevel.rounding import Norm, Rounding, noise_of, norm_of, typical_noise
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.ladder import ROUNDS_AWAY, NoDerivative
 from steelyard.bilevel.trajectory import Trajectory
@@ -30,6 +30,9 @@ __all__ = ["TOLERANCE", "FlatUpdateWarning", "RoundingWarning", "Update", "pull_
 TOLERANCE = 1e-5
 """How far u may move, relative to its norm, where every entry of the gradient moves by its rounding error (entries of
 which the gradient is exactly 0 left out of both)."""
+
+_CLIPPED = 1e-4
+"""How much of <u, g>, which a clip by the norm multiplies, may be rounding."""
 
 _UNDER_AUTOCAST = 0.05
 """The same under autocast, where a few per cent are what eight bits get."""
@@ -134,10 +137,15 @@ def _clipped(run: Trajectory, back: _PullBack, exact: GradientInFloat64 | None) 
     else:  # (the sweep's gradient is unclipped)
         update, rounding = _exact_enough(run, back, used, eps, exact), typical_noise(_trained(step, stages[0]), eps)
     slope = update.slope
-    if slope is None and eps is not None and any(one.findings.coupled for one in step.micro_batches):
-        found = gradient_in_float64(run, step, used)
-        slope = None if found is None else found.slope
-    if slope is not None:  # u along a bias before BatchNorm times its gradient, which should be 0, is large
+    if slope is None and eps is not None:
+        # u along a bias before BatchNorm is large, and so its product with a gradient that is rounding and should be 0.
+        along, blurred = quick_dot(used, update.direction), typical_noise(used, eps) * norm_of(update.direction)
+        if run.ranks.any(not blurred <= _CLIPPED * abs(float(along))):
+            found = gradient_in_float64(run, step, used)
+            slope = None if found is None else found.slope
+            if found is None and not step.conditions.autocast:
+                warnings.warn(_ROUNDED.format(name=run.optimizer.__name__), RoundingWarning, stacklevel=4)
+    if slope is not None:
         stages = clip_stages(step.clips, slope)
     return update._replace(direction=pull_through_clips(step.clips, update.direction, stages), rounding=rounding)
 
