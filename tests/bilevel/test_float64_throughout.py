@@ -155,6 +155,21 @@ def test_a_derivative_that_torch_gets_wrong_is_refused_where_float64_fails_as_we
         Truncated(2)(run, outer)
 
 
+class Detaching(nn.Module):
+    """Stops a gradient that is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x * (x.detach().abs() >= 0)
+
+
+def test_it_is_not_excused_by_a_model_that_stops_gradients() -> None:
+    torch.manual_seed(0)
+    run = window(net(Detaching()), ADAPTIVE["adam"], objective=Penalised(CROSS_ENTROPY))
+    with pytest.raises(NoDerivative, match="being held"):
+        Truncated(2)(run, outer)
+
+
 def test_such_a_penalty_is_answered_without_batch_norm() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, 24), nn.Tanh(), nn.Linear(24, CLASSES))

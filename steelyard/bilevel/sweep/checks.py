@@ -26,6 +26,7 @@ from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
+from steelyard.bilevel.sweep.stopped import Held
 
 __all__ = ["blur", "curvature", "signs", "tolerance_in", "tolerance_of", "widen"]
 
@@ -108,31 +109,37 @@ def _signed_gradient(question: Question, signs: Tensor) -> Tensors:
 
 
 def curvature(
-    question: Question, answer: Callable[[Question], Curved], generator: torch.Generator, tries: int = 6
+    question: Question,
+    answer: Callable[[Question], Curved],
+    generator: torch.Generator,
+    tries: int = 6,
+    held: bool = False,
 ) -> str | None:
     """Check the way `answer` to H u by <J' a, b> = <a, J b>, a and b random; return what is wrong.
 
     Where a kink lies between the two points of the difference, another b is taken, and the points nearer to each other,
     as long as rounding leaves something to compare: of a ResNet's millions of units some have a kink within 1e-9. The
     first two points are as near as rounding lets them be; a look from further away follows. A model that float64 cannot
-    replay is looked at in float32 (over values of float64, where these can be had), more roughly.
+    replay is looked at in float32 (over values of float64, where these can be had), more roughly. With `held` what the
+    model detaches stays what it is; where that cannot be had, nothing is wrong.
     """
     wide = widen(question)
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
     if wide is None:
         try:
-            return _bent(question, answer, generator, _IN_FLOAT64, tries)
+            return _bent(question, answer, generator, _IN_FLOAT64, tries, held)
         except CANNOT:
             return "it cannot be checked"
     for mode in (nullcontext(), Float64Throughout()):
         try:
             with mode, kernels_in_float64(question.step):
-                return _bent(wide, answer, generator, _IN_FLOAT64, tries)
+                return _bent(wide, answer, generator, _IN_FLOAT64, tries, held)
         except CANNOT:
             continue
     try:
-        return _bent(replace(question, over_float64=question.run.is_weighted), answer, generator, _IN_FLOAT32, tries)
+        rough = replace(question, over_float64=question.run.is_weighted)
+        return _bent(rough, answer, generator, _IN_FLOAT32, tries, held)
     except CANNOT:
         return None
 
@@ -154,15 +161,22 @@ def _bent(
     generator: torch.Generator,
     precision: _Precision,
     tries: int,
+    held: bool,
 ) -> str | None:
     a = _random(question.at, generator)
     found = answer(replace(question, direction=a))
+    hold = Held() if held else None
+    if hold is not None:
+        with hold:
+            _gradient(question, question.at)
+        if not hold.known:
+            return None
     product, worst, curved = found.product, "", precision.curved
     for number, h in enumerate([_nearest(found, precision), *(precision.step * 0.1**k for k in range(tries))]):
         # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
         b = {name: value * (found.gradient[name] != 0) for name, value in _random(question.at, generator).items()}
         ahead, behind = ({name: p + sign * h * b[name] for name, p in question.at.items()} for sign in (1, -1))
-        up, down = (_gradient(question, point) for point in (ahead, behind))
+        up, down = (_gradient(question, point, hold) for point in (ahead, behind))
         moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
         b = {name: (ahead[name] - behind[name]) / (2 * h) for name in b}  # as it was rounded beside large entries
         one, other = float(dot(product, b)), float(dot(moved, a))
@@ -176,8 +190,11 @@ def _bent(
     return worst
 
 
-def _gradient(question: Question, at: Tensors) -> Tensors:
-    """Return the gradient of the step's inner loss at other parameters."""
+def _gradient(question: Question, at: Tensors, hold: Held | None = None) -> Tensors:
+    """Return the gradient of the step's inner loss at other parameters, with what is detached as it is on `hold`."""
+    if hold is not None:
+        with hold.again():
+            return _gradient(question, at)
     if not question.over_float64:
         return gradient(question.run, question.step, at)
     leaves = leaves_of(question.run, at)

@@ -450,6 +450,9 @@ def _bent(question: Question, known: _Known, answer: Callable[[Question], Curved
     fault = checks.curvature(question, answer, known.generator)
     if fault is None or not exact or not stops_gradients(question):
         return fault
+    other = checks.curvature(question, answer, known.generator, held=True)
+    if other is not None:  # (torch's third derivative of BatchNorm, say)
+        return f"what the model detaches being held, {other}"
     warnings.warn(
         "the model or the loss stops gradients (detach, no_grad, .data), and with more than one step the second "
         "derivative leaves out what flows through there: the answer is that of autograd, not of training again "

@@ -1,4 +1,4 @@
-"""Does a model stop gradients on purpose?"""
+"""Does a model stop gradients on purpose, and what is left when what it stops is held?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from steelyard.bilevel.replay import leaves_of
 from steelyard.bilevel.sweep.question import Question
 
-__all__ = ["stops_gradients"]
+__all__ = ["Held", "stops_gradients"]
 
 _STOPS = {Tensor.detach, Tensor.detach_, torch.detach, torch._C._set_grad_enabled, Tensor.data.__get__}  # type: ignore[attr-defined]
 
@@ -44,3 +44,38 @@ class _Watch(TorchFunctionMode):
         elif func in _STOPS:  # (data that a penalty is differentiated by has no gradient to stop)
             self.stopped |= isinstance(args[0], Tensor) and args[0].requires_grad
         return func(*args, **(kwargs or {}))
+
+
+class Held(TorchFunctionMode):
+    """Inside, what is detached is noted; inside once more, it is what it was then, wherever the parameters have gone.
+
+    So a difference of the gradient is its derivative as autograd has it, detached values being constant.
+
+    Attributes:
+        known: all that stops gradients was seen to be `detach`. (What is computed under `no_grad` cannot be held.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = True
+        self._values: list[Tensor] = []
+        self._place: int | None = None
+
+    def again(self) -> Held:
+        """Have the next pass take the values that were noted, from the first on."""
+        self._place = 0
+        return self
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled:
+            self.known &= bool(args[0])
+        elif func in _STOPS and isinstance(args[0], Tensor) and args[0].requires_grad:
+            if func not in (Tensor.detach, torch.detach):
+                self.known = False
+            elif self._place is None:
+                self._values.append(found.clone())
+            elif self._place < len(self._values):
+                self._place += 1
+                return self._values[self._place - 1]
+        return found
