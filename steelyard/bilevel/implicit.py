@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard.bilevel.agreement import add_scaled
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.replay import dot
 from steelyard.bilevel.statistics import statistics_adjoint, tracking_layers
@@ -24,7 +25,6 @@ from steelyard.bilevel.truncated import MEMORY, Outer
 from steelyard.bilevel.window import (
     OuterGradient,
     add_by_id,
-    add_scaled,
     check_alone,
     check_detached,
     check_tensors,

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from steelyard.bilevel.agreement import check_replayed, objection_to
 from steelyard.bilevel.float64 import in_float32
 from steelyard.bilevel.replay import dot
 from steelyard.bilevel.step import Step, Tensors
@@ -22,7 +23,6 @@ from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import ROUNDED, Curved, Rung, forward_over_reverse
 from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update
-from steelyard.bilevel.window import check_replayed, objection_to
 
 __all__ = ["SUMS", "curvature_near_float64", "near_float64"]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._check import Numbers
+from steelyard.bilevel.agreement import add_scaled, check_replayed, objection_to
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import gradient_in_float64, in_float32, kernels_in_float64, step_in_float64
 from steelyard.bilevel.near_float64 import curvature_near_float64, near_float64
@@ -26,14 +27,11 @@ from steelyard.bilevel.trajectory import Trajectory
 from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import (
     add_by_id,
-    add_scaled,
     check_alone,
     check_detached,
-    check_replayed,
     check_tensors,
     derivatives_as_rows,
     ids_of,
-    objection_to,
     outer_gradient,
 )
 

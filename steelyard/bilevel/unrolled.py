@@ -15,6 +15,7 @@ from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._packages import needed_by
 from steelyard.bilevel._torch_stepper import TorchStepper
+from steelyard.bilevel.agreement import check_recorded
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.statistics import tracking_layers
 from steelyard.bilevel.step import Step, Tensors
@@ -27,7 +28,6 @@ from steelyard.bilevel.window import (
     check_alone,
     check_detached,
     check_outer,
-    check_recorded,
     check_tensors,
     ids_of,
     outer_gradient,

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from steelyard.bilevel import Batch, Outer, Recorder, Truncated, WeightedLoss
+from steelyard.bilevel.agreement import objection_to
 from steelyard.bilevel.kept_update import dense
 from steelyard.bilevel.objective import summed_by_weight
 from steelyard.bilevel.optimizers import SGDPullback
 from steelyard.bilevel.replay import backward_into
 from steelyard.bilevel.trained_module import unwrap
-from steelyard.bilevel.window import check_outer, objection_to, outer_gradient
+from steelyard.bilevel.window import check_outer, outer_gradient
 
 __all__ = ["Alignment", "LookAhead", "SGDLookAhead", "look_ahead", "untouched"]
 

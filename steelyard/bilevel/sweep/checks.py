@@ -2,7 +2,7 @@
 
 Two checks, both against what an ordinary backward pass gives, neither blind to NaN (a comparison with NaN fails):
 
-- along u: sum w_i t_i / W against <g, u>, g the gradient that the optimizer used (`window.objection_to`), at every
+- along u: sum w_i t_i / W against <g, u>, g the gradient that the optimizer used (`agreement.objection_to`), at every
   call and every step;
 - random signs and sizes r: sum r_i t_i against <grad sum r_i l_i, u> (`signs`), when it is due, by one backward pass.
 
