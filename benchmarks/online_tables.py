@@ -96,7 +96,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
                 losses = LOSSES if len(weights) == len(LOSSES) else [0.0, 1.0, 2.0, 4.0, 8.0]
                 axes.plot(losses, weights, color=f"C{number}", label=None if seed else noise, linewidth=1.2)
         axes.set(xlabel="loss of a sample", title=f"{NAMES[images]} images", ylim=(0, 1.05))
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower right")
     all_axes[0][0].set(ylabel="weight")
     return svg(figure)
 

@@ -101,5 +101,6 @@ def _histogram(probabilities: Sequence[float], cut: float, middle: float) -> str
         axes.axvline(cut, color=plots.COLOURS[1], label=f"deepest valley, {cut:.2f}")
         axes.axvline(middle, color=plots.COLOURS[2], linestyle=":", label=f"two-means, {middle:.2f}")
         axes.set(xlabel="keep-probability", ylabel="samples", xlim=(0, 1))
-        axes.legend(frameon=False)
+        # (matplotlib's "best" place warns where the look for it takes a second.)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
         return plots.svg(figure)
