@@ -150,7 +150,7 @@ def report() -> None:
             }
         )
         few = found.get((re.sub("/20/", "/5/", row["cell"]), row["batch"])) if storage == "whole" else None
-        if few is not None and few is not row and steps == "20":
+        if few is not None and few.get("engine") == row.get("engine") and few is not row and steps == "20":
             states, peak = row["record"] - few["record"], row["peak"] - few["peak"]
             grown.append(f"{kind}, batch {row['batch']}: the states grow by {states:.0f} MiB, the peak by {peak:.0f}.")
     missing = [cell for cell in CELLS if not any(cell == row["cell"] for row in raw)]
