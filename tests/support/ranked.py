@@ -313,7 +313,8 @@ def all_cases(ranks: Ranks, folder: Path) -> None:
         found["dropout"] = whole_run(ranks, _dropout)
     found["resumed"] = uninterrupted(ranks, folder / "run.safetensors")
     said = {name: _said(partial(call, ranks)) for name, call in {**REFUSED, **DIFFERENT}.items()}
-    waited = Processes(dist.new_group(timeout=timedelta(seconds=1)))
+    dist.barrier()  # the group's timeout is one for its making, too, and a busy machine may start one rank late
+    waited = Processes(dist.new_group(timeout=timedelta(seconds=5)))
     said["silent"] = _said(lambda: waited.sum(torch.ones(1))) if ranks.rank == 0 else ""
     _state.write(folder / f"found.{ranks.rank}", {"found": found, "said": said}, "found")
 
