@@ -218,29 +218,21 @@ def _recorded(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Ten
 
 def _replayed(run: Trajectory, step: Step, wide: Step, recorded: Tensors) -> Tensors | None:
     leaves = leaves_of(run, {n: wide.parameters[n] if _cancels(step, n) else step.parameters[n] for n in recorded})
-
-    def body(module: nn.Module, one: Step) -> Tensors:
-        value = run.inner_loss(one, module)
-        return differentiate(module, value if one.scale == 1.0 else value * one.scale, leaves)
-
-    found: Tensors = {}
-    try:
-        with torch.enable_grad(), kernels_in_float64(step):
-            for one in wide.micro_batches:
-                at = {**wide.parameters, **{n: leaf.to(wide.parameters[n].dtype) for n, leaf in leaves.items()}}
-                more: Tensors = run.replay(one, at, body, one)
-                found = {name: found[name] + g for name, g in more.items()} if found else more
-    except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
-        return None
-    return found
+    with kernels_in_float64(step):
+        return _summed(run, wide, leaves)
 
 
 def _over_float64_values(run: Trajectory, step: Step, recorded: Tensors) -> Tensors | None:
     """Return the gradient of `step` in float32 over the values of float64, which draws what the training drew."""
     leaves = leaves_of(run, {name: step.parameters[name] for name in recorded})
+    return _summed(run, step, leaves, over_float64=True)
+
+
+def _summed(run: Trajectory, step: Step, leaves: Tensors, over_float64: bool = False) -> Tensors | None:
+    """Return the gradient by the leaves, micro-batches added up; None where float32 meets float64, or there is none."""
 
     def body(module: nn.Module, one: Step) -> Tensors:
-        with Float64Values(()):
+        with Float64Values(()) if over_float64 else nullcontext():
             value = run.inner_loss(one, module)
         return differentiate(module, value if one.scale == 1.0 else value * one.scale, leaves)
 
@@ -248,9 +240,10 @@ def _over_float64_values(run: Trajectory, step: Step, recorded: Tensors) -> Tens
     try:
         with torch.enable_grad():
             for one in step.micro_batches:
-                more: Tensors = run.replay(one, {**step.parameters, **leaves}, body, one)
+                at = {**step.parameters, **{n: leaf.to(step.parameters[n].dtype) for n, leaf in leaves.items()}}
+                more: Tensors = run.replay(one, at, body, one)
                 found = {name: found[name] + g for name, g in more.items()} if found else more
-    except (RuntimeError, TypeError, ValueError):  # as above
+    except (RuntimeError, TypeError, ValueError):  # float32 meets float64 somewhere, or the device has no float64
         return None
     return found
 
