@@ -23,7 +23,7 @@ from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import clip_stages
 from steelyard.bilevel.integrity import pieces
 from steelyard.bilevel.replay import differentiate, leaves_of
-from steelyard.bilevel.step import Conditions, Findings, MicroBatch, Step, Tensors
+from steelyard.bilevel.step import Conditions, MicroBatch, Step, Tensors
 from steelyard.bilevel.sweep.graph_record import Recording
 from steelyard.bilevel.trajectory import Trajectory
 
@@ -151,7 +151,7 @@ def step_in_float64(run: Trajectory, step: Step) -> Step:
         weight=step.weight.double(),
         parameters=in_float64(step.parameters),
         conditions=_conditions(step.conditions, {n: one.detach() for n, one in held.items()}),
-        findings=_bare(step.findings),
+        findings=step.findings.bare(),
         accumulated=tuple([_wide(one, held) for one in step.accumulated]),
     )
 
@@ -160,7 +160,7 @@ def _without_autocast(step: Step) -> Step:
     """Return `step` as it would have been without autocast, in the precision of its parameters."""
 
     def bare(one: Step | MicroBatch) -> dict[str, Any]:
-        return {"conditions": replace(one.conditions, autocast=None), "findings": _bare(one.findings)}
+        return {"conditions": replace(one.conditions, autocast=None), "findings": one.findings.bare()}
 
     return replace(step, **bare(step), accumulated=tuple([one._replace(**bare(one)) for one in step.accumulated]))
 
@@ -172,11 +172,7 @@ def _conditions(conditions: Conditions, buffers: Tensors) -> Conditions:
 def _wide(one: MicroBatch, held: Tensors) -> MicroBatch:
     buffers = {name: one.conditions.buffers.get(name, value).detach() for name, value in held.items()}
     conditions = _conditions(one.conditions, buffers)
-    return MicroBatch(batch_in_float64(one.batch), one.weight.double(), conditions, _bare(one.findings), one.scale)
-
-
-def _bare(findings: Findings) -> Findings:
-    return replace(findings, gradient=None, forward_record=None, graph=None, guards=[])
+    return MicroBatch(batch_in_float64(one.batch), one.weight.double(), conditions, one.findings.bare(), one.scale)
 
 
 def taken_with_its_record(run: Trajectory, step: Step) -> bool:

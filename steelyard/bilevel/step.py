@@ -93,6 +93,10 @@ class Findings:
         """Whether samples can be evaluated in any grouping with the same result."""
         return not (self.stochastic or self.coupled)
 
+    def bare(self) -> Findings:
+        """Return them for a step that is not quite the recorded one: in another precision, say."""
+        return replace(self, gradient=None, projected=None, forward_record=None, losses=None, graph=None, guards=[])
+
     def held_gradient(self) -> Tensors | None:
         """Return the gradient that the step used, where its tensors are still there as they were."""
         if self.gradient is None or any(tensor._version != version for tensor, version in self.gradient.values()):
@@ -161,6 +165,10 @@ class Step:
             return (self,)
         last = MicroBatch(self.batch, self.weight, self.conditions, self.findings, self.scale)
         return tuple([self._alone(one) for one in (*self.accumulated, last)])
+
+    def over(self, rows: Tensor) -> Step:
+        """Return the step as it would have begun over those of its samples that stand at `rows` ``(k,)`` alone."""
+        return replace(self, batch=self.batch.take(rows), weight=self.weight[rows], findings=self.findings.bare())
 
     def _alone(self, one: MicroBatch) -> Step:
         findings = replace(one.findings, gradient=None, projected=None, losses=None, graph=None)

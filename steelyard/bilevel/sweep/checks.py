@@ -123,7 +123,7 @@ def curvature(
     replay is looked at in float32 (over values of float64, where these can be had), more roughly. With `held` what the
     model detaches stays what it is; where that cannot be had, nothing is wrong.
     """
-    wide = widen(question)
+    wide = widen(replace(question, direction={}))
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
     if wide is None:
@@ -171,17 +171,25 @@ def _bent(
             _gradient(question, question.at)
         if not hold.known:
             return None
-    product, worst, curved = found.product, "", precision.curved
-    for number, h in enumerate([_nearest(found, precision), *(precision.step * 0.1**k for k in range(tries))]):
+    product, curved, worst = found.product, precision.curved, ""
+    reached = {name: g != 0 for name, g in found.gradient.items()}
+    nearest = _nearest(found, precision)
+    del found
+    for number, h in enumerate([nearest, *(precision.step * 0.1**k for k in range(tries))]):
         # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
-        b = {name: value * (found.gradient[name] != 0) for name, value in _random(question.at, generator).items()}
-        ahead, behind = ({name: p + sign * h * b[name] for name, p in question.at.items()} for sign in (1, -1))
-        up, down = (_gradient(question, point, hold) for point in (ahead, behind))
-        moved = {name: (up[name] - down[name]) / (2 * h) for name in up}
-        b = {name: (ahead[name] - behind[name]) / (2 * h) for name in b}  # as it was rounded beside large entries
+        # (One point at a time, and written over what is done with: of a large net each is as much as its activations.)
+        b = {name: value.mul_(reached[name]) for name, value in _random(question.at, generator).items()}
+        ahead = {name: p.add(b[name], alpha=h) for name, p in question.at.items()}
+        moved = _gradient(question, ahead, hold)
+        size = float(dot(moved, moved)) ** 0.5
+        behind = {name: p.sub(b[name], alpha=h) for name, p in question.at.items()}
+        b = {name: (ahead.pop(name) - p).div_(2 * h) for name, p in behind.items()}  # as rounded beside large entries
+        down = _gradient(question, behind, hold)
+        del behind
+        moved = {name: (up - down.pop(name)).div_(2 * h) for name, up in moved.items()}
         one, other = float(dot(product, b)), float(dot(moved, a))
         scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
-        noise = precision.rounding / h * float(dot(up, up)) ** 0.5
+        noise = precision.rounding / h * size
         if number and noise > 10 * curved * scale:
             break
         if abs(one - other) <= curved * scale + noise:
