@@ -24,7 +24,7 @@ import torch
 from benchmarks import _measure
 from benchmarks.hypergradient import Problem, steelyard
 from steelyard.bilevel import Truncated, recorder, truncated
-from steelyard.bilevel.sweep import ladder
+from steelyard.bilevel.sweep.known import Known
 
 CELLS = [f"{model}/128/{steps}/{kind}" for model in ("mlp", "resnet18") for steps in (1, 3) for kind in ("sgd", "adam")]
 DUE = 11 / 1000
@@ -39,7 +39,7 @@ def no_objection(*arguments: Any) -> Callable[[Any], None]:
 def without() -> Iterator[None]:
     """Leave out every check."""
     with (
-        mock.patch.object(ladder._Known, "due", return_value=False),
+        mock.patch.object(Known, "due", return_value=False),
         mock.patch.object(truncated, "objection_to", no_objection),
         mock.patch.object(truncated, "check_replayed", return_value=None),
         mock.patch.object(recorder, "projection", return_value=None),
@@ -61,7 +61,7 @@ def _unchecked(self: recorder.Recorder) -> recorder.Trajectory:
 @contextmanager
 def due(now: bool) -> Iterator[None]:
     """Have the dearer checks due at every call, or at none."""
-    with mock.patch.object(ladder._Known, "due", return_value=now):
+    with mock.patch.object(Known, "due", return_value=now):
         yield
 
 

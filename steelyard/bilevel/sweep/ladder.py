@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steelyard._support import _check
 from steelyard._support._finite import all_finite
-from steelyard._support._nested import named_tensors
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
 from steelyard.bilevel.sweep.coupling import mixes_samples, moves_recorded
+from steelyard.bilevel.sweep.known import Known, known_of
 from steelyard.bilevel.sweep.memory import bytes_per_sample
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import (
@@ -58,59 +57,6 @@ class NoDerivative(RuntimeError):
 
 class StopGradientWarning(UserWarning):
     """The model stops gradients (`detach`, `no_grad`), and second derivatives leave out what flows through there."""
-
-
-@dataclass
-class _Known:
-    """What calls have shown of one (model, loss, shapes, mode).
-
-    Attributes:
-        calls: how many there were.
-        barred: rungs that could not answer, or did not stand a check, and why.
-        generator: of the random directions of checks.
-        mixes: samples of the recorded batch were seen to couple.
-        differ: entries of a direction of which the gradient is 0 were seen to matter.
-        widths: bytes that a sample costs where activations are kept, and where they are not, by a probe.
-    """
-
-    calls: int = 0
-    mixes: bool = False
-    differ: bool = False
-    barred: dict[str, str] = field(default_factory=dict)
-    widths: dict[bool, int] = field(default_factory=dict)
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-
-    def due(self) -> bool:
-        """Count a call; whether the dearer checks are due: at calls 1, 2, 4, ..., and every 256th, a clean slate."""
-        self.calls += 1
-        if self.calls % 256 == 0:
-            self.barred.clear()
-            return True
-        return self.calls < 256 and self.calls & (self.calls - 1) == 0
-
-
-_KNOWN: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]] = (
-    weakref.WeakKeyDictionary()
-)
-"""By objective and module. (A note of what was checked; without it everything is checked once more.)"""
-
-
-def _known(question: Question, kind: str) -> _Known:
-    run, step, batch = question.run, question.step, question.batch
-    read = [*named_tensors("inputs", batch.inputs), ("targets", batch.targets)]
-    shapes = tuple((name, one.shape, one.dtype) for name, one in read)
-    dtypes = tuple(value.dtype for value in question.at.values())
-    key = (kind, shapes, step.conditions.modes, step.conditions.autocast, dtypes)
-    try:
-        by_module = _KNOWN.get(run.objective)
-        if by_module is None:
-            by_module = _KNOWN[run.objective] = weakref.WeakKeyDictionary()
-    except TypeError:  # nothing that a note can be kept of
-        return _Known()
-    noted = by_module.setdefault(run.module, {})
-    if key not in noted:
-        noted[key] = _Known()
-    return noted[key]
 
 
 class Ladder:
@@ -156,7 +102,7 @@ class Ladder:
             NoDerivative: no rung's answer stands.
         """
         question = Question(run, step, at, direction, batch, beside=beside, over_float64=over_float64)
-        known = _known(question, "losses beside" if beside else " ".join(["losses", *(rung.name for rung in rungs)]))
+        known = known_of(question, "losses beside" if beside else " ".join(["losses", *(rung.name for rung in rungs)]))
         due = run.ranks.any(known.due())
         cut: list[Question] = []
 
@@ -196,7 +142,7 @@ class Ladder:
 
         Looked at where it is due, once was so, or is `surely` asked; else False.
         """
-        known = _known(Question(run, step, step.parameters, direction, step.batch), "differ")
+        known = known_of(Question(run, step, step.parameters, direction, step.batch), "differ")
         due = known.due()
         if not run.ranks.any(due or known.differ or surely):
             return False
@@ -227,7 +173,7 @@ class Ladder:
             NoDerivative: no rung's answer stands.
         """
         question = Question(run, step, at, direction, step.batch)
-        known = _known(question, "curvature")
+        known = known_of(question, "curvature")
         due = run.ranks.any(known.due())
 
         def replayed(rung: Rung, found: Curved) -> str | None:
@@ -264,7 +210,7 @@ class Ladder:
             NoDerivative: second derivatives of the model are not those of its gradient.
         """
         question = Question(run, step, at, direction, step.batch)
-        known = _known(question, "general")
+        known = known_of(question, "general")
         found, through = general(question, tensors)
         self._check_second_derivative(question, known)
         self.answered[EXACT] += 1
@@ -273,7 +219,7 @@ class Ladder:
     def check_second_derivative(self, run: Trajectory, step: Step) -> None:
         """Raise NoDerivative, where it is due, if autograd's second derivative of the step's loss is wrong."""
         question = Question(run, step, step.parameters, step.parameters, step.batch)
-        self._check_second_derivative(question, _known(question, "unrolled"))
+        self._check_second_derivative(question, known_of(question, "unrolled"))
 
     def couples(self, run: Trajectory, step: Step, samples: Batch) -> bool:
         """Whether the loss of one of `samples` in `step` depends on which others are beside it.
@@ -283,7 +229,7 @@ class Ladder:
         if step.findings.coupled:
             return True
         question = Question(run, step, step.parameters, {}, samples)
-        known = _known(question, "coupling")
+        known = known_of(question, "coupling")
         count = max(64, len(samples) // 32)
         due = known.due()
         if not due and len(samples) > count:
@@ -297,7 +243,7 @@ class Ladder:
         Also where the recorded samples would then have other losses than in their batch.
         """
         question = Question(run, step, step.parameters, {}, samples, beside=True)
-        known = _known(question, "coupling beside")
+        known = known_of(question, "coupling beside")
         if known.due() or known.mixes:
             some = samples.take(torch.randperm(len(samples), generator=known.generator)[:64].sort().values)
             known.mixes = moves_recorded(run, step, some) or mixes_samples(
@@ -308,7 +254,7 @@ class Ladder:
     def _climb(
         self,
         question: Question,
-        known: _Known,
+        known: Known,
         rungs: Sequence[Rung],
         ask: Callable[[Rung], Answer],
         fault: Callable[[Rung, Answer], str | None],
@@ -346,7 +292,7 @@ class Ladder:
         remedy = ROUNDS_AWAY if question.step.conditions.autocast else _REMEDY
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
 
-    def _size(self, question: Question, known: _Known, due: bool) -> int | None:
+    def _size(self, question: Question, known: Known, due: bool) -> int | None:
         """Return how many samples at a time fit into memory; None: all, as where the recorded batch may not be cut."""
         batch, step = question.batch, question.step
         own = batch is step.batch
@@ -372,13 +318,13 @@ class Ladder:
                 return None
         return size
 
-    def _check_second_derivative(self, question: Question, known: _Known) -> None:
+    def _check_second_derivative(self, question: Question, known: Known) -> None:
         if known.due():
             fault = self._bent(question, known, lambda asked: general(asked, ())[0], True)
             if fault is not None:
                 raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
 
-    def _bent(self, question: Question, known: _Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:
+    def _bent(self, question: Question, known: Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:
         """Check H, of a few samples where many are large; where the model stops gradients, say what that leaves out."""
         few = self._few(question, known)
         if few is not None and checks.curvature(few, answer, known.generator) is None:
@@ -398,7 +344,7 @@ class Ladder:
         )
         return None
 
-    def _few(self, question: Question, known: _Known) -> Question | None:
+    def _few(self, question: Question, known: Known) -> Question | None:
         """Return the question of a step over some of its samples, as many as memory allows; None where it allows all.
 
         H is wrong by an operator, not by a sample: a few, others at each look, show it. (All of ResNet-18's batch of
@@ -419,7 +365,7 @@ class Ladder:
             return None
         return replace(question, step=few, batch=few.batch)
 
-    def _fitting(self, question: Question, known: _Known, due: bool) -> int:
+    def _fitting(self, question: Question, known: Known, due: bool) -> int:
         def probe(samples: int) -> Callable[[], Tensor]:
             few = question.batch.take(torch.arange(samples))
             return lambda: replace(question, batch=few).losses(question.at)
