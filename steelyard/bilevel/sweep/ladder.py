@@ -182,7 +182,8 @@ class Ladder:
             if not due:
                 return None
             signs = checks.signs(question, found.tangents, known.generator) if len(found.tangents) else None
-            return signs or self._bent(question, known, rung.answer, rung.name == EXACT)
+            few = None if signs else self._few(question, known)
+            return signs or _bent(question, known, rung.answer, rung.name == EXACT, few)
 
         def fault(rung: Rung, found: Curved) -> str | None:
             # (Not by one function that names itself: such a closure lives on with the step's graph until a collection.)
@@ -212,14 +213,14 @@ class Ladder:
         question = Question(run, step, at, direction, step.batch)
         known = known_of(question, "general")
         found, through = general(question, tensors)
-        self._check_second_derivative(question, known)
+        _check_second_derivative(question, known)
         self.answered[EXACT] += 1
         return found, through
 
     def check_second_derivative(self, run: Trajectory, step: Step) -> None:
         """Raise NoDerivative, where it is due, if autograd's second derivative of the step's loss is wrong."""
         question = Question(run, step, step.parameters, step.parameters, step.batch)
-        self._check_second_derivative(question, known_of(question, "unrolled"))
+        _check_second_derivative(question, known_of(question, "unrolled"))
 
     def couples(self, run: Trajectory, step: Step, samples: Batch) -> bool:
         """Whether the loss of one of `samples` in `step` depends on which others are beside it.
@@ -318,37 +319,12 @@ class Ladder:
                 return None
         return size
 
-    def _check_second_derivative(self, question: Question, known: Known) -> None:
-        if known.due():
-            fault = self._bent(question, known, lambda asked: general(asked, ())[0], True)
-            if fault is not None:
-                raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
-
-    def _bent(self, question: Question, known: Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:
-        """Check H, of a few samples where many are large; where the model stops gradients, say what that leaves out."""
-        few = self._few(question, known)
-        if few is not None and checks.curvature(few, answer, known.generator) is None:
-            return None
-        fault = checks.curvature(question, answer, known.generator)
-        if fault is None or not exact or not stops_gradients(question):
-            return fault
-        other = checks.curvature(question, answer, known.generator, held=True)
-        if other is not None:  # (torch's third derivative of BatchNorm, say)
-            return f"what the model detaches being held, {other}"
-        warnings.warn(
-            "the model or the loss stops gradients (detach, no_grad, .data), and with more than one step the second "
-            "derivative leaves out what flows through there: the answer is that of autograd, not of training again "
-            f"({fault}). Truncated(steps=1) is not concerned",
-            StopGradientWarning,
-            stacklevel=2,
-        )
-        return None
-
     def _few(self, question: Question, known: Known) -> Question | None:
         """Return the question of a step over some of its samples, as many as memory allows; None where it allows all.
 
-        H is wrong by an operator, not by a sample: a few, others at each look, show it. (All of ResNet-18's batch of
-        128 take 11 GiB in float64, and ten minutes.) None, too, where the model takes no other number of samples.
+        H is mostly wrong by an operator, which a few samples show, others at each look; what hangs on a sample (a
+        backward pass that clips) shows in `checks.signs`, of all. (All 128 of a ResNet-18's batch take 11 GiB in
+        float64, and ten minutes.) None, too, where the model takes no other number of samples.
         """
         step = question.step
         if question.run.ranks.size > 1 or len(step.batch) <= _FEW:
@@ -434,3 +410,35 @@ ROUNDS_AWAY = (
     "bias=False, or record without autocast"
 )
 """Why a step under autocast has no derivative."""
+
+
+def _check_second_derivative(question: Question, known: Known) -> None:
+    if known.due():
+        fault = _bent(question, known, lambda asked: general(asked, ())[0], True)
+        if fault is not None:
+            raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
+
+
+def _bent(
+    question: Question, known: Known, answer: Callable[[Question], Curved], exact: bool, few: Question | None = None
+) -> str | None:
+    """Check H, of a `few` samples if that will do; where the model stops gradients, what autograd leaves out is meant.
+
+    (And said.)
+    """
+    if few is not None and checks.curvature(few, answer, known.generator) is None:
+        return None
+    fault = checks.curvature(question, answer, known.generator)
+    if fault is None or not exact or not stops_gradients(question):
+        return fault
+    other = checks.curvature(question, answer, known.generator, held=True)
+    if other is not None:  # (torch's third derivative of BatchNorm, say)
+        return f"what the model detaches being held, {other}"
+    warnings.warn(
+        "the model or the loss stops gradients (detach, no_grad, .data), and with more than one step the second "
+        "derivative leaves out what flows through there: the answer is that of autograd, not of training again "
+        f"({fault}). Truncated(steps=1) is not concerned",
+        StopGradientWarning,
+        stacklevel=2,
+    )
+    return None
