@@ -65,7 +65,7 @@ def _status(field: str) -> int:
 
 
 def fresh(
-    module: str, *arguments: str, timeout: float = 1800, settings: Mapping[str, str] | None = None
+    module: str, *arguments: str, timeout: float = 7200, settings: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Run ``python -m module arguments`` on one thread in a new process; return the JSON of its last line.
 
