@@ -19,6 +19,9 @@ from steelyard.bilevel import (
     near_float64,
     truncated,
 )
+from steelyard.bilevel.sweep import rungs
+from steelyard.bilevel.sweep.question import Question
+from steelyard.bilevel.sweep.rungs import Curved
 from tests.support.problems import CROSS_ENTROPY, relative
 from tests.support.widened import widened
 
@@ -175,3 +178,45 @@ def test_checkpoints_do_not_look_cold(before: int) -> None:
     one, other = (estimator(run, outer) for estimator, run in zip(estimators, (whole, replayed), strict=True))
     assert torch.equal(one, other)
     assert (NEAR in estimators[1].answered) == (before == 0)
+
+
+def bent_over_values(monkeypatch: pytest.MonkeyPatch, seen: list[int]) -> None:
+    """Have H u over values of float64 be off by a thousandth; note over how many samples it is asked for."""
+    plain = near_float64.forward_over_reverse
+
+    def bent(question: Question) -> Curved:
+        seen.append(len(question.batch))
+        found = plain(question)
+        return found._replace(product={name: 1.001 * value for name, value in found.product.items()})
+
+    monkeypatch.setattr(near_float64, "forward_over_reverse", bent)
+
+
+@pytest.mark.parametrize("memory", [1, 2**28])
+def test_a_way_over_values_of_float64_is_compared_with_another_over_a_few_samples(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, right = record({}), expected(record({}))
+    whole, seen = widths(monkeypatch), list[int]()
+    estimator = Truncated(STEPS, memory=memory)
+    assert relative(estimator(run, outer).double(), right) < 1e-6
+    assert estimator.answered[NEAR] == 2
+    assert set(whole) == ({8} if memory == 1 else {12})
+    bent_over_values(monkeypatch, seen)
+    run, estimator = record({}), Truncated(STEPS, memory=memory)
+    assert relative(estimator(run, outer).double(), right) < 1e-6
+    assert NEAR not in estimator.answered
+    assert set(seen) == ({8, 12} if memory == 1 else {12})
+
+
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that will hold over how many samples H u is taken by forward over reverse in float64."""
+    found: list[int] = []
+    plain = rungs.forward_over_reverse
+
+    def noted(question: Question) -> Curved:
+        found.append(len(question.batch))
+        return plain(question)
+
+    monkeypatch.setattr(rungs, "forward_over_reverse", noted)
+    return found

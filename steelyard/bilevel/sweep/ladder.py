@@ -176,7 +176,7 @@ class Ladder:
         known = known_of(question, "curvature")
         due = run.ranks.any(known.due())
 
-        def replayed(rung: Rung, found: Curved) -> str | None:
+        def replayed(rung: Rung, found: Curved, question: Question = question) -> str | None:
             if not all_finite([*found.product.values(), found.tangents]):
                 return "not finite"
             if not due:
@@ -189,6 +189,9 @@ class Ladder:
             # (Not by one function that names itself: such a closure lives on with the step's graph until a collection.)
             if due and (rung is first or rung.name == KEPT) and all_finite([*found.product.values(), found.tangents]):
                 others = rungs[rungs.index(rung) + 1 :]
+                few = self._few(question, known) if rung is first else None
+                if few is not None and self._alike(rung, few, known, others, partial(replayed, question=few)):
+                    return None
                 return _unlike(found, self._climb(question, known, others, ask, replayed, objection), step)
             return replayed(rung, found)
 
@@ -319,6 +322,22 @@ class Ladder:
                 return None
         return size
 
+    def _alike(
+        self,
+        rung: Rung,
+        few: Question,
+        known: Known,
+        others: Sequence[Rung],
+        fault: Callable[[Rung, Curved], str | None],
+    ) -> bool:
+        """Whether a way answers of a `few` samples as one of the `others` does that stands its checks there."""
+        try:
+            found = _answer(rung, few)
+            plain = self._climb(few, known, others, partial(_answer, question=few), fault, _none)
+        except (_CannotError, NoDerivative):
+            return False
+        return _unlike(found, plain, few.step) is None
+
     def _few(self, question: Question, known: Known) -> Question | None:
         """Return the question of a step over some of its samples, as many as memory allows; None where it allows all.
 
@@ -339,7 +358,7 @@ class Ladder:
             gradient(question.run, few, question.at)
         except Exception:  # noqa: BLE001 (as in `_size`)
             return None
-        return replace(question, step=few, batch=few.batch)
+        return replace(question, step=few, batch=few.batch, rows=rows)
 
     def _fitting(self, question: Question, known: Known, due: bool) -> int:
         def probe(samples: int) -> Callable[[], Tensor]:
