@@ -38,7 +38,7 @@ from steelyard.bilevel.sweep.rungs import (
     general,
     loss_rungs,
 )
-from steelyard.bilevel.sweep.stopped import stops_gradients
+from steelyard.bilevel.sweep.stopped import is_of_torch, stops_gradients
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["ROUNDS_AWAY", "Ladder", "NoDerivative", "StopGradientWarning"]
@@ -339,11 +339,12 @@ class Ladder:
         return _unlike(found, plain, few.step) is None
 
     def _few(self, question: Question, known: Known) -> Question | None:
-        """Return the question of a step over some of its samples, as many as memory allows; None where it allows all.
+        """Return the question of a step over some of its samples, where all are too many for memory, and some will do.
 
-        H is mostly wrong by an operator, which a few samples show, others at each look; what hangs on a sample (a
-        backward pass that clips) shows in `checks.signs`, of all. (All 128 of a ResNet-18's batch take 11 GiB in
-        float64, and ten minutes.) None, too, where the model takes no other number of samples.
+        They do where the model is put together of torch's operators: one that has no second derivative, or a wrong one,
+        has it of a few samples, too. What is somebody's own (a detach, a function, a hook) may hang on a sample, and is
+        looked at of all. (All 128 of a ResNet-18's batch take 11 GiB in float64, and ten minutes.) None, too, where the
+        model takes no other number of samples.
         """
         step = question.step
         if question.run.ranks.size > 1 or len(step.batch) <= _FEW:
@@ -356,6 +357,8 @@ class Ladder:
             rows = rows[torch.randperm(len(rows), generator=known.generator)[:count].sort().values.to(rows.device)]
             few = step.over(rows)
             gradient(question.run, few, question.at)
+            if not is_of_torch(question):
+                return None
         except Exception:  # noqa: BLE001 (as in `_size`)
             return None
         return replace(question, step=few, batch=few.batch, rows=rows)
