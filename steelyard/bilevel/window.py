@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steelyard._support import _check
 from steelyard._support._check import Numbers
 from steelyard._support._nested import equal
+from steelyard.bilevel._float64_throughout import Float64Throughout
 from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.agreement import add_scaled, check_replayed, objection_to
 from steelyard.bilevel.batch import Batch
@@ -60,6 +61,7 @@ def outer_gradient(
     statistics: bool = False,
     at: Tensors | None = None,
     exactly: bool = False,
+    throughout: bool = False,
 ) -> OuterGradient:
     """Return the derivatives of `outer` at the final parameters; those by the statistics only where asked for.
 
@@ -73,6 +75,7 @@ def outer_gradient(
         statistics: as above.
         at: as above.
         exactly: take the forward pass in float64, each value then rounded to float32 for the backward pass.
+        throughout: take both in float64, and round what comes of them.
 
     Raises:
         FloatingPointError: `outer` is NaN or infinite.
@@ -80,7 +83,8 @@ def outer_gradient(
     """
     final = run.check()
     moved = any(step.findings.moved for step in run.steps) and bool(tracking_layers(run.module))
-    leaves = {name: p.detach().requires_grad_() for name, p in (at or final).items()}
+    start = {name: p.detach() for name, p in (at or final).items()}
+    leaves = {name: (p.double() if throughout else p).detach().requires_grad_() for name, p in start.items()}
     live = {id(p): name for name, p in final.items()}
     nothing: Tensors = {}
     wrapped: AbstractContextManager[Tensors] = (
@@ -108,7 +112,7 @@ def outer_gradient(
         backward_into(module, value, own, nodes=nodes)
         return value.detach()
 
-    with torch.enable_grad(), wrapped as running:
+    with torch.enable_grad(), wrapped as running, Float64Throughout() if throughout else nullcontext():
         own.update(running)
         run.evaluate(derived, leaves)
     if not tensors and all(one.grad is None for one in own.values()):
@@ -121,7 +125,8 @@ def outer_gradient(
             "moved since a recorded step, by parameters that depend on the weights: call model.eval() before a pass "
             "that only measures, or take no such pass between the recorded steps and the estimator"
         )
-    return OuterGradient(run.ranks.mean({name: found[name] for name in leaves}), direct, read if statistics else {})
+    mean = run.ranks.mean({name: found[name].to(p.dtype) for name, p in start.items()})
+    return OuterGradient(mean, direct, read if statistics else {})
 
 
 def _check_path(live: dict[int, str], nodes: Sequence[Any]) -> None:

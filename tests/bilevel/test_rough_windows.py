@@ -22,6 +22,7 @@ from steelyard.bilevel import (
 from steelyard.bilevel.sweep import rungs
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import Curved
+from steelyard.bilevel.truncated import Outer
 from tests.support.problems import CROSS_ENTROPY, relative
 from tests.support.widened import widened
 
@@ -220,3 +221,56 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(rungs, "forward_over_reverse", noted)
     return found
+
+
+def far_outer(model: nn.Module) -> Tensor:
+    """Return the loss on inputs 400 spreads from 0, whose gradient float32 rounds by per cents."""
+    held = torch.randn(12, 40, generator=torch.Generator().manual_seed(9)) + 400.0
+    return F.cross_entropy(model(held.to(next(model.parameters()).dtype)), torch.arange(12) % 5)
+
+
+def outer_error(outer: Outer, steps: int = 1, calls: int = 1) -> float:
+    wide = widened(record({}))
+    for step in wide.steps:
+        step.findings.projected = None
+    right, run = Truncated(steps)(wide, outer), record({})
+    return max(relative(Truncated(steps)(run, outer).double(), right) for _ in range(calls))
+
+
+def test_an_outer_gradient_that_float32_rounds_is_taken_in_float64() -> None:
+    assert outer_error(far_outer, steps=STEPS, calls=6) < 1e-4
+
+
+def test_an_outer_loss_that_is_another_function_in_float64_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(model: nn.Module) -> Tensor:
+        larger = 1.05 if next(model.parameters()).dtype == torch.float64 else 1.0
+        return larger * outer(model)
+
+    found = Truncated(STEPS)(record({}), other)
+    torch.testing.assert_close(found, Truncated(STEPS)(record({}), outer), rtol=1e-5, atol=1e-9)
+
+
+def test_an_outer_loss_without_float64_stays_over_its_values() -> None:
+    def narrow(model: nn.Module) -> Tensor:
+        if next(model.parameters()).dtype == torch.float64:
+            raise TypeError("float32 alone")
+        return far_outer(model)
+
+    found = Truncated(STEPS)(record({}), narrow)
+    torch.testing.assert_close(found, Truncated(STEPS)(record({}), far_outer), rtol=0.2, atol=1e-5)
+
+
+def test_a_loss_that_float32_is_right_for_is_taken_once_where_no_look_is_due() -> None:
+    run, seen = record({}), list[torch.dtype]()
+
+    def noted(model: nn.Module) -> Tensor:
+        seen.append(next(model.parameters()).dtype)
+        return outer(model)
+
+    counts = []
+    for _ in range(4):
+        seen.clear()
+        Truncated(STEPS)(run, noted)
+        counts.append(list(seen))
+    wide = [torch.float32, torch.float64]
+    assert counts == [wide, wide, [torch.float32], wide]

@@ -25,12 +25,14 @@ class Known:
         generator: of the random directions of checks.
         mixes: samples of the recorded batch were seen to couple.
         differ: entries of a direction of which the gradient is 0 were seen to matter.
+        rough: float32 was seen to be too rough for what is asked.
         widths: bytes that a sample costs where activations are kept, and where they are not, by a probe.
     """
 
     calls: int = 0
     mixes: bool = False
     differ: bool = False
+    rough: bool = False
     barred: dict[str, str] = field(default_factory=dict)
     widths: dict[bool, int] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))

@@ -293,7 +293,11 @@ class Ladder:
                 barred[rung.name] = reasons[rung.name]
         known.calls = 0  # the next call is checked as dearly: it must not pass for want of a look
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-        remedy = ROUNDS_AWAY if question.step.conditions.autocast else _REMEDY
+        remedy = _REMEDY if any(rung.name == EXACT for rung in rungs) else _ROUNDED
+        if question.step.conditions.autocast:
+            remedy = ROUNDS_AWAY
+        elif remedy is _REMEDY and next(iter(question.at.values())).dtype == torch.float32:
+            remedy = f"{_REMEDY}; {_ROUNDED}"
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
 
     def _size(self, question: Question, known: Known, due: bool) -> int | None:
@@ -424,6 +428,8 @@ _REMEDY = (
     "Truncated(steps=1) needs no second derivative; or put the operator together from others that torch differentiates "
     "twice"
 )
+
+_ROUNDED = "if it is rounding, scale inputs that are far from 0 (before BatchNorm, say), or train in float64"
 
 
 ROUNDS_AWAY = (
