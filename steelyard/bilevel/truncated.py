@@ -74,13 +74,16 @@ class Truncated:
     ResNet), the float32 forward pass is too rough for derivatives along u, and those of the step's own samples are
     taken over the values of the float64 pass, in float32 where their sum then agrees with the gradient to 2e-6 of
     its terms, else in float64 (not those of `samples`, nor in `tensors`); the outer loss of such a window has its
-    forward pass in float64, its values rounded for the backward pass. With T > 1 a window that starts cold, where
+    forward pass in float64, its values rounded for the backward pass (or all of it in float64, where that is seen
+    to differ: inputs far from 0). With T > 1 a window that starts cold, where
     BatchNorm couples the samples, is taken so in all its steps, and any other one of which the newest step, or an older
     one that is looked at, is that rough: H u by forward over reverse in float32 over the values of float64, where its
     gradient and the sum of its t_i are float64's (to 1e-5 and 2e-6), else in float64. Under autocast the same
-    is done from 5 % on; what does not replay to the recorded gradient is refused there. Left as recorded in
-    float32, with a `RoundingWarning` where the answer hangs on it: where module, loss or device give another gradient
-    in float64, or none. (Class weights, casts to float32 and noise of the inputs' precision are taken care of.) A
+    is done from 5 % on; what does not replay to the recorded gradient is refused there. SGD's steps and warm
+    ones stay in float32; where that rounds the newest gradient by more than 1 % (inputs far from 0 before BatchNorm),
+    a `RoundingWarning` says so, when that is looked at: at calls 1, 2, 4, ... Left as recorded in float32, with a
+    `RoundingWarning`, too, where the answer hangs on it: where module, loss or device give another gradient in
+    float64, or none. (Class weights, casts to float32 and noise of the inputs' precision are taken care of.) A
     parameter whose gradient is nothing but rounding keeps it. On a GPU with slow float64 these passes can be the
     longest of all. (`Unrolled` knows nothing of this.)
 
