@@ -20,6 +20,7 @@ from torch import Tensor
 from steelyard._support import _check
 from steelyard._support._finite import all_finite
 from steelyard.bilevel.batch import Batch
+from steelyard.bilevel.float64 import in_float32
 from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
@@ -293,11 +294,10 @@ class Ladder:
                 barred[rung.name] = reasons[rung.name]
         known.calls = 0  # the next call is checked as dearly: it must not pass for want of a look
         said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-        remedy = _REMEDY if any(rung.name == EXACT for rung in rungs) else _ROUNDED
-        if question.step.conditions.autocast:
-            remedy = ROUNDS_AWAY
-        elif remedy is _REMEDY and next(iter(question.at.values())).dtype == torch.float32:
-            remedy = f"{_REMEDY}; {_ROUNDED}"
+        remedies = [_REMEDY if any(rung.name == EXACT for rung in rungs) else _LINEAR]
+        if in_float32(question.run.steps[-1]):  # (the question may have been asked in float64 for that)
+            remedies.append(_ROUNDED)
+        remedy = ROUNDS_AWAY if question.step.conditions.autocast else "; ".join(remedies)
         raise NoDerivative(f"no way to the derivative of the recorded loss stands ({said}); {remedy}")
 
     def _size(self, question: Question, known: Known, due: bool) -> int | None:
@@ -429,6 +429,10 @@ _REMEDY = (
     "twice"
 )
 
+_LINEAR = (
+    "a backward pass that clips or normalises what comes back (a hook, a function) has no derivative by the weights: "
+    "take it out, or clip by recorder.clip_grad_norm_"
+)
 _ROUNDED = "if it is rounding, scale inputs that are far from 0 (before BatchNorm, say), or train in float64"
 
 

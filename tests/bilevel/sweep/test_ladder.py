@@ -856,3 +856,22 @@ def test_a_kink_within_a_billionth_of_every_point_is_no_reason_to_refuse() -> No
 
     found, expected = Truncated(steps=2)(trajectory, outer), Unrolled(2, "torch")(trajectory, outer)
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
+
+
+def clamped(x: Tensor) -> Tensor:
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    return x.tanh()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_refusal_names_remedies_that_are_not_what_was_asked(steps: int, dtype: torch.dtype) -> None:
+    model = seeded(lambda: Direct(clamped), dtype)
+    data = Batch.of(ROWS.inputs.to(dtype), ROWS.targets.to(dtype))  # type: ignore[union-attr]
+    with pytest.raises(NoDerivative) as error:
+        Truncated(steps)(record(model, data, steps=steps), lambda m: m.layer.weight.square().sum())  # type: ignore[union-attr, operator, return-value]
+    said = str(error.value)
+    assert ("steps=1" in said) == (steps > 1)
+    assert ("clip by recorder.clip_grad_norm_" in said) == (steps == 1)
+    assert ("train in float64" in said) == (dtype == torch.float32)
