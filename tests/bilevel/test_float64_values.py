@@ -113,13 +113,13 @@ def record(optimizer: Callable[..., torch.optim.Optimizer]) -> Trajectory:
         return recorder.trajectory()
 
 
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Note of every outer gradient whether it is taken over float64's values."""
-    noted: list[bool] = []
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note of every outer gradient how it is taken."""
+    noted: list[str] = []
 
-    def look(*arguments: object, exactly: bool = False, **others: object) -> window.OuterGradient:
-        noted.append(exactly)
-        return window.outer_gradient(*arguments, exactly=exactly, **others)  # type: ignore[arg-type]
+    def look(*arguments: object, **how: object) -> window.OuterGradient:
+        noted.append("over values" if how.get("exactly") else "in float64" if how.get("throughout") else "as it is")
+        return window.outer_gradient(*arguments, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(newest_update, "outer_gradient", look)
     return noted
@@ -144,7 +144,7 @@ def test_the_outer_gradient_after_a_rough_cold_step_is_taken_once_over_float64s_
     noted = passes(monkeypatch)
     run = record(torch.optim.Adam)
     found, truth = Truncated()(run, outer).double(), Truncated()(widened(run), outer)
-    assert noted == [True, False]  # (the second is in float64 itself)
+    assert noted == ["over values", "in float64", "as it is"]  # a look is due; the last is of the run in float64
     assert relative(found, truth) < 1e-5
 
 
@@ -154,7 +154,7 @@ def test_a_step_that_turns_out_rough_has_it_taken_again(monkeypatch: pytest.Monk
     run.steps[-1].findings.gradient = None  # cleared: not known before the step is replayed
     noted = passes(monkeypatch)
     found, truth = Truncated()(run, outer).double(), Truncated()(widened(run), outer)
-    assert noted == [False, True, False]
+    assert noted == ["as it is", "over values", "in float64", "as it is"]
     assert relative(found, truth) < 1e-5
 
 

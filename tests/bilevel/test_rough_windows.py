@@ -79,8 +79,6 @@ def outer(model: nn.Module) -> Tensor:
 def expected(run: Trajectory) -> Tensor:
     """Return the hypergradient of the same steps in float64."""
     wide = widened(run)
-    for step in wide.steps:
-        step.findings.projected = None  # of the gradient in float32, which is another
     return Truncated(STEPS)(wide, outer)
 
 
@@ -233,8 +231,6 @@ def far_outer(model: nn.Module) -> Tensor:
 
 def outer_error(outer: Outer, steps: int = 1, calls: int = 1) -> float:
     wide = widened(record({}))
-    for step in wide.steps:
-        step.findings.projected = None
     right, run = Truncated(steps)(wide, outer), record({})
     return max(relative(Truncated(steps)(run, outer).double(), right) for _ in range(calls))
 

@@ -23,7 +23,7 @@ def widened(record: Trajectory) -> Trajectory:
             parameters=_double(step.parameters),
             state=_double(step.state),
             conditions=replace(step.conditions, buffers=_double(step.conditions.buffers)),
-            findings=replace(step.findings, gradient=None, forward_record=None, guards=[]),
+            findings=step.findings.bare(),  # (a kept graph and a projection are float32's)
             accumulated=tuple(_wide(one) for one in step.accumulated),
         )
         for step in record.steps
@@ -38,7 +38,7 @@ def _wide(one: MicroBatch) -> MicroBatch:
         batch=replace(one.batch, inputs=one.batch.inputs.double()),
         weight=one.weight.double(),
         conditions=replace(one.conditions, buffers=_double(one.conditions.buffers)),
-        findings=replace(one.findings, gradient=None, forward_record=None, guards=[]),
+        findings=one.findings.bare(),
     )
 
 
