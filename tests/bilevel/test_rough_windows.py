@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from steelyard.bilevel import (
     near_float64,
     truncated,
 )
-from steelyard.bilevel.sweep import rungs
+from steelyard.bilevel.sweep import checks, rungs
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import Curved
 from steelyard.bilevel.truncated import Outer
@@ -296,3 +297,20 @@ def taken(optimize: type[torch.optim.Optimizer], before: int, shift: float) -> T
             recorder.loss(Batch.of(inputs, torch.arange(12) % 5), weight).backward()
             optimizer.step()
         return recorder.trajectory()
+
+
+def test_where_a_few_samples_cannot_tell_all_do_and_not_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, asked, plain = record({}), list[int](), checks.curvature
+
+    def of_all(question: Question, *arguments: Any, **options: Any) -> str | None:
+        asked.append(len(question.batch))
+        return "of a few" if question.rows is not None else plain(question, *arguments, **options)
+
+    monkeypatch.setattr(checks, "curvature", of_all)
+    estimator, looks = Truncated(STEPS, memory=1), []
+    for _ in range(4):
+        asked.clear()
+        estimator(run, outer)
+        looks.append(12 in asked)
+    assert looks == [True, True, False, True]  # at steps 1, 2, 4 and 8, of two a call
+    assert estimator.answered[NEAR] == 8

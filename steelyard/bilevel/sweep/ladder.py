@@ -335,10 +335,12 @@ class Ladder:
         fault: Callable[[Rung, Curved], str | None],
     ) -> bool:
         """Whether a way answers of a `few` samples as one of the `others` does that stands its checks there."""
+        calls = known.calls
         try:
             found = _answer(rung, few)
             plain = self._climb(few, known, others, partial(_answer, question=few), fault, _none)
         except (_CannotError, NoDerivative):
+            known.calls = calls  # all samples will tell, and need not at every call
             return False
         return _unlike(found, plain, few.step) is None
 
