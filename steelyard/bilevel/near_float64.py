@@ -70,8 +70,7 @@ def near_float64(run: Trajectory, step: Step, update: Update, ladder: Ladder) ->
 def curvature_near_float64(run: Trajectory, step: Step, update: Update, ladder: Ladder) -> Rung | None:
     """Return the way to H u and the t_i over such values, for a question in float64; None where there is none.
 
-    It cannot answer where its gradient or the sum of its t_i is not what float64's gradient says (of a few samples no
-    gradient is known).
+    It cannot answer where its gradient or the sum of its t_i is not what float64's gradient says.
     """
     exact = _exact(run, step, update, ladder)
     if exact is None or not in_float32(step) or run.ranks.size > 1:
@@ -79,12 +78,9 @@ def curvature_near_float64(run: Trajectory, step: Step, update: Update, ladder: 
     expected = float(dot(exact, update.direction))
 
     def answer(question: Question) -> Curved:
-        here = step if question.rows is None else step.over(question.rows)
         found = forward_over_reverse(
-            Question(run, here, step.parameters, update.direction, here.batch, over_float64=True)
+            Question(run, step, step.parameters, update.direction, step.batch, over_float64=True)
         )
-        if here is not step:
-            return found
         apart = {name: found.gradient[name] - g for name, g in exact.items()}
         if not float(dot(apart, apart)) <= GRADIENTS**2 * float(dot(exact, exact)):
             raise Unusable("its gradient is not that of float64")

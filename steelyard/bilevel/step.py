@@ -166,10 +166,6 @@ class Step:
         last = MicroBatch(self.batch, self.weight, self.conditions, self.findings, self.scale)
         return tuple([self._alone(one) for one in (*self.accumulated, last)])
 
-    def over(self, rows: Tensor) -> Step:
-        """Return the step as it would have begun over those of its samples that stand at `rows` ``(k,)`` alone."""
-        return replace(self, batch=self.batch.take(rows), weight=self.weight[rows], findings=self.findings.bare())
-
     def _alone(self, one: MicroBatch) -> Step:
         findings = replace(one.findings, gradient=None, projected=None, losses=None, graph=None)
         return replace(self, **one._replace(findings=findings)._asdict(), accumulated=(), clips=())

@@ -65,7 +65,7 @@ class Truncated:
     costs 2, or 1 where samples do not couple, after ``Recorder(..., reuse=True)``. `FiniteDifference` costs 2 where
     this costs 3, and 6 where this costs 9. Memory: one chunk's activations at T = 1, those of one batch and of its
     gradient at T > 1, never T of them. The first calls on a model, and ever fewer later ones, are checked as well: at
-    T > 1 H u by itself and two gradients in float64, of eight samples where more would not fit into `memory`.
+    T > 1 H u by itself and two gradients in float64, which takes several times a later call.
 
     Precision: with an adaptive optimizer (Adam, RMSprop, Adagrad and their kin) in float32, how far the answer
     hangs on the rounding of the recorded gradient is looked at, a few passes over the parameters; where it does (a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -22,9 +21,6 @@ from steelyard.bilevel import (
     near_float64,
     truncated,
 )
-from steelyard.bilevel.sweep import checks, rungs
-from steelyard.bilevel.sweep.question import Question
-from steelyard.bilevel.sweep.rungs import Curved
 from steelyard.bilevel.truncated import Outer
 from tests.support.problems import CROSS_ENTROPY, relative
 from tests.support.widened import widened
@@ -182,48 +178,6 @@ def test_checkpoints_do_not_look_cold(before: int) -> None:
     assert (NEAR in estimators[1].answered) == (before == 0)
 
 
-def bent_over_values(monkeypatch: pytest.MonkeyPatch, seen: list[int]) -> None:
-    """Have H u over values of float64 be off by a thousandth; note over how many samples it is asked for."""
-    plain = near_float64.forward_over_reverse
-
-    def bent(question: Question) -> Curved:
-        seen.append(len(question.batch))
-        found = plain(question)
-        return found._replace(product={name: 1.001 * value for name, value in found.product.items()})
-
-    monkeypatch.setattr(near_float64, "forward_over_reverse", bent)
-
-
-@pytest.mark.parametrize("memory", [1, 2**28])
-def test_a_way_over_values_of_float64_is_compared_with_another_over_a_few_samples(
-    memory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, right = record({}), expected(record({}))
-    whole, seen = widths(monkeypatch), list[int]()
-    estimator = Truncated(STEPS, memory=memory)
-    assert relative(estimator(run, outer).double(), right) < 1e-6
-    assert estimator.answered[NEAR] == 2
-    assert set(whole) == ({8} if memory == 1 else {12})
-    bent_over_values(monkeypatch, seen)
-    run, estimator = record({}), Truncated(STEPS, memory=memory)
-    assert relative(estimator(run, outer).double(), right) < 1e-6
-    assert NEAR not in estimator.answered
-    assert set(seen) == ({8, 12} if memory == 1 else {12})
-
-
-def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that will hold over how many samples H u is taken by forward over reverse in float64."""
-    found: list[int] = []
-    plain = rungs.forward_over_reverse
-
-    def noted(question: Question) -> Curved:
-        found.append(len(question.batch))
-        return plain(question)
-
-    monkeypatch.setattr(rungs, "forward_over_reverse", noted)
-    return found
-
-
 def far_outer(model: nn.Module) -> Tensor:
     """Return the loss on inputs 400 spreads from 0, whose gradient float32 rounds by per cents."""
     held = torch.randn(12, 40, generator=torch.Generator().manual_seed(9)) + 400.0
@@ -297,20 +251,3 @@ def taken(optimize: type[torch.optim.Optimizer], before: int, shift: float) -> T
             recorder.loss(Batch.of(inputs, torch.arange(12) % 5), weight).backward()
             optimizer.step()
         return recorder.trajectory()
-
-
-def test_where_a_few_samples_cannot_tell_all_do_and_not_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, asked, plain = record({}), list[int](), checks.curvature
-
-    def of_all(question: Question, *arguments: Any, **options: Any) -> str | None:
-        asked.append(len(question.batch))
-        return "of a few" if question.rows is not None else plain(question, *arguments, **options)
-
-    monkeypatch.setattr(checks, "curvature", of_all)
-    estimator, looks = Truncated(STEPS, memory=1), []
-    for _ in range(4):
-        asked.clear()
-        estimator(run, outer)
-        looks.append(12 in asked)
-    assert looks == [True, True, False, True]  # at steps 1, 2, 4 and 8, of two a call
-    assert estimator.answered[NEAR] == 8

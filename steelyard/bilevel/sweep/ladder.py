@@ -21,7 +21,6 @@ from steelyard._support import _check
 from steelyard._support._finite import all_finite
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.float64 import in_float32
-from steelyard.bilevel.replay import gradient
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep import checks
 from steelyard.bilevel.sweep.coupling import mixes_samples, moves_recorded
@@ -39,7 +38,7 @@ from steelyard.bilevel.sweep.rungs import (
     general,
     loss_rungs,
 )
-from steelyard.bilevel.sweep.stopped import is_of_torch, stops_gradients
+from steelyard.bilevel.sweep.stopped import stops_gradients
 from steelyard.bilevel.trajectory import Trajectory
 
 __all__ = ["ROUNDS_AWAY", "Ladder", "NoDerivative", "StopGradientWarning"]
@@ -177,22 +176,18 @@ class Ladder:
         known = known_of(question, "curvature")
         due = run.ranks.any(known.due())
 
-        def replayed(rung: Rung, found: Curved, question: Question = question) -> str | None:
+        def replayed(rung: Rung, found: Curved) -> str | None:
             if not all_finite([*found.product.values(), found.tangents]):
                 return "not finite"
             if not due:
                 return None
             signs = checks.signs(question, found.tangents, known.generator) if len(found.tangents) else None
-            few = None if signs else self._few(question, known)
-            return signs or _bent(question, known, rung.answer, rung.name == EXACT, few)
+            return signs or _bent(question, known, rung.answer, rung.name == EXACT)
 
         def fault(rung: Rung, found: Curved) -> str | None:
             # (Not by one function that names itself: such a closure lives on with the step's graph until a collection.)
             if due and (rung is first or rung.name == KEPT) and all_finite([*found.product.values(), found.tangents]):
                 others = rungs[rungs.index(rung) + 1 :]
-                few = self._few(question, known) if rung is first else None
-                if few is not None and self._alike(rung, few, known, others, partial(replayed, question=few)):
-                    return None
                 return _unlike(found, self._climb(question, known, others, ask, replayed, objection), step)
             return replayed(rung, found)
 
@@ -326,49 +321,6 @@ class Ladder:
                 return None
         return size
 
-    def _alike(
-        self,
-        rung: Rung,
-        few: Question,
-        known: Known,
-        others: Sequence[Rung],
-        fault: Callable[[Rung, Curved], str | None],
-    ) -> bool:
-        """Whether a way answers of a `few` samples as one of the `others` does that stands its checks there."""
-        calls = known.calls
-        try:
-            found = _answer(rung, few)
-            plain = self._climb(few, known, others, partial(_answer, question=few), fault, _none)
-        except (_CannotError, NoDerivative):
-            known.calls = calls  # all samples will tell, and need not at every call
-            return False
-        return _unlike(found, plain, few.step) is None
-
-    def _few(self, question: Question, known: Known) -> Question | None:
-        """Return the question of a step over some of its samples, where all are too many for memory, and some will do.
-
-        They do where the model is put together of torch's operators: one that has no second derivative, or a wrong one,
-        has it of a few samples, too. What is somebody's own (a detach, a function, a hook) may hang on a sample, and is
-        looked at of all. (All 128 of a ResNet-18's batch take 11 GiB in float64, and ten minutes.) None, too, where the
-        model takes no other number of samples.
-        """
-        step = question.step
-        if question.run.ranks.size > 1 or len(step.batch) <= _FEW:
-            return None
-        try:
-            count = max(_FEW, self._fitting(question, known, due=False) // _TIMES)
-            rows = step.weight.nonzero().flatten()
-            if count >= len(rows):
-                return None
-            rows = rows[torch.randperm(len(rows), generator=known.generator)[:count].sort().values.to(rows.device)]
-            few = step.over(rows)
-            gradient(question.run, few, question.at)
-            if not is_of_torch(question):
-                return None
-        except Exception:  # noqa: BLE001 (as in `_size`)
-            return None
-        return replace(question, step=few, batch=few.batch, rows=rows)
-
     def _fitting(self, question: Question, known: Known, due: bool) -> int:
         def probe(samples: int) -> Callable[[], Tensor]:
             few = question.batch.take(torch.arange(samples))
@@ -396,10 +348,6 @@ def _unlike(found: Curved, plain: Curved, step: Step) -> str | None:
     return None
 
 
-_FEW = 8
-"""Samples that a look at H takes at least."""
-_TIMES = 8
-"""How much more of a sample H keeps in float64 than its losses do."""
 _UNLIKE_COUPLED = 0.05
 """How far reverse over reverse through BatchNorm, which rounds sums of large terms, may be from the other way."""
 _UNLIKE_ROUNDED = 1e-4
@@ -453,15 +401,11 @@ def _check_second_derivative(question: Question, known: Known) -> None:
             raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
 
 
-def _bent(
-    question: Question, known: Known, answer: Callable[[Question], Curved], exact: bool, few: Question | None = None
-) -> str | None:
-    """Check H, of a `few` samples if that will do; where the model stops gradients, what autograd leaves out is meant.
+def _bent(question: Question, known: Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:
+    """Check H; where the model stops gradients, what autograd leaves out is meant, and said.
 
-    (And said.)
+    (Of all samples: what is wrong of one, a label made by the model or a variance at its floor, no few show.)
     """
-    if few is not None and checks.curvature(few, answer, known.generator) is None:
-        return None
     fault = checks.curvature(question, answer, known.generator)
     if fault is None or not exact or not stops_gradients(question):
         return fault

@@ -32,7 +32,6 @@ class Question:
         size: at most so many samples at a time; None: all at once, as where they couple.
         beside: they are not of the recorded batch, and BatchNorm takes its statistics of that one (`sweep.beside`).
         over_float64: forward passes in float32 take the values of float64, each rounded once.
-        rows: ``(k,)`` the places in the recorded batch of which `step` is the rest; None: `step` is whole.
     """
 
     run: Trajectory
@@ -43,7 +42,6 @@ class Question:
     size: int | None = None
     beside: bool = False
     over_float64: bool = False
-    rows: Tensor | None = None
 
     @property
     def recorded(self) -> bool:

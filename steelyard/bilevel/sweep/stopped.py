@@ -1,24 +1,19 @@
-"""Does a model stop gradients on purpose, or bend them; and what is left when what it stops is held?"""
+"""Does a model stop gradients on purpose, and what is left when what it stops is held?"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from steelyard.bilevel.replay import leaves_of
-from steelyard.bilevel.sweep.graph_record import nodes_of
 from steelyard.bilevel.sweep.question import Question
 
-__all__ = ["Held", "is_of_torch", "stops_gradients"]
+__all__ = ["Held", "stops_gradients"]
 
 _STOPS = {Tensor.detach, Tensor.detach_, torch.detach, torch._C._set_grad_enabled, Tensor.data.__get__}  # type: ignore[attr-defined]
-
-_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
 def stops_gradients(question: Question) -> bool:
@@ -40,38 +35,14 @@ def stops_gradients(question: Question) -> bool:
     return found
 
 
-def is_of_torch(question: Question) -> bool:
-    """Whether a replay of the step stops no gradient, and meets no function and no hook of somebody's own.
-
-    What is wrong of its second derivative then is an operator of torch's, for one sample as for another.
-    """
-    if any(p._backward_hooks for p in question.run.module.parameters()):
-        return False
-    leaves = {name: value.detach().requires_grad_() for name, value in question.at.items()}
-
-    def body(module: nn.Module) -> bool:
-        with _Watch() as watch, saved_tensors_hooks(_drop, _drop):
-            value = question.reduce(module, question.sample_losses(module))
-        own = any(isinstance(node, BackwardCFunction) or "Cpp" in type(node).__name__ for node in nodes_of(value))
-        return not (own or watch.stopped or watch.hooked)
-
-    found: bool = question.replay(body, leaves)
-    return found
-
-
-def _drop(tensor: Any) -> Any:
-    """Save nothing: no backward pass will follow."""
-
-
 class _Watch(TorchFunctionMode):
-    stopped = hooked = False
+    stopped = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled:
             self.stopped |= not args[0]
         elif func in _STOPS:  # (data that a penalty is differentiated by has no gradient to stop)
             self.stopped |= isinstance(args[0], Tensor) and args[0].requires_grad
-        self.hooked |= func in _HOOKS
         return func(*args, **(kwargs or {}))
 
 
