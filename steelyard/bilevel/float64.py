@@ -35,7 +35,6 @@ __all__ = [
     "in_float32",
     "in_float64",
     "kernels_in_float64",
-    "rounded_by",
     "step_in_float64",
     "taken_with_its_record",
 ]
@@ -102,15 +101,6 @@ def gradient_in_float64(
         found = _compared(run, step, recorded, always)
         step.findings.mixed = found is not None
     return found
-
-
-def rounded_by(run: Trajectory, step: Step, recorded: Tensors) -> float:
-    """Return how far the `recorded` gradient is from that over values of float64, relative; 0 where there is none."""
-    over = _over_float64_values(run, step, recorded)
-    if over is None:
-        return 0.0
-    size, apart = _sizes(_clipped(step, over), recorded)
-    return float(torch.linalg.vector_norm(apart) / torch.linalg.vector_norm(size)) if bool(size.any()) else 0.0
 
 
 def _compared(run: Trajectory, step: Step, recorded: Tensors, always: bool) -> GradientInFloat64 | None:

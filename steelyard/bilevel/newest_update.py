@@ -7,7 +7,6 @@ shows it, v is taken over values of float64 as well (`_float64_values`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from steelyard.bilevel.float64 import (
     gradient_in_float64,
     in_float32,
     kernels_in_float64,
-    rounded_by,
     taken_with_its_record,
 )
 from steelyard.bilevel.replay import dot
@@ -25,7 +23,7 @@ from steelyard.bilevel.step import Step
 from steelyard.bilevel.sweep.known import known_of
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.trajectory import Trajectory
-from steelyard.bilevel.update import RoundingWarning, Update, pull_update
+from steelyard.bilevel.update import Update, pull_update
 from steelyard.bilevel.window import OuterGradient, outer_gradient
 
 __all__ = ["is_cold", "newest_update"]
@@ -54,38 +52,12 @@ def newest_update(
     found = (_outer_gradient if ahead else outer_gradient)(run, outer, statistics=statistics)
     update = pull_update(run, step, found.parameters, {}, last, exact, exactly)
     if update.in_float64 is None or ahead or not in_float32(step):
-        _warn_where_rounded(run, step, update)
         return found, update
     found = _outer_gradient(run, outer, statistics)
     assert update.exact is not None
     assert update.slope is not None
     exact = GradientInFloat64(update.exact, update.slope, update.in_float64)
     return found, pull_update(run, step, found.parameters, {}, last, exact)
-
-
-def _warn_where_rounded(run: Trajectory, step: Step, update: Update) -> None:
-    """Warn, where it is due, of a step whose gradient float32 rounds by per cents: what stays in float32 is so far off.
-
-    (A tenth of that is an ordinary first step of a ResNet, and is left so with SGD, and with warm adaptive steps.)
-    """
-    held = step.findings.held_gradient()
-    if update.in_float64 is not None or held is None or not taken_with_its_record(run, step):
-        return
-    if not known_of(Question(run, step, step.parameters, {}, step.batch), "rounding").due():
-        return
-    off = rounded_by(run, step, {name: g for name, g in held.items() if name not in step.skipped})
-    if off > ROUNDED:
-        warnings.warn(
-            f"float32 rounds the gradient of a recorded step by {off:.1%}, as of inputs that are far from 0 before "
-            "BatchNorm; the training is off by that, and the answer by some times as much: scale such inputs, or train "
-            "in float64",
-            RoundingWarning,
-            stacklevel=4,
-        )
-
-
-ROUNDED = 0.01
-"""How far float32 may round a gradient before that is said."""
 
 
 def _outer_gradient(run: Trajectory, outer: Callable[[nn.Module], Tensor], statistics: bool) -> OuterGradient:

@@ -80,9 +80,8 @@ class Truncated:
     one that is looked at, is that rough: H u by forward over reverse in float32 over the values of float64, where its
     gradient and the sum of its t_i are float64's (to 1e-5 and 2e-6), else in float64. Under autocast the same
     is done from 5 % on; what does not replay to the recorded gradient is refused there. SGD's steps and warm
-    ones stay in float32; where that rounds the newest gradient by more than 1 % (inputs far from 0 before BatchNorm),
-    a `RoundingWarning` says so, when that is looked at: at calls 1, 2, 4, ... Left as recorded in float32, with a
-    `RoundingWarning`, too, where the answer hangs on it: where module, loss or device give another gradient in
+    ones stay in float32. Left as recorded in float32, with a
+    `RoundingWarning` where the answer hangs on it: where module, loss or device give another gradient in
     float64, or none. (Class weights, casts to float32 and noise of the inputs' precision are taken care of.) A
     parameter whose gradient is nothing but rounding keeps it. On a GPU with slow float64 these passes can be the
     longest of all. (`Unrolled` knows nothing of this.)

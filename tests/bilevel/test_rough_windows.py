@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -227,27 +225,3 @@ def test_a_loss_that_float32_is_right_for_is_taken_once_where_no_look_is_due() -
         counts.append(list(seen))
     wide = [torch.float32, torch.float64]
     assert counts == [wide, wide, [torch.float32], wide]
-
-
-@pytest.mark.parametrize(("optimize", "before"), [(torch.optim.SGD, 0), (torch.optim.SGD, 20), (torch.optim.Adam, 20)])
-def test_a_gradient_that_float32_rounds_by_per_cents_is_warned_of(
-    optimize: type[torch.optim.Optimizer], before: int
-) -> None:
-    with pytest.warns(RoundingWarning, match="float32 rounds the gradient of a recorded step by"):
-        Truncated()(taken(optimize, before, 3000.0), outer)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Truncated()(taken(optimize, before, 10.0), outer)
-
-
-def taken(optimize: type[torch.optim.Optimizer], before: int, shift: float) -> Trajectory:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(40, 20, bias=False), nn.BatchNorm1d(20), nn.Softplus(), nn.Linear(20, 5))
-    inputs, weight = torch.randn(12, 40) + shift, torch.ones(12)
-    optimizer = optimize(model.parameters(), lr=1e-3)  # type: ignore[call-arg]
-    with Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY)) as recorder:
-        for _ in range(before + 1):
-            optimizer.zero_grad()
-            recorder.loss(Batch.of(inputs, torch.arange(12) % 5), weight).backward()
-            optimizer.step()
-        return recorder.trajectory()
