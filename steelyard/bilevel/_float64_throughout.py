@@ -26,7 +26,15 @@ _DRAWS = frozenset(
 
 
 class Float64Throughout(TorchDispatchMode):
-    """Inside, all that is reached from float64 is taken in float64."""
+    """Inside, all that is reached from float64 is taken in float64.
+
+    Args:
+        every: casts to half precision and bfloat16 are left out as well.
+    """
+
+    def __init__(self, every: bool = False) -> None:
+        super().__init__()
+        self._narrow = frozenset({torch.float32, torch.float16, torch.bfloat16} if every else {torch.float32})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,24 +45,23 @@ class Float64Throughout(TorchDispatchMode):
         if name in _DRAWS:
             return _drawn(func, name, args, kwargs)
         way_back = torch._C._current_graph_task_id() >= 0  # where a cast is that of a gradient to its leaf's precision
-        if name == "_to_copy" and kwargs.get("dtype") == torch.float32 and not way_back:
+        if name == "_to_copy" and kwargs.get("dtype") in self._narrow and not way_back:
             kwargs = {**kwargs, "dtype": torch.float64}
-        if torch.float32 in dtypes and not func._schema.is_mutable:
-            args, kwargs = tree_map(_widened, (args, kwargs))
+        if not self._narrow.isdisjoint(dtypes) and not func._schema.is_mutable:
+            args, kwargs = tree_map(self._widened, (args, kwargs))
         return func(*args, **kwargs)
+
+    def _widened(self, value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.dtype in self._narrow else value
 
 
 def _drawn(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Return what float32 draws, widened; in place where the operator is."""
     narrow, options = tree_map(_narrowed, (args, kwargs))
     if not name.endswith("_"):
-        return tree_map(_widened, func(*narrow, **options))
+        return tree_map(lambda one: one.double(), func(*narrow, **options))
     args[0].copy_(func(*narrow, **options))
     return args[0]
-
-
-def _widened(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
 def _narrowed(value: Any) -> Any:

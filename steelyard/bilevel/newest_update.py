@@ -79,9 +79,9 @@ def _outer_gradient(run: Trajectory, outer: Callable[[nn.Module], Tensor], stati
         if found is None:
             return wide
         apart = _apart(found, wide)
-        known.rough = apart > ROUGH * float(dot(wide.parameters, wide.parameters)) ** 0.5
+        rough = apart > ROUGH * float(dot(wide.parameters, wide.parameters)) ** 0.5
         # Rounding, or another function in float64? Of the first there is as much beside float32's own values.
-        known.rough = known.rough and apart <= 10 * _apart(found, outer_gradient(run, outer, statistics=statistics))
+        known.rough = rough and apart <= 10 * _apart(found, outer_gradient(run, outer, statistics=statistics))
     except Exception:  # noqa: BLE001 (no float64 somewhere; an outer loss that may be asked once only)
         return found or outer_gradient(run, outer, statistics=statistics, exactly=True)
     return wide if known.rough else found

@@ -12,6 +12,7 @@ the gradient, which needs no second derivative of torch's; in float64 where poss
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -28,7 +29,7 @@ from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
 from steelyard.bilevel.sweep.stopped import Held
 
-__all__ = ["blur", "curvature", "signs", "tolerance_in", "tolerance_of", "widen"]
+__all__ = ["blur", "curvature", "left_out", "signs", "tolerance_in", "tolerance_of", "widen"]
 
 _SIGNS = {torch.float64: 1e-7, torch.float32: 3e-3}
 
@@ -65,7 +66,7 @@ def blur(slope: Tensors, direction: Tensors, eps: float = 0.0) -> float:
     gradient's own.
     """
     count = sum(g.numel() for g in slope.values())
-    eps = eps or max((torch.finfo(g.dtype).eps for g in slope.values()), default=0.0)
+    eps = eps or _eps(slope)
     size = float(dot(slope, slope)) ** 0.5 / max(1, count) ** 0.5
     reached = sum(float(torch.linalg.vector_norm((direction[n] * (g != 0)).double()) ** 2) for n, g in slope.items())
     return eps * size * reached**0.5
@@ -126,22 +127,66 @@ def curvature(
     wide = widen(replace(question, direction={}))
     if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
         return None
-    if wide is None:
-        try:
-            return _bent(question, answer, generator, _IN_FLOAT64, tries, held)
-        except CANNOT:
-            return "it cannot be checked"
-    for mode in (nullcontext(), Float64Throughout()):
+    faults: list[str] = []
+    for mode in (nullcontext(), Float64Throughout()):  # (the second where a cast to float32 rounds the differences)
         try:
             with mode, kernels_in_float64(question.step):
-                return _bent(wide, answer, generator, _IN_FLOAT64, tries, held)
+                fault = _bent(wide or question, answer, generator, _IN_FLOAT64, tries, held, bool(faults))
         except CANNOT:
             continue
+        if fault is None:
+            return None
+        faults.append(fault)
+    if faults or wide is None:
+        return faults[0] if faults else "it cannot be checked"
     try:
         rough = replace(question, over_float64=question.run.is_weighted)
         return _bent(rough, answer, generator, _IN_FLOAT32, tries, held)
     except CANNOT:
         return None
+
+
+def left_out(question: Question, generator: torch.Generator) -> str | None:
+    """Say by how much the gradient at other parameters changes where what leaves the graph there is held; None: not.
+
+    (A number in a lower precision than the rest stands still at the distances of `curvature`, or jumps.)
+    """
+    wide = widen(replace(question, direction={})) or question
+    for one, every in ((wide, True), (wide, False), (question, False)):
+        try:
+            with Float64Throughout(every=True) if every else nullcontext(), kernels_in_float64(question.step):
+                return _left_out(one, generator, every)
+        except CANNOT:
+            continue
+    return None
+
+
+def _left_out(question: Question, generator: torch.Generator, every: bool) -> str | None:
+    hold = Held(wide=every)
+    with hold:
+        here = _gradient(question, question.at)
+    said = None
+    for far in (1e-4, 1e-5, 1e-5):  # what jumps at a threshold (a label, a choice of samples) does not at every look
+        drawn = _random(question.at, generator)
+        at = {name: p + far * float(p.abs().mean()) * drawn[name] for name, p in question.at.items()}
+        free, held = _gradient(question, at), _gradient(question, at, hold)
+        if not hold.known:
+            return None
+        moved, apart = (_distance(held, other) for other in (here, free))
+        if apart <= 1e-6 * moved + 10 * _eps(held) * float(dot(held, held)) ** 0.5:
+            return None
+        said = (
+            f"where the parameters have moved, it changes the gradient by {apart / (moved or apart):.2g} of its change"
+        )
+    return said
+
+
+def _eps(gradients: Tensors) -> float:
+    return max((torch.finfo(g.dtype).eps for g in gradients.values()), default=0.0)
+
+
+def _distance(one: Tensors, other: Tensors) -> float:
+    return math.sqrt(sum(float((value - other[name]).double().square().sum()) for name, value in one.items()))
 
 
 class _Precision(NamedTuple):
@@ -162,40 +207,63 @@ def _bent(
     precision: _Precision,
     tries: int,
     held: bool,
+    doubted: bool = False,
 ) -> str | None:
+    """Look from nearest on; once a look failed (or where `doubted`) two must pass at a distance: one may by chance."""
     a = _random(question.at, generator)
     found = answer(replace(question, direction=a))
     hold = Held() if held else None
     if hold is not None:
         with hold:
             _gradient(question, question.at)
-        if not hold.known:
-            return None
-    product, curved, worst = found.product, precision.curved, ""
+    product, worst = found.product, "it cannot be looked at"
     reached = {name: g != 0 for name, g in found.gradient.items()}
     nearest = _nearest(found, precision)
     del found
     for number, h in enumerate([nearest, *(precision.step * 0.1**k for k in range(tries))]):
-        # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
-        # (One point at a time, and written over what is done with: of a large net each is as much as its activations.)
-        b = {name: value.mul_(reached[name]) for name, value in _random(question.at, generator).items()}
-        ahead = {name: p.add(b[name], alpha=h) for name, p in question.at.items()}
-        moved = _gradient(question, ahead, hold)
-        size = float(dot(moved, moved)) ** 0.5
-        behind = {name: p.sub(b[name], alpha=h) for name, p in question.at.items()}
-        b = {name: (ahead.pop(name) - p).div_(2 * h) for name, p in behind.items()}  # as rounded beside large entries
-        down = _gradient(question, behind, hold)
-        del behind
-        moved = {name: (up - down.pop(name)).div_(2 * h) for name, up in moved.items()}
-        one, other = float(dot(product, b)), float(dot(moved, a))
-        scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
-        noise = precision.rounding / h * size
-        if number and noise > 10 * curved * scale:
-            break
-        if abs(one - other) <= curved * scale + noise:
+        for _ in range(2):
+            one, other, scale, size = _look(question, hold, a, product, reached, h, generator)
+            if hold is not None and not hold.known:
+                return None
+            noise = precision.rounding / h * size
+            if number and noise > 10 * precision.curved * scale:
+                return worst
+            if not abs(one - other) <= precision.curved * scale + noise:
+                worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
+                doubted = True
+                break
+            if not doubted:
+                return None
+        else:
             return None
-        worst = f"along random directions H is {one:.6g}, differences of the gradient give {other:.6g}"
     return worst
+
+
+def _look(
+    question: Question,
+    hold: Held | None,
+    a: Tensors,
+    product: Tensors,
+    reached: Tensors,
+    h: float,
+    generator: torch.Generator,
+) -> tuple[float, float, float, float]:
+    """Return <H a, b> and <a, H b>, the second by a difference over 2 h, the size of these products, and a gradient's.
+
+    (One point at a time, and written over what is done with: of a large net each is as much as its activations.)
+    """
+    # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
+    b = {name: value.mul_(reached[name]) for name, value in _random(question.at, generator).items()}
+    ahead = {name: p.add(b[name], alpha=h) for name, p in question.at.items()}
+    moved = _gradient(question, ahead, hold)
+    size = float(dot(moved, moved)) ** 0.5
+    behind = {name: p.sub(b[name], alpha=h) for name, p in question.at.items()}
+    b = {name: (ahead.pop(name) - p).div_(2 * h) for name, p in behind.items()}  # as rounded beside large entries
+    down = _gradient(question, behind, hold)
+    del behind
+    moved = {name: (up - down.pop(name)).div_(2 * h) for name, up in moved.items()}
+    scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
+    return float(dot(product, b)), float(dot(moved, a)), scale, size
 
 
 def _gradient(question: Question, at: Tensors, hold: Held | None = None) -> Tensors:

@@ -56,7 +56,7 @@ class NoDerivative(RuntimeError):
 
 
 class StopGradientWarning(UserWarning):
-    """The model stops gradients (`detach`, `no_grad`), and second derivatives leave out what flows through there."""
+    """Values leave the graph (`detach`, `no_grad`, `.item()`): second derivatives leave out what flows through there."""
 
 
 class Ladder:
@@ -407,15 +407,20 @@ def _bent(question: Question, known: Known, answer: Callable[[Question], Curved]
     (Of all samples: what is wrong of one, a label made by the model or a variance at its floor, no few show.)
     """
     fault = checks.curvature(question, answer, known.generator)
-    if fault is None or not exact or not stops_gradients(question):
+    if (fault is not None and not exact) or not stops_gradients(question):
         return fault
-    other = checks.curvature(question, answer, known.generator, held=True)
-    if other is not None:  # (torch's third derivative of BatchNorm, say)
-        return f"what the model detaches being held, {other}"
+    if fault is None:
+        fault = checks.left_out(question, known.generator)
+        if fault is None:
+            return None
+    else:
+        other = checks.curvature(question, answer, known.generator, held=True)
+        if other is not None:  # (torch's third derivative of BatchNorm, say)
+            return f"what the model detaches being held, {other}"
     warnings.warn(
-        "the model or the loss stops gradients (detach, no_grad, .data), and with more than one step the second "
-        "derivative leaves out what flows through there: the answer is that of autograd, not of training again "
-        f"({fault}). Truncated(steps=1) is not concerned",
+        "the model or the loss takes values out of the graph (detach, no_grad, .data, .item()), and with more than one "
+        "step the second derivative leaves out what flows through there: the answer is that of autograd, not of "
+        f"training again ({fault}). Truncated(steps=1) is not concerned",
         StopGradientWarning,
         stacklevel=2,
     )
