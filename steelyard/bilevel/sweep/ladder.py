@@ -56,7 +56,7 @@ class NoDerivative(RuntimeError):
 
 
 class StopGradientWarning(UserWarning):
-    """Values leave the graph (`detach`, `no_grad`, `.item()`): second derivatives leave out what flows through there."""
+    """Values leave the graph (`detach`, `no_grad`, `item`): second derivatives leave out what flows through there."""
 
 
 class Ladder:
