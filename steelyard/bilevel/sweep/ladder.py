@@ -383,7 +383,10 @@ _LINEAR = (
     "a backward pass that clips or normalises what comes back (a hook, a function) has no derivative by the weights: "
     "take it out, or clip by recorder.clip_grad_norm_"
 )
-_ROUNDED = "if it is rounding, scale inputs that are far from 0 (before BatchNorm, say), or train in float64"
+_ROUNDED = (
+    "if it is rounding: scale inputs that are far from 0 (before BatchNorm, say), leave out a bias that BatchNorm "
+    "subtracts again (bias=False), or train in float64"
+)
 
 
 ROUNDS_AWAY = (
