@@ -19,10 +19,11 @@ from steelyard._support._check import Numbers
 from steelyard._support._modules import named_modules_of, parameters_of
 from steelyard._support._nested import named_tensors
 from steelyard.bilevel.accumulation import Accumulation
+from steelyard.bilevel.after_step import AfterStep
 from steelyard.bilevel.batch import Batch
 from steelyard.bilevel.clipping import NormClip, ValueClip
 from steelyard.bilevel.gradient_graph import graphed
-from steelyard.bilevel.integrity import Guard, changed, guards, projection
+from steelyard.bilevel.integrity import changed, guards, projection
 from steelyard.bilevel.kept_update import copy_into, dense, fill_in, keep_update
 from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
@@ -158,9 +159,7 @@ class Recorder:
         self._accumulation = Accumulation(optimizer)
         self._depth = 0
         self._agreed = False
-        self._after: list[Guard] = []
-        self._state_after: list[tuple[Guard, Tensor, str]] = []
-        self._copies: Tensors = {}
+        self._after = AfterStep()
         self._spare: Tensors = {}
         self._written: list[int] = []
         self._handles: list[RemovableHandle] = []
@@ -181,7 +180,8 @@ class Recorder:
         self._handles = []
         self._window.clear()
         self._accumulation.forget()
-        self._copies, self._spare = {}, {}
+        self._after.take_copies()
+        self._spare = {}
 
     def loss(self, batch: Batch, weight: Tensor | Numbers, scale: float | int = 1.0) -> Tensor:
         """Return ``scale * objective(model, batch, weight)`` and note what is needed to replay it.
@@ -414,7 +414,7 @@ class Recorder:
         steps = list(self._window)
         self._window.clear()
         names = tuple(steps[-1].parameters)
-        copies, self._copies = self._copies, {}
+        copies = self._after.take_copies()
         after = {name: copies[name] for name in names}
         earlier, steps = steps[: -self._steps], steps[-self._steps :]
         return Trajectory(
@@ -482,7 +482,8 @@ class Recorder:
         if not self._accumulation:
             self._window.clear()
             return
-        self._check_between_steps()
+        if self._window:
+            self._after.check(optimizer)
         self._drop_untrained()
         step = self._accumulation.gathered()
         findings = step.findings
@@ -512,7 +513,7 @@ class Recorder:
 
     def _copied(self, live: Tensors) -> Tensors:
         """Return the copies that were made after the newest step of the window; none where others are trained now."""
-        return self._copies if self._window and self._copies.keys() == live.keys() else {}
+        return self._after.copies if self._window and self._after.copies.keys() == live.keys() else {}
 
     def _keep_parameters(self, step: Step, live: Tensors) -> None:
         copied = self._copied(live)
@@ -524,10 +525,10 @@ class Recorder:
                 findings.graph = None
         if kept is not None or self._graphs:
             self._spare = {}  # a graph has them
-        if kept is None and copied:  # made after the step before, and what is live still: `_check_between_steps`
+        if kept is None and copied:  # made after the step before, and what is live still: `AfterStep.check`
             step.parameters = copied
         else:
-            step.parameters = copy_into(live, self._copies) if kept is None else kept
+            step.parameters = copy_into(live, self._after.copies) if kept is None else kept
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth = max(0, self._depth - 1)
@@ -537,7 +538,7 @@ class Recorder:
         self._accumulation.forget()
         if step is None:
             if self._window and self._steps > 1:  # skipped by a GradScaler: it has counted, and counted back
-                self._state_after = self._states()
+                self._after.note_states(self._optimizer, self._names)
             return
         if not step.parameters:
             raise RuntimeError(
@@ -547,25 +548,11 @@ class Recorder:
         if self._differences is not None:
             self._check_repeats(self._differences, step)
         self._storage.append(self._window, step, self._steps)
-        self._after = guards((name, p) for p, name in self._names.items())
-        self._copy_after(step)
-        self._state_after = self._states() if self._steps > 1 else []
-
-    def _copy_after(self, step: Step) -> None:
-        """Copy the parameters after `step`: to tell whether they change, and to be those before the next one."""
-        live = {name: p for p, name in self._names.items()}
-        given_away = self._graphs or step.parameters is self._copies
-        spare = self._spare or ({} if given_away else self._copies)
-        self._copies, self._spare = copy_into(live, spare), {}
-
-    def _states(self) -> list[tuple[Guard, Tensor, str]]:
-        """Note the tensors of the optimizer's state, with whose they are and their names in it."""
-        return [
-            (Guard(f"{key!r} of parameter {name!r}", value, value._version), p, key)
-            for p, name in self._names.items()
-            for key, value in self._optimizer.state.get(p, {}).items()
-            if isinstance(value, Tensor) and not value.is_inference()
-        ]
+        given_away = self._graphs or step.parameters is self._after.copies
+        self._after.note(self._names, self._spare or ({} if given_away else self._after.copies))
+        self._spare = {}
+        if self._steps > 1:
+            self._after.note_states(self._optimizer, self._names)
 
     def _check_repeats(self, differences: ElementwisePullback, step: Step) -> None:
         """Note a fault where the optimizer's step, taken again of what is recorded, leads elsewhere."""
@@ -592,26 +579,6 @@ class Recorder:
                 "of the record: set requires_grad_(False) on it, or record the steps after the change only"
             )
         self._names = {p: name for p, name in self._names.items() if p in kept}
-
-    def _check_between_steps(self) -> None:
-        """Raise if parameters were changed between two recorded steps: the pull-back would skip that change."""
-        if not self._window:
-            return
-        broken = [guard.what for guard in self._after if guard.broken]
-        if not broken:  # `p.data` edits are seen by value only
-            broken = changed(self._copies, {guard.what: guard.tensor for guard in self._after})
-        if broken:
-            raise RuntimeError(
-                f"parameter {broken[0]!r} was changed between two recorded steps (a clamp, a loaded state): "
-                "that is not part of the record; record the steps after the change only"
-            )
-        state = self._optimizer.state
-        for guard, p, key in self._state_after:
-            if state.get(p, {}).get(key) is not guard.tensor or guard.broken:
-                raise RuntimeError(
-                    f"the optimizer's state, {guard.what}, was changed between two recorded steps (cleared, loaded, "
-                    "damped): that is not part of the record; record the steps after the change only"
-                )
 
 
 _COUPLED = (
