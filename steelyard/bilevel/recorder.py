@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from steelyard._support import _check
 from steelyard._support._agreement import optimizer_settings, sample_kinds
@@ -28,6 +26,7 @@ from steelyard.bilevel.kept_update import copy_into, dense, fill_in, keep_update
 from steelyard.bilevel.objective import Divisor, Objective, WeightedLoss, summed_by_weight
 from steelyard.bilevel.optimizers import ElementwisePullback, ParameterUpdate, pullback_for
 from steelyard.bilevel.step import Conditions, Findings, Step, Tensors, random_state
+from steelyard.bilevel.step_hooks import StepHooks
 from steelyard.bilevel.storage import WHOLE, Storage
 from steelyard.bilevel.sweep.layer_record import LayerRecord, kept_forward, layers_of
 from steelyard.bilevel.trained_module import (
@@ -157,13 +156,11 @@ class Recorder:
             )
         self._window: deque[Step] = deque()
         self._accumulation = Accumulation(optimizer)
-        self._depth = 0
         self._agreed = False
         self._after = AfterStep()
         self._spare: Tensors = {}
         self._written: list[int] = []
-        self._handles: list[RemovableHandle] = []
-        self._listen()
+        self._hooks = StepHooks(optimizer, self._before_step, self._after_step)
 
     def __enter__(self) -> Recorder:
         return self
@@ -175,9 +172,7 @@ class Recorder:
 
     def close(self) -> None:
         """Remove the hooks and drop the record. The model and the optimizer stay as they are."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._hooks.remove()
         self._window.clear()
         self._accumulation.forget()
         self._after.take_copies()
@@ -210,7 +205,6 @@ class Recorder:
         if not self._agreed:
             self._agree(batch, weight)
         self._accumulation.drop_useless()
-        self._depth = 0  # where a step has failed
         # Before this forward pass takes memory of its own:
         for earlier in [*self._window, *self._accumulation.steps]:
             earlier.findings.gradient = earlier.findings.forward_record = earlier.findings.losses = None
@@ -254,7 +248,7 @@ class Recorder:
         self._written = buffer_versions(modules)
         value = value if scale == 1.0 else value * scale
         self._accumulation.add(Step(batch, weight.detach(), conditions, findings, scale=scale), value)
-        self._listen()
+        self._hooks.listen()
         return value
 
     def clip_grad_norm_(
@@ -346,22 +340,6 @@ class Recorder:
             return []
         trained = set(self._names.values())
         return [(f"parameter {n!r}", p) for n, p in self._module.named_parameters() if n not in trained]
-
-    def _listen(self) -> None:
-        """Have the step's hooks be the last before it and the first after it: others may change gradients or rates."""
-        pre, post = (getattr(self._optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post"))
-        ordered = isinstance(pre, OrderedDict) and isinstance(post, OrderedDict)
-        if self._handles and ordered and pre and post:
-            before, after = self._handles
-            if next(reversed(pre)) == before.id and next(iter(post)) == after.id:
-                return  # they are so already
-        for handle in self._handles:
-            handle.remove()
-        before = self._optimizer.register_step_pre_hook(self._before_step)
-        after = self._optimizer.register_step_post_hook(self._after_step)
-        if isinstance(post, OrderedDict) and after.id in post:
-            post.move_to_end(after.id, last=False)
-        self._handles = [before, after]
 
     def _agree(self, batch: Batch, weight: Tensor) -> None:
         """Raise RankError if the ranks would not take the same steps of the same loss."""
@@ -462,7 +440,7 @@ class Recorder:
             self._window[-1].findings.moved |= self._written != versions
 
     def _check(self, batch: Batch, weight: Tensor) -> None:
-        if not self._handles:
+        if self._hooks.removed:
             raise RuntimeError("this recorder is closed")
         _check.instance("batch", batch, Batch, "a Batch: Batch.of(inputs, targets) of all samples, then .take(rows)")
         if not isinstance(weight, Tensor) or weight.shape != (len(batch),) or not weight.is_floating_point():
@@ -471,10 +449,8 @@ class Recorder:
                 f"weight must be a floating-point tensor of shape ({len(batch)},), one a sample of the batch, got {got}"
             )
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._depth += 1
-        if self._depth > 1:  # a subclass whose step calls that of its base: the hooks are those of the outermost
-            return
+    def _before_step(self) -> None:
+        optimizer = self._optimizer
         overflow = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler: it will not move
         if overflow is not None and bool(overflow):
             self._accumulation.forget()
@@ -530,10 +506,7 @@ class Recorder:
         else:
             step.parameters = copy_into(live, self._after.copies) if kept is None else kept
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._depth = max(0, self._depth - 1)
-        if self._depth:
-            return
+    def _after_step(self) -> None:
         step = self._accumulation.newest
         self._accumulation.forget()
         if step is None:
