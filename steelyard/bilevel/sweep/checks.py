@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from steelyard.bilevel._float64_throughout import Float64Throughout
 from steelyard.bilevel.float64 import batch_in_float64, in_float32, in_float64, kernels_in_float64, step_in_float64
-from steelyard.bilevel.replay import differentiate, dot, gradient, leaves_of
+from steelyard.bilevel.replay import differentiate, dot, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
@@ -48,9 +48,10 @@ def tolerance_in(dtype: torch.dtype) -> float:
     return 1e-6 if dtype == torch.float64 else 3e-3
 
 
-def widen(question: Question) -> Question | None:
-    """Return the question in float64; None where it is so already, or under autocast."""
-    if not in_float32(question.step) or any(value.dtype != torch.float32 for value in question.at.values()):
+def widen(question: Question, autocast: bool = False) -> Question | None:
+    """Return the question in float64; None where it is so already, or under autocast (which else is left out)."""
+    single = in_float32(question.step) or (autocast and question.step.conditions.autocast is not None)
+    if not single or any(value.dtype != torch.float32 for value in question.at.values()):
         return None
     step = step_in_float64(question.run, question.step)
     batch = step.batch if question.batch is question.step.batch else batch_in_float64(question.batch)
@@ -124,8 +125,8 @@ def curvature(
     replay is looked at in float32 (over values of float64, where these can be had), more roughly. With `held` what the
     model detaches stays what it is; where that cannot be had, nothing is wrong.
     """
-    wide = widen(replace(question, direction={}))
-    if question.step.conditions.autocast or (wide is None and next(iter(question.at.values())).dtype != torch.float64):
+    wide = widen(replace(question, direction={}), autocast=True)
+    if wide is None and next(iter(question.at.values())).dtype != torch.float64:
         return None
     faults: list[str] = []
     for mode in (nullcontext(), Float64Throughout()):  # (the second where a cast to float32 rounds the differences)
@@ -137,8 +138,8 @@ def curvature(
         if fault is None:
             return None
         faults.append(fault)
-    if faults or wide is None:
-        return faults[0] if faults else "it cannot be checked"
+    if faults or wide is None or question.step.conditions.autocast:
+        return faults[0] if faults else None if question.step.conditions.autocast else "it cannot be checked"
     try:
         rough = replace(question, over_float64=question.run.is_weighted)
         return _bent(rough, answer, generator, _IN_FLOAT32, tries, held)
@@ -151,7 +152,7 @@ def left_out(question: Question, generator: torch.Generator) -> str | None:
 
     (A number in a lower precision than the rest stands still at the distances of `curvature`, or jumps.)
     """
-    wide = widen(replace(question, direction={})) or question
+    wide = widen(replace(question, direction={}), autocast=True) or question
     for one, every in ((wide, True), (wide, False), (question, False)):
         try:
             with Float64Throughout(every=True) if every else nullcontext(), kernels_in_float64(question.step):
@@ -162,23 +163,28 @@ def left_out(question: Question, generator: torch.Generator) -> str | None:
 
 
 def _left_out(question: Question, generator: torch.Generator, every: bool) -> str | None:
-    hold = Held(wide=every)
-    with hold:
-        here = _gradient(question, question.at)
-    said = None
-    for far in (1e-4, 1e-5, 1e-5):  # what jumps at a threshold (a label, a choice of samples) does not at every look
+    for _ in range(_TRIES):
+        hold = Held(wide=every)
+        here = _gradient(question, question.at, hold.over(question.at.values(), first=True))
         drawn = _random(question.at, generator)
-        at = {name: p + far * float(p.abs().mean()) * drawn[name] for name, p in question.at.items()}
-        free, held = _gradient(question, at), _gradient(question, at, hold)
-        if not hold.known:
-            return None
-        moved, apart = (_distance(held, other) for other in (here, free))
-        if apart <= 1e-6 * moved + 10 * _eps(held) * float(dot(held, held)) ** 0.5:
-            return None
-        said = (
-            f"where the parameters have moved, it changes the gradient by {apart / (moved or apart):.2g} of its change"
-        )
-    return said
+        moving = {name: 1e-4 * float(p.abs().mean()) * (here[name] != 0) for name, p in question.at.items()}
+        at = {name: p + moving[name] * drawn[name] for name, p in question.at.items()}
+        free = _gradient(question, at, hold.over(at.values(), everything=False))
+        held = _gradient(question, at, hold.over(at.values()))
+        if hold.known:
+            moved, apart = (_distance(held, other) for other in (here, free))
+            if apart <= _NEGLIGIBLE * moved + 10 * _eps(held) * float(dot(held, held)) ** 0.5:
+                return None
+            return (
+                f"held, it changes the gradient elsewhere by {apart / (moved or apart):.2g} of what moving there does"
+            )
+    return "and what is written there, or in which order, cannot be held to see whether it matters"
+
+
+_TRIES = 2
+"""How often what could not be held is looked at: a loop until something is small may take one round more by chance."""
+_NEGLIGIBLE = 2e-5
+"""A share of a gradient's change that is left out, and no matter."""
 
 
 def _eps(gradients: Tensors) -> float:
@@ -214,8 +220,7 @@ def _bent(
     found = answer(replace(question, direction=a))
     hold = Held() if held else None
     if hold is not None:
-        with hold:
-            _gradient(question, question.at)
+        _gradient(question, question.at, hold.over(question.at.values(), first=True))
     product, worst = found.product, "it cannot be looked at"
     reached = {name: g != 0 for name, g in found.gradient.items()}
     nearest = _nearest(found, precision)
@@ -255,11 +260,11 @@ def _look(
     # Where no gradient comes (the padding row of a table), no weight has moved a parameter, and H is not asked.
     b = {name: value.mul_(reached[name]) for name, value in _random(question.at, generator).items()}
     ahead = {name: p.add(b[name], alpha=h) for name, p in question.at.items()}
-    moved = _gradient(question, ahead, hold)
+    moved = _gradient(question, ahead, hold and hold.over(ahead.values()))
     size = float(dot(moved, moved)) ** 0.5
     behind = {name: p.sub(b[name], alpha=h) for name, p in question.at.items()}
     b = {name: (ahead.pop(name) - p).div_(2 * h) for name, p in behind.items()}  # as rounded beside large entries
-    down = _gradient(question, behind, hold)
+    down = _gradient(question, behind, hold and hold.over(behind.values()))
     del behind
     moved = {name: (up - down.pop(name)).div_(2 * h) for name, up in moved.items()}
     scale = max(float(dot(product, product)) ** 0.5, float(dot(moved, moved)) ** 0.5)
@@ -267,16 +272,16 @@ def _look(
 
 
 def _gradient(question: Question, at: Tensors, hold: Held | None = None) -> Tensors:
-    """Return the gradient of the step's inner loss at other parameters, with what is detached as it is on `hold`."""
-    if hold is not None:
-        with hold.again():
-            return _gradient(question, at)
-    if not question.over_float64:
-        return gradient(question.run, question.step, at)
+    """Return the gradient of the step's inner loss at other parameters, the forward pass inside of `hold`."""
     leaves = leaves_of(question.run, at)
 
     def body(module: nn.Module) -> Tensors:
-        return differentiate(module, question.reduce(module, question.sample_losses(module)), leaves)
+        with nullcontext() if hold is None else hold:
+            if question.over_float64:
+                value = question.reduce(module, question.sample_losses(module))
+            else:
+                value = question.run.inner_loss(question.step, module)
+        return differentiate(module, value, leaves)
 
     found: Tensors = question.replay(body, leaves)
     return found

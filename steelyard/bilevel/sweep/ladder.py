@@ -175,6 +175,7 @@ class Ladder:
         question = Question(run, step, at, direction, step.batch)
         known = known_of(question, "curvature")
         due = run.ranks.any(known.due())
+        known.left_out = None if due else known.left_out
 
         def replayed(rung: Rung, found: Curved) -> str | None:
             if not all_finite([*found.product.values(), found.tangents]):
@@ -193,7 +194,9 @@ class Ladder:
 
         rungs = [*([] if first is None else [first]), *curvature_rungs(step.findings.coupled, self.differences)]
         ask = partial(_answer, question=question)
-        return self._climb(question, known, rungs, ask, fault, objection)
+        found = self._climb(question, known, rungs, ask, fault, objection)
+        _say_what_is_left_out(known)
+        return found
 
     def curvature(self, run: Trajectory, step: Step, at: Tensors, direction: Tensors) -> Tensors:
         """Return H u alone, of any objective; see `curvature_and_losses`."""
@@ -399,13 +402,15 @@ ROUNDS_AWAY = (
 
 def _check_second_derivative(question: Question, known: Known) -> None:
     if known.due():
+        known.left_out = None
         fault = _bent(question, known, lambda asked: general(asked, ())[0], True)
         if fault is not None:
             raise NoDerivative(f"the second derivative of the model is wrong ({fault}); {_REMEDY}")
+    _say_what_is_left_out(known)
 
 
 def _bent(question: Question, known: Known, answer: Callable[[Question], Curved], exact: bool) -> str | None:
-    """Check H; where the model stops gradients, what autograd leaves out is meant, and said.
+    """Check H; where the model stops gradients, what autograd leaves out is meant, and noted.
 
     (Of all samples: what is wrong of one, a label made by the model or a variance at its floor, no few show.)
     """
@@ -420,11 +425,16 @@ def _bent(question: Question, known: Known, answer: Callable[[Question], Curved]
         other = checks.curvature(question, answer, known.generator, held=True)
         if other is not None:  # (torch's third derivative of BatchNorm, say)
             return f"what the model detaches being held, {other}"
-    warnings.warn(
-        "the model or the loss takes values out of the graph (detach, no_grad, .data, .item()), and with more than one "
-        "step the second derivative leaves out what flows through there: the answer is that of autograd, not of "
-        f"training again ({fault}). Truncated(steps=1) is not concerned",
-        StopGradientWarning,
-        stacklevel=2,
-    )
+    known.left_out = fault
     return None
+
+
+def _say_what_is_left_out(known: Known) -> None:
+    if known.left_out is not None:
+        warnings.warn(
+            "the model or the loss takes values out of the graph (detach, no_grad, .data, .item()), and with more than "
+            "one step the second derivative leaves out what flows through there: the answer is that of autograd, not "
+            f"of training again ({known.left_out}). Truncated(steps=1) does not ask for it",
+            StopGradientWarning,
+            stacklevel=4,
+        )

@@ -1,23 +1,30 @@
-"""Does a model stop gradients on purpose, does that matter, and what is left when what it stops is held?"""
+"""Does a model take values out of the graph, does that matter, and what is left when they are held?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from steelyard.bilevel.replay import leaves_of
 from steelyard.bilevel.sweep.question import Question
 
-__all__ = ["Held", "stops_gradients"]
+__all__ = ["Held", "Watch", "stops_gradients"]
 
-_OUT = frozenset({torch.tensor, Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__float__, Tensor.__array__})
-"""What takes numbers out of torch."""
-_STOPS = frozenset({Tensor.detach, Tensor.detach_, torch.detach, Tensor.data.__get__}) | _OUT  # type: ignore[attr-defined]
+_VIEWS = frozenset({Tensor.detach, torch.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
+_OUT = frozenset(
+    {
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__float__, Tensor.__array__),
+        *(torch.tensor, Tensor.new_tensor, torch.as_tensor),
+    }
+)
+"""What takes numbers out of torch, and back into it."""
+_STOPS = _VIEWS | _OUT | {Tensor.detach_, torch.autograd.grad}
 _SWITCH = torch._C._set_grad_enabled
 
 
@@ -27,7 +34,7 @@ def stops_gradients(question: Question) -> bool:
 
     def body(module: Any) -> bool:
         run, step = question.run, question.step
-        with _Watch() as watch:
+        with Watch() as watch:
             if not run.is_weighted:
                 run.inner_loss(step, module)
             else:  # (the divisor of the weights is not asked)
@@ -62,47 +69,62 @@ class _Off(TorchFunctionMode):
             self._before.append((now, self._switched))
             self._switched = self._switched if on == now else not on
 
-    def stops(self, func: Any, args: Any) -> bool:
+    def stops(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call takes a tensor out of the graph. (One without a gradient has nothing to leave.)"""
-        if func not in _STOPS or not (isinstance(args[0], Tensor) and args[0].requires_grad):
+        if func not in _STOPS or (func is torch.autograd.grad and kwargs.get("create_graph")):
+            return False
+        if not any(one.requires_grad for one in _tensors((args, kwargs))):
             return False
         states = [*self._before, (torch.is_grad_enabled(), self._switched)]
         return all(on or switched for on, switched in states)  # else in an autograd function, which has its own
 
 
-class _Watch(_Off):
+class Watch(_Off):
+    """Attributes: stopped: something left the graph inside."""
+
     stopped = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is _SWITCH:
             self.switch(args[0])
-        self.stopped |= self.off or self.stops(func, args)
-        return func(*args, **(kwargs or {}))
+        self.stopped |= self.off or self.stops(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 class Held(_Off):
     """Inside, what leaves the graph is noted; inside once more, it is what it was then, wherever the parameters are.
 
     So a difference of the gradient is its derivative as autograd has it, what left the graph being constant. What is
-    computed without gradients is held operator by operator.
+    computed without gradients is held operator by operator. Comparisons and places (of a largest entry) are held in
+    any case: their derivative is 0, and a jump of one that happens to be near is not meant.
 
     Args:
         wide: numbers come back into torch in float64, where that is how all else is.
 
     Attributes:
-        known: all of it could be held. (What is written in place without gradients cannot.)
+        known: all of it could be held. (What is written into parameters without gradients cannot, and where the model
+            takes another way there is nothing to compare.)
     """
 
     def __init__(self, wide: bool = False) -> None:
         super().__init__()
         self.known = True
         self._wide = wide
-        self._values: list[Any] = []
+        self._noted: list[tuple[Any, Any]] = []
         self._place: int | None = None
+        self._all = True
+        self._own: frozenset[int] = frozenset()
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def again(self) -> Held:
-        """Have the next pass take the values that were noted, from the first on."""
-        self._place = 0
+    def over(self, at: Iterable[Tensor], first: bool = False, everything: bool = True) -> Held:
+        """Have the next pass, with parameters in the memory `at`, take the values that were noted, from the first on.
+
+        With `first` it notes them; without `everything` comparisons and places alone are held.
+        """
+        self._place, self._all = None if first else 0, everything
+        self._own = frozenset(_memory(one) for one in at)
+        self._copies = {}
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,27 +132,66 @@ class Held(_Off):
         if func is _SWITCH:
             self.switch(args[0])
             return func(*args, **kwargs)
-        stops = self.stops(func, args)
+        stops = self.stops(func, args, kwargs)
         found = func(*args, **kwargs)
         if self._wide and func is torch.tensor and found.dtype == torch.float32:
             found = func(*args, **{**kwargs, "dtype": torch.float64})
-        if stops:
-            self.known &= func is not Tensor.detach_
-            return self._hold(found)
-        if not self.off:
-            return found
         name = func.__name__
-        self.known &= name != "__setitem__" and not (name.endswith("_") and name[-2:] != "__") and "out" not in kwargs
-        # (A view of what has a gradient says that it has one, too, and has none.)
-        made = [one for one in tree_leaves(found) if isinstance(one, Tensor)]
-        return self._hold(found) if made and not any(one is arg for one in made for arg in args) else found
-
-    def _hold(self, found: Any) -> Any:
-        if self._place is None:
-            self._values.append(deepcopy(found))
+        if name == "__setitem__" or (name.endswith("_") and name[-2:] != "__") or "out" in kwargs:
+            self._wrote(func, args, kwargs)
             return found
-        if self._place == len(self._values):
+        if stops:
+            return self._hold(func, found, args[0] if func in _VIEWS and args else None)
+        if self.off and any(isinstance(one, Tensor) for one in tree_leaves(found)):
+            # (A view of what has a gradient says that it has one, too, and has none.)
+            return found if any(one is arg for one in _tensors(found) for arg in args) else self._hold(func, found)
+        if any(one.is_floating_point() for one in _tensors((args, kwargs))):
+            return tree_map(lambda one: self._hold(func, one, always=True) if _is_place(one) else one, found)
+        return found
+
+    def _hold(self, func: Any, found: Any, source: Tensor | None = None, always: bool = False) -> Any:
+        """Note a value, or return what was noted in its place; `source` has the memory that it is a view of."""
+        if self._place is None:
+            self._noted.append((func, deepcopy(found)))
+            return found
+        if self._place >= len(self._noted) or self._noted[self._place][0] != func:
             self.known = False  # another way was taken
             return found
+        value = self._noted[self._place][1]
         self._place += 1
-        return self._values[self._place - 1]
+        if not (self._all or always):
+            return found
+        value = deepcopy(value)  # it may be written to
+        if source is not None and isinstance(value, Tensor):
+            self._copies[id(value)] = value, found
+        return value
+
+    def _wrote(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Follow a write in place: into what stands for a view, and where there are no gradients."""
+        into = kwargs.get("out", args[0] if args else None)
+        _, live = self._copies.get(id(into), (None, None))
+        if live is not None:  # that memory has it, too
+            func(live, *args[1:], **kwargs)
+        if not self.off:
+            return
+        if not isinstance(into, Tensor) or _memory(into) in self._own:
+            self.known = False
+            return
+        if into.requires_grad and not into.is_leaf:  # what is not written over keeps its gradient
+            return
+        held = self._hold(func, into.detach())
+        if self._all and self._place is not None and held.shape == into.shape:
+            with torch.no_grad():
+                into.copy_(held)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(values) if isinstance(one, Tensor)]
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+
+
+def _memory(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
