@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,7 @@ def trained(
     make: Taken, optimizer: Callable[..., torch.optim.Optimizer], dtype: torch.dtype, weight: Tensor
 ) -> tuple[nn.Module, Recorder]:
     torch.manual_seed(0)
-    model = Scaled(make).to(dtype)
+    model = Scaled(deepcopy(make)).to(dtype)
     stepper = optimizer(model.parameters())
     recorder = Recorder(model, stepper, WeightedLoss(CROSS_ENTROPY), steps=STEPS)
     for _ in range(STEPS):
@@ -51,7 +52,9 @@ def trained(
 
 
 def outer(model: nn.Module) -> Tensor:
-    return F.cross_entropy(model(1.1 * X[:5].to(next(model.parameters()).dtype)), Y[:5])
+    """Evaluate without what is made of hidden units: what an outer loss holds is said elsewhere."""
+    assert isinstance(model, Scaled)
+    return F.cross_entropy(model.last(torch.tanh(model.first(1.1 * X[:5].to(model.first.weight.dtype)))), Y[:5])
 
 
 def retrained(make: Taken, optimizer: Callable[..., torch.optim.Optimizer], by: float = 1e-5) -> Tensor:
@@ -100,7 +103,42 @@ def part(hidden: Tensor) -> Tensor:
     return still + hidden.tanh()
 
 
+def counted(hidden: Tensor) -> Tensor:
+    with torch.no_grad():
+        torch.zeros(1).add_(1)
+    return hidden.float().sigmoid().detach()
+
+
+def copied(hidden: Tensor) -> Tensor:
+    copy = nn.Parameter(torch.zeros(8, dtype=hidden.dtype))
+    with torch.no_grad():
+        copy.copy_(hidden.mean(0))
+    return copy.sigmoid()
+
+
+def placed(hidden: Tensor) -> Tensor:
+    table = torch.zeros(12)
+    with torch.no_grad():
+        table[Y == 1] = hidden.float().sigmoid().mean(1)[Y == 1]
+    return table[:, None]
+
+
+def nudged(hidden: Tensor) -> Tensor:
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(hidden.square().sum(), hidden, retain_graph=True)
+    return slope.sigmoid()
+
+
 LEFT_OUT: dict[str, Taken] = {
+    "no_grad, a count beside": counted,
+    "no_grad, into a copy": copied,
+    "no_grad, by places": placed,
+    "detach, written in place": lambda h: h.sigmoid().detach().mul_(2),
+    "a slope": nudged,
+    "by name": lambda h: torch.detach(input=h.sigmoid()),
+    "new_tensor": lambda h: h.new_tensor(h.sigmoid()),
+    "a list": lambda h: torch.tensor([list(row) for row in h.sigmoid()], dtype=torch.float32),
+    "a detached weight of the largest": lambda h: (h >= h.topk(3)[0][:, -1:].detach()) * h.sigmoid().detach(),
     "detach": lambda h: h.sigmoid().detach(),
     "detach, float": lambda h: h.float().sigmoid().detach(),
     "detach, bfloat16": lambda h: h.bfloat16().sigmoid().detach(),
@@ -131,7 +169,22 @@ LEFT_OUT: dict[str, Taken] = {
 def test_what_leaves_the_graph_is_said_in_every_precision(name: str, dtype: torch.dtype) -> None:
     for optimizer in (partial(torch.optim.SGD, lr=0.3), partial(torch.optim.Adam, lr=1e-2)):
         _, recorder = trained(LEFT_OUT[name], optimizer, dtype, torch.ones(12))
-        with pytest.warns(StopGradientWarning, match="leaves out what flows through"):
+        with pytest.warns(StopGradientWarning, match="with more than one step"):
+            Truncated(STEPS)(recorder.trajectory(), outer)
+
+
+def test_it_is_said_under_autocast_and_at_every_call() -> None:
+    model = Scaled(counted)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    recorder = Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY), steps=STEPS)
+    for _ in range(4):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = recorder.loss(Batch.of(X.float(), Y), torch.ones(12))
+            loss.backward()
+            optimizer.step()
+        with pytest.warns(StopGradientWarning, match="with more than one step"):
             Truncated(STEPS)(recorder.trajectory(), outer)
 
 
@@ -182,7 +235,32 @@ def nested(hidden: Tensor) -> Tensor:
         return hidden.sigmoid()
 
 
+def masked(hidden: Tensor) -> Tensor:
+    scores = hidden * 1
+    scores.data.masked_fill_(torch.arange(8) > 5, -9.0)
+    return scores.sigmoid()
+
+
+class Frozen(nn.Module):
+    """A residual block under no_grad, of parameters that the optimizer is given and does not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what the block makes of numbers that no parameter moves."""
+        with torch.no_grad():
+            found = self.block(torch.linspace(-1, 1, 8).to(hidden.dtype))
+            found += 1
+            return torch.relu(found)
+
+
 NOT_LEFT_OUT: dict[str, Taken] = {
+    "the largest": lambda h: (h >= h.topk(3)[0][:, -1:].detach()).to(h.dtype),
+    "the largest, as a number": lambda h: (h == h.max().item()).to(h.dtype) + h.sigmoid(),
+    "a mask through data": masked,
+    "a frozen block": Frozen(),
     "nothing": torch.sigmoid,
     "casts": lambda h: h.float().sigmoid(),
     "numbers for a log": noted,
