@@ -44,6 +44,7 @@ with needed_by("steelyard.estimators", install="steelyard[experiments]"):
 __all__ = ["ReweightedClassifier", "ReweightedRegressor"]
 
 _FAR = 3  # standard deviations
+_ROUNDED = 1e-13  # of the largest number: what float64 rounds
 _WHOLE = 4096  # rows of a step that are no noise to speak of
 
 Rows = Any
@@ -102,7 +103,8 @@ class _Reweighted(BaseEstimator):
             ValueError: lengths that do not agree, groups without validation, environments beside validation; a module
                 that does not take the rows, or has outputs of another shape.
         """
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        _check_size(X)
         if groups is not None and validation is None:
             raise ValueError("groups are those of the validation rows: give validation=(X, y) beside groups")
         if environments is not None and validation is not None:
@@ -110,10 +112,11 @@ class _Reweighted(BaseEstimator):
         _check.integer("epochs", self.epochs, low=1)
         _check.integer("batch_size", self.batch_size, low=1)
         self._centre, self._spread = X.mean(axis=0), X.std(axis=0)
-        self._mean, self._scale = np.zeros(X.shape[1], X.dtype), np.ones(X.shape[1], X.dtype)
+        self._spread[self._spread <= _ROUNDED * np.abs(X).max(axis=0)] = 0  # a constant column
+        self._mean, self._scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.standardise:
             self._mean = self._centre
-            self._scale = np.where(self._spread > 0, self._spread, 1).astype(X.dtype)
+            self._scale = np.where(self._spread > 0, self._spread, 1)
         places = None if environments is None else _codes("environments", environments, len(X))
         train = Batch.of(self._inputs(X), self._targets(y), environment=places)
         judges = None if validation is None else self._judges(validation, groups)
@@ -176,6 +179,7 @@ class _Reweighted(BaseEstimator):
             raise ValueError(f"module has outputs of shape {shape} for {len(few)} rows, and y needs {wanted}")
 
     def _inputs(self, X: np.ndarray) -> Tensor:
+        """Return the features as the module takes them: shifted in float64, then rounded."""
         return torch.from_numpy(np.ascontiguousarray((X - self._mean) / self._scale, dtype=np.float32))
 
     def _judges(self, validation: tuple[Rows, Rows], groups: Rows) -> Batch:
@@ -183,7 +187,8 @@ class _Reweighted(BaseEstimator):
             rows, labels = validation
         except (TypeError, ValueError) as error:
             raise ValueError("validation must be a pair (X, y) of other rows than those of fit") from error
-        rows, labels = validate_data(self, rows, labels, dtype=np.float32, reset=False)
+        rows, labels = validate_data(self, rows, labels, dtype=np.float64, reset=False)
+        _check_size(rows)
         group = None if groups is None else _codes("groups", groups, len(rows))
         self._warn_of_other_units(rows)
         return Batch.of(self._inputs(rows), self._targets(labels, known=True), group=group)
@@ -202,9 +207,16 @@ class _Reweighted(BaseEstimator):
 
     def _outputs_of(self, X: Rows) -> np.ndarray:
         check_is_fitted(self, "module_")
-        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        rows = validate_data(self, X, dtype=np.float64, reset=False)
+        _check_size(rows)
         with torch.no_grad():
             return self.module_(self._inputs(rows)).numpy()
+
+
+def _check_size(X: np.ndarray) -> None:
+    largest = float(np.abs(X).max())
+    if largest > float(np.finfo(np.float32).max):
+        raise ValueError(f"X holds {largest:.3g}, a value too large for float32, which modules take: scale that column")
 
 
 class ReweightedClassifier(ClassifierMixin, _Reweighted):

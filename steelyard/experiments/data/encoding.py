@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steelyard._support._text import few
 from steelyard.experiments.data.dates import DATE_ORDERS, DateOrder, days_of
+from steelyard.experiments.data.scales import scales_of
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.errors import DataError
 
@@ -116,9 +117,7 @@ class Encoding:
         found = []
         columns = [_fitted_number(table, name, gaps[name], rows, dates.get(name, "")) for name in numbers]
         if columns:
-            stacked = torch.stack([values for values, _ in columns], 1)[rows]  # float64: a constant has deviation 0
-            means, deviations = stacked.mean(0), stacked.std(0, correction=0)
-            deviations = torch.where(deviations > 0, deviations, 1.0)
+            means, deviations = scales_of(torch.stack([values for values, _ in columns], 1)[rows])
             scales = zip(numbers, means.tolist(), deviations.tolist(), columns, strict=True)
             for name, mean, deviation, (_, fill) in scales:
                 some = any(gaps[name][row] for row in places)
@@ -222,7 +221,7 @@ def _numbers(table: Table, name: str, gap: Sequence[bool], fill: float, dates: D
         return torch.where(torch.tensor(gap), fill, days_of(table, name, gap, dates))
     column = ["0" if empty else value for value, empty in zip(table.columns[name], gap, strict=True)]
     try:
-        numbers = table.with_column(name, column).numbers(name).double()
+        numbers = table.with_column(name, column).numbers(name)
     except DataError as error:
         raise DataError(f"{error}; mend it, or list {name!r} in data.categorical or data.drop") from error
     return torch.where(torch.tensor(gap), fill, numbers)
@@ -237,7 +236,7 @@ def _fitted_number(
     fitted = numbers[train][known[train]]
     if not len(fitted):
         raise DataError(f"{table.path}: {name!r} is missing in every row of the training split; list it in data.drop")
-    fill = float(fitted.mean().float())
+    fill = float(fitted.mean())
     return torch.where(known, numbers, fill), fill
 
 

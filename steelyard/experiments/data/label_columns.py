@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steelyard.experiments.data.scales import scales_of
 from steelyard.experiments.data.table import Table, as_number
 from steelyard.experiments.errors import DataError
 
@@ -57,8 +58,8 @@ def check_classes(table: Table, column: str, found: tuple[str, ...]) -> None:
 
 def scale_of(table: Table, column: str, values: Float[Tensor, " k"]) -> tuple[float, float]:
     """Return mean and standard deviation of the training rows' targets."""
-    mean, deviation = float(values.double().mean()), float(values.double().std(correction=0))
-    if not deviation > 0:
+    (mean,), (deviation,) = (one.tolist() for one in scales_of(values[:, None]))
+    if not bool((values != values[0]).any()):
         same = f"{column!r} is {float(values[0]):g} in every training row"
         raise DataError(f"{table.path}: {same}; there is nothing to learn")
     return mean, deviation

@@ -172,7 +172,7 @@ class Labelled(OwnData):
         inputs, notes = features(parts[0])
         scale = None if numbers is None else scale_of(table, self.target, numbers[parts[0]])
         if numbers is not None and scale is not None:
-            numbers = (numbers - scale[0]) / scale[1]
+            numbers = ((numbers - scale[0]) / scale[1]).float()
             units = f"{scale[0]:.6g} + {scale[1]:.6g} x the model's output"
             notes = (f"{self.target} is standardised by the training rows: {units}.", *notes)
         targets = targets if numbers is None else numbers

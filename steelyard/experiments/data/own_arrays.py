@@ -18,9 +18,9 @@ from torch import Tensor
 from steelyard.experiments.data.columns import as_texts, read_npy, read_npz
 from steelyard.experiments.data.labelled import Labelled
 from steelyard.experiments.data.own_data import sha256
+from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
-from steelyard.experiments.data.tabular import standardise
 from steelyard.experiments.data.whole import whole_of
 from steelyard.experiments.errors import DataError
 
@@ -98,7 +98,7 @@ class OwnArrays(Labelled):
         self, inputs: Float[Tensor, "n *features"], train: Int[Tensor, " k"]
     ) -> tuple[Tensor, tuple[str, ...]]:
         if not self.standardise:
-            return inputs, ()
+            return inputs.float(), ()
         scaled = standardise(inputs.flatten(1), train).reshape(inputs.shape)
         return scaled, ("Features, standardised by the training rows.",)
 
@@ -138,14 +138,17 @@ def _as_numpy(tensor: Shaped[Tensor, "*shape"]) -> np.ndarray:
 
 
 def finite_inputs(path: Path, name: str, array: np.ndarray) -> Float[Tensor, "n *features"]:
-    """Return an array of inputs as 32-bit floats; DataError if it is no such array, or a number is not finite."""
+    """Return an array of inputs; DataError if it is no such array, or a number is not finite as a 32-bit float.
+
+    As 32-bit floats, or 64-bit where the array holds more than those do: to be shifted before they are rounded.
+    """
     if array.dtype.kind not in "fiub" or array.ndim < 2 or 0 in array.shape:
         raise DataError(
             f"{path}: the features {name!r} are {array.dtype} of shape {array.shape}; they must be numbers (n, ...)"
         )
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is named below
-        inputs = torch.from_numpy(array.astype(np.float32))
-    wrong = ~inputs.isfinite()
+    exact = np.float32 if np.can_cast(array.dtype, np.float32) else np.float64
+    inputs = torch.from_numpy(array.astype(exact))
+    wrong = ~(inputs.abs() <= torch.finfo(torch.float32).max)
     if bool(wrong.any()):
         row, *place = torch.nonzero(wrong)[0].tolist()
         column = ", ".join(map(str, place))

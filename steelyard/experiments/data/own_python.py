@@ -28,9 +28,9 @@ from steelyard.experiments.data.groups import PARTS
 from steelyard.experiments.data.labelled import Gather, Labelled
 from steelyard.experiments.data.own_arrays import EMPTY, finite_inputs
 from steelyard.experiments.data.own_data import sha256
+from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
-from steelyard.experiments.data.tabular import standardise
 from steelyard.experiments.errors import DataError
 
 __all__ = ["OwnPython"]
@@ -137,7 +137,7 @@ class OwnPython(Labelled):
             if self.standardise and isinstance(gather, Tensor):
                 scaled = standardise(gather.flatten(1), train).reshape(gather.shape)
                 return scaled, ("Features, standardised by the training rows.",)
-            return gather, ()
+            return gather.float() if isinstance(gather, Tensor) else gather, ()
 
         own = copy(self)
         _check.store(own, split=_SPLIT)

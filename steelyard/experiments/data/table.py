@@ -89,14 +89,17 @@ class Table:
         return torch.tensor([ids[value] for value in values], dtype=torch.int64)
 
     def numbers(self, column: str, *, low: float = -math.inf) -> Float[Tensor, " n"]:
-        """Return the column as float32; DataError for a value that is no finite number there, or one below `low`."""
+        """Return the column in float64, for what shifts it first; DataError for what is no number, or below `low`.
+
+        One too large for float32 is refused, which the inputs of models are.
+        """
         numbers = [as_number(value) for value in self.columns[column]]
         row = next((row for row, x in enumerate(numbers) if not (abs(x) <= _LARGEST and x >= low)), None)
         if row is not None and abs(numbers[row]) > _LARGEST and math.isfinite(numbers[row]):
             raise self.error(row, column, f"a number of size {_LARGEST:.2g} at most (float32)")
         if row is not None:
             raise self.error(row, column, "a number" if low == -math.inf else f"a number >= {low:g}")
-        return torch.tensor(numbers, dtype=torch.float32)
+        return torch.tensor(numbers, dtype=torch.float64)
 
     def where(self, keep: Sequence[bool]) -> Table:
         """Return the rows marked in `keep`."""

@@ -14,7 +14,7 @@ from steelyard.experiments.data.splits import deal
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.errors import DataError
 
-__all__ = ["deal_parts", "find", "one_hot", "standardise"]
+__all__ = ["deal_parts", "find", "one_hot"]
 
 
 def find(root: Path | None, file: str, name: str) -> Path:
@@ -35,16 +35,6 @@ def one_hot(table: Table, categories: Mapping[str, Sequence[str]]) -> Float[Tens
         codes = table.codes(column, {value: code for code, value in enumerate(values)})
         blocks.append(F.one_hot(codes, len(values)).float())
     return torch.cat(blocks, 1)
-
-
-def standardise(numbers: Float[Tensor, "n width"], train: Int[Tensor, " k"]) -> Float[Tensor, "n width"]:
-    """Return the columns shifted and scaled to mean 0 and standard deviation 1 over the rows `train`.
-
-    A column that is constant there is only shifted.
-    """
-    fitted = numbers[train].double()  # exact enough that a constant column has deviation 0
-    mean, std = fitted.mean(0), fitted.std(0, correction=0)
-    return ((numbers.double() - mean) / torch.where(std > 0, std, 1.0)).float()
 
 
 def deal_parts(

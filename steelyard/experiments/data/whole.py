@@ -65,4 +65,4 @@ def _targets(own: Labelled, table: Table) -> tuple[Shaped[Tensor, " n"], tuple[s
         return *own.targets_of(table), None
     numbers = table.numbers(own.target)
     scale = scale_of(table, own.target, numbers)
-    return (numbers - scale[0]) / scale[1], (), scale
+    return ((numbers - scale[0]) / scale[1]).float(), (), scale

@@ -131,13 +131,13 @@ def _days(texts: Sequence[str], order: DateOrder) -> Float[Tensor, " n"]:
 
 
 def quarters(
-    values: Float[Tensor, " n"], written: Callable[[float], str] = "{:g}".format
+    values: Float[Tensor, " n"], written: Callable[[float], str] | None = None
 ) -> tuple[Int[Tensor, " n"], list[str]]:
     """Return the part of each number, a quarter of the training rows (the last part: missing ones), and the names.
 
     Args:
         values: NaN where one is missing.
-        written: how a name shows a number.
+        written: how a name shows a number; None: by as many digits as tell the bounds apart.
     """
     known = values[values.isfinite()]
     if not len(known):
@@ -146,7 +146,17 @@ def quarters(
     edges = sorted({float(ordered[min(len(ordered) - 1, k * len(ordered) // _QUARTERS)]) for k in range(1, _QUARTERS)})
     codes = torch.searchsorted(torch.tensor(edges, dtype=torch.float64), values, right=True)
     low, high = float(ordered[0]), float(ordered[-1])
-    bounds = list(map(written, [low, *edges, high]))
+    numbers = [low, *edges, high]
+    bounds = _told_apart(numbers) if written is None else list(map(written, numbers))
     names = [f"{bounds[k]} to {'below ' if k < len(edges) else ''}{bounds[k + 1]}" for k in range(len(edges) + 1)]
     codes = torch.where(values.isfinite(), codes, len(names))
     return codes, [*names, "(missing)"]
+
+
+def _told_apart(numbers: Sequence[float]) -> list[str]:
+    written: list[str] = []
+    for digits in (6, 9, 12, 17):
+        written = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(written)) == len(set(numbers)):
+            break
+    return written
