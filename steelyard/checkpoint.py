@@ -205,7 +205,11 @@ class Journal:
             state = _state.read(place, _KIND)
         except _state.StateError as error:
             left = _where(previous) if place == newest else ""
-            remedy = f"the one before it is whole: {left}; remove {newest} to go on from it" if left else "begin again"
+            remedy = (
+                f"the one before it is whole: {left}; remove {newest} to go on from it"
+                if left
+                else "none before it is left: begin again"
+            )
             raise CheckpointError(f"{error}; {remedy}") from error
         try:
             found, stages, noted = (state[key] for key in ("identity", "stages", "note"))

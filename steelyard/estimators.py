@@ -310,4 +310,9 @@ def _codes(name: str, labels: Rows, count: int) -> Tensor:
     values = np.asarray(labels)
     if values.shape != (count,):
         raise ValueError(f"{name} must have one label a row, shape ({count},), got {values.shape}")
+    missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
+    if missing:
+        raise ValueError(
+            f"{name}[{missing[0]}] is missing ({len(missing)} are): give each row a label, or leave it out"
+        )
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))

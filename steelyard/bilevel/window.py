@@ -121,9 +121,9 @@ def outer_gradient(
         run.evaluate(derived, leaves)
     if not tensors and all(one.grad is None for one in own.values()):
         raise ValueError(_INDEPENDENT)
-    if watch is not None:
-        known.left_out = None
-        if watch.stopped:
+    if watch is not None and watch.seen != known.seen:
+        known.seen, known.left_out = watch.seen, None
+        if watch.seen:  # (not at every call: a loss that notes its value for a log would note more of them)
             look_at_constants(run, outer, start, {n: p.grad for n, p in leaves.items() if p.grad is not None}, known)
     say_constants(known)
     found = _apart({name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in own.items()})

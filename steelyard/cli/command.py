@@ -98,7 +98,8 @@ def exit_status(work: Callable[[], object], words: Sequence[str]) -> int:
     except OSError as error:  # a folder that cannot be written, a disk that is full
         place = error.filename2 or error.filename  # of a file that is moved, where to
         said = f"{place}: {error.strerror}" if place else str(error)
-        return _fail(f"{said}; make room, or name another place (--out)")
+        room = "" if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)) else "make room, or "
+        return _fail(f"{said}; {room}name another place (--out)")
     except KeyboardInterrupt:
         sys.stderr.write("steelyard: interrupted\n")
         return 130

@@ -122,6 +122,7 @@ def said_in_options() -> Iterator[None]:
         yield
     except DataError as error:
         text = re.sub(r'data\.missing = "category"', "--missing category", str(error))
+        text = text.replace("data.groups_on = 'validation'", "--groups-on validation")
         text = re.sub(r'data\.separator = "(.*?)"', r"--separator '\1'", text)
         text = re.sub(r"data\.(file|table|folder): ", "", text)
         text = re.sub(r"(?<=in a table)(, data\.table| \(data\.table\))", ", with --images FOLDER", text)

@@ -161,6 +161,12 @@ class Maple(OuterSettings):
             if self.estimator is None
             else _check.instance("estimator", self.estimator, Estimator, what)
         )
+        asked = getattr(self.estimator, "steps", 1)
+        if isinstance(asked, int) and asked > self.inner.window:
+            raise ValueError(
+                f"estimator asks for steps={asked}, and the inner run records {self.inner.window}: "
+                f"InnerRun(..., window={asked})"
+            )
         if self.outer_chunk is not None:
             self.outer_chunk = _check.integer("outer_chunk", self.outer_chunk, low=1)
         _check.instance("prior", self.prior, (Prior, type(None)), "a Prior")

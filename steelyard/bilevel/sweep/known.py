@@ -26,7 +26,8 @@ class Known:
         mixes: samples of the recorded batch were seen to couple.
         differ: entries of a direction of which the gradient is 0 were seen to matter.
         rough: float32 was seen to be too rough for what is asked.
-        left_out: what a second derivative leaves out, as a check has put it; None: nothing.
+        left_out: what a derivative leaves out, as a check has put it; None: nothing.
+        seen: how many calls took something out of the graph, where it was last looked at whether that matters.
         widths: bytes that a sample costs where activations are kept, and where they are not, by a probe.
     """
 
@@ -35,6 +36,7 @@ class Known:
     differ: bool = False
     rough: bool = False
     left_out: str | None = None
+    seen: int = 0
     barred: dict[str, str] = field(default_factory=dict)
     widths: dict[bool, int] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))

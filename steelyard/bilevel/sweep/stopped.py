@@ -41,7 +41,7 @@ def stops_gradients(question: Question) -> bool:
                 run.weighted.sample_losses(module, step.batch)
                 if run.weighted.regulariser is not None:
                     run.weighted.regulariser(module)
-        return watch.stopped
+        return watch.seen > 0
 
     found: bool = question.replay(body, leaves)
     return found
@@ -80,15 +80,15 @@ class _Off(TorchFunctionMode):
 
 
 class Watch(_Off):
-    """Attributes: stopped: something left the graph inside."""
+    """Attributes: seen: how many calls inside took something out of the graph."""
 
-    stopped = False
+    seen = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _SWITCH:
             self.switch(args[0])
-        self.stopped |= self.off or self.stops(func, args, kwargs)
+        self.seen += self.off or self.stops(func, args, kwargs)
         return func(*args, **kwargs)
 
 

@@ -70,7 +70,8 @@ def _read_text(path: Path, data: bytes, separator: str) -> Table:
     (head, *more) = table.columns
     if not more:
         other = next((sign for sign in (";", "\t", "|") if sign in head), None)
-        hint = f'; are the values separated by {other!r}? Then set data.separator = "{other}"' if other else ""
+        written = "\\t" if other == "\t" else other
+        hint = f'; are the values separated by {other!r}? Then set data.separator = "{written}"' if other else ""
         raise DataError(f"{path}, line 1: there is one column alone, {head!r}{hint}")
     return table
 

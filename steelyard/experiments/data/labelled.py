@@ -236,7 +236,13 @@ class Labelled(OwnData):
             return hidden
         if not self.split:
             for column in gaps:
-                check_filled(table, column, empty, " (but groups of training rows, which a column `split` tells)")
+                check_filled(
+                    table,
+                    column,
+                    empty,
+                    what="a group: fill it in, drop the row, or, where groups are known of some rows alone, judge by "
+                    "these (data.groups_on = 'validation', or a column `split`; of training rows they may be missing)",
+                )
         training = [code == 0 for code in self._said(table).tolist()]
         for column, gap in gaps.items():
             for row, (missing, trained) in enumerate(zip(gap, training, strict=True)):
@@ -334,7 +340,7 @@ class Labelled(OwnData):
             rows = torch.nonzero(ids == absent).flatten().tolist()
             first = f", the first in {table.place(rows[0]) if table.more else table.line(rows[0])}" if rows else ""
             total = f"{len(rows)} row{'s' * (len(rows) != 1)} in all{first}"
-            remedy = "mark some of them so" if self.split else "add rows, or give the split a larger share"
+            remedy = self._more_of(table, len(rows))
             if table.more and part == PARTS[1]:
                 remedy = f"add some to {table.more[0][1].path}"
             elif table.more and rows and rows[0] >= table.more[0][0]:  # clean rows name what no other row does
@@ -343,6 +349,14 @@ class Labelled(OwnData):
                 f"{table.path}, column {column!r}: the {kind} {names[absent]!r} has no sample in the {part} split "
                 f"({total}); {remedy}"
             )
+
+    def _more_of(self, table: Table, rows: int) -> str:
+        """Return what helps where a split has none of so many rows."""
+        if self.split:
+            return "mark some of its rows so"
+        if rows < len(PARTS):
+            return "it has too few rows for all splits: add some, drop it, or join it to another value"
+        return "add rows, or give the split a larger share"
 
     def _environments(
         self, table: Table, codes: Int[Tensor, " n"], names: tuple[str, ...], parts: Parts, said: Sequence[str]
@@ -365,7 +379,7 @@ class Labelled(OwnData):
         if 0 in counts:
             raise DataError(
                 f"{table.path}, column {columns!r}: the environment {kept[counts.index(0)]!r} has no sample in the "
-                f"{PARTS[1]} split; mark some of its rows so, or give the split a larger share"
+                f"{PARTS[1]} split; {self._more_of(table, int((codes == seen[counts.index(0)]).sum()))}"
             )
         return found, kept
 

@@ -83,6 +83,8 @@ def read_texts(data: bytes) -> dict[str, list[str]]:
             kind = file.schema_arrow.field(name).type
             kind = kind.value_type if types.is_dictionary(kind) else kind
             if not any(is_kind(kind) for is_kind in _AS_TEXT):
-                raise ValueError(f"the column {name!r} holds {kind}, neither numbers nor words; leave it out")
+                raise ValueError(
+                    f"the column {name!r} holds {kind}, neither numbers nor words; write the file without it"
+                )
         table = file.read()
         return {name: ["" if x is None else str(x) for x in table[name].to_pylist()] for name in names}

@@ -163,8 +163,8 @@ class Backbone:
         place = Path(torch.hub.get_dir()) / "checkpoints" / _file_name(entry)
         if not place.is_file():
             ways = (
-                f"copy it from a machine that has it ({entry.url}), or set the backbone's `weights` to the path of a "
-                "file of your own"
+                f"copy it from a machine that has it ({entry.url}), or give the path of a file of your own "
+                "(--backbone-weights, in a recipe the backbone's `weights`)"
             )
             if not download:
                 raise DataError(f"the weights of {self.model} are not at {place}: allow --download, {ways}")
@@ -252,8 +252,13 @@ def _load(path: Path) -> dict[str, Tensor]:
             return load_file(regular(path))
         regular(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # (torch's own words advise to execute what is in it)
+        raise DataError(
+            f"the weights {path} cannot be read: they are no state dict of tensors alone, and nothing else is taken "
+            "out of a pickle; write them by torch.save(model.state_dict(), path), or as safetensors"
+        ) from error
     except _UNREADABLE as error:
-        raise DataError(f"the weights {path} cannot be read: {error}") from error
+        raise DataError(f"the weights {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(
             f"{path} must hold a state dict, names to tensors (as torch.save(model.state_dict(), path) writes)"

@@ -194,7 +194,7 @@ def test_groups_may_be_known_outside_of_training_alone(file: Path, settings: dic
 def test_groups_that_are_known_in_part_are_refused(file: Path) -> None:
     frame = without_training_groups(file)
     lines = {part: int((frame["part"] == part).to_numpy().nonzero()[0][0]) + 2 for part in ("train", "val")}
-    with pytest.raises(DataError, match=r"'sex' is '', expected a value: labels may not .* a column `split`"):
+    with pytest.raises(DataError, match=r"'sex' is '', expected a group: .* a column `split`"):
         table(file, split="", drop=("part", "beds")).load(0)
     edit(file, lines["val"], put("sex", ""))
     with pytest.raises(DataError, match=rf"line {lines['val']}: 'sex' is '', .* missing in training rows alone"):
@@ -418,7 +418,7 @@ def test_groups_that_some_rows_tell_are_those_of_validation_and_test(file: Path)
     frame.loc[frame["part"] == "train", "sex"] = ""
     frame.to_csv(file, index=False)
     own = table(file, split="", drop=("beds", "part"), environment="")
-    with pytest.raises(DataError, match="labels may not be missing"):
+    with pytest.raises(DataError, match=r"expected a group: .*data.groups_on = 'validation'"):
         own.load(0)
     dealt = replace(own, groups_on="validation").load(0)
     assert [len(part) for part in parts(dealt)] == [128, 56, 56]
