@@ -33,14 +33,14 @@ def check_place(folder: Path, below: Path | None = None) -> None:
 
 
 def check_free(
-    folder: Path, names: Iterable[str], *, overwrite: bool, resume: bool = False, begun: bool = False
+    folder: Path, names: Iterable[str], *, overwrite: bool | None, resume: bool = False, begun: bool = False
 ) -> None:
     """Raise FolderError if one of the files `names` is in `folder` and may not be replaced; nothing is changed.
 
     Args:
         folder: which may be missing.
         names: of the files that are to be written.
-        overwrite: whether they may be replaced.
+        overwrite: whether they may be replaced; None: no, and the command has no option to say so.
         resume: whether the work that lies there is to go on, which replaces them too.
         begun: whether there is such work: without it, what is there is another's.
     """
@@ -54,7 +54,8 @@ def check_free(
         return
     lost = ", and nothing that could be resumed" if resume else ""
     go_on = "--resume to go on, " if begun else ""
-    raise FolderError(f"{there} is there already{lost}; give another --out, {go_on}or --overwrite to replace it")
+    last = "remove it" if overwrite is None else "--overwrite to replace it"
+    raise FolderError(f"{there} is there already{lost}; give another --out, {go_on}or {last}")
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def holding(folder: Path) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def writing(
-    folder: Path, names: Iterable[str], *, overwrite: bool, resume: bool = False, begun: bool = False
+    folder: Path, names: Iterable[str], *, overwrite: bool | None, resume: bool = False, begun: bool = False
 ) -> Iterator[None]:
     """Hold `folder` while the body writes the files `names` into it; FolderError as `check_free` and `holding`."""
     names = tuple(names)

@@ -145,7 +145,8 @@ def suspects(
                 stop=stop,
             )
         listed = folder / suspecting.CSV
-        how = f"{settings.models} models ({model}), {folds} folds, {repeats} repeats, {settings.training.steps} steps each."
+        steps_each = f"{settings.training.steps} steps each"
+        how = f"{settings.models} models ({model}), {folds} folds, {repeats} repeats, {steps_each}."
         suspecting.write_table(found, listed)
         write_text(folder / suspecting.PAGE, render(found, data, listed, command_line(), how))
         suspecting.remove_checkpoints(folder)
