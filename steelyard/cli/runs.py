@@ -11,6 +11,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from steelyard._support._files import is_link
 from steelyard._support._outputs import writing
 from steelyard._support._plain import plain
 from steelyard._support._toml import toml_text
@@ -222,7 +223,8 @@ def report(
         raise UserError(f"--data-root {data_root} is not a folder; leave it out to go without images")
     done = read_runs(runs)
     page = out or runs[0].parent / "report.html"
-    with writing(page.parent.resolve(), [page.name], overwrite=overwrite):  # that folder the user may have linked
+    folder = page.parent.resolve() if is_link(page.parent) else page.parent  # what was named is the page
+    with writing(folder, [page.name], overwrite=overwrite):
         write_report(done, page, data_root_of(data_root))
     Console().print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
     if show:
