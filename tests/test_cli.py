@@ -372,7 +372,7 @@ def test_bounds_call_nothing_a_certificate_unasked(tmp_path: Path, capsys: pytes
     assert "True" not in out
     assert out.count("were fixed before the data (which was not said: no certificate)") == 20
     assert "Of 30 hypotheses those with the lowest bounds; all are in summary.csv" in out
-    assert main([*arguments, "--fixed-before-data"]) == 0
+    assert main([*arguments, "--fixed-before-data", "--overwrite"]) == 0
     out = capsys.readouterr().out
     assert "False" not in out
     assert "Hypothesis 0: risk at most 0.0" in out
@@ -398,8 +398,8 @@ def test_bounds_say_that_a_matrix_may_be_turned(tmp_path: Path, capsys: pytest.C
 def test_bounds_of_a_loss_matrix_leave_the_committed_tables_alone(capsys: pytest.CaptureFixture[str]) -> None:
     numpy.save("losses.npy", numpy.random.default_rng(0).random((3, 40)))
     assert main(["bounds", "--losses", "losses.npy", "--loss-range", "1"]) == 0
-    assert "Written: runs/bounds" in capsys.readouterr().out
-    assert Path("runs/bounds/terms.csv").is_file()
+    assert "Written: runs/bounds/losses" in capsys.readouterr().out
+    assert Path("runs/bounds/losses/terms.csv").is_file()
     assert not Path("results").exists()
 
 

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
+from steelyard._support._outputs import writing
 from steelyard.cli.options import check_seeds, check_writable, data_root_of, every, set_threads
 from steelyard.cli.shared import Overrides, progress_bars, stoppable
 
@@ -67,6 +68,7 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
             threads: torch threads; small nets gain nothing from more than one. 0 leaves torch's own choice.
         """
         from steelyard.experiments.active.grid import Grid  # torchvision and matplotlib: seconds
+        from steelyard.experiments.active.report import FILES
 
         set_threads(threads)
         check_seeds("--seeds", seeds)
@@ -86,7 +88,8 @@ def grid_command(program: str, section: Callable[..., str] = lambda found: "") -
             program=program,
         )
         grid.check(overwrite=overwrite, resume=resume)
-        with progress_bars(console) as bars, stoppable(bars) as stop:
+        places = writing(tables or folder, FILES, overwrite=overwrite, resume=resume, begun=grid.begun)
+        with places, progress_bars(console) as bars, stoppable(bars) as stop:
             bar = bars.add_task("starting", total=grid.rounds)
             written = grid.execute(
                 tables or folder,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard._support._csv import table_text
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
+from steelyard._support._outputs import writing
 from steelyard.cli.moved import THEOREM
 from steelyard.cli.options import check_seeds, check_writable, set_threads
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["bounds"]
 
 _MOST_SHOWN = 20  # hypotheses
+_TERMS, _HYPOTHESES = "terms.csv", "summary.csv"
 _DEFAULTS = {"s": 16, "q": 4, "delta": 0.05, "draws": 1000}
 _SUMMARY = ("hypothesis", "mean loss", "L_q", "bound", "certificate")
 
@@ -30,13 +32,14 @@ def bounds(arguments: Sequence[str]) -> None:
     set_threads(given.threads)
     check_seeds("--seed", [given.seed])
     _check_losses(given)
-    folder = given.out or Path("runs/bounds")
+    folder = given.out or Path("runs") / "bounds" / given.losses.stem
     check_writable("--out", folder)
-    found, hint = _computed(given)
-    terms = [row for one in found for row in one.rows()]
-    summary = [[*_figures(one), one.sentence] for one in found]
-    write_text(folder / "terms.csv", table_text(list(terms[0]), [_to_six_digits(row.values()) for row in terms]))
-    write_text(folder / "summary.csv", table_text([*_SUMMARY, "sentence"], map(_to_six_digits, summary)))
+    with writing(folder, [_TERMS, _HYPOTHESES], overwrite=given.overwrite):
+        found, hint = _computed(given)
+        terms = [row for one in found for row in one.rows()]
+        summary = [[*_figures(one), one.sentence] for one in found]
+        write_text(folder / _TERMS, table_text(list(terms[0]), [_to_six_digits(row.values()) for row in terms]))
+        write_text(folder / _HYPOTHESES, table_text([*_SUMMARY, "sentence"], map(_to_six_digits, summary)))
     if hint:
         _say(hint)
     _print_summary(found)
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--losses", type=Path, metavar="PATH", help=_LOSSES)
     add("--out", type=Path, metavar="PATH", help=_OUT)
+    add("--overwrite", action=yes_or_no, default=False, help="replace what lies there")
     add("--seed", type=int, default=0, metavar="INT", help="of all random draws (default: 0)")
     add("--threads", type=int, default=1, metavar="INT", help=_THREADS)
     add("--transpose", action=yes_or_no, default=False, help=_TRANSPOSE)
@@ -69,7 +73,7 @@ _DESCRIPTION = """Compute the terms of the top-q generalisation bound for a loss
 
 Example: steelyard bounds --losses losses.npy --s 64 --q 16 --loss-range 1.0 --out runs/bounds
 """
-_OUT = "folder for terms.csv and summary.csv (default: runs/bounds)"
+_OUT = "folder for terms.csv and summary.csv (default: runs/bounds/<losses>, by the name of the file)"
 _LOSSES = "losses (hypotheses x samples) on the data as trained on, .npy or, with steelyard[experiments], Parquet"
 _THREADS = "torch threads; more than one is slower here. 0 leaves torch's own choice (default: 1)"
 _TRANSPOSE = "the rows of the matrix are samples and its columns hypotheses"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import webbrowser
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from rich.console import Console
 
+from steelyard._support._files import is_link
+from steelyard._support._outputs import writing
 from steelyard._support._plain import plain
 from steelyard._support._toml import toml_text
 from steelyard.cli.jobs import carry_out, check_jobs, plan, together
@@ -20,11 +24,12 @@ from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.tables import FILES, write_comparison
 from steelyard.experiments.compare.terminal import show_comparison, show_whole
 from steelyard.experiments.errors import UserError
-from steelyard.experiments.runs.demo import DEMO
+from steelyard.experiments.runs.demo import DEMO, LIST
 from steelyard.experiments.runs.demo import demo as run_demo
+from steelyard.experiments.runs.folder import check_place
 from steelyard.experiments.runs.jobs import Options
 from steelyard.experiments.runs.recipe import load_recipe, recipe_names
-from steelyard.experiments.runs.run import check_directory
+from steelyard.experiments.runs.run import Run, check_directory
 from steelyard.experiments.training.selection import KNOWN
 
 __all__ = ["compare_runs", "demo", "recipes", "report", "run"]
@@ -49,14 +54,15 @@ def demo(
 
     set_threads(threads)
     check_any_seed(seeds)
-    console = Console()
-    with progress_bars(console) as bars:
-        watch = watcher(bars, len(DEMO) * len(seeds))
-        runs = run_demo(out, watch, DEMO, seeds)
-    rows = compare(runs)
-    write_comparison(rows, out)
-    page = out / "report.html"
-    write_report(runs, page)
+    console, page = Console(), out / "report.html"
+    earlier = (out / LIST).is_file() or None
+    with writing(out, [*FILES, page.name], overwrite=earlier):
+        with progress_bars(console) as bars:
+            watch = watcher(bars, len(DEMO) * len(seeds))
+            runs = run_demo(out, watch, DEMO, seeds)
+        rows = compare(runs)
+        write_comparison(rows, out)
+        write_report(runs, page)
     show_comparison(console, rows)
     console.print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
     if show:
@@ -116,10 +122,12 @@ def run(
     set_threads(threads)
     steps, waiting, jobs = every(checkpoint_every), seconds("--rank-timeout", rank_timeout), check_jobs(jobs)
     planned = plan([recipe, *more], set_, seeds, out)
+    above = Path("runs") if out is None else out.parent
     options = Options(data_root_of(data_root), download, overwrite, resume, steps, allow_code)
 
     def check() -> None:
         for one in planned:  # all of them before the first hour of training, not after it
+            check_place(one.directory, below=above)
             check_directory(one.directory, overwrite, resume)
 
     with launched(planned[0].recipe.device, waiting) as ranks:
@@ -145,6 +153,7 @@ def compare_runs(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     out: Path | None = None,
     groups: Literal["recipe", "training", "validation", "nowhere", "each"] = "recipe",
+    overwrite: bool = False,
 ) -> None:
     """Compare runs: accuracies as mean ± standard deviation over seeds.
 
@@ -156,12 +165,24 @@ def compare_runs(
         groups: also a table of the methods that may be used where groups are known in training, in validation or
             nowhere, at the step chosen by what is known, as `steelyard tune --groups` does; each: the three of them
             (with --out in known_groups.md). recipe: no such table.
+        overwrite: replace what lies there.
     """
     done = read_runs(runs, samples=False)
+    which = {"recipe": (), "each": tuple(KNOWN)}.get(groups, (groups,))
+    with ExitStack() as held:
+        if out is not None:
+            from steelyard.experiments.compare.plot_files import plot_names
+
+            names = [*FILES, *plot_names(done), *[KNOWN_GROUPS] * bool(which)]
+            held.enter_context(writing(out, names, overwrite=overwrite))
+        _compare(done, out, which)
+
+
+def _compare(done: Sequence[Run], out: Path | None, which: Sequence[str]) -> None:
+    """Show what was read, and write it into `out`, which is held."""
     rows = compare(done)
     console = Console()
     show_comparison(console, rows)
-    which = {"recipe": (), "each": tuple(KNOWN)}.get(groups, (groups,))
     for known in which:
         table = known_table(done, known)
         show_whole(console, table.terminal())
@@ -183,6 +204,7 @@ def report(
     out: Path | None = None,
     data_root: Path | None = None,
     show: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Write an HTML page about one or several runs.
 
@@ -193,6 +215,7 @@ def report(
         out: the page (default: report.html beside the first run directory).
         data_root: where data sets lie, for the images (default: $STEELYARD_DATA).
         show: open the page in a browser.
+        overwrite: replace the page that lies there.
     """
     from steelyard.experiments.report.page import write_report
 
@@ -200,7 +223,9 @@ def report(
         raise UserError(f"--data-root {data_root} is not a folder; leave it out to go without images")
     done = read_runs(runs)
     page = out or runs[0].parent / "report.html"
-    write_report(done, page, data_root_of(data_root))
+    folder = page.parent.resolve() if is_link(page.parent) else page.parent  # what was named is the page
+    with writing(folder, [page.name], overwrite=overwrite):
+        write_report(done, page, data_root_of(data_root))
     Console().print(f"Report: [bold]{page.resolve().as_uri()}[/bold]", soft_wrap=True)
     if show:
         webbrowser.open(page.resolve().as_uri())

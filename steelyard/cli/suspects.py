@@ -118,7 +118,6 @@ def suspects(
     from steelyard.experiments.weigh import suspecting
     from steelyard.experiments.weigh.suspects_page import render
 
-    suspecting.check_folder(folder, overwrite, resume)
     settings = OutOfFoldSettings(
         folds, repeats, training=training_for(len(splits.train) * (folds - 1) // folds, epochs, model)
     )
@@ -126,29 +125,31 @@ def suspects(
     console, regression = Console(), splits.target_scale is not None
     if note := recognised(data, splits, task):
         say(console, note)
-    with progress_bars(console) as bars, stoppable(bars) as stop:
-        bar = bars.add_task(f"model 1/{total}", total=total)
+    with suspecting.folder_for(folder, overwrite, resume):
+        with progress_bars(console) as bars, stoppable(bars) as stop:
+            bar = bars.add_task(f"model 1/{total}", total=total)
 
-        def trained(done: int) -> None:
-            bars.update(bar, completed=done, description=f"model {min(done + 1, total)}/{total}")
+            def trained(done: int) -> None:
+                bars.update(bar, completed=done, description=f"model {min(done + 1, total)}/{total}")
 
-        found = suspecting.find_suspects(
-            data,
-            model_named(model, regression=regression),
-            settings,
-            splits,
-            folder,
-            seed=seed,
-            check=check,
-            checkpoint_every=steps,
-            trained=trained,
-            stop=stop,
-        )
-    listed = folder / suspecting.CSV
-    how = f"{settings.models} models ({model}), {folds} folds, {repeats} repeats, {settings.training.steps} steps each."
-    suspecting.write_table(found, listed)
-    write_text(folder / suspecting.PAGE, render(found, data, listed, command_line(), how))
-    suspecting.remove_checkpoints(folder)
+            found = suspecting.find_suspects(
+                data,
+                model_named(model, regression=regression),
+                settings,
+                splits,
+                folder,
+                seed=seed,
+                check=check,
+                checkpoint_every=steps,
+                trained=trained,
+                stop=stop,
+            )
+        listed = folder / suspecting.CSV
+        steps_each = f"{settings.training.steps} steps each"
+        how = f"{settings.models} models ({model}), {folds} folds, {repeats} repeats, {steps_each}."
+        suspecting.write_table(found, listed)
+        write_text(folder / suspecting.PAGE, render(found, data, listed, command_line(), how))
+        suspecting.remove_checkpoints(folder)
     what, where = ("targets", "right ones scatter unevenly") if regression else ("labels", "classes overlap")
     said = [f"{found.noise.share:.1%} of {len(splits.train):,} {what} seem wrong (too high where {where})."]
     if found.planted is not None:

@@ -10,14 +10,16 @@ import tyro
 from rich.console import Console
 
 from steelyard._support._errors import UserError
+from steelyard._support._outputs import writing
 from steelyard.cli.jobs import bars_of_all, check_jobs
 from steelyard.cli.options import check_seeds, check_writable, data_root_of, every, set_threads
 from steelyard.cli.shared import Overrides, progress_bars, stoppable
 from steelyard.experiments.compare.rows import compare
 from steelyard.experiments.compare.terminal import show_comparison, show_whole
+from steelyard.experiments.runs.folder import check_place
 from steelyard.experiments.runs.jobs import Options, execute_all
 from steelyard.experiments.runs.run import Run, check_directory
-from steelyard.experiments.tuning.tuning import Tuning
+from steelyard.experiments.tuning.tuning import FILES, Tuning
 
 __all__ = ["tune"]
 
@@ -106,19 +108,22 @@ def tune(
         sys.stdout.write("".join(f"{command}\n" for command in tuning.commands(*words)))
         return
     check_writable("--out", folder)
-    console = Console()
-    if collect:
-        outcomes = tuning.collect()
-    else:
-        planned = tuning.planned
-        for one in planned:
-            check_directory(one.directory, overwrite, resume)
-        options = Options(root, download, overwrite, resume, every(checkpoint_every), allow_code)
-        with progress_bars(console) as bars, stoppable(bars) as stop:
-            watch = bars_of_all(bars, planned)
-            outcomes = execute_all(planned, options, jobs=jobs, threads=threads, watch=watch, stop=stop)
-    tuned = tuning.tuned(outcomes)
-    places = tuned.write()
+    console, planned = Console(), tuning.planned
+    for one in planned:
+        check_place(one.directory, below=folder.parent)
+    begun = any(one.directory.is_dir() for one in planned)
+    with writing(folder, FILES, overwrite=overwrite, resume=resume or collect, begun=begun):
+        if collect:
+            outcomes = tuning.collect()
+        else:
+            for one in planned:
+                check_directory(one.directory, overwrite, resume)
+            options = Options(root, download, overwrite, resume, every(checkpoint_every), allow_code)
+            with progress_bars(console) as bars, stoppable(bars) as stop:
+                watch = bars_of_all(bars, planned)
+                outcomes = execute_all(planned, options, jobs=jobs, threads=threads, watch=watch, stop=stop)
+        tuned = tuning.tuned(outcomes)
+        places = tuned.write()
     show_whole(console, tuned.table.terminal(title=f"{recipe}: {len(tuning.trials)} trials by {tuning.selection}"))
     for note in tuned.table.notes:
         console.print(note, markup=False, highlight=False)

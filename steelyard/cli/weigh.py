@@ -10,6 +10,7 @@ from rich.console import Console
 
 from steelyard._support._errors import UserError
 from steelyard._support._files import write_text
+from steelyard._support._outputs import writing
 from steelyard.cli.options import check_any_seed, check_writable, every, set_threads
 from steelyard.cli.own_options import Network, Task, check_source, known_of
 
@@ -155,32 +156,33 @@ def weigh(
     from steelyard.experiments.weigh.error_figures import errors_of
     from steelyard.experiments.weigh.figures import figures_of
     from steelyard.experiments.weigh.page import CALLED, PAGE, in_short, render  # matplotlib: not before data are whole
-    from steelyard.experiments.weigh.work import carry_out
+    from steelyard.experiments.weigh.work import carry_out, is_begun
     from steelyard.experiments.weigh.written import MODEL, PLAIN_MODEL, WEIGHTS, write_models, write_weights
 
     console = Console()
     plan = plan_for(known, splits, epochs=epochs, clean_method=method, model=model)
     regression = splits.target_scale is not None
     say(console, [*recognised(data, splits, task), *plan.reasons])
-    with progress_bars(console) as bars, stoppable(bars) as stop:
-        watch = watcher(bars, len(plan.methods) * len(seeds))
-        outcome = carry_out(
-            plan,
-            data,
-            splits,
-            model_named(model, regression=regression),
-            seeds,
-            folder,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=steps,
-            allow_code=allow_code,
-            watch=lambda name, seed, evaluation, last: watch(CALLED[name], seed, evaluation, last),
-            stop=stop,
-        )
-    write_weights(outcome, folder)
-    write_models(outcome, folder)
-    figures = errors_of(outcome) if regression else figures_of(outcome)
-    write_text(folder / PAGE, render(outcome, figures, folder, command_line()))
-    written = f"Written: {folder}/{', '.join([WEIGHTS, MODEL, PLAIN_MODEL, PAGE])}"
-    say(console, [in_short(figures), written])
+    files, begun = [WEIGHTS, MODEL, PLAIN_MODEL, PAGE], is_begun(plan, seeds, folder)
+    with writing(folder, files, overwrite=overwrite, resume=resume, begun=begun):
+        with progress_bars(console) as bars, stoppable(bars) as stop:
+            watch = watcher(bars, len(plan.methods) * len(seeds))
+            outcome = carry_out(
+                plan,
+                data,
+                splits,
+                model_named(model, regression=regression),
+                seeds,
+                folder,
+                overwrite=overwrite,
+                resume=resume,
+                checkpoint_every=steps,
+                allow_code=allow_code,
+                watch=lambda name, seed, evaluation, last: watch(CALLED[name], seed, evaluation, last),
+                stop=stop,
+            )
+        write_weights(outcome, folder)
+        write_models(outcome, folder)
+        figures = errors_of(outcome) if regression else figures_of(outcome)
+        write_text(folder / PAGE, render(outcome, figures, folder, command_line()))
+    say(console, [in_short(figures), f"Written: {folder}/{', '.join(files)}"])

@@ -16,7 +16,7 @@ from tests.cli.test_losses import save
 
 def answered(folder: Path, matrix: np.ndarray, *options: str, kind: str = ".npy") -> int:
     path = save(folder / f"losses{kind}", matrix)
-    return main(["bounds", "--losses", str(path), "--out", str(folder / "out"), *options])
+    return main(["bounds", "--losses", str(path), "--out", str(folder / "out"), "--overwrite", *options])
 
 
 def tables(folder: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:

@@ -46,8 +46,8 @@ def test_the_copies_themselves_are_read(runs: dict[str, Path], tmp_path: Path) -
     """Otherwise all that is tried would fail at the door."""
     for name in ("erm", "maple"):
         both = [str(runs[name] / f"seed{seed}") for seed in (1, 2)]
-        assert main(["report", *both, "--out", str(tmp_path / "page.html")]) == 0
-        assert main(["compare", *both, "--out", str(tmp_path / "tables")]) == 0
+        assert main(["report", *both, "--out", str(tmp_path / f"{name}.html")]) == 0
+        assert main(["compare", *both, "--out", str(tmp_path / name)]) == 0
 
 
 def test_an_error_names_the_file_and_a_remedy(

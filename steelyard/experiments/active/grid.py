@@ -98,10 +98,15 @@ class Grid:
         """How many trainings there are in all."""
         return sum(plan.recipe.schedule.rounds + 1 for plan in self.planned)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run lies there, which could be resumed."""
+        return any(plan.directory.is_dir() for plan in self.planned)
+
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Raise UserError if any run cannot be written: before the first hour of training, not after it."""
         for plan in self.planned:
-            check_place(plan.directory, below=self.folder)
+            check_place(plan.directory, below=self.folder.parent)
             check_active_directory(plan.directory, plan.recipe, overwrite=overwrite, resume=resume)
 
     def execute(

@@ -12,7 +12,10 @@ from steelyard.experiments.active.moons import FourMoons
 from steelyard.experiments.active.run import ActiveRun
 from steelyard.experiments.active.tables import Cells
 
-__all__ = ["Section", "write_active_report"]
+__all__ = ["FILES", "Section", "write_active_report"]
+
+FILES = ("README.md", "rounds.csv", "summary.json", "curves.svg", "moons.png")
+"""What is written, the last for Four-Moons alone."""
 
 Section = Callable[[Cells], str]
 """Text of a README made of the runs' figures; empty: none."""
@@ -33,18 +36,18 @@ def write_active_report(
     """
     found = tables.cells(runs)
     texts = {
-        "README.md": _page(found, runs, command, section(found)),
-        "rounds.csv": tables.rounds_table(found),
-        "summary.json": json.dumps(tables.summary(found, runs[0].name, command), indent=2) + "\n",
-        "curves.svg": pictures.learning_curves(found),
+        FILES[0]: _page(found, runs, command, section(found)),
+        FILES[1]: tables.rounds_table(found),
+        FILES[2]: json.dumps(tables.summary(found, runs[0].name, command), indent=2) + "\n",
+        FILES[3]: pictures.learning_curves(found),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
     if not isinstance(runs[0].recipe.data, FourMoons):
         return list(texts)
     first = min(run.recipe.seed for run in runs)
-    write_bytes(folder / "moons.png", pictures.moons_picture([run for run in runs if run.recipe.seed == first]))
-    return [*texts, "moons.png"]
+    write_bytes(folder / FILES[4], pictures.moons_picture([run for run in runs if run.recipe.seed == first]))
+    return [*FILES]
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -14,13 +14,20 @@ from steelyard.experiments.data import called
 from steelyard.experiments.runs.run import Run
 from steelyard.experiments.training.evaluation import SplitMetrics
 
-__all__ = ["test_bars", "test_curves", "write_plots"]
+__all__ = ["plot_names", "test_bars", "test_curves", "write_plots"]
 
+_ENDINGS = (".svg", "_bars.svg")  # curves, bars
 _PANELS = {
     "test accuracy": "test accuracy (%)",
     "test adjusted accuracy": "test, adjusted average (%)",
     "test worst-group accuracy": "test, worst group (%)",
 }
+
+
+def plot_names(runs: Sequence[Run]) -> list[str]:
+    """Return the names of all files that `write_plots` may write."""
+    names = dict.fromkeys(called(run.recipe.data) for run in runs)
+    return [f"{name}{ending}" for name in names for ending in _ENDINGS]
 
 
 def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
@@ -32,7 +39,7 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[str]:
     for name in dict.fromkeys(called(run.recipe.data) for run in runs):
         own = [run for run in runs if called(run.recipe.data) == name]
         bars = None if own[0].history[-1].test.errors is not None else test_bars(own)
-        for ending, plot in ((".svg", test_curves(own)), ("_bars.svg", bars)):
+        for ending, plot in zip(_ENDINGS, (test_curves(own), bars), strict=True):
             if plot is not None:
                 write_text(folder / f"{name}{ending}", plot)
                 written.append(f"{name}{ending}")

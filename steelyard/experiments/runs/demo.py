@@ -13,7 +13,7 @@ from steelyard.experiments.runs.recipe import load_recipe
 from steelyard.experiments.runs.run import Run, execute, remove_run
 from steelyard.experiments.training.evaluation import Evaluation
 
-__all__ = ["DEMO", "demo"]
+__all__ = ["DEMO", "LIST", "demo"]
 
 DEMO = tuple(f"coloured_digits/{method}" for method in ("erm", "irmv1", "vrex", "maple", "oracle"))
 

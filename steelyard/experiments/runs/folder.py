@@ -13,7 +13,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from steelyard._support._files import check_links, clear, is_folder, lock, read_bytes, remove_folder
+from steelyard._support import _outputs
+from steelyard._support._errors import FolderError
+from steelyard._support._files import clear, is_folder, read_bytes, remove_folder
+from steelyard._support._outputs import LOCK
 from steelyard._support._plain import plain
 from steelyard._support._text import parse_json, shown
 from steelyard.checkpoint import Journal
@@ -44,7 +47,7 @@ __all__ = [
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT, REWEIGHTING, MODEL = "result.parquet", "reweighting.safetensors", "model.safetensors"
-CHECKPOINT, LOCK = "checkpoint.safetensors", "run.lock"
+CHECKPOINT = "checkpoint.safetensors"
 TRACES = tuple(path.name for path in Journal.files(Path(CHECKPOINT)))  # of a run that has not ended well
 FILES = (CONFIG, ENVIRONMENT, METRICS, RESULT, REWEIGHTING, MODEL, PRIOR, *TRACES)
 SIGNS = (METRICS, *TRACES[:2])  # of a run that has got somewhere
@@ -71,17 +74,9 @@ def aside(directory: Path) -> list[Path]:
 
 
 def check_place(directory: Path, below: Path | None = None) -> None:
-    """Raise RunError if `directory`, or a folder on the way to it from `below`, is a symbolic link.
-
-    What is written, moved and removed there would be so in the folder that it leads to.
-    """
-    try:
-        check_links(directory, below)
-    except OSError as error:
-        raise RunError(
-            f"cannot write a run into {directory}: {error.filename} is a symbolic link; name the folder that it leads "
-            "to, or remove it"
-        ) from error
+    """Raise RunError if `directory`, or a folder on the way to it from `below`, is a link, see `_outputs`."""
+    with _said_of_a_run():
+        _outputs.check_place(directory, below)
 
 
 def check_ours(directory: Path, ours: Callable[[], bool]) -> None:
@@ -115,27 +110,19 @@ def check_directory(directory: Path, overwrite: bool, resume: bool = False) -> N
 
 @contextmanager
 def holding(directory: Path) -> Iterator[Callable[[], bool]]:
-    """Make `directory` if it is missing and hold its lock, so that no second run writes into it meanwhile.
-
-    Yields a function that says whether it still is that folder, see `_files.lock`. A directory that was made and is
-    empty in the end is removed.
-
-    Raises:
-        RunError: another process holds it, or it cannot be written.
-    """
-    check_place(directory)
-    made = not directory.exists()
+    """Hold the lock of `directory`, see `_outputs.holding`; what it refuses is RunError."""
     with ExitStack() as stack:
-        if made:
-            stack.callback(_remove_if_empty, directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            ours = stack.enter_context(lock(directory / LOCK))
-        except BlockingIOError as error:
-            raise RunError(f"{error}; wait for it, or give another --out") from error
-        except OSError as error:
-            raise RunError(f"cannot write a run into {directory}: {error}") from error
+        with _said_of_a_run():
+            ours = stack.enter_context(_outputs.holding(directory))
         yield ours
+
+
+@contextmanager
+def _said_of_a_run() -> Iterator[None]:
+    try:
+        yield
+    except FolderError as error:
+        raise RunError(str(error)) from error
 
 
 def begin(
@@ -256,11 +243,6 @@ def readable(path: Path) -> Iterator[None]:
     except UNREADABLE as error:
         what = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{path} cannot be read: {what}; {REMEDY}") from error
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with suppress(OSError):
-        directory.rmdir()
 
 
 def _is_leftover(name: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from steelyard._support._csv import table_text
 from steelyard._support._files import write_text
+from steelyard._support._outputs import writing
 from steelyard._support._plain import plain
 from steelyard.checkpoint import Journal
 from steelyard.experiments.data import OwnArrays, OwnImages, OwnTable, Splits
@@ -31,11 +33,10 @@ from steelyard.experiments.priors.residuals import (
     target_noise,
 )
 from steelyard.experiments.priors.suspicion import suspicion
-from steelyard.experiments.runs.folder import check_place
 from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.training.seeds import generator
 
-__all__ = ["CSV", "PAGE", "Found", "Planted", "check_folder", "find_suspects", "remove_checkpoints", "write_table"]
+__all__ = ["CSV", "PAGE", "Found", "Planted", "find_suspects", "folder_for", "remove_checkpoints", "write_table"]
 
 CSV, PAGE, CHECKPOINT = "suspects.csv", "page.html", "checkpoint.safetensors"
 _PLANTED_SHARE = 0.05
@@ -91,16 +92,17 @@ class Found:
         return self.scores.predicted if isinstance(self.scores, Residuals) else self.scores.probabilities
 
 
-def check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
-    """Raise RunError if `folder` holds something and neither is wanted; with `overwrite` a checkpoint is removed."""
-    check_place(folder)
-    files = [*Journal.files(folder / CHECKPOINT), folder / CSV, folder / PAGE]
-    there = next((path for path in files if path.is_file()), None)
-    if there is not None and not (overwrite or resume):
-        raise RunError(f"{there} is there already; give another --out, --resume to go on, or --overwrite to replace it")
-    if overwrite:
-        for path in files:
-            path.unlink(missing_ok=True)
+@contextmanager
+def folder_for(folder: Path, overwrite: bool, resume: bool) -> Iterator[None]:
+    """Hold `folder` while the body fills it, see `_outputs.writing`; with `overwrite` what lies there is removed."""
+    checkpoints = Journal.files(folder / CHECKPOINT)
+    names = [*(path.name for path in checkpoints), CSV, PAGE]
+    begun = any(path.is_file() for path in checkpoints)
+    with writing(folder, names, overwrite=overwrite, resume=resume, begun=begun):
+        if overwrite:
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+        yield
 
 
 def remove_checkpoints(folder: Path) -> None:

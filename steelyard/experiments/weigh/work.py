@@ -18,7 +18,7 @@ from steelyard.experiments.errors import RunError
 from steelyard.experiments.models import MLP, Logistic
 from steelyard.experiments.priors import PRIOR, ComputedPrior
 from steelyard.experiments.priors.suspicion import SUSPICION
-from steelyard.experiments.runs.folder import MODEL, REMEDY, REWEIGHTING, UNREADABLE, check_directory
+from steelyard.experiments.runs.folder import MODEL, REMEDY, REWEIGHTING, UNREADABLE, check_directory, check_place
 from steelyard.experiments.runs.recipe import Recipe
 from steelyard.experiments.runs.run import Run, execute
 from steelyard.experiments.training.evaluation import Evaluation
@@ -26,7 +26,7 @@ from steelyard.experiments.training.problem import Problem
 from steelyard.experiments.weigh.plan import Plan
 from steelyard.reweight import Reweighting
 
-__all__ = ["RUNS", "Outcome", "Watch", "carry_out"]
+__all__ = ["RUNS", "Outcome", "Watch", "carry_out", "is_begun"]
 
 RUNS = "runs"  # the folder of the runs, beside what is written
 
@@ -116,6 +116,7 @@ def carry_out(
         for seed in seeds
     }
     for name, seed in recipes:  # all of them before the first training
+        check_place(_place(out, name, seed), below=out.parent)
         check_directory(_place(out, name, seed), overwrite, resume)
     runs: dict[str, list[Run]] = {name: [] for name in plan.methods}
     for (name, seed), recipe in recipes.items():
@@ -146,6 +147,11 @@ def carry_out(
     suspicion = _suspicion(plan, problem, models[plan.weighed], reweighting, weighed)
     table = None if isinstance(data, OwnArrays) else data.read()
     return Outcome(plan, data, splits, table, model, runs, models, reweighting, suspicion)
+
+
+def is_begun(plan: Plan, seeds: Sequence[int], out: Path) -> bool:
+    """Return whether a run of `plan` lies in `out`, which could be resumed."""
+    return any(_place(out, name, seed).is_dir() for name in plan.methods for seed in seeds)
 
 
 def _place(out: Path, name: str, seed: int) -> Path:

@@ -245,8 +245,9 @@ def test_tables_and_plots_replace_links(runs: dict[str, Path], outside: Path, tm
     names = ["comparison.md", "comparison.csv", "comparison.tex", "summary.json", "coloured_digits.svg", "report.html"]
     for name in (*names, "coloured_digits_bars.svg"):
         (out / name).symlink_to(outside / "one.txt")
-    assert main(["compare", str(runs["finished"]), "--out", str(out)]) == 0
-    assert main(["report", str(runs["finished"]), "--out", str(out / "report.html")]) == 0
+    assert main(["compare", str(runs["finished"]), "--out", str(out)]) == 2
+    assert main(["compare", str(runs["finished"]), "--out", str(out), "--overwrite"]) == 0
+    assert main(["report", str(runs["finished"]), "--out", str(out / "report.html"), "--overwrite"]) == 0
     own_files_only(out)
 
 

@@ -310,10 +310,10 @@ def test_a_full_disk_is_said_and_loses_nothing(victim: str, tmp_path: Path, monk
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """Under /proc nobody makes a folder, not even root."""
-    with pytest.raises(RunError, match="cannot write a run into /proc/run"):
+    with pytest.raises(RunError, match="cannot write into /proc/run"):
         go(ERM, Path("/proc/run"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write a run into"):
+    with pytest.raises(RunError, match="cannot write into"):
         go(ERM, tmp_path / "file" / "run")
 
 

@@ -145,7 +145,7 @@ def test_a_search_by_commands_is_the_search(tmp_path: Path, monkeypatch: pytest.
         assert Path("here", name).read_text() == Path("there", name).read_text()
     assert main([*search, "--out", "here", "--resume"]) == 0
     assert main([*search, "--out", "here"]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "here/trials.md is there already; give another --out, --resume to go on" in capsys.readouterr().err
     chosen = load_recipe("here/chosen.toml")
     assert chosen.selection == "validation_worst_class"
     assert chosen.method.training.steps == 4  # type: ignore[union-attr]
