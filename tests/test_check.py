@@ -122,7 +122,9 @@ def test_a_choice_of_another_type_is_pointed_out() -> None:
         _check.choice("p", "2", [1, 2])
 
 
-@pytest.mark.parametrize("value", [print, 3, [print, 4]], ids=["a function alone", "a number", "a number among them"])
+@pytest.mark.parametrize(
+    "value", [print, 3, [print, 4], [None]], ids=["one alone", "a number", "a number among them", "nothing"]
+)
 def test_callbacks_are_a_list_of_functions(value: object) -> None:
     with pytest.raises(TypeError, match="callbacks must be a list of functions"):
         _check.callables("callbacks", value)

@@ -175,9 +175,9 @@ def callables(name: str, value: Any) -> list[Any]:
         found = list(value)
     except TypeError:
         raise TypeError(f"{name} must be a list of functions, got {_brief(value)}") from None
-    wrong = next((one for one in found if not callable(one)), None)
-    if wrong is not None:
-        raise TypeError(f"{name} must be a list of functions, got {_brief(wrong)} in it")
+    wrong = [one for one in found if not callable(one)]
+    if wrong:
+        raise TypeError(f"{name} must be a list of functions, got {_brief(wrong[0])} in it")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -294,4 +295,11 @@ class Online(MinibatchMethod):
         steps = row.pop("steps")
         means = {name: row[name] / steps for name in ("loss", "clean_loss", "kept")}
         self.history.append({"epoch": self.epochs, **means, "skipped": int(row["skipped"])})
+        if row["skipped"] == steps:
+            warnings.warn(
+                f"no step of epoch {self.epochs} was taken: the weights of all its samples were 0, as moving by any of "
+                "them would raise the clean loss; look at the labels of the clean samples",
+                UserWarning,
+                stacklevel=3,
+            )
         self.epochs, self._epoch = self.epochs + 1, {}

@@ -55,6 +55,12 @@ def risk_after(inner, train, target, weight, risk=RISK):
         return risk(model(target.inputs), target, CROSS_ENTROPY).item()
 
 
+def test_an_estimator_of_more_steps_than_the_window_has_is_refused():
+    with pytest.raises(ValueError, match=r"steps=3, and the inner run records 1: InnerRun\(\.\.\., window=3\)"):
+        quick(estimator=Truncated(steps=3))
+    quick(inner=linear_run(steps=5, window=3), estimator=Truncated(steps=3))
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_hypergradient_chain_against_finite_differences(steps):
     """With the window as long as the run, truncation is exact: d/ds_i = w_i g_i and d/dw_i = m_i g_i."""

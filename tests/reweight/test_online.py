@@ -233,6 +233,14 @@ def test_no_step_where_no_sample_helps() -> None:
     assert not model.weight.grad.any()
 
 
+def test_an_epoch_in_which_no_sample_helps_is_said() -> None:
+    train, model = Batch.of(torch.ones(8, 2), torch.zeros(8, dtype=torch.long)), nn.Linear(2, 2)
+    clean = Batch.of(torch.ones(4, 2), torch.ones(4, dtype=torch.long))
+    online = LearningToReweight(model, OPTIMIZERS["sgd"](model.parameters()), OBJECTIVE, clean)
+    with pytest.warns(UserWarning, match="no step of epoch 0 was taken: the weights of all its samples were 0"):
+        online.fit(train, epochs=1, batch_size=4)
+
+
 @pytest.mark.parametrize("method", [LearningToReweight, MetaWeightNet])
 def test_the_result_sums_up_what_each_sample_was_given(method) -> None:
     train, model = some(50, flips=0.3), net()
