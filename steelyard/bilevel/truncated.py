@@ -53,8 +53,8 @@ class Truncated:
     reversed or straight-through gradients, hooks and stops included. With T > 1 the gradient of each later step is
     differentiated as well, by autograd: what the model or the loss detaches, or computes under `no_grad`, is constant
     in that derivative, where training again would move it (0.1 to 50 % in our cases; a `StopGradientWarning` says so).
-    Of the outer loss the gradient is autograd's as well, at any T: what it takes out of its graph, and is moved by, is
-    warned of in the same way. (To see that, a loss that takes something out is asked up to five times more, once.)
+    Of the outer loss the gradient is autograd's as well, at any T: what it, or the model in it, takes out of the graph
+    is constant, and nothing warns of that.
 
     Source: truncated back-propagation (Shaban et al. 2019); T = 1 is the estimator of MAPLE (Zhou et al. 2022,
     Algorithm 1, line 5). Here the optimizer's update is pulled back in closed form and the samples are reached by

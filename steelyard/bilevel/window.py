@@ -17,15 +17,11 @@ from steelyard.bilevel._float64_throughout import Float64Throughout
 from steelyard.bilevel._float64_values import Float64Values
 from steelyard.bilevel.agreement import add_scaled, check_replayed, objection_to
 from steelyard.bilevel.batch import Batch
-from steelyard.bilevel.outer_constants import look_at_constants, say_constants
 from steelyard.bilevel.replay import backward_into, gradient
 from steelyard.bilevel.statistics import differentiable_statistics, tracking_layers
 from steelyard.bilevel.step import Step, Tensors, micro_batches
 from steelyard.bilevel.sweep.graph_record import nodes_of
-from steelyard.bilevel.sweep.known import known_of
 from steelyard.bilevel.sweep.ladder import Ladder, NoDerivative
-from steelyard.bilevel.sweep.question import Question
-from steelyard.bilevel.sweep.stopped import Watch
 from steelyard.bilevel.trajectory import Trajectory, scalar
 
 __all__ = [
@@ -93,14 +89,11 @@ def outer_gradient(
     )
     direct: tuple[Tensor, ...] = ()
     own = dict(leaves)
-    step = run.steps[-1]
-    known = known_of(Question(run, step, step.parameters, {}, step.batch), "outer constants")
-    watch = Watch() if known.due() and run.ranks.size == 1 else None
 
     def derived(module: nn.Module) -> Tensor:
         """Walk back where the parameters are swapped in still: a checkpoint evaluates the model once more."""
         nonlocal direct
-        with Float64Values() if exactly else nullcontext(), watch or nullcontext():
+        with Float64Values() if exactly else nullcontext():
             value = scalar(outer(module))
         nodes = list(nodes_of(value))
         _check_path(live, nodes)
@@ -121,11 +114,6 @@ def outer_gradient(
         run.evaluate(derived, leaves)
     if not tensors and all(one.grad is None for one in own.values()):
         raise ValueError(_INDEPENDENT)
-    if watch is not None and watch.seen != known.seen:
-        known.seen, known.left_out = watch.seen, None
-        if watch.seen:  # (not at every call: a loss that notes its value for a log would note more of them)
-            look_at_constants(run, outer, start, {n: p.grad for n, p in leaves.items() if p.grad is not None}, known)
-    say_constants(known)
     found = _apart({name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in own.items()})
     read = {name: found[name] for name in running if bool(found[name].any())}
     if moved and read:

@@ -27,7 +27,7 @@ from steelyard.bilevel.replay import differentiate, dot, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
-from steelyard.bilevel.sweep.stopped import Held
+from steelyard.bilevel.sweep.stopped import Held, eagerly
 
 __all__ = ["blur", "curvature", "left_out", "signs", "tolerance_in", "tolerance_of", "widen"]
 
@@ -276,7 +276,7 @@ def _gradient(question: Question, at: Tensors, hold: Held | None = None) -> Tens
     leaves = leaves_of(question.run, at)
 
     def body(module: nn.Module) -> Tensors:
-        with nullcontext() if hold is None else hold:
+        with nullcontext() if hold is None else eagerly(), nullcontext() if hold is None else hold:
             if question.over_float64:
                 value = question.reduce(module, question.sample_losses(module))
             else:

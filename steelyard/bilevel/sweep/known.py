@@ -26,8 +26,7 @@ class Known:
         mixes: samples of the recorded batch were seen to couple.
         differ: entries of a direction of which the gradient is 0 were seen to matter.
         rough: float32 was seen to be too rough for what is asked.
-        left_out: what a derivative leaves out, as a check has put it; None: nothing.
-        seen: how many calls took something out of the graph, where it was last looked at whether that matters.
+        left_out: what a second derivative leaves out, as a check has put it; None: nothing.
         widths: bytes that a sample costs where activations are kept, and where they are not, by a probe.
     """
 
@@ -36,7 +35,6 @@ class Known:
     differ: bool = False
     rough: bool = False
     left_out: str | None = None
-    seen: int = 0
     barred: dict[str, str] = field(default_factory=dict)
     widths: dict[bool, int] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from steelyard.bilevel.replay import leaves_of
 from steelyard.bilevel.sweep.question import Question
 
-__all__ = ["Held", "Watch", "stops_gradients"]
+__all__ = ["Held", "eagerly", "stops_gradients"]
 
 _VIEWS = frozenset({Tensor.detach, torch.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
 _OUT = frozenset(
@@ -28,20 +29,25 @@ _STOPS = _VIEWS | _OUT | {Tensor.detach_, torch.autograd.grad}
 _SWITCH = torch._C._set_grad_enabled
 
 
+def eagerly() -> AbstractContextManager[Any]:
+    """Return what has compiled parts of a model run as they are written: a compiler cannot trace these modes."""
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return, no-untyped-call]
+
+
 def stops_gradients(question: Question) -> bool:
     """Whether a replay of the step takes something out of the graph that has a gradient, or turns gradients off."""
     leaves = leaves_of(question.run, question.at)
 
     def body(module: Any) -> bool:
         run, step = question.run, question.step
-        with Watch() as watch:
+        with eagerly(), _Watch() as watch:
             if not run.is_weighted:
                 run.inner_loss(step, module)
             else:  # (the divisor of the weights is not asked)
                 run.weighted.sample_losses(module, step.batch)
                 if run.weighted.regulariser is not None:
                     run.weighted.regulariser(module)
-        return watch.seen > 0
+        return watch.stopped
 
     found: bool = question.replay(body, leaves)
     return found
@@ -79,16 +85,14 @@ class _Off(TorchFunctionMode):
         return all(on or switched for on, switched in states)  # else in an autograd function, which has its own
 
 
-class Watch(_Off):
-    """Attributes: seen: how many calls inside took something out of the graph."""
-
-    seen = 0
+class _Watch(_Off):
+    stopped = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _SWITCH:
             self.switch(args[0])
-        self.seen += self.off or self.stops(func, args, kwargs)
+        self.stopped |= self.off or self.stops(func, args, kwargs)
         return func(*args, **kwargs)
 
 

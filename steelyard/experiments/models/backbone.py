@@ -258,7 +258,8 @@ def _load(path: Path) -> dict[str, Tensor]:
             "out of a pickle; write them by torch.save(model.state_dict(), path), or as safetensors"
         ) from error
     except _UNREADABLE as error:
-        raise DataError(f"the weights {path} cannot be read: {str(error).splitlines()[0]}") from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"the weights {path} cannot be read: {first}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(
             f"{path} must hold a state dict, names to tensors (as torch.save(model.state_dict(), path) writes)"

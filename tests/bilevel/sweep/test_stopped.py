@@ -295,3 +295,21 @@ def test_what_rounds_the_gradient_or_stops_it_within_an_operator_is_refused(make
     _, recorder = trained(make, partial(torch.optim.SGD, lr=0.3), D, torch.ones(12))
     with pytest.raises(NoDerivative):
         Truncated(STEPS)(recorder.trajectory(), outer)
+
+
+@pytest.mark.parametrize("part", ["all", "a layer"])
+def test_a_compiled_model_is_looked_at_as_it_is_written(part: str) -> None:
+    found = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = Scaled(torch.sigmoid)
+        if compiled:
+            (model if part == "all" else model.first).compile(backend="eager")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        recorder = Recorder(model, optimizer, WeightedLoss(CROSS_ENTROPY), steps=STEPS)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            recorder.loss(Batch.of(X.float(), Y), torch.ones(12)).backward()
+            optimizer.step()
+        found[compiled] = Truncated(STEPS)(recorder.trajectory(), outer)
+    assert relative(found[True], found[False]) < 1e-5
