@@ -149,7 +149,8 @@ class Trajectory:
             if broken and broken[0].startswith("parameter"):
                 raise RuntimeError(
                     f"{broken[0]}, which the optimizer did not train in a recorded step, was changed after it (by "
-                    "another optimizer, or trained since add_param_group): record the steps after that change only"
+                    "another optimizer, an average of the others, or trained since add_param_group): ask before that "
+                    "change, which with steps=1 can be done, or record the steps after it only"
                 )
             if broken:
                 raise RuntimeError(
