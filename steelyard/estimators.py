@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from steelyard._support import _check
 from steelyard._support._packages import needed_by
+from steelyard._support._scales import scales_of
 from steelyard.bilevel import Batch, WeightedLoss
 from steelyard.reweight import (
     CosineDecay,
@@ -44,7 +45,6 @@ with needed_by("steelyard.estimators", install="steelyard[experiments]"):
 __all__ = ["ReweightedClassifier", "ReweightedRegressor"]
 
 _FAR = 3  # standard deviations
-_ROUNDED = 1e-13  # of the largest number: what float64 rounds
 _WHOLE = 4096  # rows of a step that are no noise to speak of
 
 Rows = Any
@@ -103,20 +103,17 @@ class _Reweighted(BaseEstimator):
             ValueError: lengths that do not agree, groups without validation, environments beside validation; a module
                 that does not take the rows, or has outputs of another shape.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        _check_size(X)
+        X, y = self._checked(X, y)
         if groups is not None and validation is None:
             raise ValueError("groups are those of the validation rows: give validation=(X, y) beside groups")
         if environments is not None and validation is not None:
             raise ValueError("give environments of the training rows, or validation rows, not both: either one judges")
         _check.integer("epochs", self.epochs, low=1)
         _check.integer("batch_size", self.batch_size, low=1)
-        self._centre, self._spread = X.mean(axis=0), X.std(axis=0)
-        self._spread[self._spread <= _ROUNDED * np.abs(X).max(axis=0)] = 0  # a constant column
+        self._centre, self._spread = (one.numpy() for one in scales_of(torch.tensor(X)))
         self._mean, self._scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.standardise:
-            self._mean = self._centre
-            self._scale = np.where(self._spread > 0, self._spread, 1)
+            self._mean, self._scale = self._centre, self._spread
         places = None if environments is None else _codes("environments", environments, len(X))
         train = Batch.of(self._inputs(X), self._targets(y), environment=places)
         judges = None if validation is None else self._judges(validation, groups)
@@ -178,6 +175,17 @@ class _Reweighted(BaseEstimator):
         if shape != (wanted := (len(few), self._outputs())):
             raise ValueError(f"module has outputs of shape {shape} for {len(few)} rows, and y needs {wanted}")
 
+    def _checked(self, *rows_and_labels: Rows, reset: bool = True) -> tuple[np.ndarray, ...]:
+        """Return rows, and labels where there are some, as arrays; the rows in float64, to be shifted there."""
+        found = validate_data(self, *rows_and_labels, dtype=np.float64, reset=reset)
+        found = found if isinstance(found, tuple) else (found,)
+        largest = float(np.abs(found[0]).max())
+        if largest > float(np.finfo(np.float32).max):
+            raise ValueError(
+                f"X holds {largest:.3g}, a value too large for float32, which modules take: scale that column"
+            )
+        return found
+
     def _inputs(self, X: np.ndarray) -> Tensor:
         """Return the features as the module takes them: shifted in float64, then rounded."""
         return torch.from_numpy(np.ascontiguousarray((X - self._mean) / self._scale, dtype=np.float32))
@@ -187,15 +195,14 @@ class _Reweighted(BaseEstimator):
             rows, labels = validation
         except (TypeError, ValueError) as error:
             raise ValueError("validation must be a pair (X, y) of other rows than those of fit") from error
-        rows, labels = validate_data(self, rows, labels, dtype=np.float64, reset=False)
-        _check_size(rows)
+        rows, labels = self._checked(rows, labels, reset=False)
         group = None if groups is None else _codes("groups", groups, len(rows))
         self._warn_of_other_units(rows)
         return Batch.of(self._inputs(rows), self._targets(labels, known=True), group=group)
 
     def _warn_of_other_units(self, rows: np.ndarray) -> None:
         """Warn where most columns of the validation rows lie far from those of X, as if in other units."""
-        far = np.abs(rows.mean(axis=0) - self._centre) > _FAR * np.where(self._spread > 0, self._spread, 1)
+        far = np.abs(rows.mean(axis=0) - self._centre) > _FAR * self._spread
         if far.mean() > 0.5:
             warnings.warn(
                 f"{int(far.sum())} of {far.size} columns of the validation rows have means more than {_FAR} standard "
@@ -207,16 +214,9 @@ class _Reweighted(BaseEstimator):
 
     def _outputs_of(self, X: Rows) -> np.ndarray:
         check_is_fitted(self, "module_")
-        rows = validate_data(self, X, dtype=np.float64, reset=False)
-        _check_size(rows)
+        (rows,) = self._checked(X, reset=False)
         with torch.no_grad():
             return self.module_(self._inputs(rows)).numpy()
-
-
-def _check_size(X: np.ndarray) -> None:
-    largest = float(np.abs(X).max())
-    if largest > float(np.finfo(np.float32).max):
-        raise ValueError(f"X holds {largest:.3g}, a value too large for float32, which modules take: scale that column")
 
 
 class ReweightedClassifier(ClassifierMixin, _Reweighted):

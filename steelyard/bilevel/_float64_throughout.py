@@ -59,7 +59,7 @@ def _drawn(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Return what float32 draws, widened; in place where the operator is."""
     narrow, options = tree_map(_narrowed, (args, kwargs))
     if not name.endswith("_"):
-        return tree_map(lambda one: one.double(), func(*narrow, **options))
+        return func(*narrow, **options).double()
     args[0].copy_(func(*narrow, **options))
     return args[0]
 

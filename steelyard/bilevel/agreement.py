@@ -136,11 +136,10 @@ def check_replayed(run: Trajectory, step: Step, slope: Tensors, exact: Tensors |
     if graph is not None and graph.used:
         if not slope or graph.is_slope(slope):
             return None  # the optimizer was given this very gradient
-        trained = {name: g for name, g in graph.slope().items() if name not in step.skipped}
-        projected = projection(trained) if graph.whole else None
+        projected = projection(step.trained(graph.slope())) if graph.whole else None
     if projected is None and not run.ranks.any(held is None):
         assert held is not None
-        projected = projection({n: g for n, g in held.items() if n not in step.skipped})
+        projected = projection(step.trained(held))
     if projected is None:
         return None
     used, size = projected.tolist()

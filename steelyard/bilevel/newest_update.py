@@ -112,4 +112,4 @@ def _gradient_ahead(run: Trajectory, step: Step, always: bool) -> GradientInFloa
     held = step.findings.held_gradient()
     if held is None or step.clips or run.pullback.linear or not taken_with_its_record(run, step):
         return None
-    return gradient_in_float64(run, step, {name: g for name, g in held.items() if name not in step.skipped}, always)
+    return gradient_in_float64(run, step, step.trained(held), always)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -165,6 +165,10 @@ class Step:
             return (self,)
         last = MicroBatch(self.batch, self.weight, self.conditions, self.findings, self.scale)
         return tuple([self._alone(one) for one in (*self.accumulated, last)])
+
+    def trained(self, gradients: Mapping[str, Tensor]) -> Tensors:
+        """Return those of the parameters that the step had a gradient of."""
+        return {name: g for name, g in gradients.items() if name not in self.skipped}
 
     def _alone(self, one: MicroBatch) -> Step:
         findings = replace(one.findings, gradient=None, projected=None, losses=None, graph=None)

@@ -111,7 +111,7 @@ def pull_update(
         factor = _multiple(back.pullback, step) if last and not any(state.values()) else None
         # With one number for all, a pass over all parameters less.
         return back({}) if factor is None else Update(adjoint, {}, {}, factor)
-    gradients = _trained(step, _gradient_of(run, step))
+    gradients = step.trained(_gradient_of(run, step))
     run.ranks.together(lambda: _check_elementwise(run, back, gradients))
     eps = eps_of(step)
     update = back(gradients) if eps is None else _exact_enough(run, back, gradients, eps, exact)
@@ -129,13 +129,13 @@ def _clipped(run: Trajectory, back: _PullBack, exact: GradientInFloat64 | None) 
     """Pull back a step whose gradient was clipped: through the update first, through the clips then."""
     step = back.step
     stages = clip_stages(step.clips, _gradient_of(run, step))
-    used = _trained(step, stages[-1])
+    used = step.trained(stages[-1])
     run.ranks.together(lambda: _check_elementwise(run, back, used))
     eps = None if back.pullback.linear else eps_of(step)
     if eps is None:
         update, rounding = back({} if back.pullback.linear else used), 0.0
     else:  # (the sweep's gradient is unclipped)
-        update, rounding = _exact_enough(run, back, used, eps, exact), typical_noise(_trained(step, stages[0]), eps)
+        update, rounding = _exact_enough(run, back, used, eps, exact), typical_noise(step.trained(stages[0]), eps)
     slope = update.slope
     if slope is None and eps is not None:
         # u along a bias before BatchNorm is large, and so its product with a gradient that is rounding and should be 0.
@@ -289,7 +289,3 @@ def _gradient_of(run: Trajectory, step: Step) -> Tensors:
     # All ranks or none: one alone would wait for the others' share.
     lost = run.ranks.any(found is None)
     return run.ranks.mean(step_gradient(run, step)) if lost or found is None else dict(found)
-
-
-def _trained(step: Step, gradients: Mapping[str, Tensor]) -> Tensors:
-    return {name: g for name, g in gradients.items() if name not in step.skipped}

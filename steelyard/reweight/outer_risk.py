@@ -205,11 +205,11 @@ def hypergradient(estimator: Estimator, model: nn.Module, trajectory: Trajectory
         FloatingPointError: the gradient is not.
     """
     model.eval()
-    values: list[Tensor] = []
+    values: list[float] = []
 
     def noted(module: nn.Module) -> Tensor:
         value = outer(module)
-        values.append(value)
+        values.append(float(value.detach()))
         return value
 
     asked = {"samples": train} if len(trajectory.steps) == 1 else {"index": train.index}
@@ -220,13 +220,12 @@ def hypergradient(estimator: Estimator, model: nn.Module, trajectory: Trajectory
         raise
     _check_risk(values)
     trajectory.ranks.together(lambda: _check_finite(gradient, model, train))
-    return Drawn(gradient, float(values[0].detach()))  # (it may be asked more than once, and elsewhere)
+    return Drawn(gradient, values[0])  # (it may be asked more than once, in another precision)
 
 
-def _check_risk(values: list[Tensor]) -> None:
-    risk = float(values[0].detach()) if values else 0.0
-    if not math.isfinite(risk):
-        raise NotFiniteRiskError(risk)
+def _check_risk(values: list[float]) -> None:
+    if values and not math.isfinite(values[0]):
+        raise NotFiniteRiskError(values[0])
 
 
 def _check_finite(gradient: Tensor, model: nn.Module, train: Batch) -> None:

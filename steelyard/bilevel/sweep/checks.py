@@ -27,7 +27,7 @@ from steelyard.bilevel.replay import differentiate, dot, leaves_of
 from steelyard.bilevel.step import Step, Tensors
 from steelyard.bilevel.sweep.question import Question
 from steelyard.bilevel.sweep.rungs import CANNOT, Curved
-from steelyard.bilevel.sweep.stopped import Held, eagerly
+from steelyard.bilevel.sweep.stopped import Held
 
 __all__ = ["blur", "curvature", "left_out", "signs", "tolerance_in", "tolerance_of", "widen"]
 
@@ -49,7 +49,12 @@ def tolerance_in(dtype: torch.dtype) -> float:
 
 
 def widen(question: Question, autocast: bool = False) -> Question | None:
-    """Return the question in float64; None where it is so already, or under autocast (which else is left out)."""
+    """Return the question in float64; None where it is so already, or under autocast, unless that is to be left out.
+
+    Args:
+        question: as it was asked.
+        autocast: a step under autocast is widened too, without it.
+    """
     single = in_float32(question.step) or (autocast and question.step.conditions.autocast is not None)
     if not single or any(value.dtype != torch.float32 for value in question.at.values()):
         return None
@@ -138,8 +143,12 @@ def curvature(
         if fault is None:
             return None
         faults.append(fault)
-    if faults or wide is None or question.step.conditions.autocast:
-        return faults[0] if faults else None if question.step.conditions.autocast else "it cannot be checked"
+    if faults:
+        return faults[0]
+    if question.step.conditions.autocast:
+        return None
+    if wide is None:
+        return "it cannot be checked"
     try:
         rough = replace(question, over_float64=question.run.is_weighted)
         return _bent(rough, answer, generator, _IN_FLOAT32, tries, held)
@@ -276,7 +285,7 @@ def _gradient(question: Question, at: Tensors, hold: Held | None = None) -> Tens
     leaves = leaves_of(question.run, at)
 
     def body(module: nn.Module) -> Tensors:
-        with nullcontext() if hold is None else eagerly(), nullcontext() if hold is None else hold:
+        with hold or nullcontext():
             if question.over_float64:
                 value = question.reduce(module, question.sample_losses(module))
             else:

@@ -175,7 +175,8 @@ class Ladder:
         question = Question(run, step, at, direction, step.batch)
         known = known_of(question, "curvature")
         due = run.ranks.any(known.due())
-        known.left_out = None if due else known.left_out
+        if due:
+            known.left_out = None
 
         def replayed(rung: Rung, found: Curved) -> str | None:
             if not all_finite([*found.product.values(), found.tangents]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from steelyard.bilevel.replay import leaves_of
 from steelyard.bilevel.sweep.question import Question
 
-__all__ = ["Held", "eagerly", "stops_gradients"]
+__all__ = ["Held", "stops_gradients"]
 
 _VIEWS = frozenset({Tensor.detach, torch.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
 _OUT = frozenset(
@@ -27,11 +27,7 @@ _OUT = frozenset(
 """What takes numbers out of torch, and back into it."""
 _STOPS = _VIEWS | _OUT | {Tensor.detach_, torch.autograd.grad}
 _SWITCH = torch._C._set_grad_enabled
-
-
-def eagerly() -> AbstractContextManager[Any]:
-    """Return what has compiled parts of a model run as they are written: a compiler cannot trace these modes."""
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return, no-untyped-call]
+Mode = TypeVar("Mode", bound="_Off")
 
 
 def stops_gradients(question: Question) -> bool:
@@ -40,7 +36,7 @@ def stops_gradients(question: Question) -> bool:
 
     def body(module: Any) -> bool:
         run, step = question.run, question.step
-        with eagerly(), _Watch() as watch:
+        with _Watch() as watch:
             if not run.is_weighted:
                 run.inner_loss(step, module)
             else:  # (the divisor of the weights is not asked)
@@ -54,12 +50,25 @@ def stops_gradients(question: Question) -> bool:
 
 
 class _Off(TorchFunctionMode):
-    """Knows whether the model has turned gradients off. (They are off inside of an autograd function, too.)"""
+    """Knows whether the model has turned gradients off. (They are off inside of an autograd function, too.)
+
+    Compiled parts of the model run as they are written: a compiler cannot trace such a mode.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._before: list[tuple[bool, bool]] = []
         self._switched = False
+        self._entered = ExitStack()
+
+    def __enter__(self: Mode) -> Mode:
+        self._entered.enter_context(torch.compiler.set_stance("force_eager"))  # type: ignore[no-untyped-call]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered.close()
 
     @property
     def off(self) -> bool:
@@ -145,16 +154,17 @@ class Held(_Off):
             self._wrote(func, args, kwargs)
             return found
         if stops:
-            return self._hold(func, found, args[0] if func in _VIEWS and args else None)
-        if self.off and any(isinstance(one, Tensor) for one in tree_leaves(found)):
+            return self._hold(func, found, view=func in _VIEWS)
+        if self.off:
             # (A view of what has a gradient says that it has one, too, and has none.)
-            return found if any(one is arg for one in _tensors(found) for arg in args) else self._hold(func, found)
+            made = _tensors(found)
+            return self._hold(func, found) if made and not any(one is arg for one in made for arg in args) else found
         if any(one.is_floating_point() for one in _tensors((args, kwargs))):
             return tree_map(lambda one: self._hold(func, one, always=True) if _is_place(one) else one, found)
         return found
 
-    def _hold(self, func: Any, found: Any, source: Tensor | None = None, always: bool = False) -> Any:
-        """Note a value, or return what was noted in its place; `source` has the memory that it is a view of."""
+    def _hold(self, func: Any, found: Any, view: bool = False, always: bool = False) -> Any:
+        """Note a value, or return what was noted in its place; of a `view` writes go to the tensor's memory as well."""
         if self._place is None:
             self._noted.append((func, deepcopy(found)))
             return found
@@ -166,7 +176,7 @@ class Held(_Off):
         if not (self._all or always):
             return found
         value = deepcopy(value)  # it may be written to
-        if source is not None and isinstance(value, Tensor):
+        if view:
             self._copies[id(value)] = value, found
         return value
 

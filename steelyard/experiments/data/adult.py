@@ -11,8 +11,8 @@ from torch import Tensor
 
 from steelyard._support import _check
 from steelyard._support._files import open_file
+from steelyard._support._scales import standardise
 from steelyard.experiments.data.groups import Groups
-from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, read_csv
 from steelyard.experiments.data.tabular import deal_parts, find, one_hot

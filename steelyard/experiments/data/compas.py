@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 
 from steelyard._support import _check
+from steelyard._support._scales import standardise
 from steelyard.experiments.data.groups import Groups
-from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, read_csv
 from steelyard.experiments.data.tabular import deal_parts, find, one_hot

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steelyard._support._scales import scales_of
 from steelyard._support._text import few
 from steelyard.experiments.data.dates import DATE_ORDERS, DateOrder, days_of
-from steelyard.experiments.data.scales import scales_of
 from steelyard.experiments.data.table import Table
 from steelyard.experiments.errors import DataError
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steelyard.experiments.data.scales import scales_of
+from steelyard._support._scales import scales_of
 from steelyard.experiments.data.table import Table, as_number
 from steelyard.experiments.errors import DataError
 

@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from steelyard._support._scales import standardise
 from steelyard.experiments.data.columns import as_texts, read_npy, read_npz
 from steelyard.experiments.data.labelled import Labelled
 from steelyard.experiments.data.own_data import sha256
-from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.data.whole import whole_of
 from steelyard.experiments.errors import DataError
 
-__all__ = ["EMPTY", "OwnArrays", "finite_inputs"]
+__all__ = ["EMPTY", "OwnArrays", "finite_inputs", "scaled_inputs"]
 
 EMPTY = ("", "nan", "None", "NaT")
 """What stands for a missing label in an array."""
@@ -97,10 +97,7 @@ class OwnArrays(Labelled):
     def _features(
         self, inputs: Float[Tensor, "n *features"], train: Int[Tensor, " k"]
     ) -> tuple[Tensor, tuple[str, ...]]:
-        if not self.standardise:
-            return inputs.float(), ()
-        scaled = standardise(inputs.flatten(1), train).reshape(inputs.shape)
-        return scaled, ("Features, standardised by the training rows.",)
+        return scaled_inputs(inputs, train if self.standardise else None)
 
     def _arrays_read(self) -> tuple[Float[Tensor, "n *features"], Table, dict[str, str]]:
         """Return the inputs, the labels as a table of text, and the digest of each file."""
@@ -135,6 +132,16 @@ def _read(path: Path, data: bytes) -> Mapping[str, np.ndarray]:
 def _as_numpy(tensor: Shaped[Tensor, "*shape"]) -> np.ndarray:
     """Return a tensor as an array; of 16-bit floats, one of which NumPy lacks, as 32-bit ones."""
     return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
+
+
+def scaled_inputs(
+    inputs: Float[Tensor, "n *features"], train: Int[Tensor, " k"] | None
+) -> tuple[Float[Tensor, "n *features"], tuple[str, ...]]:
+    """Return inputs as 32-bit floats, standardised by the rows `train` unless these are None, and what to say of it."""
+    if train is None:
+        return inputs.float(), ()
+    scaled = standardise(inputs.flatten(1), train).reshape(inputs.shape)
+    return scaled, ("Features, standardised by the training rows.",)
 
 
 def finite_inputs(path: Path, name: str, array: np.ndarray) -> Float[Tensor, "n *features"]:

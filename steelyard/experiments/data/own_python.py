@@ -26,9 +26,8 @@ from steelyard.bilevel.streamed import Streamed
 from steelyard.experiments.data.columns import as_texts
 from steelyard.experiments.data.groups import PARTS
 from steelyard.experiments.data.labelled import Gather, Labelled
-from steelyard.experiments.data.own_arrays import EMPTY, finite_inputs
+from steelyard.experiments.data.own_arrays import EMPTY, finite_inputs, scaled_inputs
 from steelyard.experiments.data.own_data import sha256
-from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.splits import Splits
 from steelyard.experiments.data.table import Table, check_columns, file_bytes
 from steelyard.experiments.errors import DataError
@@ -134,10 +133,9 @@ class OwnPython(Labelled):
         gather = self._gather(inputs)
 
         def features(train: Int[Tensor, " k"]) -> tuple[Tensor | Gather, tuple[str, ...]]:
-            if self.standardise and isinstance(gather, Tensor):
-                scaled = standardise(gather.flatten(1), train).reshape(gather.shape)
-                return scaled, ("Features, standardised by the training rows.",)
-            return gather.float() if isinstance(gather, Tensor) else gather, ()
+            if not isinstance(gather, Tensor):
+                return gather, ()
+            return scaled_inputs(gather, train if self.standardise else None)
 
         own = copy(self)
         _check.store(own, split=_SPLIT)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steelyard._support._scales import scales_of, standardise
 from steelyard.estimators import ReweightedClassifier
 from steelyard.experiments.data import OwnArrays, OwnTable
-from steelyard.experiments.data.scales import scales_of, standardise
 
 ROWS = 60
 

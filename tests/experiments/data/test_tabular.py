@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from steelyard._support._scales import standardise
 from steelyard.experiments.data import COMPAS, Adult, Splits
 from steelyard.experiments.data.adult import COLUMNS
 from steelyard.experiments.data.groups import Groups
-from steelyard.experiments.data.scales import standardise
 from steelyard.experiments.data.tabular import deal_parts
 from steelyard.experiments.errors import DataError
 from tests.support.layouts import REAL_ROOT, replace_line, write_adult, write_compas
